@@ -1,0 +1,5799 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["click>=8.2,<9", "filelock>=4.2,<5"]
+# ///
+"""QueueCTL: a persistent background job queue for shell commands, on one machine, in one file.
+
+People enqueue commands; worker processes run them in threads, retry what fails with exponential
+backoff, and keep what stays broken in a dead letter queue. A queue is a directory, its *home*:
+
+    config.json             the settings
+    jobs.json               every job that is not dead, one a line, in order of arrival
+    dlq.json                the dead ones
+    .queuectl/              lock, journal, one file per live worker, the jobs' output
+
+                claim                  exit 0
+      pending --------> processing ------------> completed
+         ^                |  ^   |
+         |     attempts   |  |   | failed, attempts left
+         |     used up    |  |   v
+         +--- dead <------+  +- failed (waits out its backoff)
+       revive
+
+Promised after any crash: a job that was accepted is on disk; it runs at least once, and exactly
+once unless its worker or the machine dies while it runs; on this machine it never runs twice at
+the same time; it is never lost and never stuck. Not promised: network file systems, one home on
+several machines, disks that lie about fsync.
+
+Sections, each using only those above it:
+    1 VOCABULARY & ERRORS   words, limits, the three kinds of error
+    2 CONFIGURATION         the table of settings
+    3 JOBS                  the record, its states, backoff, claim order: values in, values out
+    4 STORE                 lock, journal, snapshot, fold, worker files: every store effect
+    5 OPERATIONS            enqueue, claim, report, revive ...: one transaction each
+    6 EXECUTION             run one command, keep its output, end what it left
+    7 WORKER                threads, housekeeping, recovery, stop, drain
+    8 PRESENTATION          records to text
+    9 COMMANDS              the Click command group
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+import click
+from filelock import lock_descriptor, unlock_descriptor
+
+__version__ = "0.1.0"
+
+# ======== 1. VOCABULARY & ERRORS ========
+# The words that everything below is written in. No logic.
+
+State = Literal["pending", "processing", "completed", "failed", "dead"]
+STATES: Final[tuple[State, ...]] = ("pending", "processing", "completed", "failed", "dead")
+WAITING: Final = ("pending", "failed")  # may be claimed once their time has come
+OVER: Final = ("completed", "dead")  # will not run again by themselves
+
+OutcomeKind = Literal["exited", "signalled", "timed_out", "not_started", "handed_back"]
+
+EXIT_REFUSED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_STORAGE: Final = 3
+EXIT_TIMEOUT: Final = 124
+EXIT_NOT_FOUND: Final = 127  # the shell's word for an unknown command
+
+FORMAT: Final = 1  # of journal, header, worker file and logs
+COMMAND_BYTES_MAX: Final = 131_071  # the kernel's limit for one argument (MAX_ARG_STRLEN - 1)
+TEXT_CHARS_MAX: Final = 4_096  # cwd, unique key
+ID_CHARS_MAX: Final = 128
+TAGS_MAX: Final = 32
+TAG_CHARS_MAX: Final = 64
+ENV_MAX: Final = 1_000
+PRIORITY_MAX: Final = 1_000_000
+RETRIES_MAX: Final = 1_000
+DURATION_MAX_S: Final = 100 * 365 * 86_400
+HISTORY_MAX: Final = 5  # attempts kept in a job's record
+RECOVERIES_MAX: Final = 5  # a job that took its worker down more often than this is dead
+LINE_JOBS_MAX: Final = 20_000  # jobs in one journal line
+SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
+CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
+
+
+class QueueError(Exception):
+    """What went wrong, where, and what to do next: one text for a person, one exit code for a script."""
+
+    exit_code = EXIT_REFUSED
+
+
+class Refused(QueueError):
+    """The request does not fit the present state. Nothing changed."""
+
+
+class BadValue(QueueError):
+    """A value that cannot be meant: wrong type, out of bounds, unknown field. Nothing changed."""
+
+    exit_code = EXIT_USAGE
+
+
+class StoreError(QueueError):
+    """A file that cannot be locked, read, written or trusted. It was not overwritten."""
+
+    exit_code = EXIT_STORAGE
+
+
+class Busy(StoreError):
+    """The lock was held, or an array edited, for the moment: the same may work a little later."""
+
+
+# ======== 2. CONFIGURATION ========
+# One table of settings: default, check, meaning. Values in, values out: reading the file is STORE's.
+# A value in config.json is kept as the user wrote it ("30d"); `Config` holds it parsed (2592000.0).
+
+
+def parse_duration(value: object, what: str = "duration") -> float:
+    """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"2h"`, `"1d"`, fractions allowed (cli.md, general rules)."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhd]?)\s*", value, re.ASCII | re.IGNORECASE)
+        if not match:
+            raise BadValue(f"'{value}' is not a {what}. Give seconds, or a number with s, m, h or d: 90, 10m, 1.5h.")
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2].lower()]
+    else:
+        seconds = _number(0, DURATION_MAX_S)(value, what)
+    if not 0 <= seconds <= DURATION_MAX_S:
+        raise BadValue(f"{value!r} is out of bounds for a {what}: from 0 to {DURATION_MAX_S} seconds (100 years).")
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def parse_exit_codes(value: object, what: str = "no_retry_on") -> str:
+    """`"2,64-78"` or a list of integers, as the canonical text of that form; "" for none."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else None
+    if parts is None:
+        raise BadValue(f"'{what}' must be a text like 2,64-78 or a list of integers, not {_shown(value)}.")
+    out = []
+    for part in parts:
+        text = str(part).strip() if not isinstance(part, bool) else "?"
+        match = re.fullmatch(r"(\d{1,3})(?:\s*-\s*(\d{1,3}))?", text, re.ASCII)
+        if isinstance(value, str) and not value.strip():
+            continue
+        if not match or not 0 <= int(match[1]) <= int(match[2] or match[1]) <= 255:
+            raise BadValue(f"'{what}' has {_shown(part)}, which is no exit code. Give codes from 0 to 255: 2,64-78.")
+        out.append(match[1] if match[2] is None else f"{int(match[1])}-{int(match[2])}")
+    return ",".join(out)
+
+
+def has_exit_code(codes: str, code: int) -> bool:
+    """Whether `code` is in `"2,64-78"`."""
+    ranges = [part.partition("-") for part in codes.split(",") if part]
+    return any(int(low) <= code <= int(high or low) for low, _, high in ranges)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it: JSON, cut short."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _whole(low: int, high: int) -> Callable[[object, str], int]:
+    def check(value: object, name: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadValue(f"'{name}' must be a whole number from {low} to {high}, not {_shown(value)}.")
+        if not low <= value <= high:
+            raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from {low} to {high}.")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float) -> Callable[[object, str], float]:
+    def check(value: object, name: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise BadValue(f"'{name}' must be a number from {low} to {high}, not {_shown(value)}.")
+        if not low <= value <= high:
+            raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from {low} to {high}.")
+        return value
+
+    return check
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise BadValue(f"'{name}' must be a text without NUL, not {_shown(value)}.")
+    if len(value.encode("utf-8", "surrogatepass")) > COMMAND_BYTES_MAX:
+        raise BadValue(f"'{name}' is longer than {COMMAND_BYTES_MAX} bytes.")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"'{name}' must be true or false, not {_shown(value)}.")
+    return value
+
+
+def _choice(*words: str) -> Callable[[object, str], str]:
+    def check(value: object, name: str) -> str:
+        if value not in words:
+            raise BadValue(f"'{name}' must be one of {', '.join(words)}, not {_shown(value)}.")
+        return str(value)
+
+    return check
+
+
+def _words(value: object, name: str) -> tuple[str, ...]:
+    """A runner's words, split as a shell would."""
+    text = _text(value, name)
+    try:
+        if set(text) & set("'\"\\#"):
+            import shlex  # costs start-up time, and the usual runner needs no quotes
+
+            words = tuple(shlex.split(text))
+        else:
+            words = tuple(text.split())
+    except ValueError as error:
+        raise BadValue(f"'{name}' cannot be split into words ({error}): {_shown(value)}.") from None
+    if not words or ("/" in words[0] and not words[0].startswith("/")):
+        raise BadValue(f"'{name}' must name a program by name or absolute path, for example: sh -c.")
+    return words
+
+
+def _bytes(value: object, name: str) -> int:
+    """Bytes from 1048576, "100M" or "1.5G"."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmgt]?)(?:i?b)?\s*", str(value), re.ASCII | re.IGNORECASE)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not match:
+        raise BadValue(f"'{name}' must be bytes like 1048576, 100M or 1G, not {_shown(value)}.")
+    size = float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_")
+    if not 4096 <= size <= 1 << 50:
+        raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from 4096 bytes to 1024 T.")
+    return int(size)
+
+
+def _limits(value: object, name: str) -> dict[str, int]:
+    """`gpu=1,net=4`: tag to how many of its jobs may run at once."""
+    out = {}
+    for part in filter(None, (piece.strip() for piece in _text(value, name).split(","))):
+        tag, _, count = (piece.strip() for piece in part.partition("="))
+        if not tag or not re.fullmatch(r"\d{1,6}", count, re.ASCII):
+            raise BadValue(f"'{name}' has {_shown(part)}. Give tags with a number each: gpu=1,net=4.")
+        out[tag] = int(count)
+    return out
+
+
+def _setting(default: object, check: Callable[[Any, str], Any], meaning: str) -> Any:
+    """One row of the table: the default as config.json spells it, its check, its meaning."""
+    row = {"default": default, "check": check, "meaning": meaning}
+    return field(default_factory=lambda: check(default, ""), metadata=row)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings in force, parsed. To add one: a row here, the place that reads it, its row in the README."""
+
+    max_retries: int = _setting(3, _whole(0, RETRIES_MAX), "attempts of a job before it is dead")
+    backoff_base: float = _setting(2, _number(0, 1000), "seconds to wait after failed attempt n: base ** n")
+    backoff_max: float = _setting(3600, parse_duration, "longest such wait, in seconds")
+    backoff_jitter: float = _setting(0, _number(0, 1), "spread that wait by up to this fraction either way")
+    job_timeout: float = _setting(30, parse_duration, "seconds an attempt may run; 0 = no limit")
+    no_retry_on: str = _setting("", parse_exit_codes, "exit codes that go to the dead letter queue at once")
+    grace_period: float = _setting(5, parse_duration, "seconds between SIGTERM and SIGKILL")
+    worker_count: int = _setting(1, _whole(1, 1000), "threads of 'worker start' without --count")
+    limits: dict[str, int] = _setting("", _limits, "gpu=1,net=4: at most so many jobs with that tag at once")
+    runner: tuple[str, ...] = _setting("sh -c", _words, "words put before the command")
+    fsync: str = _setting("normal", _choice("always", "normal", "never"), "when changes reach the disk")
+    lock_timeout: float = _setting(10, parse_duration, "seconds to wait for the file lock")
+    keep_completed: float = _setting("30d", parse_duration, "completed jobs older than this are purged; 0 = never")
+    log_max: int = _setting("100M", _bytes, "bytes kept of one attempt's output")
+    on_dead: str = _setting("", _text, "shell command run when a job dies")
+    on_finish: str = _setting("", _text, "shell command run when a job ends in any way")
+    paused: bool = _setting(False, _flag, "no new starts; set by pause and resume")
+
+
+SETTINGS: Final = {row.name: row.metadata for row in fields(Config)}
+
+
+def default_settings() -> dict[str, object]:
+    """Every key with its default, as config.json spells it."""
+    return {name: row["default"] for name, row in SETTINGS.items()}
+
+
+def parse_settings(values: Mapping[str, object]) -> Config:
+    """A Config from what config.json holds; keys that are not there have their default. Raises BadValue."""
+    keys = {name: known_setting(name) for name in values}
+    return Config(**{keys[name]: SETTINGS[keys[name]]["check"](value, name) for name, value in values.items()})
+
+
+def known_setting(name: str) -> str:
+    """The key that `max-retries` or `MAX_RETRIES` means; an unknown one is refused with the nearest name."""
+    key = name.lower().replace("-", "_")
+    if key not in SETTINGS:
+        raise BadValue(f"There is no setting '{name}'.{_nearest(key, SETTINGS)} See them all: queuectl config show.")
+    return key
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def setting_from_text(name: str, text: str) -> object:
+    """What `config set NAME TEXT` stores: a number or true/false where the default is one, else the text."""
+    default = SETTINGS[name]["default"]
+    if isinstance(default, bool):
+        words = {
+            "true": True,
+            "on": True,
+            "yes": True,
+            "1": True,
+            "false": False,
+            "off": False,
+            "no": False,
+            "0": False,
+        }
+        return words.get(text.strip().lower(), text)
+    if not isinstance(default, str):
+        if re.fullmatch(r"\s*[+-]?\d+\s*", text, re.ASCII):
+            return int(text)
+        if re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?\s*", text, re.ASCII | re.IGNORECASE):
+            return float(text)
+    return text
+
+
+# ======== 3. JOBS ========
+# The job record, JSON to record and back, the state machine, backoff and claim order. Values in, values
+# out: no clock, no files, no random numbers, no locks. A transition takes a job and `now`, returns a new job.
+#
+# J1  The state decides which fields are set: `check_job` says how.
+# J2  `attempts` rises only in a claim and falls only when an attempt is given back (hand-back, recovery);
+#     it never exceeds max(1, max_retries). `runs` counts claims and never falls.
+# J3  A completed job never changes; it can only be purged.
+# J4  `seq`, the order of arrival, never changes: a retried or revived job keeps its place.
+# If you add a state, also change: STATES, the drawing on top, check_job, the state machine's test.
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. Field order is the order in the files, and part of the format (STORE searches for it).
+
+    Instants are UTC texts like `2026-11-24T08:15:30.123Z` (they compare as texts); durations are seconds.
+    `max_retries` counts attempts in all: 3 means at most three; 0 and 1 both mean one.
+    """
+
+    id: str
+    state: State
+    seq: int
+    unique: str | None
+    command: str
+    attempts: int
+    runs: int
+    max_retries: int
+    priority: int
+    timeout: float
+    created_at: str
+    updated_at: str
+    run_at: str | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    tags: list[str] | None = None
+    after: list[Any] | None = None
+    no_retry_on: str | None = None
+    worker: str | None = None
+    slot: int | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    cancelled_at: str | None = None
+    outcome: OutcomeKind | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+    recoveries: int | None = None
+    history: list[dict[str, Any]] | None = None
+    extra: dict[str, Any] | None = None  # fields we do not know, that a user put there
+
+
+class Outcome(NamedTuple):
+    """How one attempt ended. `reason` is for a person; the three in the middle are for rules."""
+
+    kind: OutcomeKind
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str | None = None
+
+
+JOB_FIELDS: Final = tuple(row.name for row in fields(Job) if row.name != "extra")
+_read_json = json.JSONDecoder().raw_decode
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def encode_json(value: object) -> bytes:
+    """Compact canonical JSON in UTF-8; a lone surrogate (from a hand edit) is kept as its escape."""
+    try:
+        return _to_json(value).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False).encode()
+
+
+def job_to_dict(job: Job) -> dict[str, Any]:
+    """The job as it stands in the files: field order fixed, fields without a value left out."""
+    out = {name: value for name in JOB_FIELDS if (value := getattr(job, name)) is not None}
+    return {**out, **job.extra} if job.extra else out
+
+
+def encode_job(job: Job) -> bytes:
+    """One line of an array, without its comma: `{"id": "job1", "state": "pending", "seq": 1, ...}`."""
+    return encode_json(job_to_dict(job))
+
+
+def parse_json(text: str, what: str) -> Any:
+    """One JSON value, refusing what JSON libraries let pass: NaN, Infinity, duplicate keys, endless nesting."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(items)
+        if len(out) < len(items):
+            twice = next(key for number, (key, _) in enumerate(items) if key in dict(items[:number]))
+            raise BadValue(f"{what} has the key '{twice}' twice. Keep one of them.")
+        for key, value in items:
+            if not _is_finite(value):
+                raise BadValue(f"{what} has NaN or Infinity in '{key}', which JSON cannot hold.")
+        return out
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise BadValue(f"{what} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+    except RecursionError:
+        raise BadValue(f"{what} is not usable JSON: it is nested too deeply.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadValue(f"{what} is not usable JSON: {error}.") from None
+    if not _is_finite(value):
+        raise BadValue(f"{what} holds NaN or Infinity, which JSON cannot hold. Give a finite number.")
+    return value
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a parsed value, or an element of a list, is no NaN or Infinity (objects have been looked at)."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def format_instant(seconds: float) -> str:
+    """Seconds since 1970 as the text that is stored: UTC, milliseconds, `Z`."""
+    whole_s, ms = divmod(round(seconds * 1000), 1000)
+    return f"{datetime.fromtimestamp(whole_s, UTC).isoformat()[:19]}.{ms:03d}Z"
+
+
+def instant_s(instant: str) -> float:
+    """Seconds since 1970 of a stored instant."""
+    return datetime.fromisoformat(instant).timestamp()
+
+
+def add_seconds(instant: str, seconds: float) -> str:
+    """The instant that much later, never beyond the year 9999."""
+    return format_instant(min(instant_s(instant) + seconds, 253_402_300_799.0))
+
+
+def parse_instant(value: object, now: str, what: str = "time") -> str:
+    """A stored instant from ISO 8601, `HH:MM` (the next one) or `+10m`; the local zone unless one is given."""
+    text = value.strip() if isinstance(value, str) else ""
+    try:
+        if text.startswith("+"):
+            return add_seconds(now, parse_duration(text[1:], f"duration in a {what}"))
+        if match := re.fullmatch(r"(\d{1,2}):(\d{2})", text, re.ASCII):
+            here = datetime.fromisoformat(now).astimezone()
+            then = here.replace(tzinfo=None, hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+            for when in (then, then.replace(fold=1), then + timedelta(days=1)):  # an hour may come twice a day
+                if (at := format_instant(when.timestamp())) > now:
+                    break
+            return at
+        if not re.match(r"\d{4}-?\d\d-?\d\d", text, re.ASCII):
+            raise ValueError(text)
+        return format_instant(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError, OSError):
+        raise BadValue(f"{_shown(value)} is not a {what}. Give ISO 8601 (2026-12-24T18:00), HH:MM or +10m.") from None
+
+
+# -- Values of the record's fields. One function per kind; each raises BadValue naming the field.
+
+
+def parse_id(value: object, name: str = "id") -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}", value):
+        raise BadValue(
+            f"'{name}' {_shown(value)} is not a usable id. Give 1 to {ID_CHARS_MAX} letters, digits, "
+            "'.', '_', '-' or ':', not starting with '.' or '-'."
+        )
+    return value
+
+
+def parse_command(value: object, name: str = "command") -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadValue(f"'{name}' must be a text that is not empty, not {_shown(value)}. For example: echo hi.")
+    return _plain(value, name, COMMAND_BYTES_MAX, "bytes, the kernel's limit for one argument")
+
+
+def _plain(value: str, name: str, limit: int, unit: str) -> str:
+    """UTF-8 without NUL, of at most `limit` bytes."""
+    try:
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError:
+        raise BadValue(f"'{name}' is not valid UTF-8: {_shown(value)}.") from None
+    if "\0" in value:
+        raise BadValue(f"'{name}' holds a NUL character, which no command can.")
+    if size > limit:
+        raise BadValue(f"'{name}' has {size} bytes; the limit is {limit} {unit}.")
+    return value
+
+
+def _string(limit: int) -> Callable[[object, str], str]:
+    def check(value: object, name: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise BadValue(f"'{name}' must be a text that is not empty, not {_shown(value)}.")
+        return _plain(value, name, limit, "bytes")
+
+    return check
+
+
+def parse_cwd(value: object, name: str = "cwd") -> str:
+    path = _string(TEXT_CHARS_MAX)(value, name)
+    if not path.startswith("/"):
+        raise BadValue(f"'{name}' must be an absolute path, not {_shown(value)}.")
+    return path
+
+
+def parse_env(value: object, name: str = "env") -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > ENV_MAX:
+        raise BadValue(f"'{name}' must be an object of at most {ENV_MAX} texts, not {_shown(value)}.")
+    for key, text in value.items():
+        if not key or "=" in key or not isinstance(text, str):
+            raise BadValue(f"'{name}' has {_shown({key: text})}. Give names without '=' and a text for each.")
+        _plain(key, name, TEXT_CHARS_MAX, "bytes")
+        _plain(text, name, COMMAND_BYTES_MAX, "bytes")
+    return value
+
+
+def parse_tags(value: object, name: str = "tags") -> list[str]:
+    if not isinstance(value, list) or len(value) > TAGS_MAX:
+        raise BadValue(f"'{name}' must be a list of at most {TAGS_MAX} tags, not {_shown(value)}.")
+    for tag in value:
+        if not isinstance(tag, str) or not re.fullmatch(rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}", tag):
+            raise BadValue(
+                f"'{name}' has {_shown(tag)}. A tag is 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
+            )
+        _plain(tag, name, TEXT_CHARS_MAX, "bytes")
+    return list(dict.fromkeys(value))
+
+
+def _instant_field(value: object, name: str) -> str:
+    """An instant as it stands in a file: any ISO 8601 with a zone, made canonical."""
+    if isinstance(value, str) and len(value) == 24 and value[4:17:3] + value[19] + value[23] == "--T::.Z":
+        with contextlib.suppress(ValueError):
+            datetime.fromisoformat(value)
+            return value
+    return parse_instant(value, "1970-01-01T00:00:00.000Z", f"time in '{name}'")
+
+
+def _list_of(kind: type) -> Callable[[object, str], Any]:
+    def check(value: object, name: str) -> Any:
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise BadValue(f"'{name}' must be a list, not {_shown(value)}.")
+        return value
+
+    return check
+
+
+_count = _whole(0, 1 << 53)
+FIELD_CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    "id": parse_id,
+    "state": _choice(*STATES),
+    "seq": _whole(0, 1 << 52),  # leaves room for the jobs that come after it
+    "unique": _string(TEXT_CHARS_MAX),
+    "command": parse_command,
+    "attempts": _count,
+    "runs": _count,
+    "max_retries": _whole(0, RETRIES_MAX),
+    "priority": _whole(-PRIORITY_MAX, PRIORITY_MAX),
+    "timeout": parse_duration,
+    "created_at": _instant_field,
+    "updated_at": _instant_field,
+    "run_at": _instant_field,
+    "cwd": parse_cwd,
+    "env": parse_env,
+    "tags": parse_tags,
+    "after": _list_of(object),
+    "no_retry_on": parse_exit_codes,
+    "worker": _string(ID_CHARS_MAX),
+    "slot": _count,
+    "started_at": _instant_field,
+    "finished_at": _instant_field,
+    "cancelled_at": _instant_field,
+    "outcome": _choice("exited", "signalled", "timed_out", "not_started", "handed_back"),
+    "exit_code": _whole(0, 255),
+    "signal": _whole(1, 64),
+    "reason": _text,
+    "recoveries": _count,
+    "history": _list_of(dict),
+}
+
+
+def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Job:
+    """The one way from JSON to a Job: every field checked, unknown ones kept. Raises BadValue.
+
+    `defaults` fills what a hand-written record left out.
+    """
+    values: dict[str, Any] = dict(defaults or ())
+    extra = None
+    for name, value in record.items():
+        check = FIELD_CHECKS.get(name)
+        if check is None:
+            extra = extra or {}
+            extra[name] = value
+        elif value is not None:
+            values[name] = check(value, name)
+    if defaults is None and len(missing := _ALWAYS - values.keys()):
+        raise BadValue(f"The field '{min(missing)}' is missing.")
+    values.setdefault("unique", None)
+    job = Job(**values, extra=extra)
+    if problem := check_job(job):
+        raise BadValue(f"Job '{job.id}': {problem}.")
+    return job
+
+
+_ALWAYS: Final = frozenset(JOB_FIELDS[:12]) - {"unique"}
+
+
+def decode_job(raw: bytes) -> Job:
+    """A Job from a line that we wrote ourselves. Raises BadValue where it is not one."""
+    try:
+        record, _ = _read_json(raw.decode())
+    except ValueError as error:
+        raise BadValue(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise BadValue(f"not a job: {_shown(record)}")
+    return job_from_dict(record)
+
+
+def check_job(job: Job) -> str | None:
+    """The first way in which the job's fields do not fit its state (J1, J2), in words; None where all is well."""
+    if job.attempts > max(1, job.max_retries) or job.attempts > job.runs:
+        return f"'attempts' is {job.attempts}, with 'max_retries' {job.max_retries} and 'runs' {job.runs}"
+    match job.state:
+        case "processing":
+            if job.worker is None or job.slot is None or job.started_at is None or job.attempts < 1:
+                return "a processing job needs 'worker', 'slot', 'started_at' and at least one attempt"
+        case "failed":
+            if job.run_at is None or job.attempts < 1:
+                return "a failed job needs 'run_at', when it is tried again, and at least one attempt"
+            if job.attempts >= max(1, job.max_retries):
+                return f"a failed job has attempts left, not {job.attempts} of {job.max_retries} made"
+        case "completed" | "dead":
+            if job.finished_at is None:
+                return f"a {job.state} job needs 'finished_at'"
+        case "pending":
+            if job.attempts >= max(1, job.max_retries):
+                return f"a pending job has attempts left, not {job.attempts} of {job.max_retries} made"
+    if job.worker is not None and job.state != "processing":
+        return f"a {job.state} job has no 'worker'"
+    if job.finished_at is not None and job.state not in OVER:
+        return f"a {job.state} job has no 'finished_at'"
+    if job.cancelled_at is not None and job.state not in ("processing", "dead"):
+        return f"a {job.state} job has no 'cancelled_at'"
+    return None
+
+
+def make_id(ms: int, number: int) -> str:
+    """A made id: 8 base-36 digits of milliseconds and 4 of n, both given under the lock, so it is unique."""
+    ms_high, ms_low = divmod(ms, 36**4)
+    return _four_digits(ms_high) + _four_digits(ms_low) + _four_digits(number)
+
+
+def _four_digits(value: int) -> str:
+    return _PAIRS[value // 1296 % 1296] + _PAIRS[value % 1296]
+
+
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
+
+
+# -- What a user may say of a new job.
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A new job as asked for, checked; None where nothing was said. `wait_s` is a delay, `run_at` an instant."""
+
+    command: str
+    id: str | None = None
+    unique: str | None = None
+    max_retries: int | None = None
+    priority: int | None = None
+    timeout: float | None = None
+    run_at: str | None = None
+    wait_s: float | None = None
+    cwd: str | None = None
+    env: dict[str, str] | None = None
+    tags: list[str] | None = None
+    no_retry_on: str | None = None
+
+
+_SPEC_FIELDS: Final = tuple(row.name for row in fields(Spec) if row.name != "wait_s") + ("delay",)
+_WRONG_NAMES: Final = {
+    "maxretries": "max_retries", "retries": "max_retries", "max_attempts": "max_retries", "runat": "run_at",
+    "at": "run_at", "timeout_seconds": "timeout", "timeoutseconds": "timeout", "job_timeout": "timeout",
+    "timeout_s": "timeout", "cmd": "command", "noretryon": "no_retry_on", "tag": "tags", "job_id": "id",
+    "delay_seconds": "delay", "delay_s": "delay", "dir": "cwd", "environment": "env", "unique_key": "unique",
+}  # fmt: skip
+_IGNORED: Final = ("created_at", "updated_at")
+_NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}  # what a new job has anyway
+
+
+def parse_spec(record: object, now: str) -> dict[str, Any]:
+    """The fields of a Spec from a user's JSON object, checked. Raises BadValue naming the field."""
+    if not isinstance(record, dict):
+        raise BadValue(f'A job must be a JSON object, not {_shown(record)}. For example: {{"command": "echo hi"}}.')
+    out: dict[str, Any] = {}
+    for name, value in record.items():
+        if name in _IGNORED or (name in _NEW_JOB and _shown(value) == _shown(_NEW_JOB[name])):
+            continue
+        if name in ("run_at", "delay"):
+            if value is not None and out.keys() & {"run_at", "wait_s"}:
+                raise BadValue("Give 'run_at' or 'delay', not both.")
+            if value is not None and name == "delay":
+                out["wait_s"] = parse_duration(value, "duration in 'delay'")
+            elif value is not None:
+                out["run_at"] = parse_instant(value, now, "time in 'run_at'")
+        elif name not in _SPEC_FIELDS:
+            raise BadValue(_unknown_field(name))
+        elif value is not None:
+            out[name] = FIELD_CHECKS[name](value, name)
+    if "command" not in out:
+        raise BadValue('The job has no \'command\'. Give one: {"command": "echo hi"}.')
+    return out
+
+
+def _unknown_field(name: str) -> str:
+    if name in JOB_FIELDS and name != "after":
+        return f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
+    right = _WRONG_NAMES.get(name.lower().replace("-", "_"))
+    hint = f" Its name is '{right}'." if right else _nearest(name.lower(), _SPEC_FIELDS)
+    return f"There is no field '{name}'.{hint} The fields are: {', '.join(_SPEC_FIELDS)}."
+
+
+def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
+    """The record of an accepted job: settings copied in, the delay turned into an instant."""
+    run_at = spec.run_at if spec.wait_s is None else add_seconds(now, spec.wait_s)
+    return Job(
+        id=id, state="pending", seq=seq, unique=spec.unique, command=spec.command, attempts=0, runs=0,
+        max_retries=config.max_retries if spec.max_retries is None else spec.max_retries,
+        priority=spec.priority or 0,
+        timeout=config.job_timeout if spec.timeout is None else spec.timeout,
+        created_at=now, updated_at=now, run_at=run_at if run_at is None or run_at > now else None,
+        cwd=spec.cwd, env=spec.env or None, tags=spec.tags or None, no_retry_on=spec.no_retry_on,
+    )  # fmt: skip
+
+
+# -- Transitions.
+
+
+def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
+    """The job as it runs in that slot: one attempt and one run more."""
+    return replace(
+        job, state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now, run_at=None,
+        worker=worker, slot=slot, started_at=now, outcome=None, exit_code=None, signal=None, reason=None,
+    )  # fmt: skip
+
+
+def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: str) -> Job:
+    """The job after its attempt ended so. `spread`, from -1 to 1, is what backoff_jitter is multiplied by."""
+    if job.cancelled_at is not None or outcome.kind == "handed_back":
+        return give_back(job, outcome, now)
+    if outcome.kind == "exited" and outcome.exit_code == 0:
+        return _end_run(job, outcome, now, "completed", None)
+    codes = config.no_retry_on if job.no_retry_on is None else job.no_retry_on
+    if outcome.kind == "exited" and has_exit_code(codes, outcome.exit_code or 0):
+        return _end_run(job, outcome, now, "dead", f"exit code {outcome.exit_code} is not retried (no_retry_on)")
+    said = outcome.reason or describe_outcome(outcome)
+    if job.attempts >= max(1, job.max_retries):
+        return _end_run(job, outcome, now, "dead", f"attempt {job.attempts} of {max(1, job.max_retries)}: {said}")
+    run_at = add_seconds(now, backoff_s(config, job.attempts, spread))
+    return _end_run(job, outcome, now, "failed", said, run_at)
+
+
+def give_back(job: Job, outcome: Outcome, now: str) -> Job:
+    """The job back as pending, its attempt not counted; dead where it was to be cancelled."""
+    if job.cancelled_at is not None:
+        return _end_run(job, outcome, now, "dead", "cancelled")
+    return replace(_end_run(job, outcome, now, "pending", outcome.reason), attempts=job.attempts - 1)
+
+
+def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | None, run_at: str | None = None) -> Job:
+    entry: dict[str, Any] = {
+        "run": job.runs, "attempt": job.attempts, "started_at": job.started_at, "finished_at": now,
+        "outcome": outcome.kind,
+    }  # fmt: skip
+    if outcome.exit_code is not None:
+        entry["exit_code"] = outcome.exit_code
+    if outcome.signal is not None:
+        entry["signal"] = outcome.signal
+    return replace(
+        job, state=state, updated_at=now, run_at=run_at, worker=None, slot=None,
+        finished_at=now if state in OVER else None,
+        cancelled_at=job.cancelled_at if state == "dead" else None,
+        outcome=outcome.kind, exit_code=outcome.exit_code, signal=outcome.signal, reason=reason,
+        history=[*(job.history or ()), entry][-HISTORY_MAX:],
+    )  # fmt: skip
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """`exit code 3`, `ended by signal 9` ..."""
+    match outcome.kind:
+        case "exited":
+            return f"exit code {outcome.exit_code}"
+        case "signalled":
+            return f"ended by signal {outcome.signal}"
+        case "timed_out":
+            return "its time limit struck"
+        case "not_started":
+            return "it could not be started"
+        case "handed_back":
+            return "handed back"
+
+
+def backoff_s(config: Config, attempt: int, spread: float) -> float:
+    """Seconds to wait after failed attempt number `attempt`: base ** n, spread, never above backoff_max."""
+    try:
+        wait = float(config.backoff_base) ** attempt
+    except OverflowError:
+        wait = math.inf
+    return max(0.0, min(min(wait, config.backoff_max) * (1 + config.backoff_jitter * spread), config.backoff_max))
+
+
+def recover_job(job: Job, rebooted: bool, now: str) -> Job:
+    """The job of a dead worker, back in the queue with its attempt given back; dead when that happened too often."""
+    outcome = Outcome("handed_back", reason="the machine was restarted" if rebooted else "its worker died")
+    recoveries = (job.recoveries or 0) + (0 if rebooted else 1)
+    if job.cancelled_at is None and recoveries > RECOVERIES_MAX:
+        why = f"its worker died {recoveries} times while it ran: it may be what ends them"
+        return replace(_end_run(job, outcome, now, "dead", why), attempts=job.attempts - 1, recoveries=recoveries)
+    return replace(give_back(job, outcome, now), recoveries=recoveries or None)
+
+
+def cancel_job(job: Job, now: str) -> Job:
+    """A waiting job dies; a running one is marked, and whoever ends its processing makes it dead."""
+    if job.state == "processing":
+        return replace(job, cancelled_at=now, updated_at=now)
+    return replace(
+        job, state="dead", updated_at=now, run_at=None, finished_at=now, cancelled_at=now, reason="cancelled"
+    )
+
+
+def retry_now(job: Job, now: str) -> Job:
+    """A failed job, due at once."""
+    return replace(job, run_at=now, updated_at=now)
+
+
+def revive_job(job: Job, now: str) -> Job:
+    """A dead letter, back as pending: attempts at zero, `seq` and history kept."""
+    return replace(
+        job, state="pending", attempts=0, updated_at=now, run_at=None, started_at=None, finished_at=None,
+        cancelled_at=None, outcome=None, exit_code=None, signal=None, reason=None, recoveries=None,
+    )  # fmt: skip
+
+
+def edit_job(job: Job, changes: Mapping[str, Any]) -> Job:
+    """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`, `env`)."""
+    if changes.get("max_retries") is not None and max(1, changes["max_retries"]) <= job.attempts:
+        raise Refused(
+            f"Job '{job.id}' has made {job.attempts} attempts already: max_retries must be above that. "
+            "Nothing was changed."
+        )
+    env = {**(job.env or {}), **changes["env"]} if changes.get("env") else job.env
+    return replace(job, **{**changes, "env": env})
+
+
+def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
+    """Whether a waiting job's time has come.
+
+    No retry waits beyond backoff_max: a failed job that seems to must have been written before the clock
+    was set back (faults.md, "clock steps"), so it is due.
+    """
+    if job.run_at is None or job.run_at <= now:
+        return True
+    return job.state == "failed" and job.run_at > add_seconds(now, backoff_max_s + 1)
+
+
+def array_of(state: str) -> str:
+    """Which of the two arrays a job in that state belongs to."""
+    return "dlq" if state == "dead" else "jobs"
+
+
+# ======== 4. STORE ========
+# Owns every byte of a home but the jobs' output: paths, the lock, the journal, the two arrays, config.json,
+# worker files, wake FIFOs, stop requests, and the wall clock. Each file effect goes through `os.`, so that a
+# test can make any of them fail. Knows what a job looks like, not what should become of it.
+#
+# Layout
+#   jobs.json, dlq.json   `[`, one record a line in `seq` order, `]`: the snapshot
+#   .queuectl/journal.jsonl, each line `CRC32HEX JSON`, in this order:
+#     header   {"format": 1, "nonce": ..., "prev": ..., "jobs": {"inode", "size", "mtime_ns", "crc"}, "dlq": ...,
+#               "counts": [pending, processing, completed, failed, dead], "n": accepted ever, "oldest": ...,
+#               "next_run_at": ...}
+#     repeat   a put of every processing job, so that these are known without reading an array
+#     changes  {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [...], "n": 7, ...} or, for all but
+#              the last line of a large transaction, {..., "more": true}. A raw tab stands nowhere else in our
+#              JSON, so records are split without parsing them.
+#              A change that took over a hand edit also says {"taken": {"jobs": fingerprint}}: whatever that file
+#              holds, the journal has it all.
+#     intent   {"intent": {"jobs": ..., "dlq": ...}}: a fold is about to rename these arrays into place
+#   "oldest" is when the oldest job that could start was created, "next_run_at" the earliest time that others
+#   wait for: with the counts they make `status` cheap however long the queue is.
+#
+# Committed is a transaction whose last line is whole, checksum and newline included, and has no "more".
+# A fold: (1) write both arrays to temporary files, fsync; (2) append the intent, fsync; (3) look once more that
+# the arrays on disk are known ones; (4) rename both, fsync the home; (5) write the new journal, fsync, rename,
+# fsync its directory. A crash before 4 leaves the old pair; within 4 any mix of old and new, all of them named by
+# header or intent, and replaying the old journal over any mix gives the same state, since a put carries the
+# whole record and a del is final; after 5 the new pair. So no step needs undoing.
+# A reader without the lock reads the journal, then opens the arrays: where header or intent names them, that is
+# one consistent state; else a fold came between (read again) or a person edited them (take the edit in memory).
+# Opening for a change repairs: a torn or unfinished tail (and what stands behind a hole of NULs, which never reached
+# the disk) is set aside and cut off; an edited array goes into the journal and is then folded. On a first start the
+# journal comes last, and holds what the arrays held.
+# Not promised: network file systems; power loss with fsync `never`, folds apart.
+#
+# S1  Arrays plus journal show each id exactly once.
+# S2  No byte of a store changes without the lock (logs and a worker's own rows are not stores).
+# S3  An array is replaced whole or not at all; the journal only grows until a fold replaces it.
+# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited for.
+# S5  A file that cannot be understood is never overwritten.
+# S6  Memory changes only after the line is whole in the journal.
+# S7  Nothing is appended to a journal that is no longer the one at its path.
+
+ARRAYS: Final = ("jobs", "dlq")
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+LOCK_POLL_S: Final = 0.001
+FOLD_BYTES_S: Final = 2 << 20
+HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
+_BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
+
+
+class Fingerprint(NamedTuple):
+    """What tells one state of an array from another; `crc` is of the content."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    crc: int
+
+
+class Base(NamedTuple):
+    """An array in canonical form, open for reading."""
+
+    fd: int
+    known: Fingerprint
+
+
+class Totals(NamedTuple):
+    """What each transaction's last line says of the whole queue."""
+
+    counts: tuple[int, ...] = (0, 0, 0, 0, 0)
+    n: int = 0
+    oldest: str | None = None
+    next_run_at: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        rest = {"oldest": self.oldest, "next_run_at": self.next_run_at}
+        return {"counts": list(self.counts), "n": self.n, **{key: at for key, at in rest.items() if at}}
+
+    @staticmethod
+    def from_json(tail: Mapping[str, Any]) -> Totals:
+        return Totals(tuple(tail["counts"]), tail["n"], tail.get("oldest"), tail.get("next_run_at"))
+
+
+class WorkerInfo(NamedTuple):
+    """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
+
+    name: str
+    header: dict[str, Any]
+    rows: list[dict[str, Any]]  # one a slot: {"job", "run", "session", "start"}, empty where the slot is idle
+    seen_s: float  # seconds since 1970 of its last sign of life
+
+
+def _line(body: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> bytes:
+    rest = {**({"del": deleted} if deleted else {}), **tail}
+    return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + encode_json(rest)[1:]
+
+
+def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> list[bytes]:
+    """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
+    bodies = []
+    while len(raws) + len(deleted) > LINE_JOBS_MAX:
+        now, raws = raws[:LINE_JOBS_MAX], raws[LINE_JOBS_MAX:]
+        gone, deleted = deleted[: LINE_JOBS_MAX - len(now)], deleted[LINE_JOBS_MAX - len(now) :]
+        bodies.append(_change_body(now, gone, {"more": True}))
+    return [*bodies, _change_body(raws, deleted, tail)]
+
+
+def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
+    """A change line's raw records and its rest (`del`, `counts` ..., or `more`)."""
+    parts = body.split(b"\t")
+    rest = json.loads(b'{"put": [' + parts[-1])
+    return [raw[:-1] if raw.endswith(b",") else raw for raw in parts[1:-1] if raw], rest
+
+
+def _head(raw: bytes) -> tuple[str, str, int]:
+    """Id, state and seq of a canonical record, without parsing the rest."""
+    parts = raw.split(b'"', 8)
+    rest = parts[8]
+    return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
+
+
+def _check_line(line: bytes) -> bytes | None:
+    """The body of a whole, undamaged journal line (without its newline), else None."""
+    try:
+        return line[_BODY:] if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:]) else None
+    except ValueError:
+        return None
+
+
+def _read_lines(fd: int, start: int) -> Iterator[tuple[int, bytes, bool]]:
+    """(offset of its end, line without newline, whether it has one) from `start` to the end of the file."""
+    rest = b""
+    offset = start
+    while chunk := os.pread(fd, CHUNK_BYTES, offset + len(rest)):
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            offset += len(line) + 1
+            yield offset, line, True
+    if rest:
+        yield offset + len(rest), rest, False
+
+
+def _read_all(fd: int) -> bytes:
+    out, offset = [], 0
+    while chunk := os.pread(fd, CHUNK_BYTES, offset):
+        out.append(chunk)
+        offset += len(chunk)
+    return b"".join(out)
+
+
+def _sync_dir(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_whole(fd: int, data: bytes | bytearray) -> None:
+    """Write all of it or raise: a short write is a full disk or a file-size limit that has not spoken yet."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _create(path: str) -> int:
+    """A new file of ours at `path`, 0600 whatever the umask; what a crash or a stranger left there goes first."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, _NEW, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def make_dir(path: str) -> None:
+    """A directory of ours, 0700 whatever the umask, with its parents."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_dir(os.path.dirname(path))
+        os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+
+
+def _mark_of(fd: int, crc: int) -> Fingerprint:
+    info = os.fstat(fd)
+    return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
+
+
+def _closing(fd: int | None) -> None:
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+class Store:
+    """One home: its lock, its journal as far as read, and what the journal changed since the arrays were written.
+
+    `overlay` maps the id of each job that the journal names to its raw record, or to None where it was deleted;
+    everything else stands in the arrays (`base`) and is read from there when asked for. A store is *light* until
+    something needs the overlay: an enqueue only learns the totals from the journal's last line.
+    """
+
+    def __init__(self, home: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
+        self.home = os.path.abspath(home)
+        self.dir = os.path.join(self.home, ".queuectl")
+        self.workers_dir = os.path.join(self.dir, "workers")
+        self.logs_dir = os.path.join(self.dir, "logs")
+        self.warn = warn
+        self.clock = clock
+        self.journal_path = os.path.join(self.dir, "journal.jsonl")
+        self._paths = {name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")}
+        self._mutex = threading.Lock()  # a descriptor's lock does not keep threads of one process apart
+        self._lock_fd: int | None = None
+        self._config: tuple[object, dict[str, object], Config] | None = None
+        self._nonce: object = None  # of the journal that these two speak of; they outlast a load
+        self._dirty = False  # written, not yet synced
+        self.is_suspect = False  # a sync of this journal failed: it is never synced again, but written anew
+        self.steady = False  # a worker goes on with the last good settings where config.json is damaged
+        self._config_warned: object = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget what was read: the next look starts afresh."""
+        _closing(getattr(self, "_fd", None))
+        for base in getattr(self, "_base", {}).values():
+            _closing(base.fd)
+        self._fd: int | None = None  # the journal
+        self._journal_id: tuple[int, int] | None = None
+        self._header: dict[str, Any] = {}
+        self._repeat: list[bytes] = []  # the processing jobs as the last fold left them
+        self._start = 0  # where the changes since the last fold begin
+        self._offset = 0  # end of the last transaction read
+        self._writable = False
+        self._loaded = False
+        self._must_fold = False
+        self._known: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}
+        self._taken: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}  # edits that the journal holds
+        self._base: dict[str, Base] = {}
+        self.overlay: dict[str, bytes | None] = {}
+        self.processing: dict[str, Job] = {}
+        self.totals = Totals()
+        self._waiting: dict[object, Waiting] = {}
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self._reset()
+        _closing(self._lock_fd)
+        self._lock_fd = None
+
+    # -- Home and lock
+
+    def check_home(self) -> bool:
+        """Whether the home exists; one that is not ours alone to write is refused (exit 3)."""
+        try:
+            info = os.stat(self.home)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._failed(error, self.home) from error
+        if not stat.S_ISDIR(info.st_mode):
+            raise StoreError(f"The home '{self.home}' is not a directory. Give another with --home.")
+        if info.st_uid != os.geteuid():
+            raise StoreError(
+                f"The home '{self.home}' belongs to user {info.st_uid}, not to you ({os.geteuid()}). "
+                "Nothing was changed. Use a home of your own: --home DIR."
+            )
+        if info.st_mode & stat.S_IWOTH:
+            raise StoreError(
+                f"The home '{self.home}' can be written by everyone, who could then run commands as you. "
+                f"Nothing was changed. Close it with: chmod o-w '{self.home}'."
+            )
+        return True
+
+    def prepare(self) -> None:
+        """Make the home ready for changes: directories, lock file, default settings. Raises StoreError."""
+        if self._lock_fd is not None:
+            return
+        existed = self.check_home()
+        try:
+            for path in (self.home, self.dir, self.workers_dir, self.logs_dir):
+                make_dir(path)
+            if os.lstat(self.dir).st_uid != os.geteuid() or not stat.S_ISDIR(os.lstat(self.dir).st_mode):
+                raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
+            if existed:
+                self._take_group_write()
+            path = os.path.join(self.dir, "lock")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(fd, 0o600)
+            self._lock_fd = fd
+        except OSError as error:
+            raise self._failed(error, self.dir) from error
+
+    def _take_group_write(self) -> None:
+        """Take group-write off the queue's own files: umask 002 is a common default, and no reason to refuse."""
+        taken = []
+        for path in (self.home, self.dir, *self._paths.values()):
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(path).st_mode
+                if mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(mode):
+                    os.chmod(path, stat.S_IMODE(mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+                    taken.append(os.path.basename(path))
+        if taken:
+            self.warn(f"Took write permission for others off {', '.join(taken)}: who writes there can run commands.")
+
+    def _failed(self, error: OSError, path: str | None = None) -> StoreError:
+        """An OSError as a person should read it."""
+        where = error.filename or path or self.dir
+        hint = {
+            errno.ENOSPC: "Free some space and try again.",
+            errno.EDQUOT: "Free some space and try again.",
+            errno.EROFS: "The file system is read-only.",
+            errno.EACCES: "Check the permissions.",
+            errno.ELOOP: "A symbolic link stands there; remove it.",
+        }.get(error.errno or 0, "Check the disk and the permissions, then try again.")
+        return StoreError(f"{error.strerror or error}: '{os.fsdecode(where)}'. {hint}")
+
+    @contextlib.contextmanager
+    def _locked(self, most_s: float = math.inf) -> Iterator[None]:
+        """The store lock: one kept descriptor behind a mutex. Polled, so that the wait has an end: after
+        `lock_timeout`, or after `most_s` where that is shorter."""
+        self.prepare()
+        fd = self._lock_fd
+        assert fd is not None
+        deadline = time.monotonic() + (limit_s := min(self.config().lock_timeout, most_s))
+        if not self._mutex.acquire(timeout=limit_s):
+            raise Busy(self._locked_too_long(limit_s))
+        try:
+            while not lock_descriptor(fd, blocking=False):
+                if time.monotonic() > deadline:
+                    raise Busy(self._locked_too_long(limit_s))
+                time.sleep(LOCK_POLL_S)
+            try:
+                if not os.fstat(fd).st_nlink:
+                    raise StoreError(f"'{self.dir}' was deleted while in use. Nothing was changed. Start again.")
+                yield
+            finally:
+                unlock_descriptor(fd)
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._mutex.release()
+
+    def _locked_too_long(self, limit_s: float) -> str:
+        return (
+            f"The queue '{self.home}' is locked by another process for more than {limit_s} s. Nothing was changed. "
+            "Try again, or wait longer with: queuectl config set lock-timeout 60."
+        )
+
+    def lock_id(self) -> str:
+        """Device and inode of the lock file: what tells this home from a copy of it."""
+        info = os.stat(os.path.join(self.dir, "lock"))
+        return f"{info.st_dev}.{info.st_ino}"
+
+    def now(self) -> str:
+        """The wall clock as an instant."""
+        return format_instant(self.clock())
+
+    # -- Settings
+
+    def settings(self) -> dict[str, object]:
+        """What config.json holds, checked; {} where the home has none yet. Raises StoreError."""
+        self.config()
+        return dict(self._config[1]) if self._config else {}
+
+    def config(self) -> Config:
+        """The settings in force; read again only when the file has changed. Raises StoreError."""
+        try:
+            return self._read_config()
+        except StoreError as error:
+            if not self.steady or self._config is None:
+                raise
+            if str(error) != self._config_warned:
+                self._config_warned = str(error)
+                self.warn(f"The last good settings stay in force: {error}")
+            return self._config[2]
+
+    def _read_config(self) -> Config:
+        path = self._paths["config"]
+        try:
+            info = os.stat(path)
+            mark = (info.st_ino, info.st_size, info.st_mtime_ns)
+            if self._config and self._config[0] == mark:
+                return self._config[2]
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = _read_all(fd)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            if os.path.exists(self.journal_path):
+                raise StoreError(
+                    f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or write {{}} into it "
+                    "for the default settings."
+                ) from None
+            return Config()
+        except OSError as error:
+            raise self._failed(error, path) from error
+        try:
+            values = parse_json(data.decode(), "The file")
+            if not isinstance(values, dict):
+                raise BadValue("The file must hold one JSON object.")
+            config = parse_settings(values)
+        except (UnicodeDecodeError, BadValue) as error:
+            raise StoreError(
+                f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend it with an editor."
+            ) from error
+        self._config = (mark, values, config)
+        return config
+
+    def save_settings(self, change: Callable[[dict[str, object]], dict[str, object]]) -> dict[str, object]:
+        """Replace config.json, whole and atomically, by what `change` makes of it. Checked before it is written."""
+        with self._locked():
+            self._catch_up(light=True)
+            values = change(self.settings())
+            parse_settings(values)
+            self._write_settings(values)
+        return values
+
+    def _write_settings(self, values: Mapping[str, object]) -> None:
+        temporary = os.path.join(self.dir, "config.json.new")
+        fd = _create(temporary)
+        try:
+            _write_whole(fd, json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, self._paths["config"])
+        try:
+            _sync_dir(self.home)
+        except OSError as error:
+            raise StoreError(
+                f"The settings may have been stored, but the disk did not confirm it ({error.strerror}). "
+                "Look with: queuectl config show."
+            ) from error
+
+    # -- Reading
+
+    def read(self) -> None:
+        """Read the queue as it is now, without the lock and without changing anything (works read-only)."""
+        if self.check_home():
+            try:
+                self._load(locked=False)
+            except OSError as error:
+                raise self._failed(error) from error
+
+    def read_totals(self) -> Totals:
+        """The totals alone, from the journal's two ends; whatever does not fit falls back to a whole read."""
+        if not self.check_home():
+            return Totals()
+        try:
+            self._reset()
+            if not self._attach(writable=False) or not self._read_tail() or not self._arrays_known():
+                self._load(locked=False)
+        except OSError as error:
+            raise self._failed(error) from error
+        return self.totals
+
+    def changed(self) -> bool:
+        """Whether journal or arrays differ from what was last read. A look without the lock, for housekeeping."""
+        try:
+            info = os.stat(self.journal_path)
+        except OSError:
+            return True
+        mark = (info.st_dev, info.st_ino)
+        return mark != self._journal_id or info.st_size != self._offset or not self._arrays_known()
+
+    def follow(self, most_s: float = math.inf) -> None:
+        """Take in what others appended, folded or edited. Takes the lock: others may be cutting a tail back."""
+        with self._locked(most_s):
+            self._catch_up()
+
+    def _attach(self, writable: bool) -> bool:
+        """Open the journal at its path and read its header. False where there is none."""
+        try:
+            self._fd = os.open(self.journal_path, _APPEND if writable else _READ)
+        except FileNotFoundError:
+            return False
+        info = os.fstat(self._fd)
+        self._journal_id = (info.st_dev, info.st_ino)
+        lines = _read_lines(self._fd, 0)
+        bodies = []
+        for number in (1, 2):
+            self._start, line, whole = next(lines, (0, b"", False))
+            body = _check_line(line) if whole else None
+            if body is None:
+                raise self._damaged(number)
+            bodies.append(body)
+        self._header = header = json.loads(bodies[0])
+        if header.get("format") != FORMAT:
+            raise StoreError(
+                f"'{self.journal_path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
+                "Nothing was changed. Use the queuectl that wrote it."
+            )
+        if header.get("nonce") != self._nonce:
+            self._nonce, self._dirty, self.is_suspect = header.get("nonce"), False, False
+        for name in ARRAYS:
+            self._known[name] = [Fingerprint(**header[name])]
+        self.totals = Totals.from_json(header)
+        self._repeat = _split_change(bodies[1])[0]
+        self._offset = self._start
+        self._writable = writable
+        return True
+
+    def _damaged(self, line: int) -> StoreError:
+        return StoreError(
+            f"'{self.journal_path}' is damaged at line {line}: its checksum does not fit. Nothing was changed. "
+            f"Copy the home first, then see: queuectl doctor."
+        )
+
+    def _arrays_known(self) -> bool:
+        """Whether both arrays on disk are ones that header or intent name."""
+        for name in ARRAYS:
+            try:
+                info = os.stat(self._paths[name])
+            except FileNotFoundError:
+                return False
+            mark = (info.st_ino, info.st_size, info.st_mtime_ns)
+            if all(known[:3] != mark for known in self._known[name]):
+                return False
+        return True
+
+    def _read_tail(self) -> bool:
+        """The totals from the last line alone. False where that is not enough to know them."""
+        assert self._fd is not None
+        size = os.fstat(self._fd).st_size
+        if size == self._offset:
+            return True
+        reach = 1 << 14
+        while True:
+            start = max(self._offset, size - reach)
+            data = b"".join(line + b"\n" * whole for _, line, whole in _read_lines(self._fd, start))
+            if not data.endswith(b"\n"):
+                return False
+            cut = data.rfind(b"\n", 0, -1)
+            if cut >= 0 or start == self._offset:
+                break
+            reach *= 16
+        body = _check_line(data[cut + 1 : -1])
+        if body is None or not body.startswith(b'{"put"') or b'"more": true' in body[-20:]:
+            return False
+        self.totals = Totals.from_json(json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :]))
+        self._offset = start + len(data)
+        return True
+
+    def _load(self, locked: bool) -> None:
+        """Read journal and arrays whole. Under the lock it also repairs: torn tail, hand edit, first start."""
+        try:
+            edited = self._read_files(locked)
+            if edited:
+                self._take_edits(edited, locked)
+            if locked and self._fd is None:
+                self._write_first_journal(edited)
+                self._load(locked=True)
+            elif locked and (self._must_fold or edited):
+                self._fold()
+        except BaseException:
+            self._reset()  # half a state must never be taken for the whole
+            raise
+
+    def _read_files(self, locked: bool) -> list[str]:
+        """Journal and arrays, as one consistent state; the names of the arrays that a person edited."""
+        while True:
+            self._reset()
+            self._loaded = True
+            there = self._attach(writable=locked)
+            size = 0
+            if there and self._fd is not None:
+                size = os.fstat(self._fd).st_size
+                for raw in self._repeat:
+                    self._put(raw)
+                self._replay(locked)
+            edited = self._open_arrays(there)
+            if not edited or locked or not there:
+                return edited
+            info = os.stat(self.journal_path)
+            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size == size:
+                return edited  # no fold came between: a person's edit
+
+    def _replay(self, locked: bool) -> None:
+        """Apply the journal from `_offset` to its end. A bad line is a torn tail where nothing good follows it."""
+        assert self._fd is not None
+        batch: list[tuple[list[bytes], dict[str, Any]]] = []
+        start, bad = self._offset, -1  # of this line, of the first one that is not whole
+        for end, line, whole in _read_lines(self._fd, start):
+            body = _check_line(line) if whole else None
+            if body is None and bad < 0:
+                bad = start
+            start = end
+            if body is None:
+                if HOLE in line:
+                    break  # never written before the power went: nothing after it was synced either
+                continue
+            if bad >= 0:
+                raise self._damaged(1 + sum(1 for at, _, _ in _read_lines(self._fd, 0) if at <= bad))
+            try:
+                if body.startswith(b'{"intent"'):
+                    for name, mark in json.loads(body)["intent"].items():
+                        self._known[name].append(Fingerprint(**mark))
+                else:
+                    batch.append(_split_change(body))
+                    if batch[-1][1].get("more"):
+                        continue
+                    for raws, rest in batch:
+                        for raw in raws:
+                            self._put(raw)
+                        for id in rest.get("del", ()):
+                            self._delete(id)
+                    self.totals = Totals.from_json(batch[-1][1])
+                    for name, mark in batch[-1][1].get("taken", {}).items():
+                        self._taken[name].append(Fingerprint(**mark))
+                    batch = []
+            except (ValueError, LookupError, TypeError, BadValue) as error:
+                raise StoreError(
+                    f"'{self.journal_path}' holds a line that is whole and cannot be understood ({error}). "
+                    "Nothing was changed. Copy the home first, then see: queuectl doctor."
+                ) from error
+            self._offset = end
+        if locked and os.fstat(self._fd).st_size > self._offset:
+            self._set_tail_aside()
+
+    def _set_tail_aside(self) -> None:
+        """Keep what follows the last whole transaction in a file of its own, then cut it off."""
+        assert self._fd is not None
+        path = self._aside("journal-tail", self.journal_path, self._offset)
+        os.ftruncate(self._fd, self._offset)
+        os.fsync(self._fd)
+        self.warn(f"The journal ended in an unfinished line (a crash?); it was cut off and kept as '{path}'.")
+
+    def _aside(self, stem: str, source: str, start: int) -> str:
+        """Copy a file's bytes from `start` on, which are not to be lost, to a new file under .queuectl/aside."""
+        folder = os.path.join(self.dir, "aside")
+        make_dir(folder)
+        path = os.path.join(folder, f"{stem}.{self.now().replace(':', '')}-{os.urandom(2).hex()}")
+        fd, read_fd = _create(path), os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
+            os.fsync(fd)
+        finally:
+            os.close(read_fd)
+            os.close(fd)
+        return path
+
+    def _put(self, raw: bytes, job: Job | None = None) -> None:
+        id, state, seq = _head(raw)
+        self.overlay[id] = raw
+        if state == "processing":
+            self.processing[id] = job or decode_job(raw)
+        else:
+            self.processing.pop(id, None)
+            if state in WAITING:
+                for index in self._waiting.values():
+                    index.add(raw, id, seq)
+
+    def _delete(self, id: str) -> None:
+        self.overlay[id] = None
+        self.processing.pop(id, None)
+
+    def _open_arrays(self, there: bool) -> list[str]:
+        """Open the arrays that header or intent name; the names of the others, which a person changed."""
+        edited = []
+        for name in ARRAYS:
+            try:
+                fd = os.open(self._paths[name], os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if there:
+                    raise StoreError(
+                        f"'{self._paths[name]}' is missing beside a journal. Nothing was changed. Put it back "
+                        "(an empty one holds: [ ]), then see: queuectl doctor."
+                    ) from None
+                continue
+            mark = _mark_of(fd, -1)
+            sizes = [known.size for known in (*self._taken[name], *self._known[name])]
+            if all(known[:3] != mark[:3] for known in (*self._taken[name], *self._known[name])) and mark.size in sizes:
+                mark = mark._replace(crc=_crc_of(fd))  # touched, copied or restored: perhaps the same bytes
+            if any(taken[:3] == mark[:3] or taken[1::2] == mark[1::2] for taken in self._taken[name]):
+                os.close(fd)  # whatever it holds, the journal has it all
+                self._known[name].append(mark)
+                self._must_fold = True
+                continue
+            same = next((known for known in self._known[name] if known[:3] == mark[:3]), None)
+            if same is None and any(known[1::2] == mark[1::2] for known in self._known[name]):
+                same = mark
+                self._known[name].append(mark)
+                self._must_fold = True
+            if same is None:
+                os.close(fd)
+                edited.append(name)
+            else:
+                self._base[name] = Base(fd, same)
+        return edited
+
+    def refresh(self) -> bool:
+        """Read what has changed since, without the lock: for commands that wait. False where nothing has."""
+        if not self._loaded or not self.changed():
+            return False
+        try:
+            info = os.stat(self.journal_path)
+            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size >= self._offset and self._arrays_known():
+                self._replay(locked=False)
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from error
+        self.read()
+        return True
+
+    def examine(self) -> list[str]:
+        """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
+        problems = []
+        if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
+            problems.append(f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside.")
+        for name, base in self._base.items():
+            if _crc_of(base.fd) != base.known.crc:
+                problems.append(f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?).")
+            for _, raw in _array_lines(base):
+                if array_of(_head(raw)[1]) != name:
+                    problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
+        return problems
+
+    # -- Hand edits
+
+    def _take_edits(self, edited: list[str], locked: bool) -> None:
+        """Take what a person made of the arrays into the overlay; the journal's own jobs stay as it has them.
+
+        Under the lock what was taken also goes into the journal, in one transaction that names the edited files:
+        a crash within the fold that follows can then lose nothing of it.
+        """
+        journal = dict(self.overlay)
+        conflicts: list[str] = []
+        seen: dict[str, str] = {}
+        marks: dict[str, Fingerprint] = {}
+        for name in edited:
+            records, marks[name] = self._parse_array(name)
+            for number, record in enumerate(records, 1):
+                job = self._edited_job(name, number, record, marks[name].mtime_ns / 1e9)
+                if job.id in seen:
+                    raise self._edit_refused(name, f"job '{job.id}' also stands in {seen[job.id]}.json")
+                seen[job.id] = name
+                raw = encode_job(job)
+                if job.id not in journal:
+                    self._put(raw)
+                    self.totals = self.totals._replace(n=max(self.totals.n, job.seq))
+                elif journal[job.id] != raw and name not in conflicts:
+                    conflicts.append(name)
+        for name, base in self._base.items():
+            for _, raw in _array_lines(base):
+                if (id := _head(raw)[0]) in seen and id not in journal:
+                    raise self._edit_refused(seen[id], f"job '{id}' also stands in {name}.json")
+        for name in conflicts if locked else ():
+            path = self._aside(f"{name}.json.edited", self._paths[name], 0)
+            self.warn(
+                f"{name}.json was edited while jobs in it were changing; those stay as the queue has them, "
+                f"and the edited file is kept as '{path}'."
+            )
+        for name, mark in marks.items():
+            self._known[name].append(mark)
+        self._recount()
+        if locked and self._fd is not None:
+            self._append(b"".join(map(_line, self._taken_bodies(marks))))
+
+    def _taken_bodies(self, marks: Mapping[str, Fingerprint]) -> list[bytes]:
+        """The journal lines of a transaction that puts the whole overlay and names the edited files it came from."""
+        raws = [raw for raw in self.overlay.values() if raw is not None]
+        taken = {"taken": {name: mark._asdict() for name, mark in marks.items()}}
+        return _change_bodies(raws, [], {**self.totals.as_json(), **taken})
+
+    def _write_first_journal(self, edited: list[str]) -> None:
+        """First start: settings and missing arrays, then a journal that holds all that the arrays hold."""
+        if not os.path.exists(self._paths["config"]):
+            self._write_settings(default_settings())
+        for name in ARRAYS:
+            if name not in edited:
+                self._known[name] = [self._write_array(name, [], [], ())]
+                os.rename(self._temporary(name), self._paths[name])
+        _sync_dir(self.home)
+        marks = {name: self._known[name][-1] for name in ARRAYS}
+        taken = {name: marks[name] for name in edited}
+        self._write_journal(marks, [], self._taken_bodies(taken) if edited else [])
+
+    def _parse_array(self, name: str) -> tuple[list[Any], Fingerprint]:
+        fd = os.open(self._paths[name], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mark = _mark_of(fd, -1)  # before it is read: what is saved after this is a further edit
+            data = _read_all(fd)
+            mark = mark._replace(crc=zlib.crc32(data))
+        finally:
+            os.close(fd)
+        try:
+            records = parse_json(data.decode("utf-8-sig"), "The file")
+        except (UnicodeDecodeError, BadValue) as error:
+            raise self._edit_refused(name, str(error).rstrip(".")) from None
+        if not isinstance(records, list):
+            raise self._edit_refused(name, "it must hold one JSON array")
+        return records, mark
+
+    def _edit_refused(self, name: str, why: str) -> StoreError:
+        return StoreError(
+            f"'{self._paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then mend it with an "
+            "editor, or see: queuectl doctor."
+        )
+
+    def _edited_job(self, name: str, number: int, record: Any, when: float) -> Job:
+        """A job from a hand-written record: what is missing gets enqueue's defaults.
+
+        Its made id depends on the file's time and the order in it alone, so that readers who may not write
+        and the writer who takes the edit over give it the same one.
+        """
+        config = self.config()
+        at = format_instant(when)
+        seq = self.totals.n + 1
+        defaults: dict[str, Any] = {
+            "id": make_id(int(when * 1000), seq), "state": "dead" if name == "dlq" else "pending", "seq": seq,
+            "attempts": 0, "runs": 0, "max_retries": config.max_retries, "priority": 0,
+            "timeout": config.job_timeout, "created_at": at, "updated_at": at, "cwd": self.home,
+        }  # fmt: skip
+        if not isinstance(record, dict):
+            raise self._edit_refused(name, f"element {number} is not a job but {_shown(record)}")
+        if record.get("state", defaults["state"]) in OVER:
+            defaults["finished_at"] = at
+        if record.get("state") == "failed":
+            defaults["run_at"] = at
+        if isinstance(record.get("attempts"), int):
+            defaults["runs"] = record["attempts"]
+        try:
+            return job_from_dict(record, defaults)
+        except (BadValue, TypeError) as error:
+            raise self._edit_refused(name, f"element {number}: {str(error).rstrip('.')}") from None
+
+    def _recount(self) -> None:
+        """The totals, counted anew from every record."""
+        counts = dict.fromkeys(STATES, 0)
+        n = self.totals.n
+        for raw in self.raws():
+            _, state, seq = _head(raw)
+            counts[state] += 1  # type: ignore[index]  # a head is text; its state is one of STATES
+            n = max(n, seq)
+        oldest, next_run_at = self.waiting().hints(self.now(), ())
+        self.totals = Totals(tuple(counts.values()), n, oldest, next_run_at)
+
+    # -- Looking jobs up
+
+    def job(self, id: str) -> Job | None:
+        """The job with that id, or None. The store must have been read."""
+        if id in self.processing:
+            return self.processing[id]
+        if id in self.overlay:
+            raw = self.overlay[id]
+            return None if raw is None else self._decode(raw)
+        for base in self._base.values():
+            if place := _find(base, id):
+                return self._decode(place[1])
+        return None
+
+    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
+        """Those of these jobs that are there."""
+        return {id: self._decode(raw) for id, raw in self._find_raws(ids).items()}
+
+    def find_ended(self, ids: Collection[str]) -> dict[str, Job | None]:
+        """Those of these jobs that are over, or (None) that are not there any more."""
+        raws = self._find_raws(ids)
+        ended: dict[str, Job | None] = {id: None for id in ids if id not in raws}
+        return ended | {id: self._decode(raw) for id, raw in raws.items() if _head(raw)[1] in OVER}
+
+    def _find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The records of those that are there; one pass over an array where there are more than a few."""
+        raws = {id: self.overlay[id] for id in ids if id in self.overlay}
+        rest = [id for id in ids if id not in raws]
+        for base in self._base.values() if rest else ():
+            raws |= {id: raw for id, (_, raw) in _places(base, rest).items()}
+        return {id: raw for id, raw in raws.items() if raw is not None}
+
+    def peek(self, id: str) -> Job:
+        """A job that is known to be there, whether or not the queue was loaded. Under the lock or not."""
+        if not self._loaded and self._fd is not None:
+            journal = self._journal_bytes(0)
+            at = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode()) + 1
+            if at > 0:
+                return self._decode(journal[at : journal.index(b"\t", at)].rstrip(b","))
+            if not self._base:
+                self._open_arrays(there=True)
+        job = self.job(id)
+        assert job is not None
+        return job
+
+    def _decode(self, raw: bytes) -> Job:
+        try:
+            return decode_job(raw)
+        except BadValue as error:
+            raise StoreError(f"A record of '{self.home}' cannot be used: {error} See: queuectl doctor.") from error
+
+    def raws(self, reverse: bool = False) -> Iterator[bytes]:
+        """Every record, in order of arrival (or the reverse), as raw lines."""
+        import heapq
+
+        overlay = sorted(filter(None, self.overlay.values()), key=_seq, reverse=reverse)
+        streams: list[Iterable[bytes]] = [overlay]
+        for base in self._base.values():
+            lines = _array_lines_reversed(base) if reverse else (raw for _, raw in _array_lines(base))
+            streams.append(raw for raw in lines if _head(raw)[0] not in self.overlay)
+        return heapq.merge(*streams, key=_seq, reverse=reverse)
+
+    def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
+        """Every job in those states, in order of arrival (or the reverse)."""
+        for raw in self.raws(reverse):
+            if _head(raw)[1] in states:
+                yield self._decode(raw)
+
+    def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
+        """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for."""
+        if key not in self._waiting:
+            cap_s = self.config().backoff_max
+            self._waiting[key] = Waiting(self.overlay, self._base.get("jobs"), self.now(), cap_s, accept)
+        return self._waiting[key]
+
+    def meet_new_clock(self, most_s: float = math.inf) -> None:
+        """After the clock was set back: what seems to wait beyond any backoff is due (`is_ready`)."""
+        with self._locked(most_s):
+            self._catch_up()
+            self._waiting = {}
+            oldest, next_run_at = self.waiting().hints(self.now(), ())
+            self.totals = self.totals._replace(oldest=oldest, next_run_at=next_run_at)
+
+    # -- Ids and unique keys, by a search for bytes: an enqueue does not load the queue
+
+    def look_up(self, ids: Collection[str], keys: Collection[str]) -> Found:
+        """What is taken, found without the lock; `transaction(light=True)` makes it exact with `look_again`."""
+        self._reset()
+        try:
+            if self.check_home() and self._attach(writable=False) and self._read_tail() and self._arrays_known():
+                return self._look(ids, keys)
+        except OSError as error:
+            raise self._failed(error) from error
+        return Found(None, 0, set(), {})
+
+    def look_again(self, found: Found, ids: Collection[str], keys: Collection[str]) -> Found:
+        """Under the lock: the same, true now. Where the journal only grew, only the new part is searched."""
+        if found.journal != self._journal_id:
+            return self._look(ids, keys)
+        tail = self._journal_bytes(found.end)
+        for id in ids:
+            if (named := _last_named(tail, id)) is not None:
+                (found.ids.add if named else found.ids.discard)(id)
+        for key in keys:
+            holders = _holders(tail, key)
+            if found.keys.get(key) in holders or _last_named(tail, found.keys.get(key, "")) is False:
+                found.keys.pop(key, None)
+            found.keys.update((key, id) for id, active in holders.items() if active)
+        return found
+
+    def _look(self, ids: Collection[str], keys: Collection[str]) -> Found:
+        if not self._base and self._open_arrays(there=True):
+            return Found(None, 0, set(), {})  # a fold or an edit came between: `look_again` does it under the lock
+        journal = self._journal_bytes(0)
+        named = {id: _last_named(journal, id) for id in ids}
+        taken = {id for id, there in named.items() if there}
+        unknown = {id for id, there in named.items() if there is None}
+        for base in self._base.values():
+            if len(unknown) > 4:
+                taken |= {id for _, raw in _array_lines(base) if (id := _head(raw)[0]) in unknown}
+            else:
+                taken |= {id for id in unknown if _find(base, id) is not None}
+        holding: dict[str, str] = {}
+        for key in keys:
+            holders = _holders(journal, key)
+            for offset in _search(self._base["jobs"].fd, _key_needle(key)):
+                raw = _line_at(self._base["jobs"].fd, max(2, _start_of_line(self._base["jobs"].fd, offset)))
+                id = _head(raw)[0]
+                if id not in holders and _last_named(journal, id) is None:
+                    holders[id] = _is_active(raw, key)
+            holding.update((key, id) for id, active in holders.items() if active)
+        return Found(self._journal_id, self._offset, taken, holding)
+
+    def _journal_bytes(self, start: int) -> bytes:
+        assert self._fd is not None
+        out = []
+        while start < self._offset and (chunk := os.pread(self._fd, min(CHUNK_BYTES, self._offset - start), start)):
+            out.append(chunk)
+            start += len(chunk)
+        return b"".join(out)
+
+    # -- Changing
+
+    @contextlib.contextmanager
+    def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
+        """One change of the queue, whole or not at all: the lock, the latest state, then one journal line.
+
+        What the block raises leaves everything as it was. `light` is for changes that only add jobs. With fsync
+        `always` it returns when the change is on the disk.
+        """
+        with self._locked(most_s):
+            self._catch_up(light)
+            change = Transaction(self, self.now())
+            yield change
+            if change.changes:
+                self._commit(change)
+        if self._dirty and self.config().fsync == "always":
+            self.sync()
+
+    def _catch_up(self, light: bool = False) -> None:
+        """Under the lock: the state as the files have it now, repaired where a crash or an edit left work."""
+        try:
+            info = os.stat(self.journal_path)
+        except FileNotFoundError:
+            self._load(locked=True)
+            return
+        same = (info.st_dev, info.st_ino) == self._journal_id and self._writable
+        if same and self._loaded and info.st_size < self._offset:
+            self._mend_cut_journal(info.st_size)
+            return
+        if not same or info.st_size < self._offset:
+            self._reset()
+            if not (light and self._attach(writable=True) and self._read_tail() and self._arrays_known()):
+                self._load(locked=True)
+        elif not self._arrays_known():
+            self._load(locked=True)
+        elif info.st_size > self._offset and self._loaded:
+            self._replay(locked=True)
+        elif info.st_size > self._offset and not self._read_tail():
+            self._load(locked=True)
+        if not light and not self._loaded:
+            self._load(locked=True)
+
+    def _mend_cut_journal(self, size: int) -> None:
+        """Somebody cut the journal: what was accepted is still in memory, but for what others appended since."""
+        self.warn(f"'{self.journal_path}' became shorter (cut by another program?); it was written anew.")
+        for _, line, whole in _read_lines(self._fd or 0, self._start):
+            body = _check_line(line) if whole else None
+            for raw in _split_change(body)[0] if body is not None and body.startswith(b'{"put"') else ():
+                id = _head(raw)[0]
+                if id not in self.overlay and self.job(id) is None:
+                    self._put(raw)
+        self._recount()
+        self._offset = size
+        self._fold()
+
+    def _commit(self, change: Transaction) -> None:
+        """Append the transaction's lines; only then let memory know (S6)."""
+        counts = list(self.totals.counts)
+        puts: list[tuple[Job, bytes]] = []
+        deleted: list[str] = []
+        n = self.totals.n
+        for id, (old, new) in change.changes.items():
+            if old is not None:
+                counts[STATES.index(old.state)] -= 1
+            if new is None:
+                deleted.append(id)
+                continue
+            counts[STATES.index(new.state)] += 1
+            n = max(n, new.seq)
+            assert check_job(new) is None, check_job(new)
+            puts.append((new, encode_job(new)))
+        oldest, next_run_at = self._hints_after(change)
+        totals = Totals(tuple(counts), n, oldest, next_run_at)
+        bodies = _change_bodies([raw for _, raw in puts], deleted, totals.as_json())
+        self._append(b"".join(map(_line, bodies)))
+        self.totals = totals
+        if self._loaded:
+            for job, raw in puts:
+                self._put(raw, job)
+            for id in deleted:
+                self._delete(id)
+
+    def _hints_after(self, change: Transaction) -> tuple[str | None, str | None]:
+        """`oldest` and `next_run_at` after this change; the index is asked only where they may have gone."""
+        oldest, next_run_at = self.totals.oldest, self.totals.next_run_at
+        olds = [old for old, _ in change.changes.values() if old is not None and old.state in WAITING]
+        if any(old.created_at == oldest or (old.run_at or "-") == next_run_at for old in olds):
+            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys())
+        for _, new in change.changes.values():
+            if new is not None and new.state in WAITING:
+                if new.run_at is None:
+                    oldest = min(oldest or new.created_at, new.created_at)
+                else:
+                    next_run_at = min(next_run_at or new.run_at, new.run_at)
+        return oldest, next_run_at
+
+    def _append(self, data: bytes) -> None:
+        """Whole lines to the journal's end, by one write; cut back what only half arrived (S6)."""
+        assert self._fd is not None
+        try:
+            if (done := os.write(self._fd, data)) < len(data):
+                _write_whole(self._fd, data[done:])
+        except OSError:
+            with contextlib.suppress(OSError):  # then the next writer cuts it
+                os.ftruncate(self._fd, self._offset)
+            raise
+        self._offset += len(data)
+        self._dirty = True
+
+    def accept_bulk(self, make: Callable[[str, int], Iterator[bytes]], large: bool) -> int:
+        """Append the new jobs whose raw records `make(now, n)` yields, in bounded memory; how many there were.
+
+        All or nothing: every line but the last says `more`, and what `make` raises cuts back to where it began.
+        A `large` bulk is folded under the same lock, so that no follower has to hold it in its overlay.
+        """
+        with self._locked():
+            self._reset()
+            self._catch_up(light=True)
+            if self._loaded or (large and self._pure_adds() is None):
+                self._catch_up()
+                self._fold()
+                self._reset()
+                self._catch_up(light=True)
+            if self._loaded or self._fd is None:
+                raise StoreError(f"'{self.home}' was edited just now. Nothing was added. Try again.")
+            before, totals, now = self._offset, self.totals, self.now()
+            batch: list[bytes] = []
+            oldest, next_run_at = totals.oldest, totals.next_run_at
+            count = 0
+            try:
+                for raw in make(now, totals.n):
+                    if len(batch) == LINE_JOBS_MAX:
+                        self._append(_line(_change_body(batch, (), {"more": True})))
+                        batch = []
+                    batch.append(raw)
+                    count += 1
+                    run_at = decode_job(raw).run_at if b'"run_at": ' in raw else None
+                    if run_at is None:
+                        oldest = oldest or now
+                    else:
+                        next_run_at = min(next_run_at or run_at, run_at)
+                if not batch:
+                    return 0
+                pending, *others = totals.counts
+                self.totals = Totals((pending + count, *others), totals.n + count, oldest, next_run_at)
+                self._append(_line(_change_body(batch, (), self.totals.as_json())))
+            except BaseException:
+                self._offset, self.totals = before, totals
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, before)
+                raise
+            if large:
+                with self._fold_may_fail():
+                    self._fold()
+        return count
+
+    # -- Folding and syncing
+
+    @contextlib.contextmanager
+    def _fold_may_fail(self) -> Iterator[None]:
+        """A failed fold never fails the command whose line is accepted: the journal still holds everything."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            text = str(error) if isinstance(error, StoreError) else str(self._failed(error))
+            self.warn(f"The change is stored; writing the arrays anew did not work: {text}")
+
+    def fold_due(self, quiet_s: float) -> bool:
+        """Whether the journal should be folded now: while the arrays are small always, else at about a quarter of
+        their size, so that the cost per change stays bounded; or when nothing was to do for as long as the writing
+        would take at FOLD_BYTES_S (an idle worker of a large queue does not rewrite it for each new job)."""
+        if self._fd is None or not (self._offset > self._start or self._must_fold):
+            return False
+        arrays = sum(known[-1].size for known in self._known.values() if known)
+        return arrays <= max(SMALL_BYTES, self._offset * 4, quiet_s * FOLD_BYTES_S)
+
+    def fold(self, most_s: float = math.inf) -> None:
+        """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
+        with self._locked(most_s):
+            self._catch_up(light=not self._loaded)
+            self._fold()
+
+    def settle(self) -> None:
+        """At the end of a one-shot command that changed something: fold where that is due, else sync."""
+        if self._fd is not None and self.fold_due(quiet_s=0) and not self.live_workers(first=True):
+            with self._fold_may_fail():
+                self.fold()
+        if self._dirty and self.config().fsync != "never":
+            self.sync()
+
+    def sync(self) -> None:
+        """See that what was appended is on the disk. Raises StoreError: it may have been stored.
+
+        After a failed fsync the kernel may call the lost pages clean, so the same file is never tried again:
+        fresh ones are written, and until that has worked nothing is claimed.
+        """
+        with self._mutex:
+            if self._dirty and self._fd is None:  # a load failed since
+                self._attach(writable=True)
+            fd = os.dup(self._fd) if self._fd is not None and self._dirty else None
+            self._dirty = False
+        if fd is None:
+            return
+        why = "an earlier sync failed"
+        try:
+            if not self.is_suspect:
+                os.fsync(fd)
+                return
+        except OSError as error:
+            why = str(error.strerror)
+            self.is_suspect = True
+        finally:
+            os.close(fd)
+        try:
+            self.fold()
+        except QueueError as error:
+            self._dirty = True
+            raise StoreError(
+                f"The change may have been stored, but the disk did not confirm it ({why}; {error}). "
+                "Look with: queuectl list."
+            ) from error
+
+    def _pure_adds(self) -> list[tuple[int, int]] | None:
+        """Where the journal's lines stand, if since the last fold jobs were only added; else None.
+
+        Then a fold is a copy with lines behind it, and nothing has to be loaded.
+        """
+        assert self._fd is not None
+        spans = []
+        n, batched = Totals.from_json(self._header).n, 0
+        start = self._start
+        for end, line, whole in _read_lines(self._fd, start):
+            body = _check_line(line) if whole else None
+            if body is None or not body.startswith(b'{"put"'):
+                return None
+            tail = json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :])
+            batched += body.count(b"\t{")
+            if "del" in tail or "taken" in tail or (not tail.get("more") and tail["n"] - n != batched):
+                return None
+            if not tail.get("more"):
+                n, batched = tail["n"], 0
+            spans.append((start, end))
+            start = end
+        return None if batched else spans
+
+    def _fold(self) -> None:
+        """The five steps of the section's head. Under the lock, after catching up."""
+        spans = None if self._loaded else self._pure_adds()
+        if not self._loaded and (spans is None or self._open_arrays(there=True)):
+            self._load(locked=True)
+        loaded = self._loaded
+        repeat = [raw for id in self.processing if (raw := self.overlay[id])] if loaded else self._repeat
+        written: dict[str, Fingerprint] = {}
+        for name in ARRAYS:  # 1
+            edits, tail = self._plan(name)
+            added = self._raws_in(spans) if spans and name == "jobs" else ()
+            if edits or tail or added or name not in self._base:
+                written[name] = self._write_array(name, edits, tail, added)
+        marks = {name: written[name] if name in written else self._base[name].known for name in ARRAYS}
+        if written:  # 2
+            as_json = {name: mark._asdict() for name, mark in marks.items()}
+            self._append(_line(encode_json({"intent": as_json})))
+            if not self.is_suspect:
+                self.is_suspect = True
+                os.fsync(self._fd or 0)
+                self.is_suspect = False
+        if not self._arrays_known():  # 3
+            raise Busy(f"The arrays of '{self.home}' were edited just now; they are taken in at the next look.")
+        for name in written:  # 4
+            os.rename(self._temporary(name), self._paths[name])
+        _sync_dir(self.home)  # always: an earlier fold may have renamed them and stopped there
+        self._write_journal(marks, repeat, [])  # 5
+        self._reset()
+        self._catch_up(light=not loaded)
+
+    def _write_journal(self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]) -> None:
+        """A new journal in the old one's place, synced: header, the processing jobs, and these further lines."""
+        totals = self.totals.as_json()
+        chain = {"format": FORMAT, "nonce": os.urandom(8).hex(), "prev": self._header.get("nonce")}
+        header = {**chain, **{name: mark._asdict() for name, mark in marks.items()}, **totals}
+        fd = _create(self._temporary("journal"))
+        try:
+            for body in (encode_json(header), _change_body(repeat, (), totals), *bodies):
+                _write_whole(fd, _line(body))
+            os.fsync(fd)
+        except OSError:
+            with contextlib.suppress(OSError):  # it may hold the last free bytes of the disk
+                os.unlink(self._temporary("journal"))
+            raise
+        finally:
+            os.close(fd)
+        os.rename(self._temporary("journal"), self.journal_path)
+        _sync_dir(self.dir)
+
+    def _temporary(self, name: str) -> str:
+        return os.path.join(self.dir, f"{name}.json.new")
+
+    def _plan(self, name: str) -> tuple[list[tuple[int, int, bytes | None]], list[bytes]]:
+        """How an array changes: (start, end, record instead, or None) of its lines, in order; and new last records."""
+        mine = {id: raw for id, raw in self.overlay.items() if raw and array_of(_head(raw)[1]) == name}
+        base = self._base.get(name)
+        if base is None:
+            return [], sorted(mine.values(), key=_seq)
+        edits: list[tuple[int, int, bytes | None]] = []
+        for id, (offset, old) in _places(base, self.overlay.keys()).items():
+            new = mine.pop(id, None)
+            if new != old:
+                edits.append((offset, offset + len(old), new))
+        last = _last_seq(base)
+        tail = []
+        for raw in sorted(mine.values(), key=_seq):
+            if (seq := _seq(raw)) > last:
+                tail.append(raw)
+            else:
+                offset = _offset_after(base, seq)
+                edits.append((offset, offset, raw))
+        return sorted(edits, key=lambda edit: edit[:2]), tail
+
+    def _write_array(
+        self, name: str, edits: list[tuple[int, int, bytes | None]], tail: list[bytes], added: Iterable[bytes]
+    ) -> Fingerprint:
+        """Write the array as it will be to its temporary file, synced, in pieces."""
+        import itertools
+
+        fd = _create(self._temporary(name))
+        try:
+            crc, buffer = 0, bytearray()
+            for piece in _array_pieces(self._base.get(name), edits, itertools.chain(tail, added)):
+                buffer += piece
+                if len(buffer) >= CHUNK_BYTES or piece.endswith(b"]\n"):
+                    crc = zlib.crc32(buffer, crc)
+                    _write_whole(fd, buffer)
+                    buffer.clear()
+            os.fsync(fd)
+            return _mark_of(fd, crc)
+        except OSError:
+            with contextlib.suppress(OSError):  # it may hold the last free bytes of the disk
+                os.unlink(self._temporary(name))
+            raise
+        finally:
+            os.close(fd)
+
+    def _raws_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
+        """The records that these lines of the journal put."""
+        for start, end in spans:
+            yield from _split_change(os.pread(self._fd or 0, end - start - 1, start)[_BODY:])[0]
+
+    # -- Worker files, wake FIFOs, stop requests
+
+    def worker_names(self) -> list[str]:
+        """Every worker that left a file, alive or not."""
+        try:
+            return sorted(name for name in os.listdir(self.workers_dir) if re.fullmatch(r"\d+-[0-9a-f]+", name))
+        except OSError:
+            return []
+
+    def create_worker(self, name: str, header: Mapping[str, Any], threads: int) -> WorkerFile:
+        """The file that says this worker lives: locked before it has its name, held until the process ends."""
+        self.prepare()
+        try:
+            path = os.path.join(self.workers_dir, name)
+            fifo = path + ".wake"
+            os.mkfifo(fifo, 0o600)
+            os.chmod(fifo, 0o600)
+            wake_fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = _create(path + ".new")
+            if not lock_descriptor(fd, blocking=False):
+                raise StoreError(f"'{path}.new' is locked by another process. Nothing was changed. Start again.")
+            file = WorkerFile(path, fd, wake_fd, header, threads)
+            os.rename(path + ".new", path)
+            return file
+        except OSError as error:
+            raise self._failed(error, self.workers_dir) from error
+
+    def lock_dead_worker(self, name: str) -> int | None:
+        """A locked descriptor of a dead worker's file, -1 where the file is missing, None where the worker lives."""
+        try:
+            fd = os.open(os.path.join(self.workers_dir, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return -1
+        if lock_descriptor(fd, blocking=False):
+            return fd
+        os.close(fd)
+        return None
+
+    def live_workers(self, first: bool = False) -> list[WorkerInfo]:
+        """The workers whose file is locked: the kernel tells the truth about who lives. `first`: one is enough."""
+        out = []
+        for name in self.worker_names():
+            try:
+                fd = os.open(os.path.join(self.workers_dir, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                if lock_descriptor(fd, blocking=False):
+                    unlock_descriptor(fd)
+                else:
+                    blank = {"pid": int(name.partition("-")[0]), "threads": 0, "started_at": self.now()}
+                    out.append(self.read_worker(name, fd) or WorkerInfo(name, blank, [], 0.0))
+                    if first:
+                        break
+            finally:
+                os.close(fd)
+        return out
+
+    def read_worker(self, name: str, fd: int) -> WorkerInfo | None:
+        """What a worker's file says; None where it says nothing usable."""
+        lines = os.pread(fd, CHUNK_BYTES, 0).split(b"\n")
+        try:
+            header = json.loads(lines[0])
+            rows = [json.loads(line) if line.strip() else {} for line in lines[1 : header["threads"] + 1]]
+            return WorkerInfo(name, header, rows, os.fstat(fd).st_mtime)
+        except (ValueError, LookupError, TypeError):
+            return None
+
+    def sweep_workers(self) -> None:
+        """Remove what a worker killed in its first moments left: files beside a name that never came to be."""
+        names = set(self.worker_names())
+        for entry in os.listdir(self.workers_dir):
+            path = os.path.join(self.workers_dir, entry)
+            with contextlib.suppress(FileNotFoundError):
+                if entry.partition(".")[0] not in names and os.stat(path).st_mtime < self.clock() - 60:
+                    os.unlink(path)
+
+    def forget_worker(self, name: str) -> None:
+        """Remove what a dead worker left beside the queue."""
+        for ending in ("", ".wake", ".stop", ".new"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.workers_dir, name + ending))
+
+    def wake_workers(self, but: str = "") -> None:
+        """A byte to each worker's FIFO, after what may make work or concerns workers. A dead one has no reader."""
+        try:
+            names = [name for name in os.listdir(self.workers_dir) if name.endswith(".wake") and name != but + ".wake"]
+        except OSError:
+            return
+        for name in names:
+            with contextlib.suppress(OSError):
+                path = os.path.join(self.workers_dir, name)
+                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                        os.write(fd, b"\n")
+                finally:
+                    os.close(fd)
+
+    def request_stop(self, name: str, how: Literal["stop", "now"]) -> None:
+        """Ask a worker to stop, by a file beside its own: no signal to a remembered pid, which may be another's."""
+        self.prepare()
+        try:
+            path = os.path.join(self.workers_dir, name + ".stop")
+            fd = _create(path + ".new")
+            try:
+                _write_whole(fd, how.encode())
+            finally:
+                os.close(fd)
+            os.rename(path + ".new", path)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.wake_workers()
+
+    def stop_requested(self, name: str) -> str | None:
+        """What `worker stop` asked of this worker: `stop`, `now` or None."""
+        try:
+            fd = os.open(os.path.join(self.workers_dir, name + ".stop"), _READ)
+        except OSError:
+            return None
+        try:
+            return _read_all(fd).decode("ascii", "replace")
+        finally:
+            os.close(fd)
+
+
+class WorkerFile:
+    """A live worker's own file: one padded header line, one padded row per slot, written in place without a lock."""
+
+    ROW_BYTES: Final = 256
+    TROUBLE_CHARS: Final = 200
+
+    def __init__(self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int) -> None:
+        self.path, self.fd, self.wake_fd = path, fd, wake_fd
+        self._header_bytes = len(encode_json(header)) + 8 * self.TROUBLE_CHARS
+        _write_whole(fd, b" " * (self._header_bytes - 1) + b"\n")
+        _write_whole(fd, (b" " * (self.ROW_BYTES - 1) + b"\n") * threads)
+        self.write_header(header)
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        """The header again, with another `trouble` (the first TROUBLE_CHARS of it)."""
+        trouble = header["trouble"] and header["trouble"][: self.TROUBLE_CHARS]
+        self._write(0, self._header_bytes, {**header, "trouble": trouble})
+
+    def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
+        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an empty row: the slot is idle."""
+        self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
+
+    def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
+        text = encode_json(value) if value else b""
+        with contextlib.suppress(OSError):  # it only informs: recovery finds a run by its mark and its log too
+            os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
+
+    def show_life(self) -> None:
+        """Set the file's time: a worker that is stopped or hangs is seen by its silence."""
+        os.utime(self.fd)
+
+    def is_linked(self) -> bool:
+        """Whether the file is still the one at its path: else others take this worker for dead."""
+        try:
+            info = os.stat(self.path)
+        except OSError:
+            return False
+        return info.st_ino == os.fstat(self.fd).st_ino
+
+    def wake(self) -> None:
+        """Wake this worker's own main thread."""
+        with contextlib.suppress(OSError):
+            os.write(self.wake_fd, b"\n")
+
+    def drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 4096):
+                pass
+
+    def close(self) -> None:
+        """Remove the files, then let the lock go: nobody ever finds them unlocked while this process lives."""
+        for path in (self.path + ".stop", self.path + ".wake", self.path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        os.close(self.wake_fd)
+        os.close(self.fd)
+
+
+class Spool:
+    """Lines that can be read more than once: a pipe's bytes are kept in an unnamed file, out of memory."""
+
+    def __init__(self, store: Store, chunks: Iterable[bytes]) -> None:
+        store.prepare()
+        path = os.path.join(store.dir, f"spool.{os.getpid()}")
+        try:
+            self._fd = _create(path)
+            os.unlink(path)
+            self.size = 0
+            for chunk in chunks:
+                _write_whole(self._fd, chunk)
+                self.size += len(chunk)
+        except OSError as error:
+            raise store._failed(error, path) from error
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """(number from 1, line without its newline)."""
+        return enumerate((line for _, line, _ in _read_lines(self._fd, 0)), 1)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Transaction:
+    """One change in the making. `now` was read once, under the lock; `changes` maps id to (job before, job after)."""
+
+    def __init__(self, store: Store, now: str) -> None:
+        self.store = store
+        self.now = now
+        self.changes: dict[str, tuple[Job | None, Job | None]] = {}
+
+    def job(self, id: str) -> Job | None:
+        """The job as this transaction sees it."""
+        return self.changes[id][1] if id in self.changes else self.store.job(id)
+
+    def put(self, old: Job | None, new: Job) -> None:
+        """Add a job (`old` is None) or put its next state in its place."""
+        before = self.changes[new.id][0] if new.id in self.changes else old
+        self.changes[new.id] = (before, new)
+
+    def delete(self, old: Job) -> None:
+        self.changes[old.id] = (old, None)
+
+
+class Found(NamedTuple):
+    """What a search before an enqueue found: taken ids, and unique keys with the active job that holds each."""
+
+    journal: tuple[int, int] | None
+    end: int
+    ids: set[str]
+    keys: dict[str, str]
+
+
+class Waiting:
+    """Which jobs wait, in claim order: a list of places to look, never the truth itself.
+
+    For a job in the array that can start any time it keeps 8 bytes, its line's offset, by priority; for others
+    an entry in a heap. An entry whose job has changed since is passed over when it comes up, so nothing has to be
+    removed, and a claim that could not be written has done no harm.
+    """
+
+    def __init__(
+        self, overlay: Mapping[str, bytes | None], base: Base | None, now: str, backoff_max_s: float,
+        accept: Callable[[Job], bool] | None = None,
+    ) -> None:  # fmt: skip
+        from array import array
+
+        self._overlay = overlay
+        self._accept = accept
+        self._now = now
+        self._backoff_max_s = backoff_max_s
+        self._fd = -1 if base is None else base.fd
+        self._fixed: dict[int, array[int]] = {}
+        self._next: dict[int, int] = {}  # by priority: the first entry of _fixed that may still wait
+        self._heaps: dict[int, list[tuple[int, str, int]]] = {}  # by priority: (seq, id, offset or -1)
+        self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset or -1)
+        if base is not None:
+            plain = self._fixed.setdefault(0, array("Q"))
+            for offset, lines in _array_chunks(base):
+                for line in lines:
+                    if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
+                        if accept is None and _is_plain(line):
+                            plain.append(offset)
+                        else:
+                            job = decode_job(line.rstrip(b","))
+                            if accept is not None and not accept(job):
+                                pass
+                            elif job.run_at is None:
+                                self._fixed.setdefault(job.priority, array("Q")).append(offset)
+                            else:
+                                self._timed.append((job.run_at, job.seq, job.id, offset))
+                    offset += len(line) + 1
+        self._priorities = sorted(self._fixed, reverse=True)
+        for id, raw in overlay.items():
+            if raw is not None:
+                _, state, seq = _head(raw)
+                if state in WAITING:
+                    self.add(raw, id, seq)
+        self._release_far(now, backoff_max_s)
+
+    def add(self, raw: bytes, id: str, seq: int, offset: int = -1) -> None:
+        """A job that waits now."""
+        import heapq
+
+        job = None if self._accept is None and _is_plain(raw) else decode_job(raw)
+        if job is not None and self._accept is not None and not self._accept(job):
+            return
+        if job is not None and job.run_at is not None:
+            heapq.heappush(self._timed, (job.run_at, seq, id, offset))
+        else:
+            self._push(job.priority if job else 0, (seq, id, offset))
+
+    def _push(self, priority: int, entry: tuple[int, str, int]) -> None:
+        import heapq
+
+        if priority not in self._heaps:
+            self._heaps[priority] = []
+            self._priorities = sorted({*self._fixed, *self._heaps}, reverse=True)
+        heapq.heappush(self._heaps[priority], entry)
+
+    def _raw(self, id: str, offset: int) -> bytes | None:
+        """The record of an entry as it is now, where it still waits."""
+        raw = self._overlay.get(id) if id in self._overlay or offset < 0 else _line_at(self._fd, offset)
+        if raw is None:
+            return None
+        there, state, _ = _head(raw)
+        return raw if there == id and state in WAITING else None
+
+    def _release(self, now: str) -> None:
+        """Move the entries whose time has come to where claims look."""
+        import heapq
+
+        self._now = now
+        while self._timed and self._timed[0][0] <= now:
+            run_at, seq, id, offset = heapq.heappop(self._timed)
+            raw = self._raw(id, offset)
+            if raw is not None and (job := decode_job(raw)).run_at == run_at:
+                self._push(job.priority, (seq, id, offset))
+
+    def _release_far(self, now: str, backoff_max_s: float) -> None:
+        """After the clock was set back: failed jobs whose wait would be longer than any backoff are due."""
+        import heapq
+
+        far = add_seconds(now, backoff_max_s + 1)
+        kept = []
+        for entry in self._timed:
+            found = self._raw(*entry[2:]) if entry[0] > far else None
+            job = decode_job(found) if found is not None else None
+            if job is not None and is_ready(job, now, backoff_max_s):
+                self._push(job.priority, entry[1:])
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self._timed = kept
+
+    def _tops(self, priority: int, skip: Collection[str]) -> Iterator[tuple[int, bytes]]:
+        """(seq, raw) of the first job that waits in the array, and of the first in the heap, of that priority."""
+        import heapq
+
+        fixed, at = self._fixed.get(priority, ()), self._next.get(priority, 0)
+        passed = True  # whether every entry up to here has surely left: a skipped one may come back
+        while at < len(fixed):
+            raw = _line_at(self._fd, fixed[at])
+            id, _, seq = _head(raw)
+            if id not in self._overlay and id not in skip:
+                yield seq, raw
+                break
+            at += 1
+            passed = passed and id in self._overlay
+            if passed:
+                self._next[priority] = at
+        heap, held = self._heaps.get(priority, []), []
+        while heap:
+            seq, id, offset = heap[0]
+            found = self._raw(id, offset)
+            if found is not None and not self._is_ready_at(found, priority):
+                found = None  # it was changed since; another entry stands for it
+            if found is not None and id not in skip:
+                yield seq, found
+                break
+            entry = heapq.heappop(heap)
+            if found is not None:
+                held.append(entry)
+        for entry in held:
+            heapq.heappush(heap, entry)
+
+    def _is_ready_at(self, raw: bytes, priority: int) -> bool:
+        if priority == 0 and _is_plain(raw):
+            return True
+        job = decode_job(raw)
+        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)
+
+    def first(self, now: str) -> Job | None:
+        """The job to claim next: higher priority first, then order of arrival."""
+        self._release(now)
+        for priority in self._priorities:
+            if top := min(self._tops(priority, ()), default=None):
+                return decode_job(top[1])
+        return None
+
+    def is_empty(self) -> bool:
+        """Whether no job waits."""
+        return self.hints(self._now, ()) == (None, None)
+
+    def hints(self, now: str, skip: Collection[str]) -> tuple[str | None, str | None]:
+        """`oldest` and `next_run_at` of the totals, as if the jobs in `skip` did not wait."""
+        import heapq
+
+        self._release(now)
+        tops = [min(self._tops(priority, skip), default=None) for priority in self._priorities]
+        oldest = min(filter(None, tops), default=None)
+        held = []
+        next_run_at = None
+        while self._timed:
+            run_at, _, id, offset = self._timed[0]
+            raw = self._raw(id, offset)
+            if raw is not None and id not in skip and decode_job(raw).run_at == run_at:
+                next_run_at = run_at
+                break
+            entry = heapq.heappop(self._timed)
+            if raw is not None and id in skip:
+                held.append(entry)
+        for entry in held:
+            heapq.heappush(self._timed, entry)
+        return _created_at(oldest[1]) if oldest else None, next_run_at
+
+
+# -- Arrays and journal as bytes
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Whether a waiting job surely has priority 0 and no time to wait for. The first `"priority"` is the job's own:
+    what stands before it is no object, and quotes inside a text are escaped."""
+    at = raw.find(b'"priority": ')
+    return raw[at + 12 : at + 14] == b"0," and b'"run_at": ' not in raw
+
+
+def _created_at(raw: bytes) -> str:
+    """A record's `created_at`: as with `_is_plain`, the first such key is the job's own."""
+    at = raw.find(b'"created_at": "') + 15
+    return raw[at : at + 24].decode()
+
+
+def _seq(raw: bytes) -> int:
+    return _head(raw)[2]
+
+
+def _crc_of(fd: int) -> int:
+    crc, offset = 0, 0
+    while chunk := os.pread(fd, CHUNK_BYTES, offset):
+        crc = zlib.crc32(chunk, crc)
+        offset += len(chunk)
+    return crc
+
+
+def _copy(source: int, start: int, end: int, target: int) -> None:
+    while start < end and (chunk := os.pread(source, min(CHUNK_BYTES, end - start), start)):
+        _write_whole(target, chunk)
+        start += len(chunk)
+
+
+def _line_at(fd: int, offset: int) -> bytes:
+    """The record that begins at `offset` of an array."""
+    size = 1024
+    while True:
+        data = os.pread(fd, size, offset)
+        end = data.find(b"\n")
+        if end >= 0 or len(data) < size:
+            break
+        size *= 16
+    raw = data[: end if end >= 0 else len(data)].rstrip(b",")
+    if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
+        raise StoreError("An array changed while it was read (edited in place?). Nothing was changed. Try again.")
+    return raw
+
+
+def _start_of_line(fd: int, offset: int) -> int:
+    """Where the line that holds the byte at `offset` begins."""
+    reach = 1024
+    while True:
+        start = max(0, offset - reach)
+        at = os.pread(fd, offset - start, start).rfind(b"\n")
+        if at >= 0 or start == 0:
+            return start + at + 1
+        reach *= 16
+
+
+def _array_end(base: Base) -> int:
+    """Where the last record of a canonical array ends (2 where it is empty)."""
+    return max(2, base.known.size - 3)
+
+
+def _array_chunks(base: Base) -> Iterator[tuple[int, list[bytes]]]:
+    """(offset of the first, whole lines with their commas) of a canonical array, in pieces."""
+    offset, end, rest = 2, _array_end(base), b""
+    at = offset
+    while at < end:
+        chunk = os.pread(base.fd, min(CHUNK_BYTES, end - at), at)
+        if not chunk:
+            raise StoreError("An array became shorter while it was read. Nothing was changed. Try again.")
+        at += len(chunk)
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop() if at < end else b""
+        yield offset, lines
+        offset = at - len(rest)
+
+
+def _array_lines(base: Base) -> Iterator[tuple[int, bytes]]:
+    """(offset, record) of a canonical array, from the first."""
+    for offset, lines in _array_chunks(base):
+        for line in lines:
+            yield offset, line.rstrip(b",")
+            offset += len(line) + 1
+
+
+def _array_lines_reversed(base: Base) -> Iterator[bytes]:
+    """The records of a canonical array, from the last."""
+    end = _array_end(base)
+    while end > 2:
+        start = max(2, _start_of_line(base.fd, max(2, end - CHUNK_BYTES)) if end > CHUNK_BYTES else 2)
+        if start >= end:
+            start = max(2, _start_of_line(base.fd, end))
+        piece = os.pread(base.fd, end - start, start)
+        yield from (line.rstrip(b",") for line in reversed(piece.split(b"\n")))
+        end = start - 1
+
+
+def _array_pieces(
+    base: Base | None, edits: list[tuple[int, int, bytes | None]], tail: Iterable[bytes]
+) -> Iterator[bytes]:
+    """An array's new bytes: the old ones with `edits` made, then `tail`; the last piece ends with `]` and newline."""
+    separator, at, end = b"[\n", 2, 2 if base is None else _array_end(base)
+
+    def old(start: int, stop: int) -> Iterator[bytes]:
+        yield separator
+        while base is not None and start < stop:
+            chunk = os.pread(base.fd, min(CHUNK_BYTES, stop - start), start)
+            if not chunk:
+                raise StoreError("An array became shorter while it was copied. Nothing was changed. Try again.")
+            yield chunk
+            start += len(chunk)
+
+    for start, stop, raw in edits:
+        if start > at:
+            yield from old(at, start - 2)  # without the comma and newline before `start`
+            separator = b",\n"
+        if raw is not None:
+            yield separator + raw
+            separator = b",\n"
+        at = stop + 2 if stop > start else max(at, start)
+    if at < end:
+        yield from old(at, end)
+        separator = b",\n"
+    for raw in tail:
+        yield separator + raw
+        separator = b",\n"
+    yield b"[\n]\n" if separator == b"[\n" else b"\n]\n"
+
+
+def _places(base: Base, ids: Collection[str]) -> dict[str, tuple[int, bytes]]:
+    """(offset, record) of those of `ids` that stand in a canonical array."""
+    if len(ids) > 8:
+        wanted = set(ids)
+        return {id: (at, raw) for at, raw in _array_lines(base) if (id := _head(raw)[0]) in wanted}
+    return {id: place for id in ids if (place := _find(base, id)) is not None}
+
+
+def _find(base: Base, id: str) -> tuple[int, bytes] | None:
+    """(offset, record) of that id in a canonical array, by a search for the bytes that it must start with."""
+    for offset in _search(base.fd, b'{"id": "%s", "state": "' % id.encode()):
+        if _start_of_line(base.fd, offset) == offset:  # else it stands inside a record, in a field of the user's
+            return offset, _line_at(base.fd, offset)
+    return None
+
+
+def _search(fd: int, needle: bytes) -> Iterator[int]:
+    """Offsets at which `needle` stands in a file."""
+    rest, offset = b"", 0
+    while chunk := os.pread(fd, CHUNK_BYTES, offset):
+        data = rest + chunk
+        at = data.find(needle)
+        while at >= 0:
+            yield offset - len(rest) + at
+            at = data.find(needle, at + 1)
+        offset += len(chunk)
+        rest = data[1 - len(needle) :]
+
+
+def _last_seq(base: Base) -> int:
+    end = _array_end(base)
+    return -1 if end == 2 else _seq(_line_at(base.fd, max(2, _start_of_line(base.fd, end))))
+
+
+def _offset_after(base: Base, seq: int) -> int:
+    """Where a record with that seq belongs: the start of the first line with a higher one (which must exist)."""
+    low, high = 2, _array_end(base)
+    while low < high:
+        start = max(2, _start_of_line(base.fd, (low + high) // 2))
+        raw = _line_at(base.fd, start)
+        if _seq(raw) > seq:
+            high = start
+        else:
+            low = start + len(raw) + 2
+    return low
+
+
+def _last_named(journal: bytes, id: str) -> bool | None:
+    """Whether the journal's last word on that id is a put (True) or a del (False); None where it says nothing."""
+    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
+    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
+    while at >= 0:
+        end = journal.index(b"]", at + len(_DELETED))
+        if quoted in journal[at:end]:
+            return False
+        at = journal.find(_DELETED, end)
+    return True if put >= 0 else None
+
+
+_DELETED: Final = b'\t], "del": ['
+
+
+def _key_needle(key: str) -> bytes:
+    return b'"unique": %s, "command": ' % encode_json(key)
+
+
+def _holders(journal: bytes, key: str) -> dict[str, bool]:
+    """The jobs that the journal names with that unique key, and whether each is active after its last line."""
+    needle = _key_needle(key)
+    out = {}
+    at = journal.find(needle)
+    while at >= 0:
+        start = journal.rfind(b"\t", 0, at) + 1
+        raw = journal[start : journal.index(b"\t", at)].rstrip(b",")
+        id = _head(raw)[0]
+        out[id] = _is_active(raw, key) and _last_named(journal, id) is True
+        at = journal.find(needle, at + 1)
+    return out
+
+
+def _is_active(raw: bytes, key: str) -> bool:
+    """Whether a record that the search hit really is an active job with that unique key."""
+    return _head(raw)[1] in (*WAITING, "processing") and decode_job(raw).unique == key
+
+
+# ======== 5. OPERATIONS ========
+# What can be done to a queue: one function, one transaction each. Decides with JOBS, writes with STORE; knows
+# neither Click nor processes, and never sleeps.
+#
+# O1  One operation, one transaction.
+# O2  A refused operation changes nothing: every id is looked at before the first job is changed.
+# O3  A report is believed only from the worker, and for the run, that the record names.
+
+
+class Accepted(NamedTuple):
+    """What became of an enqueue: the job, and whether it was there before (its unique key is in use)."""
+
+    job: Job
+    duplicate: bool = False
+
+
+def unique_key(command: str, cwd: str) -> str:
+    """The key of `--unique` without one: the same for the same command in the same directory."""
+    import hashlib
+
+    return hashlib.sha256(f"{cwd}\0{command}".encode()).hexdigest()[:24]
+
+
+def enqueue_job(store: Store, spec: Spec) -> Accepted:
+    """Add one job, or find the active one that holds its unique key. Refuses a taken id."""
+    ids, keys = [spec.id] if spec.id else [], [spec.unique] if spec.unique else []
+    found = store.look_up(ids, keys) if ids or keys else None
+    with store.transaction(light=True) as change:
+        if found is not None:
+            found = store.look_again(found, ids, keys)
+            if spec.unique in found.keys:
+                there = store.peek(found.keys[spec.unique])
+                return Accepted(there, duplicate=True)
+            if spec.id in found.ids:
+                raise _taken(spec.id or "")
+        seq = store.totals.n + 1
+        id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
+        job = new_job(spec, id, seq, store.config(), change.now)
+        change.put(None, job)
+    store.wake_workers()
+    return Accepted(job)
+
+
+def _taken(id: str) -> Refused:
+    return Refused(
+        f"Job '{id}' is there already. Nothing was added. See it with: queuectl show {id}; "
+        "or leave the id out and one is made."
+    )
+
+
+class Bulk(NamedTuple):
+    """What became of a bulk: how many jobs were added, and per line its job's id, or its record."""
+
+    added: int
+    ids: bytearray  # one a line
+    records: list[bytes]  # only where they were asked for
+
+
+def enqueue_bulk(
+    store: Store, lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, keep_records: bool
+) -> Bulk:
+    """Add one job per line of `lines`, all or nothing: every line is checked before the lock is taken.
+
+    `options` are a Spec's fields that hold for every line that does not say otherwise; with `auto_unique` each
+    job's unique key is made from its command and directory.
+    """
+    now = store.now()
+    ids: dict[str, int] = {}
+    keys: set[str] = set()
+    for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
+        if (id := said.get("id")) is not None and ids.setdefault(id, number) != number:
+            raise Refused(f"In line {number}: job '{id}' stands in line {ids[id]} too. Nothing was added.")
+        if "unique" in said:
+            keys.add(said["unique"])
+    found = store.look_up(ids, keys) if ids or keys else None
+    bulk = Bulk(0, bytearray(), [])
+
+    def records(now: str, n: int) -> Iterator[bytes]:
+        config = store.config()
+        there = store.look_again(found, ids, keys) if found else Found(None, 0, set(), {})
+        if taken := there.ids & ids.keys():
+            first = min(taken, key=ids.__getitem__)
+            raise Refused(f"In line {ids[first]}: {_taken(first)}")
+        ms = int(instant_s(now) * 1000)
+        plain = _PlainRecords(options, cwd, config, now)
+        for _, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
+            key = said.get("unique")
+            if key is not None and key in there.keys:
+                bulk.ids.extend(b"%s\n" % there.keys[key].encode())
+                if keep_records:
+                    bulk.records.append(encode_json({**job_to_dict(store.peek(there.keys[key])), "duplicate": True}))
+                continue
+            n += 1
+            id = said.get("id") or make_id(ms, n)
+            if not said:
+                raw = plain.encode(id, n, command)
+            else:
+                raw = encode_job(new_job(Spec(**said), id, n, config, now))
+            if key is not None:
+                there.keys[key] = id
+            bulk.ids.extend(b"%s\n" % id.encode())
+            if keep_records:
+                bulk.records.append(raw)
+            yield raw
+
+    added = store.accept_bulk(records, large=lines.size > SMALL_BYTES)
+    if added:
+        store.wake_workers()
+    return bulk._replace(added=added)
+
+
+class _PlainRecords:
+    """Encodes the jobs of a bulk that differ in nothing but id, seq and command, from one made beforehand."""
+
+    def __init__(self, options: Mapping[str, Any], cwd: str, config: Config, now: str) -> None:
+        from json.encoder import encode_basestring
+
+        record = encode_job(new_job(Spec(**{"cwd": cwd, **options, "command": "x"}), "x", 1, config, now))
+        self._rest = record.split(b'"command": "x"', 1)[1]
+        self._quote = encode_basestring
+
+    def encode(self, id: str, seq: int, command: str) -> bytes:
+        head = f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {self._quote(command)}'
+        return head.encode() + self._rest
+
+
+def _parse_lines(
+    lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, now: str
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, command, fields of a Spec) of each line that holds a job; what is wrong with one names its number.
+
+    No fields where it says nothing but a command and needs no key: such jobs are encoded without making a Spec.
+    """
+    base = {"cwd": cwd, **options}
+    plain = not auto_unique and "unique" not in options
+    for number, line in lines.numbered():
+        try:
+            said = parse_job_line(line, now)
+        except BadValue as error:
+            raise BadValue(f"In line {number}: {error}") from None
+        if said is None:
+            continue
+        command = said["command"]
+        if plain and len(said) == 1:
+            yield number, command, {}
+            continue
+        said = merge_fields(base, said)
+        if auto_unique:
+            said["unique"] = unique_key(command, said["cwd"])
+        yield number, command, said
+
+
+def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
+    """A Spec's fields from one line: a JSON object, else a command; None for a blank line or a `#` comment."""
+    try:
+        text = line.decode().strip()
+    except UnicodeDecodeError:
+        raise BadValue(f"not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}.") from None
+    if not text or text[0] == "#":
+        return None
+    if text[0] == "{":
+        return parse_spec(parse_json(text, "The job"), now)
+    return {"command": parse_command(text)}
+
+
+def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay too."""
+    if fields.keys() & {"run_at", "wait_s"}:
+        options = {name: value for name, value in options.items() if name not in ("run_at", "wait_s")}
+    return {**options, **fields}
+
+
+# -- Claim, report, recover: what workers do
+
+
+class Turn(NamedTuple):
+    """What a slot's turn at the queue gave: the job it reported as it is now, and the one it claimed."""
+
+    reported: Job | None
+    claimed: Job | None
+
+
+class TagFilter(NamedTuple):
+    """`--tag`, `--not-tag`: which jobs a worker takes."""
+
+    tags: tuple[str, ...] = ()
+    not_tags: tuple[str, ...] = ()
+
+    def takes(self, job: Job) -> bool:
+        own = set(job.tags or ())
+        return (not self.tags or not own.isdisjoint(self.tags)) and own.isdisjoint(self.not_tags)
+
+
+def take_turn(
+    store: Store, worker: str, slot: int, done: tuple[Job, Outcome] | None, claim: bool, only: TagFilter
+) -> Turn:
+    """Report the attempt that ended and claim the next job, in one transaction.
+
+    A report that the record does not expect (O3) is dropped: the job was recovered, or its queue replaced.
+    """
+    import random
+
+    reported = claimed = None
+    with store.transaction() as change:
+        config = store.config()
+        for held in list(store.processing.values()):
+            if held.worker == worker and held.slot == slot and (done is None or held.id != done[0].id):
+                # A claim whose line was written while its sync failed: nothing runs in a slot that takes its turn.
+                change.put(held, give_back(held, Outcome("handed_back", reason="its claim failed"), change.now))
+        if done is not None:
+            job = change.job(done[0].id)
+            if job is not None and _is_run_of(job, worker, done[0].runs):
+                reported = report_job(job, done[1], config, random.uniform(-1, 1), change.now)
+                change.put(job, reported)
+        if (
+            claim
+            and not config.paused
+            and not store.is_suspect
+            and (ready := _waiting_for(store, only).first(change.now))
+        ):
+            claimed = claim_job(ready, worker, slot, change.now)
+            change.put(ready, claimed)
+    return Turn(reported, claimed)
+
+
+def _waiting_for(store: Store, only: TagFilter) -> Waiting:
+    """The index of the jobs that such a worker takes."""
+    return store.waiting(only, only.takes) if any(only) else store.waiting()
+
+
+def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
+    """Whether nothing that fits is pending, processing (in any worker), or waits for a retry or a delay."""
+    with store.transaction(most_s=most_s):
+        pending, processing, _, failed, _ = store.totals.counts
+        if not any(only) or not pending + processing + failed:
+            return not pending + processing + failed
+        running = any(only.takes(job) for job in store.processing.values())
+        return not running and _waiting_for(store, only).is_empty()
+
+
+def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
+    """Whether a job that fits died since then, other than by being cancelled."""
+    dead = store.jobs(states=("dead",))
+    return any(job.cancelled_at is None and (job.finished_at or "") >= instant and only.takes(job) for job in dead)
+
+
+def _is_run_of(job: Job, worker: str, run: int) -> bool:
+    return job.state == "processing" and job.worker == worker and job.runs == run
+
+
+def recover(store: Store, orphan: Job, rebooted: bool) -> Job | None:
+    """Take back the job of a dead worker, of whose run nothing lives any more. None where it was not its own."""
+    with store.transaction() as change:
+        job = change.job(orphan.id)
+        if job is None or not _is_run_of(job, orphan.worker or "", orphan.runs):
+            return None
+        back = recover_job(job, rebooted, change.now)
+        change.put(job, back)
+    store.wake_workers()
+    return back
+
+
+# -- What people do to jobs
+
+
+def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
+    """These jobs, each once; refuses the whole request where one is not there."""
+    found = store.find_jobs(list(filter(could_be_id, ids)))
+    for id in ids:
+        if id not in found:
+            raise unknown_job(id)
+    return [found[id] for id in dict.fromkeys(ids)]
+
+
+def could_be_id(id: str) -> bool:
+    """Whether some job could have that id: what could not is not looked for in the files."""
+    return re.fullmatch(r"[A-Za-z0-9._:-]+", id) is not None
+
+
+def unknown_job(id: str) -> Refused:
+    return Refused(f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. See them all with: queuectl list.")
+
+
+def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+    """Waiting jobs die; running ones are marked and stopped by whoever runs them. Refuses jobs that are over."""
+    out = []
+    with store.transaction() as change:
+        for job in find_all(store, ids):
+            if job.state in OVER:
+                raise Refused(f"Job '{job.id}' is {job.state} already and cannot be cancelled. Nothing was changed.")
+            if job.cancelled_at is None:
+                change.put(job, job := cancel_job(job, change.now))
+            out.append(job)
+    store.wake_workers()
+    return out
+
+
+def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+    """Failed jobs are due now; dead ones are revived. Refuses all others."""
+    out = []
+    with store.transaction() as change:
+        for job in find_all(store, ids):
+            if job.state not in ("failed", "dead"):
+                raise Refused(
+                    f"Job '{job.id}' is {job.state}; only a failed or dead job can be retried. Nothing was changed."
+                )
+            new = revive_job(job, change.now) if job.state == "dead" else retry_now(job, change.now)
+            change.put(job, new)
+            out.append(new)
+    store.wake_workers()
+    return out
+
+
+def revive_jobs(
+    store: Store, ids: Sequence[str], changes: Mapping[str, Any] | None = None, spread_s: float | None = None
+) -> list[Job]:
+    """Dead letters, back as pending with attempts at zero and with these fields changed. Refuses a job not dead.
+
+    `spread_s` lets them start evenly over that time.
+    """
+    with store.transaction() as change:
+        jobs = [check_dead(job) for job in find_all(store, ids)]
+        out = _revive(change, jobs, changes or {}, spread_s)
+    store.wake_workers()
+    return out
+
+
+def revive_all(
+    store: Store, text: str | None, cancelled: bool, changes: Mapping[str, Any], spread_s: float | None
+) -> list[Job]:
+    """Every dead letter that matches; the cancelled ones only where asked for: somebody did not want them."""
+    with store.transaction() as change:
+        dead = store.jobs(states=("dead",))
+        jobs = [job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)]
+        out = _revive(change, jobs, changes, spread_s)
+    store.wake_workers()
+    return out
+
+
+def check_dead(job: Job) -> Job:
+    """The job, where it is dead; refuses it otherwise."""
+    if job.state != "dead":
+        raise Refused(
+            f"Job '{job.id}' is not in the dead letter queue (its state is '{job.state}'). Nothing was changed. "
+            f"See it with: queuectl show {job.id}."
+        )
+    return job
+
+
+def _revive(change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None) -> list[Job]:
+    out = []
+    for number, job in enumerate(jobs):
+        new = edit_job(revive_job(job, change.now), changes)
+        if spread_s:
+            new = edit_job(new, {"run_at": add_seconds(new.run_at or change.now, spread_s * number / len(jobs))})
+        change.put(job, new)
+        out.append(new)
+    return out
+
+
+def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> list[Job]:
+    """Delete for good the jobs that are over and that `chosen(job, now)` picks; gives them back."""
+    with store.transaction() as change:
+        out = [job for job in store.jobs(states=OVER) if chosen(job, change.now)]
+        for job in out:
+            change.delete(job)
+    return out
+
+
+def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
+    """Delete these dead letters for good. Refuses a job that is not dead."""
+    with store.transaction() as change:
+        out = [check_dead(job) for job in find_all(store, ids)]
+        for job in out:
+            change.delete(job)
+    return out
+
+
+def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
+    """Whether id or command holds the text (in any case), and the job has one of the tags."""
+    has_text = text is None or text.lower() in job.id.lower() or text.lower() in job.command.lower()
+    return has_text and (not tags or not set(tags).isdisjoint(job.tags or ()))
+
+
+def is_older(job: Job, now: str, seconds: float | None) -> bool:
+    """Whether a job was over that long ago."""
+    return seconds is None or add_seconds(job.finished_at or now, seconds) <= now
+
+
+# -- Settings
+
+
+def set_setting(store: Store, name: str, text: str) -> object:
+    """Change one setting; gives its new value as stored. Raises BadValue before anything is written."""
+    key = known_setting(name)
+    value = setting_from_text(key, text)
+    SETTINGS[key]["check"](value, key)
+    store.save_settings(lambda values: {**default_settings(), **values, key: value})
+    store.wake_workers()
+    return value
+
+
+def unset_setting(store: Store, name: str) -> object:
+    """Back to the default; gives it."""
+    key = known_setting(name)
+    default: object = SETTINGS[key]["default"]
+    store.save_settings(lambda values: {**default_settings(), **values, key: default})
+    store.wake_workers()
+    return default
+
+
+# -- Looking
+
+
+def status(store: Store) -> dict[str, Any]:
+    """Counts, workers, what waits longest, the next retry, settings: without reading the queue."""
+    totals = store.read_totals()
+    now_s = store.clock()
+    oldest = totals.oldest
+    return {
+        "jobs": dict(zip(STATES, totals.counts, strict=True)),
+        "workers": [worker_view(info, now_s) for info in store.live_workers()],
+        "paused": store.config().paused,
+        "oldest_pending_s": None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3),
+        "next_run_at": totals.next_run_at,
+        "config": {**default_settings(), **store.settings()},
+        "home": store.home,
+    }
+
+
+def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
+    """A live worker as `status` and `worker list` show it."""
+    running = [{"slot": slot, "job": row["job"], "run": row["run"]} for slot, row in enumerate(info.rows) if row]
+    head = info.header
+    out = {
+        "name": info.name,
+        "pid": head["pid"],
+        "threads": head["threads"],
+        "started_at": head["started_at"],
+    }
+    silent_s = round(max(0.0, now_s - info.seen_s), 1)
+    filters = {"tags": head.get("tags") or [], "not_tags": head.get("not_tags") or []}
+    return {**out, **filters, "running": running, "trouble": head.get("trouble"), "silent_s": silent_s}
+
+
+def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
+    """`status --check`: jobs are due, or were left processing, and no worker lives."""
+    due = view["oldest_pending_s"] is not None or (view["next_run_at"] or "9") <= now
+    return not view["workers"] and (due or view["jobs"]["processing"] > 0)
+
+
+def why_waiting(store: Store, job: Job) -> str | None:
+    """Why a job that is not over does not run, or who runs it; None where it is over."""
+    if job.state in OVER:
+        return None
+    workers = store.live_workers()
+    if job.state == "processing":
+        alive = any(info.name == job.worker for info in workers)
+        held = f"held by worker {job.worker}, slot {job.slot}"
+        stopping = ", being cancelled" if job.cancelled_at else ""
+        return held + stopping if alive else held + ", which is dead; the next live worker takes the job back"
+    now = store.now()
+    if not is_ready(job, now, store.config().backoff_max):
+        wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
+        return f"waiting {wait_s} s for its {'retry' if job.state == 'failed' else 'time'}"
+    if store.config().paused:
+        return "the queue is paused; go on with: queuectl resume"
+    if not workers:
+        return "no worker is running; start one with: queuectl worker start"
+    if trouble := next((info.header.get("trouble") for info in workers), None):
+        return f"a worker has trouble: {trouble}"
+    return "waiting for a free slot"
+
+
+def run_of_attempt(job: Job, attempt: int) -> int:
+    """The newest run with that attempt number. Refuses one that is not known (any more)."""
+    runs = [entry["run"] for entry in job.history or () if entry.get("attempt") == attempt and "run" in entry]
+    if job.state == "processing" and job.attempts == attempt:
+        runs.append(job.runs)
+    if not runs:
+        raise Refused(f"Job '{job.id}' has no attempt {attempt} on record. See its attempts: queuectl show {job.id}.")
+    return int(max(runs))
+
+
+def orphan_among(store: Store, ids: Collection[str]) -> str | None:
+    """One of these jobs that is processing although no worker lives; None where there is none."""
+    held = [id for id in set(ids) if id in store.processing]
+    return held[0] if held and not store.live_workers(first=True) else None
+
+
+def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
+    """What `wait` exits with: one job's own code, or whether all completed. A purged job counts as failed."""
+    if not single:
+        return 0 if all(job is not None and job.state == "completed" for job in jobs) else EXIT_REFUSED
+    job = jobs[0]
+    if job is not None and job.state == "completed":
+        return 0
+    if job is not None and job.signal is not None:
+        return 128 + job.signal
+    return (job.exit_code if job is not None else None) or EXIT_REFUSED
+
+
+def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
+    """How `wait --json` shows the end of one job; state null where it was purged or (not known) is not over."""
+    if job is None:
+        return {"id": id, "state": "purged" if known else None}
+    names = ("id", "state", "attempts", "outcome", "exit_code", "signal", "reason", "finished_at")
+    return {name: getattr(job, name) for name in names}
+
+
+def examine(store: Store) -> list[str]:
+    """What is wrong with the home's stores and journal, a sentence each; [] where nothing is."""
+    try:
+        store.check_home()
+        store.config()
+        store.read()
+        problems = store.examine()
+    except QueueError as error:
+        return [str(error)]
+    seen: dict[str, int] = {}
+    counts = dict.fromkeys(STATES, 0)
+    last = -1
+    for raw in store.raws():
+        try:
+            job = decode_job(raw)
+        except BadValue as error:
+            problems.append(f"A record cannot be used: {error}")
+            continue
+        counts[job.state] += 1
+        seen[job.id] = seen.get(job.id, 0) + 1
+        if job.seq < last:
+            problems.append(f"Job '{job.id}' stands out of order (seq {job.seq} after {last}).")
+        last = job.seq
+    problems += [f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1]
+    if tuple(counts.values()) != store.totals.counts:
+        problems.append(
+            f"The journal counts {list(store.totals.counts)} jobs, the stores hold {list(counts.values())}."
+        )
+    if last > store.totals.n:
+        problems.append(f"The journal says that {store.totals.n} jobs were ever accepted, but there is seq {last}.")
+    return problems
+
+
+# ======== 6. EXECUTION ========
+# Owns processes and the attempts' output: starts one command, waits for it, ends it, ends what a dead worker left,
+# keeps and reads its log. Returns an outcome; knows neither stores nor job states.
+#
+# A run is found again by its mark, `QUEUECTL_RUN` in the environment of its processes (device and inode of the
+# store lock, worker, job, run: never the same in a copied home), by its session, and by its log: the log is locked
+# before the spawn and the worker closes its own descriptor, so that exactly the descendants that hold the output
+# keep the lock, whatever they did to their session or environment.
+#
+# X1  A pid is signalled only while its process cannot have been reaped (under `_table`), or through a pidfd.
+# X2  The working directory changes only under `_spawn`; nothing else in the process uses a relative path.
+# X3  An attempt that we ended is over when nothing of its run lives; one that ended by itself is over with its
+#     leader, and what it leaves behind is a daemon that lives on.
+# X4  Fencing never waits for a lock, and never ends this process or one that it descends from.
+
+FENCE_POLL_S: Final = 0.03
+LAST_LINE_CHARS: Final = 200
+ROOM_BYTES: Final = 16_384  # on the logs' disk; with less nothing is started
+_PROC: Final = "/proc"
+
+
+class HostFault(Exception):
+    """An attempt could not begin for a reason that is not the job's: no runner, no memory, no descriptors, no disk."""
+
+
+class Trace(NamedTuple):
+    """What the processes of one run are known by. `session` and `start_s` only where its worker wrote them down."""
+
+    mark: str
+    home: str
+    logs: tuple[str, ...]
+    session: int | None = None
+    start_s: float | None = None  # of the session's leader, on the clock that counts from boot
+
+
+class Attempt:
+    """One command while it runs. `ended` says that we end it and why. Times are of the monotonic clock."""
+
+    def __init__(self, pid: int, trace: Trace, deadline: float) -> None:
+        self.pid = pid
+        self.trace = trace
+        self.deadline = deadline  # when its time limit strikes; inf where it has none
+        self.ended: OutcomeKind | None = None
+        self.reason: str | None = None
+        self.kill_at = math.inf  # when SIGTERM has had its grace
+        self.killed = False
+        self.job_id = ""
+
+    def next_event(self) -> float:
+        """When the main thread has to look at this attempt again."""
+        if self.ended is None:
+            return self.deadline
+        return math.inf if self.killed else self.kill_at
+
+
+def boot_id() -> str:
+    """What this boot of the machine is called; "" where the system does not say."""
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, 100).decode().strip()
+    finally:
+        os.close(fd)
+
+
+def boot_clock_s() -> float:
+    """Seconds on the clock that processes' start times are given in."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
+
+
+class Executor:
+    """Starts commands and ends them: this process's running attempts, its working directory, its environment."""
+
+    def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
+        import signal
+
+        self._spawn = threading.Lock()
+        self._table = threading.Lock()
+        with contextlib.suppress(OSError):  # what this process was started with is not for the jobs
+            for name in os.listdir("/dev/fd"):
+                with contextlib.suppress(OSError):
+                    if int(name) > 2:
+                        os.set_inheritable(int(name), False)
+        self._env = dict(base_env)
+        self._runners: dict[tuple[str, ...], str] = {}
+        self._defaults = [number for number in signal.valid_signals() if number not in (9, 19)]
+        self.running: dict[int, Attempt] = {}  # by slot
+
+    def start(
+        self, slot: int, runner: tuple[str, ...], command: str, cwd: str | None, env: Mapping[str, str], log_fd: int,
+        trace: Trace, limit_s: float,
+    ) -> Attempt | Outcome:  # fmt: skip
+        """Start `runner` + command in a session of its own, its output going to `log_fd`; `limit_s` 0 is no limit.
+
+        An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
+        """
+        path = self.find_runner(runner)
+        whole_env = {**self._env, **{os.fsencode(key): os.fsencode(value) for key, value in env.items()}}
+        with self._spawn:
+            try:
+                os.chdir(cwd or "/")  # each time anew: the path may lead elsewhere by now
+            except OSError as error:
+                return Outcome("not_started", reason=f"its directory '{cwd}' cannot be entered: {error.strerror}")
+            try:
+                pid = self._spawn_process(path, [*runner, command], whole_env, log_fd)
+            except OSError as error:
+                if error.errno == errno.E2BIG:
+                    return Outcome("not_started", reason="its command and environment are too long for the system")
+                raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
+            now_s = time.monotonic()
+            trace = trace._replace(session=pid, start_s=boot_clock_s())
+            attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
+        return attempt
+
+    def _spawn_process(self, path: str, words: list[str], env: dict[bytes, bytes], log_fd: int) -> int:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, log_fd, 1),
+            (os.POSIX_SPAWN_DUP2, log_fd, 2),
+        ]
+        try:
+            return os.posix_spawn(
+                path, words, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self._defaults
+            )
+        except NotImplementedError:  # no setsid in this system's posix_spawn
+            import subprocess
+
+            child = subprocess.Popen(
+                words, executable=path, env=env, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd,
+                start_new_session=True, restore_signals=True,
+            )  # fmt: skip
+            child.returncode = 0  # it is waited for below, not by its object
+            return child.pid
+
+    def find_runner(self, runner: tuple[str, ...]) -> str:
+        """The path of a runner's program. Raises HostFault where there is none."""
+        import shutil
+
+        path = self._runners.get(runner)
+        if path is None or not os.access(path, os.X_OK):
+            path = shutil.which(runner[0])
+            if path is None:
+                raise HostFault(f"the runner '{runner[0]}' was not found")
+            self._runners[runner] = path = os.path.abspath(path)
+        return path
+
+    def wait(self, slot: int) -> Outcome:
+        """Wait until the slot's attempt is over (X3) and say how it ended."""
+        attempt = self.running[slot]
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
+            if attempt.ended is not None:
+                Fence(attempt.trace, attempt.kill_at).wait()
+            status = self._reap(slot, attempt, 0)
+        else:  # macOS before Python 3.13: the only way not to signal a reaped pid is to reap under the lock
+            while (status := self._reap(slot, attempt, os.WNOHANG)) is None:
+                time.sleep(FENCE_POLL_S)
+            if attempt.ended is not None:
+                Fence(attempt.trace, attempt.kill_at).wait()
+        assert status is not None
+        code, number = (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
+        if attempt.ended is not None:
+            return Outcome(attempt.ended, code, number, attempt.reason)
+        return Outcome("exited" if number is None else "signalled", code, number)
+
+    def _reap(self, slot: int, attempt: Attempt, flags: int) -> int | None:
+        """The exit status of an attempt that has ended, which is dropped first: its pid may soon be another's (X1)."""
+        with self._table:
+            pid, status = os.waitpid(attempt.pid, flags)
+            if pid == 0:
+                return None
+            del self.running[slot]
+            return status
+
+    def end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None, grace_s: float) -> bool:
+        """Begin to end a running attempt: SIGTERM to its group, SIGKILL `grace_s` later by `kill_late`.
+
+        False where it has ended by itself or is being ended already.
+        """
+        import signal
+
+        with self._table:
+            if self.running.get(slot) is not attempt or attempt.ended is not None or _has_exited(attempt.pid):
+                return False
+            attempt.ended, attempt.reason = why, reason
+            attempt.kill_at = time.monotonic() + grace_s
+            _signal_group(attempt.pid, signal.SIGTERM)
+            _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes its SIGTERM only when it goes on
+        return True
+
+    def kill_late(self, now_s: float) -> None:
+        """SIGKILL to the groups whose grace is over."""
+        import signal
+
+        with self._table:
+            for attempt in self.running.values():
+                if attempt.kill_at <= now_s and not attempt.killed:
+                    attempt.killed = True
+                    _signal_group(attempt.pid, signal.SIGKILL)
+
+
+def _has_exited(pid: int) -> bool:
+    return hasattr(os, "waitid") and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+# -- Fencing: ending what still lives of a run
+
+
+class Fence:
+    """Ends the processes of one run: SIGTERM, after its grace SIGKILL, until two looks in a row find nothing.
+
+    `living` names those that the last look found, for a person.
+    """
+
+    def __init__(self, trace: Trace, kill_at: float) -> None:
+        self.trace = trace
+        self.living: list[int] = []
+        self._kill_at = kill_at
+        self._told: set[int] = set()
+        self._session_known = False
+        self._empty = 0
+
+    def step(self) -> bool:
+        """One look, one signal to each process found. True once the run is surely gone."""
+        import signal
+
+        try:
+            held = self.look()
+        except OSError:  # no descriptors or no memory to look with: nothing is known, least of all that it is gone
+            self._empty = 0
+            return False
+        killing = time.monotonic() >= self._kill_at
+        for pid in self.living:
+            if killing:
+                self._send(pid, held, signal.SIGKILL)
+            elif pid not in self._told:
+                self._send(pid, held, signal.SIGTERM)
+                self._send(pid, held, signal.SIGCONT)
+                self._told.add(pid)
+        self._empty = 0 if self.living or held else self._empty + 1
+        return self._empty >= 2
+
+    def look(self) -> bool:
+        """Find what lives of the run, without a signal; whether some process holds its output."""
+        held = any(_is_log_held(path) for path in self.trace.logs)
+        self.living = self._find(held)
+        return held
+
+    def wait(self) -> None:
+        """Until the run is surely gone, however long that takes (F4)."""
+        while not self.step():
+            time.sleep(FENCE_POLL_S)
+
+    def _find(self, held: bool) -> list[int]:
+        spared = _ancestors()
+        try:
+            pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
+        except FileNotFoundError:  # no /proc: the group is all that can be told apart
+            return self._find_group()
+        return [pid for pid in pids if pid not in spared and self._belongs(pid, held)]
+
+    def _find_group(self) -> list[int]:
+        if self.trace.session is None:
+            return []
+        try:
+            os.killpg(self.trace.session, 0)
+        except OSError:
+            return []
+        return [-self.trace.session]
+
+    def _belongs(self, pid: int, held: bool) -> bool:
+        """Whether a process is of this run: by its mark, its session, or (where the log is held) its output."""
+        status = _process_status(pid)
+        if status is None:
+            return False
+        if self.trace.session is not None and status.session == self.trace.session:
+            if pid == self.trace.session and abs(status.start_s - (self.trace.start_s or 0)) < 2:
+                self._session_known = True  # its leader is the one we started, so the whole session is ours
+        if status.state in "ZX":
+            return False
+        if self._session_known and status.session == self.trace.session:
+            return True
+        variables = _read_proc(pid, "environ").split(b"\0")
+        if b"QUEUECTL_RUN=" + self.trace.mark.encode() in variables:
+            return True
+        if b"QUEUECTL_HOME=" + os.fsencode(self.trace.home) in variables:
+            # The lock's inode is another where .queuectl was deleted; a copied home has another path.
+            rest = self.trace.mark[self.trace.mark.index("/") :].encode()
+            if any(word.startswith(b"QUEUECTL_RUN=") and word.endswith(rest) for word in variables):
+                return True
+        return held and any(_writes_to(pid, path) for path in self.trace.logs)
+
+    def _send(self, pid: int, held: bool, number: int) -> None:
+        """Signal a process through a pidfd, after making sure that the pid still is the one that was found (X1)."""
+        import signal
+
+        with contextlib.suppress(OSError):
+            if pid < 0 or not hasattr(os, "pidfd_open"):
+                os.kill(pid, number)
+                return
+            fd = os.pidfd_open(pid)
+            try:
+                if self._belongs(pid, held):
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+
+
+class _Status(NamedTuple):
+    state: str
+    parent: int
+    session: int
+    start_s: float
+
+
+def _read_proc(pid: int, name: str) -> bytes:
+    """A file of /proc/PID; b"" where the process is gone or another user's. Raises OSError where we cannot look."""
+    try:
+        fd = os.open(f"{_PROC}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            out = []
+            while chunk := os.read(fd, 1 << 16):
+                out.append(chunk)
+            return b"".join(out)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _process_status(pid: int) -> _Status | None:
+    """State, parent, session and start time of a process, from /proc/PID/stat."""
+    words = _read_proc(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
+    if len(words) < 20:
+        return None
+    return _Status(words[0].decode(), int(words[1]), int(words[3]), int(words[19]) / os.sysconf("SC_CLK_TCK"))
+
+
+def _ancestors() -> set[int]:
+    """This process and all that it descends from: a job may run queuectl itself."""
+    out, pid = set(), os.getpid()
+    while pid > 0 and pid not in out:
+        out.add(pid)
+        status = _process_status(pid)
+        pid = status.parent if status else 0
+    return out
+
+
+def _is_log_held(path: str) -> bool:
+    """Whether some process holds that log open as its output: it then shares the lock taken before the spawn."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        if not lock_descriptor(fd, blocking=False):
+            return True
+        unlock_descriptor(fd)
+        return False
+    finally:
+        os.close(fd)
+
+
+def _writes_to(pid: int, path: str) -> bool:
+    """Whether a process has that file open for writing; one that only reads it (a pager, `logs`) is nobody's job."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        want = os.stat(path)
+        for name in os.listdir(f"{_PROC}/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                info = os.stat(f"{_PROC}/{pid}/fd/{name}")
+                if (info.st_dev, info.st_ino) == (want.st_dev, want.st_ino):
+                    flags = re.search(rb"flags:\s*([0-7]+)", _read_proc(pid, f"fdinfo/{name}"))
+                    if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                        return True
+    return False
+
+
+# -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
+
+
+def has_room(logs_dir: str) -> bool:
+    """Whether output can be kept: without room a job that prints fails, and that is not its fault (F6)."""
+    disk = os.statvfs(logs_dir)
+    return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize >= ROOM_BYTES
+
+
+def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
+    return os.path.join(logs_dir, f"{worker}.{slot}.log")
+
+
+def log_path(logs_dir: str, id: str, run: int) -> str:
+    """Where the output of a run that is over is kept: spread over directories by two digits of a hash of the id."""
+    return os.path.join(logs_dir, f"{zlib.crc32(id.encode()) & 0xFF:02x}", f"{id}.{run}.log")
+
+
+class SlotLog:
+    """The file that a slot's attempts write to, one after the other; renamed to its run where it has any output."""
+
+    def __init__(self, logs_dir: str, worker: str, slot: int) -> None:
+        self._logs_dir = logs_dir
+        self.path = slot_log_path(logs_dir, worker, slot)
+        self._fd: int | None = None
+
+    def open(self) -> int:
+        """The log's descriptor: open, empty, locked. Raises HostFault."""
+        if self._fd is not None:
+            return self._fd
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.fchmod(fd, 0o600)
+            if not lock_descriptor(fd, blocking=False):
+                os.close(fd)
+                raise HostFault(f"the log '{self.path}' is locked by another process")
+        except FileExistsError:  # left by a fault between two steps; its bytes are kept
+            self._keep(self.path + f".{os.urandom(3).hex()}")
+            return self.open()
+        except OSError as error:
+            raise HostFault(f"the log '{self.path}' cannot be created: {error.strerror}") from error
+        self._fd = fd
+        return fd
+
+    def release(self) -> None:
+        """Close our descriptor, once the command has its own: the lock is now the descendants' alone."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def finish(self, id: str, run: int) -> None:
+        """Give the output the run's name; where there is none and nobody holds the file, keep it for the next run."""
+        self.release()
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return  # deleted under us: the next run gets a new one
+        if os.fstat(fd).st_size == 0:
+            for _ in range(20):  # another slot's child, between its fork and its exec, may hold a copy for a moment
+                if lock_descriptor(fd, blocking=False):
+                    self._fd = fd
+                    return
+                time.sleep(0.0005)
+        os.close(fd)
+        self._keep(log_path(self._logs_dir, id, run))
+
+    def _keep(self, path: str) -> None:
+        try:
+            try:
+                os.rename(self.path, path)
+            except FileNotFoundError:
+                make_dir(os.path.dirname(path))
+                os.rename(self.path, path)
+        except OSError as error:
+            raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
+
+    def close(self) -> None:
+        """At the worker's end: an empty log goes."""
+        with contextlib.suppress(OSError):
+            if self._fd is not None and os.fstat(self._fd).st_size == 0:
+                os.unlink(self.path)
+        self.release()
+
+
+def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
+    """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
+    source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(source).st_size == 0 or os.path.exists(target):
+            os.unlink(source)
+        else:
+            make_dir(os.path.dirname(target))
+            os.rename(source, target)
+
+
+def sweep_slot_logs(logs_dir: str, worker: str) -> None:
+    """Remove the empty logs that a dead worker's idle slots left."""
+    for name in os.listdir(logs_dir):
+        path = os.path.join(logs_dir, name)
+        with contextlib.suppress(FileNotFoundError):
+            if name.startswith(f"{worker}.") and os.stat(path).st_size == 0:
+                os.unlink(path)
+
+
+def remove_logs(logs_dir: str, id: str, runs: int) -> None:
+    """Delete the output of every run of a purged job."""
+    for run in range(1, runs + 1):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(log_path(logs_dir, id, run))
+
+
+def read_log(path: str, start: int = 0) -> Iterator[bytes]:
+    """The bytes of a log from `start` on, in pieces; nothing where there is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        while chunk := os.pread(fd, CHUNK_BYTES, start):
+            yield chunk
+            start += len(chunk)
+    finally:
+        os.close(fd)
+
+
+def tail_start(path: str, lines: int) -> int:
+    """Where the last `lines` lines of a log begin."""
+    try:
+        size = os.stat(path).st_size
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    try:
+        at = size
+        if lines == 0:
+            return size
+        last = os.pread(fd, 1, size - 1) if size else b""
+        wanted = lines + (last == b"\n")  # a newline at the very end begins no line
+        while at > 0:
+            start = max(0, at - CHUNK_BYTES)
+            chunk = os.pread(fd, at - start, start)
+            if chunk.count(b"\n") >= wanted:
+                cut = len(chunk)
+                for _ in range(wanted):
+                    cut = chunk.rindex(b"\n", 0, cut)
+                return start + cut + 1
+            wanted -= chunk.count(b"\n")
+            at = start
+        return 0
+    finally:
+        os.close(fd)
+
+
+def last_line(path: str) -> str:
+    """The last line of output that is not blank; "" where there is none."""
+    data = b"".join(read_log(path, tail_start(path, 5)))[-4096:]
+    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:LAST_LINE_CHARS] if lines else ""
+
+
+def open_standard_descriptors() -> None:
+    """Give a closed descriptor 0, 1 or 2 to /dev/null, so that no store or log ever becomes one of them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def discard_output(fd: int) -> None:
+    """Send what is still buffered nowhere: else the interpreter tries again at its end, and complains."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, fd)
+        os.close(null)
+
+
+# -- A worker in the background
+
+
+def start_detached(words: Sequence[str], log: str) -> Any:
+    """Start queuectl itself in a session of its own, its output appended to `log`; a subprocess.Popen."""
+    import subprocess
+
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+        return subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), *words], stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+
+
+# ======== 7. WORKER ========
+# One worker process: N threads that each report, claim and run, and a main thread that handles signals, time limits,
+# wake-ups, folding and syncing. Effects: threads, signals, the monotonic clock; all else through the sections above.
+#
+# W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is on disk.
+# W2  Signal handlers only set a flag.
+# W3  One worker process never runs more commands at once than its `--count`.
+# W4  A worker whose file is no longer at its path claims nothing more: others take it for dead.
+
+TICK_S: Final = 1.0  # folding, syncing and, as a safety net, looking for what no wake-up announced
+RECOVERY_S: Final = 2.0  # between two looks for jobs of dead workers
+PATIENCE_S: Final = 0.1  # the main thread waits no longer for the store's lock: time limits and signals are its own
+UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
+SPEAK_S: Final = 0.05
+LAST_WORDS_S: Final = 2.0
+MAIN: Final = -1  # where a slot's number is asked for and the main thread is meant
+GROUP_STOP_S: Final = 0.25  # how long a job's death by signal may come before our own stop signal is seen
+
+
+class Worker:
+    """A worker process. `say(text)` tells a person what it does; it may fail and ends nothing."""
+
+    def __init__(self, store: Store, threads: int, only: TagFilter, drain: bool, say: Callable[[str], None]) -> None:
+        import queue
+        import secrets
+
+        self.store = store
+        self.threads = threads
+        self.only = only
+        self.drain = drain
+        self._say = say
+        self._unsaid: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.name = f"{os.getpid()}-{secrets.token_hex(3)}"
+        self.signals: list[int] = []  # the stop signals received, in order
+        self.stopping = False
+        self.fatal: QueueError | None = None
+        self._hard = False  # the running jobs are being handed back
+        self._stopped_at = -math.inf
+        self._troubles: dict[int, str | None] = {}  # by slot
+        self._quit = threading.Event()  # ends the recovery thread
+        self._ended: set[int] = set()  # slots whose thread is done
+        self._stop_seen = threading.Event()
+        self._last_words = threading.Event()
+        self._work = threading.Condition()
+        self._round = 0  # rises whenever there may be something to claim
+        self._told_paused = False
+        self._signals_told = 0
+        self._house_at = (time.monotonic(), store.clock())  # when the house was kept last, on both clocks
+        self._quiet_since = 0.0
+        self._quiet_mark: object = None
+
+    def say(self, text: str) -> None:
+        """Tell a person, without ever waiting for a terminal or a pipe that nobody reads; too much is dropped."""
+        if self._unsaid.qsize() < UNSAID_MAX:
+            self._unsaid.put(text.replace("\n", "\\n"))
+
+    def _speak(self) -> None:
+        """Print what was said, some lines at a time: to wake for each costs the slots a third of their rate."""
+        while True:
+            lines = [self._unsaid.get()]
+            while not self._unsaid.empty():
+                lines.append(self._unsaid.get())
+            if texts := [line for line in lines if line is not None]:
+                self._say("\n".join(texts))
+            if None in lines:
+                return
+            self._last_words.wait(SPEAK_S)
+
+    def run(self) -> int:
+        """Work until stopped or drained; the exit code."""
+        speaker = threading.Thread(target=self._speak, daemon=True)
+        speaker.start()
+        try:
+            return self._run()
+        finally:
+            self._unsaid.put(None)
+            self._last_words.set()
+            speaker.join(LAST_WORDS_S)
+
+    def _run(self) -> int:
+        import select
+
+        self._prepare()
+        poll = select.poll()
+        poll.register(self.file.wake_fd, select.POLLIN)
+        slots = [threading.Thread(target=self._slot_thread, args=(slot,), daemon=True) for slot in range(self.threads)]
+        recovery = threading.Thread(target=self._recover_loop, daemon=True)
+        for thread in (*slots, recovery):
+            thread.start()
+        tick_at, woken = 0.0, True
+        while len(self._ended) < self.threads:
+            now_s = time.monotonic()
+            try:
+                self._obey_signals()
+                self._end_late(now_s)
+                ticks = now_s >= tick_at
+                if ticks:
+                    tick_at = now_s + TICK_S
+                    self._check_file()
+                if woken or ticks:
+                    self._look()
+                if ticks:
+                    self._keep_house(now_s)
+                    self._have_trouble(MAIN, None)
+            except Busy:
+                tick_at = now_s + PATIENCE_S  # others are at work; nothing is lost by trying a little later
+            except (QueueError, OSError) as error:
+                self._have_trouble(MAIN, f"housekeeping fails: {error}")
+            self._call_when_due()
+            timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
+            woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
+            if woken:
+                self.file.drain_wakes()
+        self._quit.set()
+        for thread in (*slots, recovery):
+            thread.join()
+        return self._leave()
+
+    def _prepare(self) -> None:
+        """Signals, environment and the worker's file; then others can see that it lives."""
+        import signal
+
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD would lose every exit status (F7)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                signal.signal(number, lambda number, _frame: self.signals.append(number))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._executor = Executor(os.environb)
+        self.store.prepare()
+        self.store.sweep_workers()
+        self.store.follow()
+        self.store.steady = True
+        self._header: dict[str, Any] = {
+            "pid": os.getpid(), "started_at": self.store.now(), "boot_id": boot_id(),
+            "lock": self.store.lock_id(), "threads": self.threads, "tags": self.only.tags,
+            "not_tags": self.only.not_tags,
+            "trouble": None,
+        }  # fmt: skip
+        self.file = self.store.create_worker(self.name, self._header, self.threads)
+        signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        self.say(f"Worker {self.name} started: {threads}, home {self.store.home}. Stop it with Ctrl+C.")
+
+    # -- The main thread's chores
+
+    def _obey_signals(self) -> None:
+        """First stop signal: claim nothing more. Second: hand the running jobs back."""
+        if len(self.signals) > self._signals_told:
+            self._signals_told = len(self.signals)
+            if not self.stopping:
+                self._stop("Stopping: running jobs finish first; once more ends them and hands them back.")
+        if len(self.signals) > 1 and not self._hard:
+            self._hand_back()
+
+    def _stop(self, text: str) -> None:
+        self.stopping = True
+        self._stopped_at = time.monotonic()
+        self._stop_seen.set()
+        self.say(text)
+        self._call_slots()
+
+    def _hand_back(self) -> None:
+        self._hard = True
+        self.say("Ending the running jobs; they go back into the queue.")
+        grace_s = self.store.config().grace_period
+        for slot, attempt in list(self._executor.running.items()):
+            self._executor.end(slot, attempt, "handed_back", "the worker was stopped", grace_s)
+
+    def _end_late(self, now_s: float) -> None:
+        """Enforce time limits and grace periods."""
+        for slot, attempt in list(self._executor.running.items()):
+            if attempt.ended is None and attempt.deadline <= now_s:
+                grace_s = self.store.config().grace_period
+                self._executor.end(slot, attempt, "timed_out", None, grace_s)
+        self._executor.kill_late(now_s)
+
+    def _next_event(self) -> float:
+        return min((attempt.next_event() for attempt in list(self._executor.running.values())), default=math.inf)
+
+    def _next_due(self) -> float:
+        """When the next retry or delayed job is due, on the monotonic clock; inf where that was called out already."""
+        at = self.store.totals.next_run_at
+        wait_s = instant_s(at) - self.store.clock() if at else 0.0
+        return time.monotonic() + wait_s if wait_s > 0 else math.inf
+
+    def _call_when_due(self) -> None:
+        totals = self.store.totals
+        if totals.oldest or (totals.next_run_at or "9") <= self.store.now():
+            self._call_slots()
+
+    def _call_slots(self) -> None:
+        with self._work:
+            self._round += 1
+            self._work.notify_all()
+
+    def _look(self) -> None:
+        """Take in what others did: new jobs, cancelled ones, a stop request."""
+        request = self.store.stop_requested(self.name)
+        if request and not self.stopping:
+            self._stop("Stopping on request: running jobs finish first.")
+        if request == "now" and not self._hard:
+            self._hand_back()
+        if self.store.changed():
+            self.store.follow(PATIENCE_S)
+        grace_s = self.store.config().grace_period
+        for slot, attempt in list(self._executor.running.items()):
+            job = self.store.processing.get(attempt.job_id)
+            if job is not None and job.cancelled_at is not None and attempt.ended is None:
+                self._executor.end(slot, attempt, "signalled", "cancelled", grace_s)
+        self._end_drain()
+
+    def _end_drain(self) -> None:
+        """`--drain`: stop once nothing is pending, processing anywhere, or waiting for a retry or a delay."""
+        if not self.drain or self.stopping:
+            return
+        if not self._executor.running and is_drained(self.store, self.only, PATIENCE_S):
+            self.stopping = True
+            self._call_slots()
+        elif self.store.config().paused and not self._told_paused:
+            self._told_paused = True
+            self.say("The queue is paused: the drain waits. Go on with: queuectl resume")
+
+    def _keep_house(self, now_s: float) -> None:
+        """Once a second: show life, meet a clock that was set back, fold, sync."""
+        self.file.show_life()
+        before_s, wall_s = self._house_at
+        self._house_at = now_s, self.store.clock()
+        if self._house_at[1] - wall_s < now_s - before_s - TICK_S:
+            self.store.meet_new_clock(PATIENCE_S)
+        if self._executor.running or self.store.totals != self._quiet_mark:
+            self._quiet_since, self._quiet_mark = now_s, self.store.totals
+        try:
+            if self.store.fold_due(now_s - self._quiet_since):
+                self.store.fold(PATIENCE_S)
+        finally:
+            if self.store.config().fsync != "never":
+                self.store.sync()
+
+    def _check_file(self) -> None:
+        if self.fatal is None and not self.file.is_linked():
+            self.fatal = StoreError(f"'{self.file.path}' was deleted while this worker ran. It claims nothing more.")
+            self._stop(f"Error: {self.fatal}")
+
+    def _have_trouble(self, slot: int, text: str | None) -> None:
+        """Say once why this slot claims nothing, and show it in `status`; None ends it."""
+        if text == self._troubles.get(slot):
+            return
+        before = self._trouble()
+        self._troubles[slot] = text
+        if (now := self._trouble()) != before:
+            self.say(f"Trouble: {now}" if now else "The trouble is over.")
+            self._header["trouble"] = now
+            self.file.write_header(self._header)
+
+    def _trouble(self) -> str | None:
+        return next((text for text in list(self._troubles.values()) if text), None)
+
+    def _leave(self) -> int:
+        """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop signal."""
+        import signal
+
+        died = False
+        try:
+            if self.fatal is None:
+                self.store.follow()
+                if self.store.fold_due(quiet_s=math.inf):
+                    self.store.fold()
+                if self.store.config().fsync != "never":
+                    self.store.sync()
+                died = self.drain and has_died_since(self.store, self._header["started_at"], self.only)
+        except QueueError as error:
+            self.fatal = self.fatal or error
+            self.say(f"Error: {error}")
+        finally:
+            signal.set_wakeup_fd(-1)  # the FIFO is closed next, and its number may become another file's
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
+            self.file.close()
+        self.say(f"Worker {self.name} stopped.")
+        if self.fatal is not None:
+            return self.fatal.exit_code
+        if len(self.signals) > 1:
+            return 128 + self.signals[1]
+        return EXIT_REFUSED if died else 0
+
+    # -- A slot's thread
+
+    def _slot_thread(self, slot: int) -> None:
+        """A slot for the worker's whole life: after a fault of ours it begins anew, and what it held is given back."""
+        while True:
+            try:
+                self._slot(slot)
+                break
+            except Exception as error:
+                self._have_trouble(slot, f"a fault in the worker, please report it: {error!r}")
+                self._rest(self._round, TICK_S)
+        self._ended.add(slot)
+        self.file.wake()
+
+    def _slot(self, slot: int) -> None:
+        """Report, claim, run, again; until told to stop with nothing left to report."""
+        log = SlotLog(self.store.logs_dir, self.name, slot)
+        done: tuple[Job, Outcome] | None = None
+        while not (self.stopping and done is None):
+            seen = self._round
+            try:
+                failed = (
+                    done is not None and self._troubles.get(slot) is not None
+                )  # could not start it: no new claim yet
+                claim = not (self.stopping or failed) and self._can_claim(slot, log)
+                turn = take_turn(self.store, self.name, slot, done, claim, self.only)
+            except Exception as error:  # also a fault of ours: an outcome is kept until it is reported (W1)
+                why = str(error) if isinstance(error, QueueError) else repr(error)
+                self._have_trouble(slot, f"not claiming: {why}")
+                if self.fatal is not None or self._hard:
+                    if done is not None:  # whoever finds this worker's file unlocked takes the job back
+                        self.say(f"{done[0].id}: its end could not be stored ({why}); it will run again")
+                    break
+                self._rest(seen, TICK_S)
+                continue
+            self._tell(turn, done)
+            worked, done = done is not None, None
+            if turn.claimed is not None:
+                done = turn.claimed, self._attempt(slot, log, turn.claimed)
+            else:
+                if worked:
+                    self.file.write_row(slot)
+                    self.file.wake()  # the main thread may be waiting for the last slot to be done
+                if claim:
+                    self._have_trouble(slot, None)
+                self._rest(seen, None if claim or self.stopping else TICK_S)
+        log.close()
+
+    def _can_claim(self, slot: int, log: SlotLog) -> bool:
+        """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says why not."""
+        try:
+            if not has_room(self.store.logs_dir):
+                raise HostFault(f"no space is left for output under '{self.store.logs_dir}'")
+            log.open()
+            self._executor.find_runner(self.store.config().runner)
+        except HostFault as fault:
+            self._have_trouble(slot, f"not claiming: {fault}")
+            return False
+        return True
+
+    def _rest(self, seen: int, seconds: float | None) -> None:
+        """Wait until there may be work (a new round); with `seconds`, until then, whatever is called out."""
+        with self._work:
+            if seconds is not None:
+                self._work.wait_for(lambda: self._hard or self.fatal is not None, seconds)
+            else:
+                self._work.wait_for(lambda: self._round != seen or self.stopping)
+
+    def _attempt(self, slot: int, log: SlotLog, job: Job) -> Outcome:
+        """Run the job once and keep its output; how it ended. Never raises: a fault is a hand-back (F5, F6)."""
+        try:
+            outcome = self._run_command(slot, log, job)
+            self._have_trouble(slot, None)
+        except HostFault as fault:
+            self._have_trouble(slot, f"not claiming: {fault}")
+            outcome = Outcome("handed_back", reason=str(fault))
+        except Exception as error:
+            self.say(f"Error: a fault in the worker, please report it: {error!r}")
+            outcome = self._abandon(slot, f"a fault in the worker: {error!r}")
+        try:
+            log.finish(job.id, job.runs)
+        except HostFault as fault:
+            self._have_trouble(slot, str(fault))
+        return outcome
+
+    def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
+        mark = f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}"
+        env = {
+            **(job.env or {}), "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id,
+            "QUEUECTL_ATTEMPT": str(job.attempts), "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot),
+            "QUEUECTL_RUN": mark,
+        }  # fmt: skip
+        trace = Trace(mark, self.store.home, (log.path,))
+        runner = self.store.config().runner
+        attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), trace, job.timeout)
+        if isinstance(attempt, Outcome):
+            return attempt
+        attempt.job_id = job.id
+        log.release()
+        self.file.write_row(
+            slot, {"job": job.id, "run": job.runs, "session": attempt.pid, "start": attempt.trace.start_s}
+        )
+        if self._hard or attempt.deadline < math.inf:
+            self._wake_main_for(slot, attempt)
+        return self._explain(job, self._executor.wait(slot))
+
+    def _abandon(self, slot: int, reason: str) -> Outcome:
+        """End what runs in a slot after a fault of ours; over only when nothing of it lives."""
+        attempt = self._executor.running.get(slot)
+        if attempt is not None:
+            self._executor.end(slot, attempt, "handed_back", reason, self.store.config().grace_period)
+            self._executor.wait(slot)
+        return Outcome("handed_back", reason=reason)
+
+    def _wake_main_for(self, slot: int, attempt: Attempt) -> None:
+        """See that the main thread knows of this attempt's time limit, or of a hard stop that came before it."""
+        if self._hard:
+            self._executor.end(slot, attempt, "handed_back", "the worker was stopped", self.store.config().grace_period)
+        if attempt.next_event() < time.monotonic() + TICK_S:
+            self.file.wake()
+
+    def _explain(self, job: Job, outcome: Outcome) -> Outcome:
+        """The outcome with its reason in words, where a person needs more than a number."""
+        if outcome.kind == "signalled" and outcome.signal in (1, 2, 15) and outcome.reason is None:
+            # A service manager signals the whole group: our own stop signal may be a moment behind.
+            if self._stop_seen.wait(GROUP_STOP_S) and time.monotonic() - self._stopped_at < TICK_S:
+                return outcome._replace(kind="handed_back", reason="it was stopped together with its worker")
+        if outcome.kind in ("exited", "signalled") and outcome.exit_code != 0 and not has_room(self.store.logs_dir):
+            return outcome._replace(kind="handed_back", reason="the disk of its output is full")
+        if outcome.kind == "timed_out":
+            return outcome._replace(
+                reason=f"stopped by its time limit of {job.timeout:g} s; give it more, once it is dead, with: "
+                f"queuectl dlq retry {job.id} --timeout 10m; or all new jobs: queuectl config set job-timeout 10m"
+            )
+        if outcome.exit_code == EXIT_NOT_FOUND:
+            path = (job.env or {}).get("PATH") or os.environ.get("PATH", "")
+            return outcome._replace(
+                reason=f"exit code 127; a command was not found with PATH {path}; "
+                "keep the caller's with: enqueue --env PATH"
+            )
+        return outcome
+
+    def _tell(self, turn: Turn, done: tuple[Job, Outcome] | None) -> None:
+        """One line per finished attempt; and the main thread is woken where there is a new time to wait for."""
+        job = turn.reported
+        if job is None:
+            if done is not None:
+                self.say(f"{done[0].id}: its report was dropped, the queue no longer knows this run")
+            return
+        if job.state in WAITING:
+            self.file.wake()
+        last = (job.history or [{}])[-1]
+        took_s = instant_s(last["finished_at"]) - instant_s(last["started_at"]) if last.get("started_at") else 0.0
+        text = f"{job.id} {job.state}"
+        if job.state == "completed":
+            self.say(f"{text} in {took_s:.2f} s")
+        elif job.state == "failed":
+            wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
+            why = (job.reason or "").partition(";")[0]  # `show` has the rest
+            self.say(f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {wait_s:g} s")
+        elif job.state == "pending":
+            self.say(f"{job.id} handed back: {job.reason}")
+        else:
+            self.say(f"{text}: {job.reason}")
+
+    # -- Recovery
+
+    def _recover_loop(self) -> None:
+        fences: Fences = {}
+        while not self._quit.is_set():
+            pause_s = FENCE_POLL_S if fences else RECOVERY_S
+            try:
+                if self.fatal is None:
+                    find_orphans(self.store, self.name, fences)
+                    recover_fenced(self.store, fences, self.say)
+                    pause_s = FENCE_POLL_S if fences else RECOVERY_S
+            except Exception as error:  # also a fault of ours: recovery goes on (F5)
+                self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
+                pause_s = RECOVERY_S
+            self._quit.wait(pause_s)
+
+
+class Orphan(NamedTuple):
+    """A processing job of a dead worker, being fenced. `lock_fd`, shared by that worker's jobs, keeps other
+    finders away; -1: there is no file."""
+
+    job: Job
+    fence: Fence
+    lock_fd: int
+    rebooted: bool
+
+
+Fences = dict[tuple[str, int], Orphan]  # by job and run
+
+
+def find_orphans(store: Store, own: str, fences: Fences) -> None:
+    """Add to `fences` the processing jobs whose worker is dead; clear away dead workers that left none."""
+    held = {orphan.job.worker for orphan in fences.values()}
+    named = {job.worker or "" for job in list(store.processing.values())}
+    for name in {*named, *store.worker_names()} - held - {own}:
+        lock_fd = store.lock_dead_worker(name)
+        if lock_fd is None:
+            continue
+        try:
+            with store.transaction():  # the worker is dead now: what it still wrote is its last word
+                jobs = [job for job in store.processing.values() if job.worker == name]
+            info = store.read_worker(name, lock_fd) if lock_fd >= 0 else None
+            for job in jobs:
+                fences[job.id, job.runs] = _orphan(store, job, info, lock_fd)
+            if not jobs:
+                _forget_worker(store, name, lock_fd)
+        except BaseException:
+            _unlock(lock_fd)
+            raise
+
+
+def _forget_worker(store: Store, name: str, lock_fd: int) -> None:
+    sweep_slot_logs(store.logs_dir, name)
+    store.forget_worker(name)
+    _unlock(lock_fd)
+
+
+def _unlock(lock_fd: int) -> None:
+    if lock_fd >= 0:
+        _closing(lock_fd)
+
+
+def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Orphan:
+    """What is known of a dead worker's run: its mark, its logs and, from the worker's row, its session."""
+    header = info.header if info else {}
+    same_home = header.get("lock") == store.lock_id()
+    rebooted = bool(header) and header.get("boot_id") != boot_id()
+    slot = job.slot or 0
+    row = info.rows[slot] if info and slot < len(info.rows) else {}
+    ours = same_home and not rebooted and row.get("job") == job.id and row.get("run") == job.runs
+    mark = f"{store.lock_id()}/{job.worker}/{job.id}/{job.runs}"
+    logs = (slot_log_path(store.logs_dir, job.worker or "", slot), log_path(store.logs_dir, job.id, job.runs))
+    trace = Trace(mark, store.home, logs, row.get("session") if ours else None, row.get("start") if ours else None)
+    return Orphan(job, Fence(trace, time.monotonic() + store.config().grace_period), lock_fd, rebooted)
+
+
+def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> None:
+    """One step of each fence; the jobs of whose run nothing lives any more go back."""
+    for key, orphan in list(fences.items()):
+        if not orphan.fence.step():
+            continue
+        job, name = orphan.job, orphan.job.worker or ""
+        keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
+        back = recover(store, job, orphan.rebooted)
+        del fences[key]
+        if back is not None:
+            say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
+        if all(other.job.worker != name for other in fences.values()):
+            with store.transaction():
+                left = any(other.worker == name for other in store.processing.values())
+            if left:
+                _unlock(orphan.lock_fd)  # others of its jobs are not ours to recover: its file tells of them
+            else:
+                _forget_worker(store, name, orphan.lock_fd)
+
+
+def processes_of(store: Store, job: Job) -> list[int]:
+    """The live processes of a job's run, for a person; [] where it is not processing."""
+    if job.state != "processing":
+        return []
+    info = next((info for info in store.live_workers() if info.name == job.worker), None)
+    fence = _orphan(store, job, info, -1).fence
+    fence.look()
+    return fence.living
+
+
+def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
+    """Recover those of these jobs whose worker is dead, without being a worker; returns when they are back."""
+    fences: Fences = {}
+    store.follow()
+    find_orphans(store, "", fences)
+    others = {key: orphan for key, orphan in fences.items() if key[0] not in ids}
+    for key in others:
+        del fences[key]
+    kept = {orphan.lock_fd for orphan in fences.values()}
+    for lock_fd in {orphan.lock_fd for orphan in others.values()} - kept:
+        _unlock(lock_fd)
+    while fences:
+        recover_fenced(store, fences, say)
+        time.sleep(FENCE_POLL_S if fences else 0)
+
+
+# ======== 8. PRESENTATION ========
+# Records to text: strings in, strings out. Prints nothing, reads nothing. Times are given as people say them; exact
+# ones are in `--json`. What goes to a person is cleaned: neither a command nor an id can drive the terminal.
+
+_COLOURS: Final = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
+
+
+def clean(text: str) -> str:
+    """The text with every control character (also the bidirectional ones) as a visible escape."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def paint(text: str, colour: int) -> str:
+    """Coloured text; Click takes the colour out where stdout is no terminal."""
+    return f"\033[{colour}m{text}\033[0m"
+
+
+def say_count(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def say_duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def say_when(instant: str, now: str) -> str:
+    """`3 min ago`, `in 12 s`."""
+    seconds = instant_s(instant) - instant_s(now)
+    return f"in {say_duration(seconds)}" if seconds > 0 else f"{say_duration(-seconds)} ago"
+
+
+def cut(line: str, width: int | None) -> str:
+    """The line, cut to a terminal's width; in a pipe (None) lines are full."""
+    return line if width is None or len(line) <= width else line[: max(1, width - 1)] + "…"
+
+
+def job_line(job: Job, now: str, width: int | None) -> str:
+    """One job of a list: id, state, attempts, when, command."""
+    when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
+    made = f"{job.attempts}/{max(1, job.max_retries)}"
+    head = f"{clean(job.id):<12}  {job.state:<10}  {made:>5}  {say_when(when, now):>11}  "
+    line = cut(head + clean(job.command), width)
+    return line.replace(job.state, paint(job.state, _COLOURS[job.state]), 1) if job.state in line else line
+
+
+def dead_line(job: Job, last_output: str, now: str, width: int | None) -> str:
+    """One dead letter: id, attempts, last outcome, when, last line of output."""
+    ended = say_when(job.finished_at or now, now)
+    why = job.reason or "" if job.outcome is None or job.reason == "cancelled" else outcome_words(job)
+    head = f"{clean(job.id):<12}  {job.attempts:>3}  {clean(why):<21}  {ended:>11}"
+    return cut(f"{head}  {clean(last_output or job.command)}", width)
+
+
+def outcome_words(job: Job) -> str:
+    """How the job's last run ended, in few words."""
+    return describe_outcome(Outcome(job.outcome or "handed_back", job.exit_code, job.signal))
+
+
+def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
+    """One job whole, for a person: its fields, its attempts, and why it is not running."""
+    rows = []
+    for name, value in job_to_dict(job).items():
+        if name == "history":
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if name.endswith("_at") and isinstance(value, str):
+            text = f"{value}  ({say_when(value, now)})"
+        rows.append(f"{clean(name) + ':':<14} {clean(text)}")
+    for entry in job.history or ():
+        ended = {key: entry[key] for key in ("exit_code", "signal") if key in entry}
+        detail = "".join(f" {key.replace('_', ' ')} {value}" for key, value in ended.items())
+        times = f"{entry.get('started_at')} to {entry.get('finished_at')}"
+        rows.append(
+            clean(f"attempt {entry.get('attempt')} (run {entry.get('run')}): {entry.get('outcome')}{detail}, {times}")
+        )
+    if why:
+        rows.append(f"{'now:':<14} {clean(why)}")
+    if processes:
+        rows.append(f"{'processes:':<14} {', '.join(map(str, processes))}")
+    return "\n".join(rows)
+
+
+def status_page(view: Mapping[str, Any], now: str) -> str:
+    """Counts, workers and what waits, for a person."""
+    rows = []
+    if view["paused"]:
+        rows.append(paint("THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume", 33))
+    rows += [f"{paint(state, _COLOURS[state])}: {count}" for state, count in view["jobs"].items()]
+    rows.append(f"workers: {sum(worker['threads'] for worker in view['workers'])}")
+    rows += [worker_line(worker) for worker in view["workers"]]
+    if view["oldest_pending_s"] is not None:
+        rows.append(f"oldest waiting job: {say_duration(view['oldest_pending_s'])}")
+    if view["next_run_at"] is not None:
+        rows.append(f"next retry or delayed job: {say_when(view['next_run_at'], now)}")
+    rows.append(f"home: {clean(view['home'])}")
+    rows.append("settings: " + ", ".join(f"{key}={clean(say_setting(value))}" for key, value in view["config"].items()))
+    return "\n".join(rows)
+
+
+def worker_line(worker: Mapping[str, Any]) -> str:
+    """One live worker: name, pid, threads, what it runs, and what is wrong with it."""
+    runs = ", ".join(clean(row["job"]) for row in worker["running"]) or "nothing"
+    line = f"  {worker['name']}  pid {worker['pid']}, {say_count(worker['threads'], 'thread')}, runs {runs}"
+    if worker["tags"] or worker["not_tags"]:
+        line += f", takes {clean(' '.join([*worker['tags'], *('not ' + tag for tag in worker['not_tags'])]))}"
+    if worker["trouble"]:
+        line += f"; TROUBLE: {clean(worker['trouble'])}"
+    if worker["silent_s"] > 10:
+        line += f"; silent for {say_duration(worker['silent_s'])} (stopped, or the machine slept)"
+    return line
+
+
+def say_setting(value: object) -> str:
+    """A setting as `config set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def say_ids(word: str, jobs: Sequence[Job]) -> str:
+    """`Cancelled job1, job2.`"""
+    return f"{word} {', '.join(job.id for job in jobs)}."
+
+
+def as_json(value: object) -> str:
+    """One JSON value for stdout, on lines that a person can read too."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+# ======== 9. COMMANDS ========
+# The command line: take arguments, call one operation, present, exit. The only section that knows Click, prints, and
+# waits for a person's sake; no decisions about jobs.
+
+POLL_S: Final = 0.03  # between two looks of a command that waits
+
+
+class App:
+    """What the commands of one call share: the store, and what has been changed so far (for an error after it)."""
+
+    def __init__(self, home: str) -> None:
+        self.store = Store(home, lambda text: click.echo(f"Warning: {clean(text)}", err=True))
+        self.made: str | None = None
+
+    def done(self, text: str) -> None:
+        """The change is stored: see that it is also on the disk, then say what is now true."""
+        self.made = text
+        self.store.settle()
+
+
+class Failure(click.ClickException):
+    """An error of ours as Click shows it: `Error: ` and the text, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(clean(message))
+        self.exit_code = exit_code  # type: ignore[misc]  # Click's own classes set it per class
+
+
+class Group(click.Group):
+    """A group whose commands have second names."""
+
+    aliases: Mapping[str, str] = {}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+
+
+class Root(Group):
+    """The one command group; here every error becomes its exit."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QueueError as error:
+            text, made = str(error), ctx.obj.made if isinstance(ctx.obj, App) else None
+            if made:
+                text = f"{text.replace(' Nothing was changed.', '')} The change was made before that: {made}"
+            raise Failure(text, error.exit_code) from error
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(130)
+        except OSError as error:
+            if error.filename is not None:
+                made = ctx.obj.made if isinstance(ctx.obj, App) else None
+                after = f"The change was made before that: {made}" if made else "Try again."
+                raise Failure(f"{error.strerror}: '{os.fsdecode(error.filename)}'. {after}", EXIT_STORAGE) from error
+            made = ctx.obj.made if isinstance(ctx.obj, App) else None
+            if error.errno == errno.EPIPE and made is None:
+                discard_output(1)
+                ctx.exit(EXIT_REFUSED)
+            discard_output(1)
+            after = f" The change was made: {made}" if made else " Nothing was changed."
+            code = EXIT_REFUSED if error.errno == errno.EPIPE else EXIT_STORAGE
+            raise Failure(f"The result could not be printed: {error.strerror}.{after}", code) from error
+
+
+def find_home(option: str | None) -> str:
+    """`--home`, else QUEUECTL_HOME, else this file's directory where it is a checkout, else the user's own."""
+    if home := option or os.environ.get("QUEUECTL_HOME"):
+        return home
+    here = os.path.dirname(os.path.abspath(__file__))
+    if any(os.path.exists(os.path.join(here, name)) for name in ("config.json", "jobs.json", "dlq.json", ".queuectl")):
+        return here
+    return click.get_app_dir("queuectl")
+
+
+class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since Click 8.4 only
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return parse_duration(value)
+        except BadValue as error:
+            self.fail(str(error), param, ctx)
+
+
+class StateType(click.Choice[str]):
+    def __init__(self, states: Sequence[str] = STATES) -> None:
+        super().__init__(states, case_sensitive=False)
+
+
+DURATION: Final = DurationType()
+_as_json = click.option("--json", "as_json_", is_flag=True, help="Print one JSON value.")
+_match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
+_limit = click.option("--limit", type=click.IntRange(0), metavar="N", help="At most N jobs.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+_id = click.argument("id", metavar="ID")
+
+
+def _echo_all(lines: Iterable[str]) -> None:
+    """Print lines in pieces of some kilobytes: Click flushes every call."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        if size > 1 << 15:
+            click.echo("\n".join(piece))
+            piece, size = [], 0
+    if piece:
+        click.echo("\n".join(piece))
+
+
+def _width() -> int | None:
+    """The terminal's width, None where stdout is none."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+@click.group(
+    cls=Root,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+    },
+)
+@click.option("--home", metavar="DIR", help="The queue's directory (else QUEUECTL_HOME).")
+@click.version_option(__version__, prog_name="queuectl")
+@click.pass_context
+def cli(ctx: click.Context, home: str | None) -> None:
+    """Run shell commands in the background, with retries and a dead letter queue.
+
+    \b
+    Example:
+      queuectl enqueue 'tar c /srv | gzip > /backup/srv.tgz'
+      queuectl worker start
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+    elif os.environ.get("FORCE_COLOR"):
+        ctx.color = True
+    ctx.obj = App(find_home(home))
+    ctx.call_on_close(ctx.obj.store.close)
+
+
+# -- enqueue
+
+
+class EnqueueCommand(click.Command):
+    """Remembers what Click's parser forgets: whether `--` stood before the words, and `--unique=KEY`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        words = ctx.params.get("words", ())
+        separated = len(given) > len(words) and given[len(given) - len(words) - 1] == "--"
+        options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)} - {"words"}
+        if not separated:
+            for word in words[1:]:
+                if word.partition("=")[0].replace("_", "-") in options:
+                    raise click.UsageError(
+                        f"'{word}' stands after the command's first word, where it is the command's own. Options "
+                        "of enqueue come before it; for a command that has such an option write -- before it.",
+                        ctx,
+                    )
+        ctx.meta["unique_is_key"] = any(re.match(r"--unique=", word) for word in given)
+        ctx.meta["separated"] = separated
+        return rest
+
+
+def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a job is, shared by enqueue and `dlq retry`."""
+    for option in (
+        click.option(
+            "--env",
+            multiple=True,
+            metavar="KEY[=VALUE]",
+            help="A variable for the job; KEY alone copies yours.",
+        ),
+        click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
+        click.option("--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), help="Higher starts first. [0]"),
+        click.option("--max-retries", type=click.IntRange(0, RETRIES_MAX), help="Attempts in all. [max_retries]"),
+        click.option("--timeout", type=DURATION, help="Time limit of an attempt, 0 = none. [job_timeout]"),
+        click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
+    ):
+        function = option(function)
+    return function
+
+
+@cli.command(cls=EnqueueCommand, context_settings={"allow_interspersed_args": False})
+@click.argument("words", nargs=-1, metavar="JOB...")
+@_change_options
+@click.option("--id", metavar="ID", help="Its id. [made]")
+@click.option("--delay", type=DURATION, help="Start that much later.")
+@click.option("--cwd", metavar="DIR", help="Where it runs. [here]")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
+@click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
+@click.option("--unique", is_flag=False, flag_value="", metavar="[KEY]", help="Not while a job with KEY is active.")
+@click.option("--file", "path", metavar="FILE", help="One job a line, - for stdin; all or nothing.")
+@click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
+@_as_json
+@click.pass_context
+def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, stream: bool, as_json_: bool,
+            **more: Any) -> None:  # fmt: skip
+    """Add a job: a shell line, a JSON object, or words that are kept as they are.
+
+    Prints the job's id; the job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
+    '{'), or several words, kept word for word.
+
+    \b
+    Examples:
+      queuectl enqueue 'tar c /srv | gzip > /backup/srv.tgz'
+      queuectl enqueue '{"id":"job1","command":"echo test"}'
+      queuectl enqueue --priority 5 -- rsync -a "my dir" host:
+    """
+    app: App = ctx.obj
+    now = app.store.now()
+    command = more.pop("command")
+    if len([1 for source in (words, command, path, stream) if source]) > 1:
+        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.", ctx)
+    auto_unique = more["unique"] == ""
+    if more["unique"] and not (words or command or path or stream or ctx.meta["unique_is_key"]):
+        words, auto_unique = (more["unique"],), True
+    options = _spec_options(ctx, now, auto_unique, more)
+    cwd = options["cwd"] if "cwd" in options else _here()
+    if stream:
+        if as_json_:
+            raise click.UsageError("--stream prints ids as they come, not one JSON value: leave --json out.", ctx)
+        _enqueue_stream(ctx, options, cwd, auto_unique)
+        return
+    if path is not None:
+        if "id" in options:
+            raise click.UsageError("--id is for one job: with --file give an id in each line.", ctx)
+        _enqueue_file(app, path, options, cwd, auto_unique, as_json_)
+        return
+    fields = {"command": parse_command(command)} if command is not None else _parse_words(ctx, words, now)
+    fields = merge_fields(fields, options)
+    accepted = enqueue_job(app.store, _spec({"cwd": cwd, **fields}, auto_unique))
+    app.done(f"job {accepted.job.id} is in the queue.")
+    _show_accepted(accepted, as_json_)
+
+
+def _spec(fields: dict[str, Any], auto_unique: bool) -> Spec:
+    if auto_unique:
+        fields = {**fields, "unique": unique_key(fields["command"], fields["cwd"])}
+    return Spec(**fields)
+
+
+def _show_accepted(accepted: Accepted, in_json: bool) -> None:
+    if in_json:
+        click.echo(as_json({**job_to_dict(accepted.job), **({"duplicate": True} if accepted.duplicate else {})}))
+    else:
+        click.echo(accepted.job.id)
+
+
+def _parse_words(ctx: click.Context, words: tuple[str, ...], now: str) -> dict[str, Any]:
+    """A Spec's fields from the words of the command line."""
+    if not words:
+        raise click.UsageError("Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h", ctx)
+    if words[0].startswith("{") and not (ctx.meta["separated"] and len(words) > 1):
+        if len(words) > 1:
+            raise BadValue('A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.')
+        try:
+            return parse_spec(parse_json(words[0], "The job"), now)
+        except BadValue as error:
+            raise BadValue(f"{error} For a shell line that begins with '{{' use: --command TEXT.") from None
+    if len(words) == 1:
+        return {"command": parse_command(words[0])}
+    import shlex
+
+    return {"command": parse_command(shlex.join(words))}
+
+
+def _spec_options(ctx: click.Context, now: str, auto_unique: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The Spec's fields that options gave, checked as the JSON fields are."""
+    if given["at"] is not None and given["delay"] is not None:
+        raise click.UsageError("Give --at or --delay, not both.", ctx)
+    out: dict[str, Any] = _changed_fields(now, given)
+    plain = {
+        "id": given["id"],
+        "unique": None if auto_unique else given["unique"],
+        "no_retry_on": given["no_retry_on"],
+    }
+    out |= {name: FIELD_CHECKS[name](value, name) for name, value in plain.items() if value is not None}
+    if given["delay"] is not None:
+        out["wait_s"] = given["delay"]
+    if given["tags"]:
+        out["tags"] = parse_tags(list(given["tags"]))
+    if given["cwd"] is not None:
+        out["cwd"] = parse_cwd(os.path.join(_here(), given["cwd"]) if given["cwd"] else "")
+    return out
+
+
+def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the shared options gave."""
+    out = {name: given[name] for name in ("max_retries", "priority", "timeout") if given[name] is not None}
+    if given["at"] is not None:
+        out["run_at"] = parse_instant(given["at"], now, "time for --at")
+    if given["env"]:
+        out["env"] = parse_env(dict(_env_pair(text) for text in given["env"]))
+    return out
+
+
+def _env_pair(text: str) -> tuple[str, str]:
+    key, has_value, value = text.partition("=")
+    if not has_value and key not in os.environ:
+        raise BadValue(f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE.")
+    return key, value if has_value else os.environ[key]
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise Refused(f"The current directory cannot be told ({error.strerror}). Give one: --cwd DIR.") from error
+
+
+def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_unique: bool, in_json: bool) -> None:
+    """All jobs of a file or of stdin, or none."""
+    spool = Spool(app.store, _chunks(path))
+    try:
+        whole = _read_whole(spool)
+        if whole is not None:
+            spool.close()
+            spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole))
+        bulk = enqueue_bulk(app.store, spool, options, cwd, auto_unique, in_json)
+    finally:
+        spool.close()
+    if bulk.added:
+        app.done(f"{bulk.added} jobs are in the queue.")
+    if in_json:
+        click.echo(as_json([json.loads(raw) for raw in bulk.records]))
+    else:
+        click.echo(bytes(bulk.ids), nl=False)
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise BadValue(f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin.") from error
+
+
+def _read_whole(spool: Spool) -> list[Any] | None:
+    """The records of a file whose first line is `[` or `{` alone: one JSON array or object. None for others."""
+    first = next(spool.numbered(), (1, b""))[1].strip()
+    if first not in (b"[", b"{"):
+        return None
+    try:
+        text = b"\n".join(line for _, line in spool.numbered()).decode()
+    except UnicodeDecodeError:
+        raise BadValue("The file is not valid UTF-8.") from None
+    value = parse_json(text, "The file")
+    records = value if isinstance(value, list) else [value]
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise BadValue(f"Element {number} of the array is {_shown(record)}. Give JSON objects only.")
+    return records
+
+
+def _enqueue_stream(ctx: click.Context, options: dict[str, Any], cwd: str, auto_unique: bool) -> None:
+    """Each line of stdin, accepted at once and its id printed; a bad line is an error, and exit 1 at the end."""
+    app: App = ctx.obj
+    failed = False
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            fields = parse_job_line(line, app.store.now())
+            if fields is None:
+                continue
+            accepted = enqueue_job(app.store, _spec({"cwd": cwd, **merge_fields(options, fields)}, auto_unique))
+            app.made = f"job {accepted.job.id} is in the queue."
+            if app.store.config().fsync == "normal":
+                app.store.sync()
+            click.echo(accepted.job.id)
+        except (BadValue, Refused) as error:
+            failed = True
+            click.echo(f"Error: line {number}: {clean(str(error))}", err=True)
+    app.store.settle()
+    if failed:
+        ctx.exit(EXIT_REFUSED)
+
+
+# -- list, show, status, logs, wait
+
+
+@cli.command("list")
+@click.option("--state", "states", type=StateType(), multiple=True, help="Only jobs in that state (repeatable).")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+@_match
+@_limit
+@click.option("--reverse", is_flag=True, help="The newest first.")
+@_as_json
+@click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone.")
+@click.pass_context
+def list_(ctx: click.Context, states: tuple[str, ...], tags: tuple[str, ...], match: str | None, limit: int | None,
+          reverse: bool, as_json_: bool, only_ids: bool) -> None:  # fmt: skip
+    """List jobs, dead ones included, in order of arrival.
+
+    \b
+    Example:
+      queuectl list --state failed --state dead
+    """
+    if as_json_ and only_ids:
+        raise click.UsageError("Give --json or --ids, not both.", ctx)
+    import itertools
+
+    store: Store = ctx.obj.store
+    store.read()
+    found = (job for job in store.jobs(reverse, states or STATES) if matches(job, match, tags))
+    jobs = itertools.islice(found, limit)
+    if as_json_:
+        _echo_all(_json_array(jobs))
+    elif only_ids:
+        _echo_all(job.id for job in jobs)
+    else:
+        now, width = store.now(), _width()
+        _echo_all(job_line(job, now, width) for job in jobs)
+
+
+def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
+    """One JSON array, one job a line, without holding them all."""
+    before = None
+    for job in jobs:
+        yield "[" if before is None else before + ","
+        before = encode_job(job).decode()
+    if before is not None:
+        yield before
+    yield "[]" if before is None else "]"
+
+
+@cli.command()
+@_ids
+@_as_json
+@click.pass_context
+def show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
+    """Show jobs whole, their attempts, and why they are not running.
+
+    \b
+    Example:
+      queuectl show job1
+    """
+    store: Store = ctx.obj.store
+    store.read()
+    _show_jobs(store, find_all(store, ids), as_json_)
+
+
+def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
+    """One job's object or page; of several an array, or their pages with a blank line between."""
+    if in_json:
+        views = [job_to_dict(job) for job in jobs]
+        click.echo(as_json(views[0] if len(views) == 1 else views))
+        return
+    pages = [job_page(job, why_waiting(store, job), processes_of(store, job), store.now()) for job in jobs]
+    click.echo("\n\n".join(pages))
+
+
+@cli.command("status")
+@click.option("--check", is_flag=True, help="Exit 1 when jobs are due and no worker is alive.")
+@_as_json
+@click.pass_context
+def status_(ctx: click.Context, check: bool, as_json_: bool) -> None:
+    """Show how many jobs are in each state, the workers, and the settings in force.
+
+    \b
+    Example:
+      queuectl status
+    """
+    store: Store = ctx.obj.store
+    view = status(store)
+    click.echo(as_json(view) if as_json_ else status_page(view, store.now()))
+    if check and is_work_left_alone(view, store.now()):
+        click.echo("Warning: jobs are due and no worker is alive. Start one: queuectl worker start", err=True)
+        ctx.exit(EXIT_REFUSED)
+
+
+@cli.command()
+@_id
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]")
+@click.option("--follow", is_flag=True, help="Go on as output comes, until the job is over.")
+@click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
+@click.option("--path", "show_path", is_flag=True, help="Print the file's path instead.")
+@click.pass_context
+def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool) -> None:
+    """Print a job's output, bytes as it wrote them.
+
+    A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
+
+    \b
+    Example:
+      queuectl logs job1 --follow
+    """
+    store: Store = ctx.obj.store
+    store.read()
+    job = find_all(store, [id])[0]
+    run = job.runs if attempt is None else run_of_attempt(job, attempt)
+    if run == 0 and not follow:
+        click.echo(f"Job '{id}' has not run yet.", err=True)
+        return
+    if show_path:
+        click.echo(_log_of(store, job, run)[0])
+        return
+    out = sys.stdout.buffer
+    run, at = max(1, run), None
+    while True:
+        path, running = _log_of(store, job, run)
+        moved = False
+        if at is None:
+            at = tail_start(path, tail) if tail is not None else 0
+        for piece in read_log(path, at):
+            if running:
+                # A slot's file is believed only if the record, read afterwards, still names slot and run.
+                store.refresh()
+                job = find_all(store, [id])[0]
+                if moved := _log_of(store, job, run) != (path, True):
+                    break
+            out.write(piece)
+            at += len(piece)
+        out.flush()
+        if moved:
+            continue
+        if not follow or (not running and (attempt is not None or (job.state in OVER and job.runs <= run))):
+            return
+        if not running and job.runs > run:
+            run, at, tail = run + 1, None, None  # the next attempt
+            continue
+        time.sleep(POLL_S)
+        store.refresh()
+        job = find_all(store, [id])[0]
+
+
+def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
+    """(path of that run's output, whether the run still goes on). A log that has its name is of a run that is over."""
+    path = log_path(store.logs_dir, job.id, run)
+    if job.state != "processing" or job.runs != run or os.path.exists(path):
+        return path, False
+    return slot_log_path(store.logs_dir, job.worker or "", job.slot or 0), True
+
+
+@cli.command()
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--all", "every", is_flag=True, help="All jobs that are not over now.")
+@click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
+@_as_json
+@click.pass_context
+def wait(ctx: click.Context, ids: tuple[str, ...], every: bool, timeout: float | None, as_json_: bool) -> None:
+    """Wait until jobs are completed or dead.
+
+    With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where all completed.
+
+    \b
+    Example:
+      queuectl wait job1 --timeout 10m
+    """
+    if bool(ids) == every:
+        raise click.UsageError("Give job ids, or --all.", ctx)
+    store: Store = ctx.obj.store
+    store.read()
+    deadline = time.monotonic() + timeout if timeout is not None else math.inf
+    wanted = [job.id for job in store.jobs(states=(*WAITING, "processing"))] if every else list(dict.fromkeys(ids))
+    if not every:
+        find_all(store, wanted)
+    ended: dict[str, Job | None] = {}
+    with _progress(len(wanted), "Waiting") as advance:
+        _wait_until_over(store, wanted, ended, deadline, advance)
+    _show_ended(wanted, ended, as_json_)
+    if len(ended) < len(wanted):
+        click.echo(
+            f"Error: Not over yet: {len(wanted) - len(ended)} of {len(wanted)}. Wait longer, or see: queuectl list.",
+            err=True,
+        )
+        ctx.exit(EXIT_TIMEOUT)
+    for id, end in ended.items():
+        if end is None or end.state != "completed":
+            click.echo(f"Job {id} {'was purged' if end is None else 'is dead: ' + clean(end.reason or '')}", err=True)
+    ctx.exit(exit_code_of(list(ended.values()), single=len(wanted) == 1 and not every))
+
+
+@contextlib.contextmanager
+def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        bar.render_progress()
+        yield bar.update
+
+
+def _wait_until_over(
+    store: Store, wanted: Sequence[str], ended: dict[str, Job | None], deadline: float, advance: Callable[[int], None]
+) -> None:
+    """Note in `ended` how these jobs end (None: purged), until all have or the time is up."""
+    warned, changed = False, True
+    while True:
+        before = len(ended)
+        if changed:
+            ended |= store.find_ended([id for id in wanted if id not in ended])
+        advance(len(ended) - before)
+        if len(ended) == len(wanted) or time.monotonic() >= deadline:
+            return
+        if not warned and (orphan := orphan_among(store, wanted)) is not None:
+            click.echo(f"Warning: job '{clean(orphan)}' was left by a dead worker and no worker lives to take it back. "
+                       "Start one: queuectl worker start", err=True)  # fmt: skip
+            warned = True
+        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        changed = store.refresh()
+
+
+def _show_ended(wanted: Sequence[str], ended: Mapping[str, Job | None], in_json: bool) -> None:
+    if in_json:
+        click.echo(as_json([ended_view(id, ended[id], known=True) if id in ended else ended_view(id, None, known=False)
+                            for id in wanted]))  # fmt: skip
+
+
+# -- cancel, retry, pause, resume, purge
+
+
+@cli.command()
+@_ids
+@click.pass_context
+def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Cancel jobs: waiting ones go to the dead letter queue, running ones are stopped first.
+
+    \b
+    Example:
+      queuectl cancel job1 job2
+    """
+    app: App = ctx.obj
+    jobs = cancel_jobs(app.store, ids)
+    app.made = say_ids("Cancelled", jobs)
+    running = [job for job in jobs if job.state == "processing"]
+    if running:
+        recover_now(app.store, {job.id for job in running}, lambda text: click.echo(clean(text), err=True))
+    app.done(app.made)
+    for job in jobs:
+        left = job.state == "processing" and app.store.job(job.id)
+        still = left and left.state == "processing"
+        click.echo(f"Job {job.id} is running: stopping it." if still else f"Job {job.id} is cancelled.")
+
+
+@cli.command()
+@_ids
+@click.pass_context
+def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Make failed jobs due now; bring dead ones back as 'dlq retry' does.
+
+    \b
+    Example:
+      queuectl retry job3
+    """
+    app: App = ctx.obj
+    jobs = retry_jobs(app.store, ids)
+    app.done(say_ids("Retrying", jobs))
+    _echo_all(f"Job {job.id} is {job.state}, due now." for job in jobs)
+
+
+@cli.command()
+@click.pass_context
+def pause(ctx: click.Context) -> None:
+    """Start no more jobs until 'resume'; running ones go on.
+
+    \b
+    Example:
+      queuectl pause
+    """
+    app: App = ctx.obj
+    set_setting(app.store, "paused", "true")
+    app.made = "The queue is paused."
+    click.echo("The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume")
+
+
+@cli.command()
+@click.pass_context
+def resume(ctx: click.Context) -> None:
+    """Start jobs again after 'pause'.
+
+    \b
+    Example:
+      queuectl resume
+    """
+    app: App = ctx.obj
+    set_setting(app.store, "paused", "false")
+    app.made = "The queue is no longer paused."
+    click.echo("The queue is no longer paused.")
+
+
+@cli.command()
+@click.option("--state", "states", type=StateType(OVER), multiple=True, help="Only these. [completed and dead]")
+@click.option("--older-than", type=DURATION, help="Only jobs that were over that long ago.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
+@_yes
+@click.pass_context
+def purge(ctx: click.Context, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
+    """Delete finished jobs and their output for good.
+
+    \b
+    Example:
+      queuectl purge --older-than 7d --yes
+    """
+    app: App = ctx.obj
+    chosen = states or OVER
+    if dry_run:
+        app.store.read()
+        now = app.store.now()
+        count = sum(1 for job in app.store.jobs(states=chosen) if is_older(job, now, older_than))
+        click.echo(f"{say_count(count, 'job')} would be purged.")
+        return
+    _confirm(ctx, yes, f"Delete {' and '.join(chosen)} jobs for good?")
+    gone = purge_jobs(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than))
+    _finish_purge(app, gone)
+
+
+def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
+    """Ask on a terminal; elsewhere `--yes` must have been given."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("Nobody is there to be asked. Give --yes to do it.", ctx)
+    if not click.confirm(question, err=True):
+        click.echo("Nothing was changed.", err=True)
+        ctx.exit(EXIT_REFUSED)
+
+
+def _finish_purge(app: App, gone: Sequence[Job]) -> None:
+    if gone:
+        app.done(f"{say_count(len(gone), 'job')} purged.")
+    try:
+        for job in gone:
+            remove_logs(app.store.logs_dir, job.id, job.runs)
+    except OSError as error:
+        app.store.warn(f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}.")
+    click.echo(f"{say_count(len(gone), 'job')} purged.")
+
+
+# -- dlq
+
+
+class DlqGroup(Group):
+    aliases = {"clear": "purge", "delete": "purge"}
+
+
+@cli.group(cls=DlqGroup)
+def dlq() -> None:
+    """See the dead letter queue, bring its jobs back, or delete them.
+
+    \b
+    Example:
+      queuectl dlq list
+    """
+
+
+@dlq.command("list")
+@_as_json
+@_limit
+@_match
+@click.pass_context
+def dlq_list(ctx: click.Context, as_json_: bool, limit: int | None, match: str | None) -> None:
+    """List the dead letters: id, attempts, last outcome, when, last line of output.
+
+    \b
+    Example:
+      queuectl dlq list --match backup
+    """
+    import itertools
+
+    store: Store = ctx.obj.store
+    store.read()
+    jobs = itertools.islice((job for job in store.jobs(states=("dead",)) if matches(job, match)), limit)
+    if as_json_:
+        _echo_all(_json_array(jobs))
+        return
+    now, width = store.now(), _width()
+    _echo_all(dead_line(job, last_line(log_path(store.logs_dir, job.id, job.runs)), now, width) for job in jobs)
+
+
+@dlq.command("show")
+@_ids
+@_as_json
+@click.pass_context
+def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
+    """Show dead letters whole.
+
+    \b
+    Example:
+      queuectl dlq show job3
+    """
+    store: Store = ctx.obj.store
+    store.read()
+    _show_jobs(store, [check_dead(job) for job in find_all(store, ids)], as_json_)
+
+
+@dlq.command("retry")
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--all", "every", is_flag=True, help="All dead letters but the cancelled ones.")
+@_match
+@click.option("--cancelled", is_flag=True, help="With --all: the cancelled ones too.")
+@click.option("--spread", type=DURATION, help="Let them start spread over that time.")
+@_change_options
+@click.pass_context
+def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: str | None, cancelled: bool,
+              spread: float | None, command: str | None, **more: Any) -> None:  # fmt: skip
+    """Bring dead letters back: pending, attempts at zero, changed where you say so.
+
+    \b
+    Example:
+      queuectl dlq retry job3 --timeout 10m
+    """
+    if bool(ids) == every:
+        raise click.UsageError("Give job ids, or --all.", ctx)
+    if (match is not None or cancelled) and not every:
+        raise click.UsageError("--match and --cancelled go with --all.", ctx)
+    app: App = ctx.obj
+    changes = _changed_fields(app.store.now(), more)
+    if command is not None:
+        changes["command"] = parse_command(command)
+    if ids:
+        jobs = revive_jobs(app.store, ids, changes, spread)
+    else:
+        jobs = revive_all(app.store, match, cancelled, changes, spread)
+    if jobs:
+        app.done(say_ids("Revived", jobs))
+    else:
+        click.echo("No dead letter fits; cancelled ones come back with --cancelled only.", err=True)
+    _echo_all(f"Job {job.id} is pending again." for job in jobs)
+
+
+@dlq.command("purge")
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--all", "every", is_flag=True, help="All dead letters.")
+@click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
+@_yes
+@click.pass_context
+def dlq_purge(ctx: click.Context, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool) -> None:
+    """Delete dead letters and their output for good.
+
+    \b
+    Example:
+      queuectl dlq purge --older-than 30d --yes
+    """
+    if bool(ids) == (every or older_than is not None):
+        raise click.UsageError("Give job ids, or --all, or --older-than.", ctx)
+    app: App = ctx.obj
+    _confirm(ctx, yes, f"Delete {len(ids) or 'these'} dead letters for good?")
+    if ids:
+        gone = purge_dead(app.store, ids)
+    else:
+        gone = purge_jobs(app.store, lambda job, now: job.state == "dead" and is_older(job, now, older_than))
+    _finish_purge(app, gone)
+
+
+# -- config
+
+
+class ConfigGroup(Group):
+    aliases = {"list": "show"}
+
+
+@cli.group(cls=ConfigGroup)
+def config() -> None:
+    """See and change the settings.
+
+    \b
+    Example:
+      queuectl config set max-retries 5
+    """
+
+
+@config.command("show")
+@_as_json
+@click.pass_context
+def config_show(ctx: click.Context, as_json_: bool) -> None:
+    """Show every setting in force.
+
+    \b
+    Example:
+      queuectl config show
+    """
+    _show_settings(ctx, as_json_)
+
+
+def _show_settings(ctx: click.Context, in_json: bool) -> None:
+    store: Store = ctx.obj.store
+    store.check_home()
+    values = {**default_settings(), **store.settings()}
+    if in_json:
+        click.echo(as_json(values))
+    else:
+        _echo_all(f"{name} = {clean(say_setting(value))}" for name, value in values.items())
+
+
+@config.command("get")
+@click.argument("key", required=False)
+@_as_json
+@click.pass_context
+def config_get(ctx: click.Context, key: str | None, as_json_: bool) -> None:
+    """Print the value of one setting, alone.
+
+    \b
+    Example:
+      queuectl config get max-retries
+    """
+    if key is None:
+        _show_settings(ctx, as_json_)
+        return
+    store: Store = ctx.obj.store
+    store.check_home()
+    name = known_setting(key)
+    value = {**default_settings(), **store.settings()}[name]
+    click.echo(as_json(value) if as_json_ else clean(say_setting(value)))
+
+
+@config.command("set", context_settings={"ignore_unknown_options": True})
+@click.argument("key")
+@click.argument("value")
+@click.pass_context
+def config_set(ctx: click.Context, key: str, value: str) -> None:
+    """Change one setting; running workers follow at once.
+
+    \b
+    Example:
+      queuectl config set backoff-base 3
+    """
+    app: App = ctx.obj
+    stored = set_setting(app.store, key, value)
+    app.made = f"{known_setting(key)} = {clean(say_setting(stored))}"
+    click.echo(app.made)
+
+
+@config.command("unset")
+@click.argument("key")
+@click.pass_context
+def config_unset(ctx: click.Context, key: str) -> None:
+    """Set one setting back to its default.
+
+    \b
+    Example:
+      queuectl config unset backoff-base
+    """
+    app: App = ctx.obj
+    stored = unset_setting(app.store, key)
+    app.made = f"{known_setting(key)} = {clean(say_setting(stored))}"
+    click.echo(app.made)
+
+
+# -- worker
+
+
+@cli.group()
+def worker() -> None:
+    """Start, stop and see the workers of this queue.
+
+    \b
+    Example:
+      queuectl worker start --count 2
+    """
+
+
+@worker.command("start")
+@click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+@click.option("--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable).")
+@click.option("--drain", is_flag=True, help="End when nothing is left to run; exit 1 if a job died.")
+@click.option("--detach", "--detached", is_flag=True, help="In the background, log under .queuectl/.")
+@click.pass_context
+def worker_start(ctx: click.Context, count: int | None, tags: tuple[str, ...], not_tags: tuple[str, ...],
+                 drain: bool, detach: bool) -> None:  # fmt: skip
+    """Run jobs, in the foreground until stopped.
+
+    The first Ctrl+C lets running jobs finish; the second ends them and hands them back.
+
+    \b
+    Example:
+      queuectl worker start --count 4
+    """
+    app: App = ctx.obj
+    store = app.store
+    store.prepare()
+    threads = count or store.config().worker_count
+    only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
+    if detach:
+        words = [
+            "--home",
+            store.home,
+            "worker",
+            "start",
+            "--count",
+            str(threads),
+            *(["--drain"] if drain else []),
+        ]
+        words += [word for tag in only.tags for word in ("--tag", tag)]
+        words += [word for tag in only.not_tags for word in ("--not-tag", tag)]
+        _detach(ctx, words)
+        return
+
+    def say(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends nothing
+            click.echo("\n".join(map(clean, text.split("\n"))), err=True)
+
+    ctx.exit(Worker(store, threads, only, drain, say).run())
+
+
+def _detach(ctx: click.Context, words: list[str]) -> None:
+    """Start the worker in the background; return when it is ready."""
+    store: Store = ctx.obj.store
+    log = os.path.join(store.dir, "worker.log")
+    child = start_detached(words, log)
+    deadline = time.monotonic() + 30
+    while not (name := next((info.name for info in store.live_workers() if info.header["pid"] == child.pid), None)):
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise Refused(f"The worker did not start. See why in '{log}'.")
+        time.sleep(POLL_S)
+    child.returncode = 0  # it outlives us: no warning that it still runs
+    click.echo(f"Worker {name} started in the background, log in {log}.", err=True)
+
+
+@worker.command("stop")
+@click.option("--now", is_flag=True, help="End the running jobs and hand them back.")
+@click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
+@click.pass_context
+def worker_stop(ctx: click.Context, now: bool, timeout: float | None) -> None:
+    """Stop all workers of this queue and wait until they are gone.
+
+    \b
+    Example:
+      queuectl worker stop --timeout 1m
+    """
+    store: Store = ctx.obj.store
+    store.check_home()
+    names = [info.name for info in store.live_workers()]
+    for name in names:
+        store.request_stop(name, "now" if now else "stop")
+    deadline = time.monotonic() + timeout if timeout is not None else math.inf
+    while left := [info.name for info in store.live_workers() if info.name in names]:
+        if time.monotonic() >= deadline:
+            raise Refused(
+                f"{len(left)} of {len(names)} workers still run their jobs: {', '.join(left)}. They stop when these "
+                "end; end them with: queuectl worker stop --now."
+            )
+        time.sleep(POLL_S)
+    click.echo(f"{say_count(len(names), 'worker')} stopped." if names else "No worker was running.")
+
+
+@worker.command("list")
+@_as_json
+@click.pass_context
+def worker_list(ctx: click.Context, as_json_: bool) -> None:
+    """List the live workers and what they run.
+
+    \b
+    Example:
+      queuectl worker list
+    """
+    store: Store = ctx.obj.store
+    store.check_home()
+    views = [worker_view(info, store.clock()) for info in store.live_workers()]
+    if as_json_:
+        click.echo(as_json(views))
+    else:
+        _echo_all(worker_line(view).strip() for view in views)
+
+
+# -- doctor
+
+
+@cli.command()
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Check every store and the journal; say what is wrong with them.
+
+    Changes nothing. Exit code 0 where all is well, 3 where something is not.
+
+    \b
+    Example:
+      queuectl doctor
+    """
+    store: Store = ctx.obj.store
+    problems = examine(store)
+    _echo_all(clean(problem) for problem in problems)
+    if problems:
+        raise StoreError(f"{say_count(len(problems), 'problem')} in '{store.home}'. Copy the home, then mend it.")
+    click.echo(f"All is well with '{clean(store.home)}'.")
+
+
+def main() -> None:
+    """The console script."""
+    open_standard_descriptors()
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # None where the descriptor was closed
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what tests put in its place has none
+    cli(prog_name="queuectl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What every test stands on: a fresh home, the CLI as a user calls it, and real processes.
+
+This file alone knows how QueueCTL is called. When the program's API moves, it changes and no test does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+
+PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
+sys.path.insert(0, str(PROGRAM.parent))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command answered: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout as one JSON value (fails where it is anything else)."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+def _checked(result: Result, code: int | None, args: tuple[str, ...]) -> Result:
+    for text in (result.out, result.err):
+        assert "Traceback (most recent call last)" not in text, f"{args} printed a traceback:\n{text}"
+    if code is not None:
+        assert result.code == code, f"{args}: exit {result.code}, not {code}\n{result.out}\n{result.err}"
+    if result.code not in (0, 124) and result.code in (1, 2, 3) and code in (1, 2, 3):
+        assert result.err.strip(), f"{args}: exit {result.code} without a word on stderr"
+    return result
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh queue directory, in QUEUECTL_HOME for everything this test starts."""
+    path = tmp_path / "home"
+    path.mkdir(mode=0o700)
+    monkeypatch.setenv("QUEUECTL_HOME", str(path))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return path
+
+
+@pytest.fixture
+def run(home: Path) -> Callable[..., Result]:
+    """`run("enqueue", "true")`: one command inside this process, through Click's runner.
+
+    `code` is the exit code it must have (None: any); `input` is stdin (str or bytes).
+    """
+    import queuectl
+
+    def call(*args: str, code: int | None = 0, input: str | bytes | None = None) -> Result:  # noqa: A002
+        answer = click.testing.CliRunner().invoke(queuectl.cli, list(args), input=input)
+        if answer.exception and not isinstance(answer.exception, SystemExit):
+            raise answer.exception
+        return _checked(Result(answer.exit_code, answer.stdout, answer.stderr), code, args)
+
+    return call
+
+
+@pytest.fixture
+def process(home: Path) -> Callable[..., Result]:
+    """`process("wait", "a")`: the same as a real process, waited for (`timeout` seconds at most)."""
+
+    def call(
+        *args: str,
+        code: int | None = 0,
+        input: str | bytes | None = None,  # noqa: A002
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 60,
+    ) -> Result:
+        stdin = input.encode() if isinstance(input, str) else input
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), *args],
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            timeout=timeout,
+        )
+        result = Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+        return _checked(result, code, args)
+
+    return call
+
+
+@pytest.fixture
+def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """`start("worker", "start")`: a real process left running; killed at the test's end.
+
+    Its stdout and stderr go to the file named by its attribute `log` (a Path).
+    """
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def call(*args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
+        log = tmp_path / f"process-{len(begun)}.log"
+        with log.open("wb") as out:
+            child = subprocess.Popen(
+                [sys.executable, str(PROGRAM), *args],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                **more,
+            )
+        child.log = log  # type: ignore[attr-defined]
+        begun.append(child)
+        return child
+
+    yield call
+    for child in begun:
+        if child.poll() is None:
+            child.kill()
+        child.wait(10)
+
+
+@pytest.fixture
+def jobs(run: Callable[..., Result]) -> Callable[[], dict[str, dict[str, Any]]]:
+    """`jobs()["a"]["state"]`: every job of the home by id, as `list --json` gives it."""
+    return lambda: {job["id"]: job for job in run("list", "--json").json}
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`eventually(lambda: ...)`: polls until it is truthy and returns that; fails after `seconds`."""
+
+    def poll(condition: Callable[[], Any], seconds: float = 20) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            answer = condition()
+            if answer:
+                return answer
+            assert time.monotonic() < deadline, f"did not come true within {seconds} s"
+            time.sleep(0.02)
+
+    return poll

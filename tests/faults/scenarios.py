@@ -1,0 +1,471 @@
+"""The scenarios that the fault suites walk through: a starting home and an operation on it.
+
+A starting home is built once and copied for every point. An operation is a generator over a fresh store: each `yield`
+says "this change is accepted", as a command does that exits 0; what comes after the last one changes nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tests.faults.effects import Fault, FaultyOs, in_child, standing_in
+
+NOW_S = 1_800_000_000.0  # every clock here stands still: so two runs of one operation give the same records
+WORKER = "4711-abcdef"
+
+Build = Callable[[ModuleType, str], None]
+Steps = Callable[[ModuleType, Any], Iterator[None]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An operation on a starting home."""
+
+    name: str
+    build: Build
+    steps: Steps
+    before: Callable[[ModuleType, Any], Any] | None = None  # in the child, before the faults begin
+    limits: tuple[tuple[str, int], ...] = ()  # fixed limits of the module, made small
+    is_edited: bool = False  # by hand, before it starts
+    is_worker: bool = False  # may fail after the change is accepted: a worker tries again
+
+
+def open_store(q: ModuleType, home: str | Path, warn: Callable[[str], None] = lambda text: None) -> Any:
+    return q.Store(str(home), warn, clock=lambda: NOW_S)
+
+
+def close_store(store: Any) -> None:
+    store._reset()
+    if store._lock_fd is not None:
+        os.close(store._lock_fd)
+        store._lock_fd = None
+
+
+def copy_home(source: Path, target: Path) -> None:
+    """A home as it stands, arrays and settings with their fingerprints: those are never changed in place (S3)."""
+    shutil.rmtree(target, ignore_errors=True)
+    if not source.exists():
+        return
+    for folder, _, names in os.walk(source):
+        there = target / os.path.relpath(folder, source)
+        there.mkdir(mode=0o700)
+        for name in names:
+            path = os.path.join(folder, name)
+            if name in ("jobs.json", "dlq.json"):
+                os.link(path, there / name)
+            elif name.endswith(".wake"):
+                os.mkfifo(there / name, 0o600)
+            else:
+                shutil.copy2(path, there / name)
+
+
+def kill_at(q: ModuleType, home: str, effect: str, number: int, steps: Steps, what: str = "killed before") -> None:
+    """Let `steps` die at the `number`-th effect of that kind; for homes that a crash left."""
+    trial = home + ".trial"
+    copy_home(Path(home), Path(trial))
+    real = q.lock_descriptor
+    with standing_in(q, FaultyOs(real)) as dry:
+        list(steps(q, store := open_store(q, trial)))
+    close_store(store)
+    shutil.rmtree(trial)
+    at = [place for place, kind in enumerate(dry.trace, 1) if kind == effect][number - 1]
+
+    def work(_: Callable[[bytes], None]) -> None:
+        with standing_in(q, FaultyOs(real, Fault(at, what))):
+            list(steps(q, open_store(q, home)))
+
+    assert in_child(work).signal == 9
+
+
+# -- Starting homes
+
+
+def nothing(q: ModuleType, home: str) -> None:
+    """No home yet."""
+
+
+def empty_dir(q: ModuleType, home: str) -> None:
+    os.mkdir(home, 0o700)
+
+
+def _turn(q: ModuleType, store: Any, done: Any = None, claim: bool = True) -> Any:
+    return q.take_turn(store, WORKER, 0, done, claim, q.TagFilter())
+
+
+def exit_code(q: ModuleType, code: int) -> Any:
+    return q.Outcome("exited", exit_code=code)
+
+
+def fill(q: ModuleType, store: Any) -> None:
+    """One or two jobs in each state; `run` is processing for a worker that is dead."""
+    for id, retries, code in (("done", 3, 0), ("gone", 3, 0), ("fail", 3, 1), ("dead", 1, 7), ("rip", 1, 9)):
+        q.enqueue_job(store, q.Spec("true", id=id, max_retries=retries, unique=f"key-{id}", cwd="/"))
+        _turn(q, store, (_turn(q, store).claimed, exit_code(q, code)), claim=False)
+    q.enqueue_job(store, q.Spec("sleep 1", id="run", unique="key-run", cwd="/"))
+    _turn(q, store)
+    q.enqueue_job(store, q.Spec("true", id="a", unique="key-a", tags=["t"], env={"A": "ä"}, cwd="/"))
+    q.enqueue_job(store, q.Spec("true", id="b", priority=0, wait_s=60, cwd="/"))
+    q.enqueue_job(store, q.Spec('echo "x\ty"', id="c", cwd="/"))
+
+
+def small(q: ModuleType, home: str) -> None:
+    """All states, folded."""
+    store = open_store(q, home)
+    fill(q, store)
+    store.fold()
+    close_store(store)
+
+
+def unfolded(q: ModuleType, home: str) -> None:
+    """All states in the arrays, and in the journal changes to both."""
+    small(q, home)
+    store = open_store(q, home)
+    q.enqueue_job(store, q.Spec("true", id="new", cwd="/"))
+    q.cancel_jobs(store, ["a"])
+    q.revive_jobs(store, ["dead"])
+    q.purge_dead(store, ["rip"])
+    q.purge_jobs(store, lambda job, now: job.id == "gone")
+    close_store(store)
+
+
+def _with(setting: str, value: str) -> Build:
+    def build(q: ModuleType, home: str) -> None:
+        small(q, home)
+        store = open_store(q, home)
+        q.set_setting(store, setting, value)
+        close_store(store)
+
+    return build
+
+
+def crashed_in_fold(number: int, what: str = "killed before") -> Build:
+    """A fold that died at its `number`-th rename: of jobs.json, dlq.json, the journal."""
+
+    def build(q: ModuleType, home: str) -> None:
+        unfolded(q, home)
+        kill_at(q, home, "rename", number, fold, what)
+
+    return build
+
+
+def _records(home: str, name: str) -> list[dict[str, Any]]:
+    return list(json.loads(Path(home, name).read_text()))
+
+
+def _edit(home: str, name: str, records: Sequence[Any]) -> None:
+    Path(home, name).write_text(json.dumps(records, indent=2))
+
+
+def edited(q: ModuleType, home: str) -> None:
+    """By hand: a job added, one changed, one deleted."""
+    small(q, home)
+    jobs = _records(home, "jobs.json")
+    jobs = [{**job, "priority": 7} if job["id"] == "a" else job for job in jobs if job["id"] != "c"]
+    _edit(home, "jobs.json", [*jobs, {"command": "echo by hand"}, {"id": "hand", "command": "true"}])
+
+
+def edited_journal(q: ModuleType, home: str) -> None:
+    """By hand, while the journal held changes of the same jobs."""
+    unfolded(q, home)
+    jobs = _records(home, "jobs.json")
+    _edit(home, "jobs.json", [{**job, "command": "false"} for job in jobs])
+
+
+def edited_dead(q: ModuleType, home: str) -> None:
+    """By hand: the state of a waiting job set to dead, in jobs.json."""
+    small(q, home)
+    jobs = _records(home, "jobs.json")
+    over = {"state": "dead", "finished_at": "2026-11-24T08:15:30.123Z"}
+    _edit(home, "jobs.json", [{**job, **over} if job["id"] == "a" else job for job in jobs])
+
+
+def edited_revived(q: ModuleType, home: str) -> None:
+    """By hand: a dead letter's state set to pending, in dlq.json."""
+    small(q, home)
+    new = {"id": "dead", "command": "true", "state": "pending"}
+    _edit(home, "dlq.json", [new if job["id"] == "dead" else job for job in _records(home, "dlq.json")])
+
+
+def backup(q: ModuleType, home: str) -> None:
+    """The three files restored without their journal, and a dead job put into jobs.json by hand."""
+    small(q, home)
+    shutil.rmtree(os.path.join(home, ".queuectl"))
+    extra = {"id": "late", "command": "true", "state": "dead"}
+    _edit(home, "jobs.json", [*_records(home, "jobs.json"), extra])
+
+
+def touched(q: ModuleType, home: str) -> None:
+    """The same bytes under other fingerprints, as after `cp -r`."""
+    unfolded(q, home)
+    for name in ("jobs.json", "dlq.json"):
+        data = Path(home, name).read_bytes()
+        os.unlink(os.path.join(home, name))
+        Path(home, name).write_bytes(data)
+
+
+def torn(q: ModuleType, home: str) -> None:
+    """Half a line at the journal's end."""
+    unfolded(q, home)
+    kill_at(q, home, "write", 1, enqueue, "half then killed")
+
+
+def torn_bulk(q: ModuleType, home: str) -> None:
+    """A bulk that died before its last line: whole lines that say `more`."""
+    unfolded(q, home)
+    limit = q.LINE_JOBS_MAX
+    setattr(q, "LINE_JOBS_MAX", 3)  # noqa: B010 (a module's attribute that the type checker cannot see)
+    kill_at(q, home, "write", 4, bulk, "killed before")
+    setattr(q, "LINE_JOBS_MAX", limit)  # noqa: B010
+
+
+def crashed_worker(q: ModuleType, home: str) -> None:
+    """The dead worker left its file."""
+    small(q, home)
+    store = open_store(q, home)
+    file = live_worker(q, store)
+    os.close(file.fd)
+    os.close(file.wake_fd)
+    close_store(store)
+
+
+# -- Operations
+
+
+def live_worker(q: ModuleType, store: Any) -> Any:
+    header = {"pid": 1, "started_at": store.now(), "boot_id": "x", "lock": "x", "threads": 1, "trouble": None}
+    return store.create_worker(WORKER, header, 1)
+
+
+def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
+    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
+    yield
+    store.settle()
+
+
+def enqueue_twice(q: ModuleType, store: Any) -> Iterator[None]:
+    """As `--stream` does: after a failure the same store goes on."""
+    for command in ("echo one", "echo two"):
+        q.enqueue_job(store, q.Spec(command, cwd="/"))
+        yield
+        store.sync()
+    store.settle()
+
+
+def enqueue_id(q: ModuleType, store: Any) -> Iterator[None]:
+    q.enqueue_job(store, q.Spec("echo one", id="given", unique="key-given", cwd="/"))
+    yield
+    store.settle()
+
+
+def enqueue_duplicate(q: ModuleType, store: Any) -> Iterator[None]:
+    assert q.enqueue_job(store, q.Spec("echo one", unique="key-a", cwd="/")).duplicate
+    yield
+    store.settle()
+
+
+def enqueue_freed(q: ModuleType, store: Any) -> Iterator[None]:
+    """The key's holder is over: a new job gets it."""
+    assert not q.enqueue_job(store, q.Spec("echo one", unique="key-done", cwd="/")).duplicate
+    yield
+    store.settle()
+
+
+def enqueue_cli(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "enqueue", '{"id":"job1","command":"echo test"}')
+    yield
+
+
+def bulk(q: ModuleType, store: Any) -> Iterator[None]:
+    text = b"".join(b"echo %d\n" % number for number in range(9)) + b'{"id": "last", "command": "x", "delay": 5}\n'
+    spool = q.Spool(store, [text[:50], text[50:]])
+    added = q.enqueue_bulk(store, spool, {}, "/", False, False).added
+    spool.close()
+    assert added == 10
+    yield
+    store.settle()
+
+
+def claim(q: ModuleType, store: Any) -> Iterator[None]:
+    assert _turn(q, store).claimed.id == "a"
+    yield
+    store.fold()
+
+
+def report(code: int, more: bool) -> Steps:
+    """The end of the attempt that runs; with `more` the next claim in the same transaction."""
+
+    def steps(q: ModuleType, store: Any) -> Iterator[None]:
+        store.follow()
+        turn = _turn(q, store, (store.job("run"), exit_code(q, code)), claim=more)
+        assert turn.reported is not None and (turn.claimed is not None) == more
+        yield
+        store.sync()
+        store.fold()
+
+    return steps
+
+
+def report_dies(q: ModuleType, store: Any) -> Iterator[None]:
+    store.follow()
+    _turn(q, store, (store.job("run"), q.Outcome("timed_out")), claim=False)
+    yield
+    store.fold()
+
+
+def work(q: ModuleType, store: Any) -> Iterator[None]:
+    """A worker's start, a claim and a report."""
+    file = live_worker(q, store)
+    claimed = _turn(q, store).claimed
+    yield
+    file.write_row(0, {"job": claimed.id, "run": claimed.runs})
+    file.show_life()
+    second = _turn(q, store, (claimed, exit_code(q, 0))).claimed
+    yield
+    _turn(q, store, (second, exit_code(q, 1)))
+    yield
+    store.sync()
+    file.drain_wakes()
+    store.fold()
+    file.close()
+
+
+def work_on(q: ModuleType, store: Any) -> Iterator[None]:
+    """A worker tries each turn again, with the same store, after an error."""
+    done = None
+    for _ in range(3):
+        try:
+            claimed = _turn(q, store, done).claimed
+        except q.StoreError:
+            claimed = _turn(q, store, done).claimed
+        done = claimed and (claimed, exit_code(q, 0))
+        yield
+    store.fold()
+
+
+def recovery(q: ModuleType, store: Any) -> Iterator[None]:
+    store.follow()
+    fd = store.lock_dead_worker(WORKER)
+    assert fd is not None
+    assert q.recover(store, store.processing["run"], False) is not None
+    yield
+    store.forget_worker(WORKER)
+    if fd >= 0:
+        os.close(fd)
+    store.fold()
+
+
+def cancel(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "cancel", "a", "fail")
+    yield
+
+
+def cancel_running(q: ModuleType, store: Any) -> Iterator[None]:
+    q.cancel_jobs(store, ["run"])
+    yield
+    store.settle()
+
+
+def cancel_recovered(q: ModuleType, store: Any) -> Iterator[None]:
+    """A running job of a dead worker: marked, then recovered, which makes it dead."""
+    q.cancel_jobs(store, ["run"])
+    yield
+    store.sync()
+    assert q.recover(store, store.processing["run"], False).state == "dead"
+    yield
+    store.settle()
+
+
+def revive(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "dlq", "retry", "dead", "rip")
+    yield
+
+
+def purge(q: ModuleType, store: Any) -> Iterator[None]:
+    assert len(q.purge_jobs(store, lambda job, now: job.id in ("gone", "rip"))) == 2
+    yield
+    store.settle()
+
+
+def purge_everything(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "purge", "--yes")
+    yield
+
+
+def config_set(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "config", "set", "max-retries", "5")
+    yield
+
+
+def pause(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "pause")
+    yield
+    cli(q, store.home, "resume")
+    yield
+
+
+def fold(q: ModuleType, store: Any) -> Iterator[None]:
+    store.fold()
+    yield
+
+
+def cli(q: ModuleType, home: str, *args: str) -> None:
+    """A command in this process. Raises what it would have said: StoreError for exit 3."""
+    try:
+        code = q.cli.main(["--home", home, *args], standalone_mode=False)
+    except q.Failure as failure:
+        raise {3: q.StoreError}.get(failure.exit_code, q.Refused)(failure.message) from failure
+    assert not code, code
+
+
+TINY = (("SMALL_BYTES", 64), ("LINE_JOBS_MAX", 3))
+
+SCENARIOS = (
+    Scenario("first start", nothing, enqueue),
+    Scenario("first start in a directory that is there, by the command line", empty_dir, enqueue_cli),
+    Scenario("first start on restored files", backup, enqueue, is_edited=True),
+    Scenario("enqueue in a small queue", small, enqueue),
+    Scenario("enqueue onto a journal", unfolded, enqueue),
+    Scenario("enqueue by the command line", small, enqueue_cli),
+    Scenario("enqueue beside a live worker", small, enqueue, before=live_worker),
+    Scenario("enqueue twice beside a live worker", small, enqueue_twice, before=live_worker),
+    Scenario("enqueue with a given id", unfolded, enqueue_id),
+    Scenario("enqueue a duplicate", small, enqueue_duplicate),
+    Scenario("enqueue with a key that is free again", unfolded, enqueue_freed),
+    Scenario("enqueue, synced always", _with("fsync", "always"), enqueue),
+    Scenario("bulk, small", small, bulk),
+    Scenario("bulk, large", unfolded, bulk, limits=TINY),
+    Scenario("bulk in many lines beside a live worker", small, bulk, before=live_worker, limits=TINY[1:]),
+    Scenario("claim", small, claim, is_worker=True),
+    Scenario("report and claim", small, report(0, True), is_worker=True),
+    Scenario("failing report", small, report(1, False), is_worker=True),
+    Scenario("report that dies", _with("no_retry_on", "3"), report(3, True), is_worker=True),
+    Scenario("worker start, claim and report", small, work, is_worker=True),
+    Scenario("worker that goes on after an error", small, work_on, is_worker=True),
+    Scenario("recovery", crashed_worker, recovery, is_worker=True),
+    Scenario("cancel waiting", small, cancel),
+    Scenario("cancel running", small, cancel_running),
+    Scenario("cancel running of a dead worker", small, cancel_recovered),
+    Scenario("dlq retry", small, revive),
+    Scenario("purge", small, purge),
+    Scenario("purge everything that is over", small, purge_everything),
+    Scenario("config set", small, config_set),
+    Scenario("pause and resume", small, pause),
+    Scenario("fold", unfolded, fold, is_worker=True),
+    Scenario("enqueue after a fold died before its renames", crashed_in_fold(1), enqueue),
+    Scenario("enqueue after a fold died between its renames", crashed_in_fold(2), enqueue),
+    Scenario("fold after a fold died before the journal's rename", crashed_in_fold(3), fold, is_worker=True),
+    Scenario("hand edit", edited, enqueue, is_edited=True),
+    Scenario("hand edit of jobs in the journal", edited_journal, enqueue, is_edited=True),
+    Scenario("hand edit that makes a job dead", edited_dead, enqueue, is_edited=True),
+    Scenario("hand edit that revives a job", edited_revived, enqueue, is_edited=True),
+    Scenario("copied home", touched, enqueue),
+    Scenario("torn tail", torn, enqueue),
+    Scenario("torn tail of a bulk", torn_bulk, enqueue),
+)

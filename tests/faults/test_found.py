@@ -1,0 +1,246 @@
+"""What the fault suites found, each in its smallest form. Each stays as a plain test once it is mended.
+
+python -m pytest tests/faults/test_found.py -rx
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import lock_descriptor
+
+import queuectl
+from tests.faults.effects import Fault, FaultyOs, standing_in
+
+PROGRAM = Path(queuectl.__file__)
+
+
+class Nth(FaultyOs):
+    """Fails at the `number`-th effect of one kind, with that error; `on` a path that holds this."""
+
+    def __init__(self, effect: str, number: int, what: str = "EIO", on: str = "") -> None:
+        super().__init__(lock_descriptor)
+        self._wanted, self._left, self._what, self._on = effect, number, what, on
+
+    def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
+        if name == self._wanted and self._on in str(args[0]):
+            self._left -= 1
+            if not self._left:
+                self._fault = Fault(len(self.trace) + 1, self._what)
+        return super()._effect(name, real, *args, **more)
+
+
+def edit(path: Path, *more: dict[str, Any], **changes: Any) -> None:
+    """As a person with an editor: change each record, and add some."""
+    records = [{**record, **changes} for record in json.loads(path.read_text())]
+    path.write_text(json.dumps([*records, *more], indent=2))
+
+
+def test_a_worker_that_could_not_read_the_arrays_once_does_not_fold_them_away(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = queuectl.Store(str(home), print)
+    with standing_in(queuectl, Nth("open", 1, "EMFILE", on="jobs.json")), pytest.raises(queuectl.StoreError):
+        store.follow()
+    store.fold()
+    store._reset()
+    assert [job["id"] for job in run("list", "--json").json] == ["a"]
+
+
+def test_a_reader_ends_where_an_edit_and_a_torn_tail_meet(home, run, monkeypatch):
+    run("enqueue", "--id", "a", "true")
+    with open(home / ".queuectl" / "journal.jsonl", "ab") as journal:
+        journal.write(b"12345678 {")
+    edit(home / "jobs.json", command="false")
+    attach, calls = queuectl.Store._attach, []
+
+    def counted(store: queuectl.Store, writable: bool) -> bool:
+        calls.append(store)
+        assert len(calls) < 100, "reads the queue again and again"
+        return attach(store, writable)
+
+    monkeypatch.setattr(queuectl.Store, "_attach", counted)
+    assert run("list", "--json").json[0]["command"] == "false"
+
+
+def test_a_job_made_dead_by_hand_survives_a_fold_that_stops_between_its_renames(home, run):
+    run("enqueue", "--id", "a", "true")
+    edit(home / "jobs.json", state="dead", finished_at="2026-11-24T08:15:30.123Z")
+    with standing_in(queuectl, Nth("rename", 2)):
+        run("enqueue", "true", code=None)
+    assert "a" in {job["id"] for job in run("list", "--json").json}
+
+
+def test_a_job_revived_by_hand_survives_a_fold_that_stops_between_its_renames(home, run):
+    run("enqueue", "--id", "a", "true")
+    run("cancel", "a")
+    (home / "dlq.json").write_text('[{"id": "a", "command": "true", "state": "pending"}]')
+    with standing_in(queuectl, Nth("rename", 2)):
+        run("enqueue", "true", code=None)
+    assert "a" in {job["id"] for job in run("list", "--json").json}
+
+
+def test_the_counts_are_true_after_an_edit_whose_fold_stopped_before_the_new_journal(home, run):
+    run("enqueue", "--id", "a", "true")
+    edit(home / "jobs.json", {"id": "b", "command": "true"})
+    with standing_in(queuectl, Nth("rename", 2)):
+        run("enqueue", "true", code=None)
+    run("enqueue", "--id", "c", "true")
+    assert len({job["seq"] for job in run("list", "--json").json}) == 3
+    run("doctor")
+
+
+def test_a_first_start_on_restored_files_loses_no_job_between_its_renames(home, run):
+    (home / "jobs.json").write_text('[{"id": "a", "command": "true", "state": "dead"}]')
+    (home / "dlq.json").write_text("[]")
+    with standing_in(queuectl, Nth("rename", 3)):  # config.json is the first
+        run("enqueue", "true", code=None)
+    assert "a" in {job["id"] for job in run("list", "--json").json}
+
+
+def test_what_is_accepted_is_synced_although_the_fold_failed(home, run):
+    run("enqueue", "true")
+    with standing_in(queuectl, Nth("open", 1, "ENOSPC", on="jobs.json.new")) as effects:
+        run("enqueue", "true")
+    assert "fsync" in effects.trace[effects.trace.index("write") :]
+
+
+def test_a_hole_in_what_was_not_synced_is_set_aside(home, run):
+    run("enqueue", "--id", "a", "true")
+    journal = home / ".queuectl" / "journal.jsonl"
+    size = journal.stat().st_size
+    store = queuectl.Store(str(home), print)  # as a worker whose last second is not yet synced
+    for id in ("b", "c", "d"):
+        queuectl.enqueue_job(store, queuectl.Spec("true", id=id, cwd="/"))
+    data = journal.read_bytes()
+    hole = data.index(b"\n", size) + 1 - size
+    journal.write_bytes(data[:size] + bytes(hole) + data[size + hole :])
+    store._reset()
+    assert [job["id"] for job in run("list", "--json").json] == ["a"]
+
+
+def test_a_cancel_that_fails_after_its_change_says_that_it_was_made(home, run):
+    run("enqueue", "--id", "a", "true")
+    with standing_in(queuectl, Nth("lock", 2)):
+        answer = run("cancel", "a", code=None)
+    assert answer.code == 0 or "was made" in answer.err or run("show", "a", "--json").json["state"] == "pending"
+
+
+def test_a_setting_that_may_be_stored_says_so(home, run):
+    run("config", "set", "max-retries", "4")
+    with standing_in(queuectl, Nth("fsync", 2)):
+        answer = run("config", "set", "max-retries", "5", code=3)
+    assert "may have been stored" in answer.err or run("config", "get", "max-retries").out == "4\n"
+
+
+ROW_FAILS = """
+import errno, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+failed = []
+class Os:
+    def __getattr__(self, name):
+        return getattr(os, name)
+    def pwrite(self, fd, data, offset):
+        if bytes(data).startswith(b'{"job"') and not failed:
+            failed.append(1)
+            raise OSError(errno.EIO, "injected")
+        return os.pwrite(fd, data, offset)
+queuectl.os = Os()
+queuectl.main()
+"""
+
+
+def test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time(home, run):
+    job = "mkdir held || { echo overlap > runs; exit 0; }; sleep 3; rmdir held"
+    run("enqueue", "--id", "a", "--cwd", str(home), "--", "sh", "-c", job)
+    words = [sys.executable, "-c", ROW_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    assert not (home / "runs").exists()
+
+
+UNSYNCED = "a load within a fold (or any other) forgets that the journal's last lines are not synced"
+
+
+def test_what_is_accepted_is_synced_although_the_fold_loaded_and_failed(home, run):
+    run("enqueue", "--id", "a", "true")
+    queuectl.cancel_jobs(queuectl.Store(str(home), print), ["a"])  # the fold has to load: these are no mere additions
+    with standing_in(queuectl, Nth("open", 1, "ENOSPC", on="jobs.json.new")) as effects:
+        run("enqueue", "true")
+    assert "fsync" in effects.trace[effects.trace.index("write") :]
+
+
+def test_what_is_accepted_is_synced_although_the_load_within_the_fold_failed(home, run):
+    run("enqueue", "--id", "a", "true")
+    queuectl.cancel_jobs(queuectl.Store(str(home), print), ["a"])
+    with standing_in(queuectl, Nth("open", 1, "EMFILE", on="dlq.json")) as effects:
+        run("enqueue", "true")
+    assert "fsync" in effects.trace[effects.trace.index("write") :]
+
+
+def test_a_store_that_loads_after_it_only_added_still_syncs(home, run):
+    run("enqueue", "true")
+    store = queuectl.Store(str(home), print)
+    queuectl.enqueue_job(store, queuectl.Spec("true", cwd="/"))
+    store.follow()
+    with standing_in(queuectl, FaultyOs(lock_descriptor)) as effects:
+        store.sync()
+    assert "fsync" in effects.trace
+
+
+def test_a_journal_whose_sync_failed_is_not_synced_again_after_a_load(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = queuectl.Store(str(home), print)
+    queuectl.cancel_jobs(store, ["a"])
+    store.is_suspect = True  # as a sync leaves it that failed, and whose fold failed too
+    old = (home / ".queuectl" / "journal.jsonl").stat().st_ino
+    edit(home / "jobs.json", {"id": "hand", "command": "true"})
+    synced = []
+
+    class Syncs(FaultyOs):
+        def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
+            if name == "fsync":
+                synced.append(os.fstat(args[0]).st_ino)
+            return super()._effect(name, real, *args, **more)
+
+    with standing_in(queuectl, Syncs(lock_descriptor)):
+        store.follow()
+    assert synced and old not in synced
+
+
+def test_a_fold_after_one_whose_directory_sync_failed_syncs_the_directory(home, run):
+    run("enqueue", "true")
+    store = queuectl.Store(str(home), print)
+    queuectl.enqueue_job(store, queuectl.Spec("true", cwd="/"))
+    store.follow()
+    looks: list[int] = []
+
+    class Opens(FaultyOs):
+        def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
+            if name == "open" and args[0] == str(home):
+                looks.append(1)
+                if len(looks) == 1:
+                    raise OSError(errno.EIO, "Input/output error", args[0])
+            return super()._effect(name, real, *args, **more)
+
+    with standing_in(queuectl, Opens(lock_descriptor)):
+        with pytest.raises(queuectl.StoreError):
+            store.fold()
+        store.fold()  # the renames may not be on the disk yet, and the new journal knows the new arrays alone
+    assert len(looks) == 2
+
+
+def test_a_cancel_whose_search_for_orphans_fails_says_that_it_was_made(home, run):
+    run("enqueue", "--id", "runs", "true")
+    store = queuectl.Store(str(home), print)
+    assert queuectl.take_turn(store, "9-dead", 0, None, True, queuectl.TagFilter()).claimed
+    with standing_in(queuectl, Nth("open", 1, "EMFILE", on="9-dead")):
+        answer = run("cancel", "runs", code=3)
+    assert "was made" in answer.err
+    assert "cancelled_at" in run("show", "runs", "--json").json

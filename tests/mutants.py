@@ -1,0 +1,501 @@
+"""One-line faults, seeded into a copy of queuectl.py: the test that each names must turn red.
+
+    python tests/mutants.py            all of them, two at a time
+    python tests/mutants.py NAME...    those whose name holds one of these words
+
+A green run of the tests is evidence only as far as this list goes. To add one: the line as it stands (once in the
+file), the line instead, the test that must see it. Before anything is seeded, each line must stand in the program once
+and the named tests must be green. Exit code 0 only if all are killed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS, STORE = "test_jobs.py::", "test_store.py::"
+HANG_S = 120
+
+
+class Mutant(NamedTuple):
+    name: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "memory changes before the append",
+        '        self._append(b"".join(map(_line, bodies)))\n        self.totals = totals\n',
+        '        self.totals = totals\n        self._append(b"".join(map(_line, bodies)))\n',
+        STORE + "test_a_write_that_fails_changes_nothing",
+    ),
+    Mutant(
+        "apply before append",
+        '        self._append(b"".join(map(_line, bodies)))\n        self.totals = totals\n',
+        "        for job, raw in puts:\n            self._put(raw, job)\n"
+        '        self._append(b"".join(map(_line, bodies)))\n        self.totals = totals\n',
+        STORE + "test_a_write_that_fails_changes_nothing",
+    ),
+    Mutant(
+        "no cut-back",
+        "                os.ftruncate(self._fd, self._offset)\n            raise\n",
+        "                pass\n            raise\n",
+        STORE + "test_a_write_that_fails_changes_nothing",
+    ),
+    Mutant(
+        "a bulk that fails leaves its lines",
+        "                    os.ftruncate(self._fd, before)\n",
+        "                    pass\n",
+        STORE + "test_what_makes_a_bulk_stop_half_way_leaves_no_trace",
+    ),
+    Mutant(
+        "a bulk that fails leaves its counts in memory",
+        "                self._offset, self.totals = before, totals\n",
+        "                self._offset = before\n",
+        STORE + "test_a_bulk_that_cannot_be_written_leaves_the_totals_as_they_were",
+    ),
+    Mutant(
+        "the offset runs ahead of a failed write",
+        "        self._offset += len(data)\n        self._dirty = True\n",
+        "        self._dirty = True\n",
+        STORE + "test_a_failed_fold_does_not_fail_the_command",
+    ),
+    Mutant(
+        "a short write is believed",
+        "            if (done := os.write(self._fd, data)) < len(data):\n",
+        "            if (done := os.write(self._fd, data)) < 0:\n",
+        STORE + "test_a_write_that_fails_changes_nothing",
+    ),
+    Mutant(
+        "attempts are not given back",
+        "attempts=job.attempts - 1)\n\n\ndef _end_run",
+        "attempts=job.attempts)\n\n\ndef _end_run",
+        STORE + "test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds",
+    ),
+    Mutant(
+        "runs are not raised",
+        'state="processing", attempts=job.attempts + 1, runs=job.runs + 1,',
+        'state="processing", attempts=job.attempts + 1, runs=max(job.runs, 1),',
+        JOBS + "test_an_event_in_a_state_that_allows_it_keeps_the_rules",
+    ),
+    Mutant(
+        "a late report is believed",
+        '    return job.state == "processing" and job.worker == worker and job.runs == run\n',
+        '    return job.state == "processing"\n',
+        STORE + "test_a_report_of_a_run_that_was_taken_back_is_not_believed",
+    ),
+    Mutant(
+        "a late report of the same worker is believed",
+        "job.worker == worker and job.runs == run\n",
+        "job.worker == worker\n",
+        STORE + "test_a_report_of_a_run_that_was_taken_back_is_not_believed",
+    ),
+    Mutant(
+        "backoff is off by one",
+        "        wait = float(config.backoff_base) ** attempt\n",
+        "        wait = float(config.backoff_base) ** (attempt - 1)\n",
+        JOBS + "test_the_waits_are_two_four_eight_seconds_by_default",
+    ),
+    Mutant(
+        "one attempt too many",
+        '    if job.attempts >= max(1, job.max_retries):\n        return _end_run(job, outcome, now, "dead", f"att',
+        '    if job.attempts > max(1, job.max_retries):\n        return _end_run(job, outcome, now, "dead", f"att',
+        STORE + "test_a_job_is_dead_after_its_last_attempt",
+    ),
+    Mutant(
+        "a cancelled job completes",
+        '    if job.cancelled_at is not None or outcome.kind == "handed_back":\n',
+        '    if outcome.kind == "handed_back":\n',
+        JOBS + "test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome",
+    ),
+    Mutant(
+        "a waiting retry beyond backoff_max is believed",
+        '    return job.state == "failed" and job.run_at > add_seconds(now, backoff_max_s + 1)\n',
+        "    return False\n",
+        JOBS + "test_a_job_is_ready_when_its_time_has_come_or_cannot_be_meant",
+    ),
+    Mutant(
+        "counts are not changed on delete",
+        "                counts[STATES.index(old.state)] -= 1\n",
+        "                counts[STATES.index(old.state)] -= new is not None\n",
+        STORE + "test_a_write_that_fails_changes_nothing",
+    ),
+    Mutant(
+        "a fold forgets the overlay's deletes",
+        "        for id, (offset, old) in _places(base, self.overlay.keys()).items():\n",
+        "        for id, (offset, old) in _places(base, mine.keys()).items():\n",
+        STORE + "test_an_empty_array_is_an_empty_array",
+    ),
+    Mutant(
+        "a fold puts revived jobs last",
+        "            if (seq := _seq(raw)) > last:\n",
+        "            if (seq := _seq(raw)) > -1:\n",
+        STORE + "test_dead_and_revived_jobs_keep_their_place",
+    ),
+    Mutant(
+        "an array is taken away before the new one stands",
+        "        for name in written:  # 4\n            os.rename(self._temporary(name), self._paths[name])\n",
+        "        for name in written:  # 4\n            os.unlink(self._paths[name])\n"
+        "            os.rename(self._temporary(name), self._paths[name])\n",
+        STORE + "test_a_fold_that_stops_at_any_effect_loses_nothing",
+    ),
+    Mutant(
+        "a fold writes no intent",
+        '            self._append(_line(encode_json({"intent": as_json})))\n',
+        "            pass\n",
+        STORE + "test_any_mix_of_old_and_new_arrays_is_the_same_state",
+    ),
+    Mutant(
+        "an intent is not read",
+        "                        self._known[name].append(Fingerprint(**mark))\n                else:\n",
+        "                        Fingerprint(**mark)\n                else:\n",
+        STORE + "test_any_mix_of_old_and_new_arrays_is_the_same_state",
+    ),
+    Mutant(
+        "the running jobs are not repeated",
+        "_change_body(repeat, (), totals), *bodies):\n",
+        "_change_body([], (), totals), *bodies):\n",
+        STORE + "test_an_edit_never_unclaims_a_running_job",
+    ),
+    Mutant(
+        "a stale follower",
+        "        same = (info.st_dev, info.st_ino) == self._journal_id and self._writable\n",
+        "        same = self._journal_id is not None and self._writable\n",
+        STORE + "test_a_follower_notices_a_new_journal_beside_the_same_arrays",
+    ),
+    Mutant(
+        "a follower does not read on",
+        "        elif info.st_size > self._offset and self._loaded:\n            self._replay(locked=True)\n",
+        "        elif info.st_size > self._offset and self._loaded:\n            self._offset = info.st_size\n",
+        STORE + "test_a_follower_sees_what_others_append_and_survives_their_folds",
+    ),
+    Mutant(
+        "the checksum is not looked at",
+        'line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:]) else None\n',
+        'line[8:9] == b" " and int(line[:8], 16) >= 0 else None\n',
+        STORE + "test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named",
+    ),
+    Mutant(
+        "a torn tail is applied",
+        "            body = _check_line(line) if whole else None\n            if body is None and bad < 0:\n",
+        "            body = _check_line(line)\n            if body is None and bad < 0:\n",
+        STORE + "test_a_journal_cut_anywhere_is_the_state_before_or_after",
+    ),
+    Mutant(
+        "a torn tail is not set aside",
+        '        path = self._aside("journal-tail", self.journal_path, self._offset)\n',
+        '        path = self._aside("journal-tail", os.devnull, 0)\n',
+        STORE + "test_a_hole_that_never_reached_the_disk_is_an_unfinished_tail",
+    ),
+    Mutant(
+        "unfinished bulk lines are applied",
+        '                    if batch[-1][1].get("more"):\n                        continue\n',
+        "",
+        STORE + "test_the_lines_of_a_bulk_are_nothing_without_their_last",
+    ),
+    Mutant(
+        "a damaged line in the middle is passed over",
+        "            if bad >= 0:\n                raise self._damaged(",
+        "            if bad < -1:\n                raise self._damaged(",
+        STORE + "test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named",
+    ),
+    Mutant(
+        "the hints are not updated",
+        "            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys())\n",
+        "            pass\n",
+        STORE + "test_the_next_time_is_the_earliest_that_still_holds",
+    ),
+    Mutant(
+        "a delay is no hint",
+        "                    next_run_at = min(next_run_at or new.run_at, new.run_at)\n",
+        "                    next_run_at = next_run_at or new.run_at\n",
+        STORE + "test_the_next_time_is_the_earliest_that_still_holds",
+    ),
+    Mutant(
+        "claims go by arrival alone",
+        "            self._priorities = sorted({*self._fixed, *self._heaps}, reverse=True)\n",
+        "            self._priorities = sorted({*self._fixed, *self._heaps})\n",
+        STORE + "test_claims_go_by_priority_then_by_arrival",
+    ),
+    Mutant(
+        "a revived job loses its place",
+        'state="pending", attempts=0, updated_at=now, run_at=None,',
+        'state="pending", attempts=0, updated_at=now, seq=1 << 40, run_at=None,',
+        JOBS + "test_an_event_in_a_state_that_allows_it_keeps_the_rules",
+    ),
+    Mutant(
+        "a revived job is not offered again",
+        "            if state in WAITING:\n                for index in self._waiting.values():\n",
+        '            if state == "failed":\n                for index in self._waiting.values():\n',
+        STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
+    ),
+    Mutant(
+        "a retry is claimed before its time",
+        "        while self._timed and self._timed[0][0] <= now:\n",
+        "        while self._timed:\n",
+        STORE + "test_a_due_retry_is_claimed_in_its_place_and_not_before",
+    ),
+    Mutant(
+        "a unique key is ignored when its job failed",
+        '    return _head(raw)[1] in (*WAITING, "processing") and decode_job(raw).unique == key\n',
+        '    return _head(raw)[1] in ("pending", "processing") and decode_job(raw).unique == key\n',
+        STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
+    ),
+    Mutant(
+        "a unique key is believed unread",
+        "and decode_job(raw).unique == key\n",
+        "and True\n",
+        STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
+    ),
+    Mutant(
+        "an id inside a record is taken for a job",
+        "        if _start_of_line(base.fd, offset) == offset:  #",
+        "        if True:  #",
+        STORE + "test_an_id_is_taken_only_by_a_job_that_has_it",
+    ),
+    Mutant(
+        "what came after the search is not looked at",
+        "        if found.journal != self._journal_id:\n            return self._look(ids, keys)\n",
+        "        return found\n",
+        STORE + "test_an_id_taken_between_the_search_and_the_lock_is_refused",
+    ),
+    Mutant(
+        "an edit un-claims a running job",
+        "                if job.id not in journal:\n",
+        "                if True:\n",
+        STORE + "test_an_edit_never_unclaims_a_running_job",
+    ),
+    Mutant(
+        "an id in both arrays is taken",
+        "                if (id := _head(raw)[0]) in seen and id not in journal:\n",
+        "                if (id := _head(raw)[0]) in ():\n",
+        STORE + "test_an_id_in_an_edited_array_and_in_the_other_is_refused",
+    ),
+    Mutant(
+        "unknown fields are dropped",
+        "    return {**out, **job.extra} if job.extra else out\n",
+        "    return out\n",
+        STORE + "test_unknown_fields_survive_every_rewrite",
+    ),
+    Mutant(
+        "the unlinked lock is trusted",
+        "                if not os.fstat(fd).st_nlink:\n",
+        "                if os.fstat(fd).st_nlink < 0:\n",
+        STORE + "test_an_append_to_a_deleted_queue_is_refused",
+    ),
+    Mutant(
+        "threads are not kept apart",
+        "        if not self._mutex.acquire(timeout=limit_s):\n",
+        "        self._mutex = threading.Lock()\n        if not self._mutex.acquire(timeout=limit_s):\n",
+        STORE + "test_a_thread_waits_for_another_of_its_own_store",
+    ),
+    Mutant(
+        "no lock at all",
+        "            while not lock_descriptor(fd, blocking=False):\n",
+        "            while False:\n",
+        STORE + "test_a_lock_held_too_long_is_a_store_error",
+    ),
+    Mutant(
+        "a missing store is an empty one",
+        "            except FileNotFoundError:\n                if there:\n",
+        "            except FileNotFoundError:\n                if not there and False:\n",
+        STORE + "test_a_store_missing_beside_a_journal_is_never_taken_for_empty",
+    ),
+    Mutant(
+        "a refused cancel has cancelled the first",
+        "                raise Refused(f\"Job '{job.id}' is {job.state} already and cannot be cancelled.",
+        '                break\n                Refused(f"',
+        STORE + "test_a_refused_operation_changes_nothing",
+    ),
+    Mutant(
+        "modes follow the umask",
+        "    os.fchmod(fd, 0o600)\n    return fd\n",
+        "    return fd\n",
+        STORE + "test_what_is_created_is_ours_alone_whatever_the_umask",
+    ),
+    Mutant(
+        "an id twice in the edited arrays is taken",
+        "                if job.id in seen:\n",
+        "                if job.id in ():\n",
+        STORE + "test_an_edit_that_cannot_be_used_is_refused_and_left_alone",
+    ),
+    Mutant(
+        "what a slot still holds is not given back when it takes its turn",
+        "        for held in list(store.processing.values()):\n            if held.worker",
+        "        for held in ():\n            if held.worker",
+        STORE + "test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds",
+    ),
+    Mutant(
+        "a turn gives back what other slots hold",
+        "held.worker == worker and held.slot == slot and (done",
+        "held.worker == worker and (done",
+        STORE + "test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds",
+    ),
+    Mutant(
+        "recovery does not follow first",
+        "            with store.transaction():  # the worker is dead now: what it still wrote is its last word\n",
+        "            if True:\n",
+        STORE + "test_recovery_knows_what_a_dead_worker_wrote_last",
+    ),
+    Mutant(
+        "half a load is taken for the whole",
+        "            self._reset()  # half a state must never be taken for the whole\n",
+        "            pass\n",
+        STORE + "test_an_array_that_could_not_be_opened_once_is_not_forgotten",
+    ),
+    Mutant(
+        "what is taken from an edit is not in the journal",
+        "        if locked and self._fd is not None:\n            self._append(b",
+        "        if False:\n            self._append(b",
+        STORE + "test_a_crash_while_an_edit_is_taken_loses_no_job",
+    ),
+    Mutant(
+        "what a first start takes is not in its journal",
+        "self._taken_bodies(taken) if edited else [])",
+        "[])",
+        STORE + "test_a_first_start_on_files_of_a_backup_loses_nothing_at_any_rename",
+    ),
+    Mutant(
+        "an edit that the journal holds is taken once more",
+        "            if any(taken[:3] == mark[:3] or taken[1::2] == mark[1::2] for taken in self._taken[name]):\n",
+        "            if False:\n",
+        STORE + "test_a_crash_while_an_edit_is_taken_does_not_take_it_twice",
+    ),
+    Mutant(
+        "a stale entry of a heap is believed",
+        "            if found is not None and not self._is_ready_at(found, priority):\n",
+        "            if False:\n",
+        STORE + "test_a_job_that_another_worker_failed_waits_for_its_backoff",
+    ),
+    Mutant(
+        "a stale entry's time is believed",
+        "        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)\n",
+        "        return job.priority == priority\n",
+        STORE + "test_a_job_that_another_worker_failed_waits_for_its_backoff",
+    ),
+    Mutant(
+        "a stale entry's priority is believed",
+        "        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)\n",
+        "        return is_ready(job, self._now, self._backoff_max_s)\n",
+        STORE + "test_a_job_revived_with_another_priority_is_claimed_at_that",
+    ),
+    Mutant(
+        "a stale wait is believed",
+        "            if raw is not None and id not in skip and decode_job(raw).run_at == run_at:\n",
+        "            if raw is not None and id not in skip:\n",
+        STORE + "test_the_next_time_is_the_earliest_that_still_holds",
+    ),
+    Mutant(
+        "a hole of NULs is taken for damage",
+        "                if HOLE in line:\n",
+        "                if False:\n",
+        STORE + "test_a_hole_that_never_reached_the_disk_is_an_unfinished_tail",
+    ),
+    Mutant(
+        "a single NUL is taken for a hole",
+        "                if HOLE in line:\n",
+        '                if b"\\0" in line:\n',
+        STORE + "test_a_single_nul_in_the_journal_is_damage_and_not_a_hole",
+    ),
+    Mutant(
+        "after a sync and a fold that failed nothing is left to sync",
+        "            self._dirty = True\n            raise StoreError(\n",
+        "            raise StoreError(\n",
+        STORE + "test_what_neither_sync_nor_fold_could_keep_is_not_forgotten",
+    ),
+    Mutant(
+        "a journal is synced again after a sync that failed",
+        "            if not self.is_suspect:\n                os.fsync(fd)\n",
+        "            if True:\n                os.fsync(fd)\n",
+        STORE + "test_what_neither_sync_nor_fold_could_keep_is_not_forgotten",
+    ),
+    Mutant(
+        "a fold syncs a journal again whose sync failed",
+        "            if not self.is_suspect:\n                self.is_suspect = True\n                os.fsync",
+        "            if True:\n                self.is_suspect = True\n                os.fsync",
+        STORE + "test_a_journal_whose_sync_failed_is_never_synced_again",
+    ),
+    Mutant(
+        "a failed sync of the intent is forgotten",
+        "                self.is_suspect = True\n                os.fsync(self._fd or 0)\n",
+        "                os.fsync(self._fd or 0)\n",
+        STORE + "test_a_failed_sync_of_the_intent_is_remembered",
+    ),
+    Mutant(
+        "jobs are claimed while the journal is suspect",
+        "            and not store.is_suspect\n",
+        "",
+        STORE + "test_nothing_is_claimed_until_what_could_not_be_synced_is_written_anew",
+    ),
+    Mutant(
+        "an array edited during the fold is overwritten",
+        "        if not self._arrays_known():  # 3\n",
+        "        if False:  # 3\n",
+        STORE + "test_a_second_edit_while_the_first_is_taken_is_not_overwritten",
+    ),
+]
+
+
+def judge(mutant: Mutant) -> str:
+    """`killed`, or what came instead."""
+    source = (ROOT / "queuectl.py").read_text()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = copy_tree(Path(folder), source.replace(mutant.old, mutant.new))
+        try:
+            done = run_tests(tree, [mutant.test])
+        except subprocess.TimeoutExpired:
+            return f"killed: {mutant.test} hangs"
+    if done.returncode == 1:
+        return f"killed by {mutant.test}"
+    return "SURVIVED" if done.returncode == 0 else f"NOT TRIED: {done.stdout[-500:]}{done.stderr[-500:]}"
+
+
+def copy_tree(tree: Path, source: str) -> Path:
+    """What the tests need, away from the checkout: pytest puts the copy's own root in the path."""
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "bench", "faults"))
+    (tree / "queuectl.py").write_text(source)
+    return tree
+
+
+def run_tests(tree: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+    # A test that is marked to fail proves nothing by changing its mind.
+    words = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", "-m", "not xfail and not slow and not bench"]
+    tests = [str(tree / "tests" / name) for name in names]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *tests], cwd=tree, capture_output=True, text=True, timeout=HANG_S
+    )
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    source = (ROOT / "queuectl.py").read_text()
+    if stale := [mutant for mutant in chosen if source.count(mutant.old) != 1]:
+        print("DOES NOT MATCH: the old text of these must stand in queuectl.py once; rewrite it:")
+        print(*(f"    {mutant.name}: {source.count(mutant.old)} times" for mutant in stale), sep="\n")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        done = run_tests(copy_tree(Path(folder), source), sorted({mutant.test for mutant in chosen}))
+        if done.returncode != 0:
+            print(f"The tests must be there and green before a fault is seeded:\n{done.stdout}{done.stderr}")
+            return 1
+    killed = 0
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for mutant, verdict in zip(chosen, pool.map(judge, chosen), strict=True):
+            print(f"{mutant.name}: {verdict}", flush=True)
+            killed += verdict.startswith("killed")
+    print(f"{killed} of {len(chosen)} killed.")
+    return 0 if killed == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""`enqueue --file` in all its forms and `enqueue --stream`, as a black box."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Call = Callable[..., Any]
+Jobs = Callable[[], dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Callable[[str | bytes], str]:
+    """`listed("true\\nfalse\\n")`: the path of a file that holds this."""
+
+    def write(content: str | bytes) -> str:
+        path = tmp_path / "jobs.txt"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+def commands(jobs: Jobs) -> list[str]:
+    return [job["command"] for job in jobs().values()]
+
+
+# ---- lines ----
+
+
+def test_a_file_holds_one_command_a_line(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("echo one\necho two | wc\necho three\n"))
+    assert commands(jobs) == ["echo one", "echo two | wc", "echo three"]
+
+
+def test_a_file_prints_the_ids_one_a_line_in_its_order(run: Call, listed: Call) -> None:
+    printed = run("enqueue", "--file", listed("echo one\necho two\n")).out
+    assert printed == run("list", "--ids").out
+
+
+def test_a_line_that_is_a_json_object_is_a_job(run: Call, listed: Call) -> None:
+    text = '{"id":"a","command":"true"}\n{"id":"b","command":"false"}\n'
+    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
+
+
+def test_commands_and_json_objects_may_stand_in_one_file(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed('echo one\n{"command":"echo two","priority":4}\necho three\n'))
+    assert [(job["command"], job["priority"]) for job in jobs().values()] == [
+        ("echo one", 0),
+        ("echo two", 4),
+        ("echo three", 0),
+    ]
+
+
+def test_standard_input_is_read_for_a_dash(process: Call) -> None:
+    text = '# nightly\n{"id":"a","command":"true"}\n\n{"id":"b","command":"false"}\n'
+    assert process("enqueue", "--file", "-", input=text).out == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# first\necho one\n", "echo one\n# last\n", "\n\necho one\n\n", "#\n#echo two\necho one\n"],
+    ids=["comment first", "comment last", "empty lines", "commented command"],
+)
+def test_comments_and_empty_lines_are_no_jobs(run: Call, jobs: Jobs, listed: Call, text: str) -> None:
+    run("enqueue", "--file", listed(text))
+    assert commands(jobs) == ["echo one"]
+
+
+def test_a_hash_inside_a_line_belongs_to_the_command(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("echo one # two\n"))
+    assert commands(jobs) == ["echo one # two"]
+
+
+def test_the_last_line_needs_no_newline(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("echo one\necho two"))
+    assert commands(jobs) == ["echo one", "echo two"]
+
+
+def test_a_carriage_return_at_the_end_of_a_line_is_no_part_of_the_command(run: Call, jobs: Jobs, listed: Call) -> None:
+    # reading: a list that was written on Windows means the same jobs; `echo one\r` never does.
+    run("enqueue", "--file", listed("echo one\r\necho two\r\n"))
+    assert commands(jobs) == ["echo one", "echo two"]
+
+
+def test_only_a_newline_ends_a_line(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("echo a\u2028b\u0085c\x0bd\x0ce\n"))
+    assert commands(jobs) == ["echo a\u2028b\u0085c\x0bd\x0ce"]
+
+
+def test_a_line_that_begins_with_a_bracket_is_a_command(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("[ -d / ] && echo yes\n[ 1 ]\n"))
+    assert commands(jobs) == ["[ -d / ] && echo yes", "[ 1 ]"]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing today\n"], ids=["empty", "blank", "comment"])
+def test_a_file_without_jobs_adds_none_and_is_no_error(run: Call, listed: Call, text: str) -> None:
+    # reading: a script whose list happens to be empty has nothing to do, which is not a failure.
+    assert run("enqueue", "--file", listed(text)).out == ""
+
+
+def test_a_large_file_is_accepted_whole(run: Call, listed: Call) -> None:
+    run("enqueue", "--file", listed("true\n" * 20_001))
+    assert run("status", "--json").json["jobs"]["pending"] == 20_001
+
+
+def test_jobs_of_a_large_file_keep_its_order(run: Call, listed: Call) -> None:
+    names = [f"job-{number}" for number in range(20_001)]
+    run("enqueue", "--file", listed("".join(f'{{"id":"{name}","command":"true"}}\n' for name in names)))
+    assert run("list", "--ids").lines == names
+
+
+# ---- a whole JSON value ----
+
+
+def test_a_file_that_begins_with_a_bracket_alone_is_one_json_array(run: Call, listed: Call) -> None:
+    text = json.dumps([{"id": "a", "command": "true"}, {"id": "b", "command": "false"}], indent=2)
+    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
+
+
+def test_an_array_with_one_job_a_line_is_read_too(run: Call, listed: Call) -> None:
+    text = '[\n{"id":"a","command":"true"},\n{"id":"b","command":"false"}\n]\n'
+    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
+
+
+def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run: Call, listed: Call) -> None:
+    text = json.dumps({"id": "a", "command": "true"}, indent=2)
+    assert run("enqueue", "--file", listed(text)).out == "a\n"
+
+
+def test_an_array_may_come_from_standard_input(process: Call) -> None:
+    text = json.dumps([{"id": "a", "command": "true"}], indent=2)
+    assert process("enqueue", "--file", "-", input=text).out == "a\n"
+
+
+def test_an_empty_array_adds_nothing(run: Call, listed: Call) -> None:
+    # reading: like an empty file.
+    assert run("enqueue", "--file", listed("[\n]\n")).out == ""
+
+
+# ---- --json ----
+
+
+def test_json_prints_one_array_of_the_jobs(run: Call, listed: Call) -> None:
+    printed = run("enqueue", "--json", "--file", listed("echo one\necho two\n")).json
+    assert printed == run("list", "--json").json
+
+
+def test_json_of_a_file_with_one_line_is_still_an_array(run: Call, listed: Call) -> None:
+    printed = run("enqueue", "--json", "--file", listed('{"id":"a","command":"true"}\n')).json
+    assert [job["id"] for job in printed] == ["a"]
+
+
+def test_json_of_a_file_without_jobs_is_an_empty_array(run: Call, listed: Call) -> None:
+    assert run("enqueue", "--json", "--file", listed("# nothing\n")).json == []
+
+
+# ---- options are defaults ----
+
+
+@pytest.mark.parametrize(
+    "arguments, field, value",
+    [
+        (["--priority", "5"], "priority", 5),
+        (["--max-retries", "1"], "max_retries", 1),
+        (["--timeout", "2m"], "timeout", 120),
+        (["--tag", "night"], "tags", ["night"]),
+        (["--cwd", "/"], "cwd", "/"),
+        (["--env", "A=1"], "env", {"A": "1"}),
+        (["--at", "2099-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
+    ],
+)
+def test_an_option_holds_for_every_line(
+    run: Call, jobs: Jobs, listed: Call, arguments: list[str], field: str, value: Any
+) -> None:
+    run("enqueue", *arguments, "--file", listed('echo one\n{"command":"echo two"}\n'))
+    assert [job.get(field) for job in jobs().values()] == [value, value]
+
+
+@pytest.mark.parametrize(
+    "arguments, field, value",
+    [
+        (["--priority", "5"], "priority", 1),
+        (["--priority", "5"], "priority", 0),
+        (["--max-retries", "9"], "max_retries", 2),
+        (["--timeout", "2m"], "timeout", 7),
+        (["--cwd", "/"], "cwd", "/tmp"),
+        (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
+    ],
+)
+def test_a_field_of_a_line_beats_the_option(
+    run: Call, jobs: Jobs, listed: Call, arguments: list[str], field: str, value: Any
+) -> None:
+    run("enqueue", *arguments, "--file", listed(json.dumps({"command": "true", field: value}) + "\n"))
+    assert [job[field] for job in jobs().values()] == [value]
+
+
+# ---- unique keys ----
+
+
+def test_a_line_whose_unique_key_waits_prints_that_jobs_id(run: Call, listed: Call) -> None:
+    run("enqueue", "--id", "a", "--unique=k", "true")
+    text = '{"id":"b","command":"true","unique":"k"}\n{"id":"c","command":"true"}\n'
+    assert run("enqueue", "--file", listed(text)).out == "a\nc\n"
+
+
+def test_two_lines_with_one_unique_key_are_one_job(run: Call, listed: Call) -> None:
+    text = '{"id":"a","command":"true","unique":"k"}\n{"id":"b","command":"true","unique":"k"}\n'
+    assert run("enqueue", "--file", listed(text)).out == "a\na\n"
+
+
+# ---- all or nothing ----
+
+
+@pytest.mark.parametrize(
+    "line, code",
+    [
+        ('{"command":', 2),
+        ('{"command":"true","colour":"red"}', 2),
+        ('{"id":"taken","command":"true"}', 1),
+        ('{"id":"first","command":"true"}', 1),
+        ("x" * 131_072, 2),
+    ],
+    ids=["bad JSON", "unknown field", "taken id", "id of an earlier line", "too long"],
+)
+def test_one_bad_line_keeps_the_whole_file_out(run: Call, listed: Call, line: str, code: int) -> None:
+    run("enqueue", "--id", "taken", "true")
+    run("enqueue", "--file", listed(f'{{"id":"first","command":"true"}}\n{line}\necho last\n'), code=code)
+    assert run("list", "--ids").out == "taken\n"
+
+
+def test_the_error_for_a_bad_line_names_its_number(run: Call, listed: Call) -> None:
+    # reading: lines are counted as an editor counts them, comments and empty ones included.
+    error = run("enqueue", "--file", listed('# head\n\necho one\n{"command":5}\n'), code=2).err
+    assert "line 4" in error
+
+
+def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run: Call, listed: Call) -> None:
+    run("enqueue", "--file", listed(b"echo one\necho \xff\xfe\n"), code=2)
+    assert run("list", "--ids").out == ""
+
+
+# ---- --stream ----
+
+
+def test_a_stream_takes_the_same_lines_as_a_file(process: Call, jobs: Jobs) -> None:
+    process("enqueue", "--stream", input='# head\necho one\n\n{"command":"echo two"}\necho three')
+    assert commands(jobs) == ["echo one", "echo two", "echo three"]
+
+
+def test_a_stream_prints_the_id_of_each_job(process: Call) -> None:
+    text = '{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n'
+    assert process("enqueue", "--stream", input=text).out == "a\nb\n"
+
+
+def test_an_empty_stream_is_no_error(process: Call) -> None:
+    assert process("enqueue", "--stream", input="").out == ""
+
+
+def test_a_bad_line_in_a_stream_leaves_the_others_accepted(process: Call) -> None:
+    text = '{"id":"a","command":"true"}\n{"id":\n{"id":"b","command":"true"}\n'
+    assert process("enqueue", "--stream", input=text, code=1).out == "a\nb\n"
+
+
+def test_a_bad_line_in_a_stream_is_an_error_on_stderr(process: Call) -> None:
+    text = 'echo one\n{"command":"true","colour":"red"}\n'
+    error = process("enqueue", "--stream", input=text, code=1).err
+    assert "Error:" in error and "colour" in error
+
+
+def test_a_taken_id_in_a_stream_is_a_bad_line(process: Call) -> None:
+    text = '{"id":"a","command":"true"}\n{"id":"a","command":"false"}\n'
+    assert process("enqueue", "--stream", input=text, code=1).out == "a\n"
+
+
+def test_options_hold_for_every_line_of_a_stream(process: Call, jobs: Jobs) -> None:
+    # reading: "the same from stdin" includes that options are defaults.
+    process("enqueue", "--priority", "5", "--stream", input='echo one\n{"command":"true","priority":1}\n')
+    assert [job["priority"] for job in jobs().values()] == [5, 1]
+
+
+def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jobs: Jobs) -> None:
+    import queuectl
+
+    # `process` gives its whole input at once, so this one talks to the program itself. Where the caller's
+    # Python is told not to buffer, an answer that the program forgot to flush would come all the same.
+    with subprocess.Popen(
+        [sys.executable, str(queuectl.__file__), "enqueue", "--stream"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+    ) as stream:
+        assert stream.stdin and stream.stdout
+        try:
+            for number, name in enumerate(["a", "b", "c"], start=1):
+                stream.stdin.write(b'{"id":"%s","command":"true"}\n' % name.encode())
+                stream.stdin.flush()
+                assert select.select([stream.stdout], [], [], 20)[0], "no answer to a line"
+                assert stream.stdout.readline() == f"{name}\n".encode()
+                assert len(jobs()) == number
+            stream.stdin.close()
+            assert stream.wait(20) == 0
+        finally:
+            stream.kill()

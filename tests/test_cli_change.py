@@ -1,0 +1,241 @@
+"""`cancel`, `retry`, `pause`, `resume` and `purge` as a black box."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drained_jobs import COMPLETED, DEAD, FAILED, IN_ORDER, PENDING
+
+pytest_plugins = ["drained_home"]
+
+Call = Callable[..., Any]
+Jobs = Callable[[], dict[str, dict[str, Any]]]
+
+
+def enqueue(run: Call, *names: str) -> None:
+    for name in names:
+        run("enqueue", "--id", name, "true")
+
+
+def states(jobs: Jobs, *names: str) -> list[str]:
+    found = jobs()
+    return [found[name]["state"] for name in names]
+
+
+# ---- cancel ----
+
+
+def test_cancel_makes_a_waiting_job_dead(run: Call, jobs: Jobs) -> None:
+    enqueue(run, "a")
+    run("cancel", "a")
+    assert states(jobs, "a") == ["dead"]
+
+
+def test_cancel_gives_the_reason_cancelled(run: Call, jobs: Jobs) -> None:
+    enqueue(run, "a")
+    run("cancel", "a")
+    assert jobs()["a"]["reason"] == "cancelled"
+
+
+def test_cancel_says_which_job_it_was(run: Call) -> None:
+    enqueue(run, "job-7")
+    result = run("cancel", "job-7")
+    assert "job-7" in result.out + result.err
+
+
+def test_cancel_leaves_other_jobs_alone(run: Call, jobs: Jobs) -> None:
+    enqueue(run, "a", "b")
+    before = jobs()["b"]
+    run("cancel", "a")
+    assert jobs()["b"] == before
+
+
+def test_cancel_of_a_delayed_job_makes_it_dead(run: Call, jobs: Jobs) -> None:
+    run("enqueue", "--id", "a", "--delay", "1h", "true")
+    run("cancel", "a")
+    assert states(jobs, "a") == ["dead"]
+
+
+def test_cancel_of_a_job_that_waits_for_its_retry_makes_it_dead(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    run("cancel", "flaky")
+    assert (jobs()["flaky"]["state"], jobs()["flaky"]["reason"]) == ("dead", "cancelled")
+
+
+def test_cancel_of_several_jobs_is_one_step(run: Call, jobs: Jobs) -> None:
+    enqueue(run, "a", "b", "c")
+    run("cancel", "a", "c")
+    assert states(jobs, "a", "b", "c") == ["dead", "pending", "dead"]
+
+
+@pytest.mark.parametrize("names", [["a", "nosuch"], ["nosuch", "a"], ["a", "b"], ["b", "a"]])
+def test_cancel_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, names: list[str]) -> None:
+    enqueue(run, "a", "b")
+    run("cancel", "b")
+    run("cancel", *names, code=1)
+    assert states(jobs, "a") == ["pending"]
+
+
+@pytest.mark.parametrize("name", ["ok", "boom", "gone"])
+def test_cancel_refuses_a_job_that_is_over(run: Call, drained: Path, name: str) -> None:
+    assert name in run("cancel", name, code=1).err
+
+
+# ---- retry ----
+
+
+def test_retry_makes_a_failed_job_due_now(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    run("retry", "flaky")
+    due = jobs()["flaky"].get("run_at")
+    assert due is None or datetime.fromisoformat(due) <= datetime.now(UTC)
+
+
+def test_retry_of_a_failed_job_keeps_its_attempts(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    # reading: "due now" changes the time only; attempts go back to zero by a revival alone.
+    run("retry", "flaky")
+    assert jobs()["flaky"]["attempts"] == 1
+
+
+@pytest.mark.parametrize("name", ["boom", "twice", "killed", "gone"])
+def test_retry_revives_a_dead_job(run: Call, jobs: Jobs, drained_copy: Path, name: str) -> None:
+    run("retry", name)
+    assert (jobs()[name]["state"], jobs()[name]["attempts"]) == ("pending", 0)
+
+
+def test_retry_never_lowers_the_number_of_runs(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    run("retry", "twice")
+    assert jobs()["twice"]["runs"] == 2
+
+
+@pytest.mark.parametrize("name", ["boom", "flaky", "gone"])
+def test_a_retried_job_keeps_its_place(run: Call, drained_copy: Path, name: str) -> None:
+    run("retry", name)
+    assert run("list", "--ids").lines == IN_ORDER
+
+
+def test_a_revived_job_has_lost_the_marks_of_its_end(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    # reading: the state determines which fields are set (J1), and a pending job has not ended.
+    run("retry", "gone")
+    assert not {"finished_at", "cancelled_at", "reason"} & set(jobs()["gone"])
+
+
+def test_a_revived_job_is_due_now(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    # reading: whoever revives a job wants it to run, also if it was cancelled during its delay.
+    run("retry", "gone")
+    due = jobs()["gone"].get("run_at")
+    assert due is None or datetime.fromisoformat(due) <= datetime.now(UTC)
+
+
+def test_retry_of_several_jobs_is_one_step(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    run("retry", "boom", "twice")
+    assert states(jobs, "boom", "twice", "killed") == ["pending", "pending", "dead"]
+
+
+@pytest.mark.parametrize("other", ["nosuch", "ok", "waiting"])
+def test_retry_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path, other: str) -> None:
+    run("retry", "boom", other, code=1)
+    assert states(jobs, "boom") == ["dead"]
+
+
+@pytest.mark.parametrize("name", ["ok", "waiting"])
+def test_retry_refuses_a_job_that_did_not_fail(run: Call, drained: Path, name: str) -> None:
+    # reading: a pending job has nothing to be retried, even one that is delayed.
+    assert name in run("retry", name, code=1).err
+
+
+# ---- pause and resume ----
+
+
+@pytest.mark.parametrize("commands", [["pause"], ["pause", "pause"], ["resume", "pause"]])
+def test_pause_is_remembered(run: Call, commands: list[str]) -> None:
+    for command in commands:
+        run(command)
+    assert run("config", "get", "paused").out == "true\n"
+
+
+@pytest.mark.parametrize("commands", [["resume"], ["pause", "resume"], ["pause", "resume", "resume"]])
+def test_resume_is_remembered(run: Call, commands: list[str]) -> None:
+    for command in commands:
+        run(command)
+    assert run("config", "get", "paused").out == "false\n"
+
+
+def test_pause_leaves_the_jobs_alone(run: Call, jobs: Jobs) -> None:
+    enqueue(run, "a")
+    before = jobs()
+    run("pause")
+    assert jobs() == before
+
+
+# ---- purge ----
+
+
+@pytest.mark.parametrize(
+    "arguments, left",
+    [
+        # reading: "finished jobs" are the completed and the dead ones.
+        (["--yes"], [*FAILED, *PENDING]),
+        (["--state", "completed", "--yes"], [*DEAD, *FAILED, *PENDING]),
+        (["--state", "dead", "--yes"], [*COMPLETED, *FAILED, *PENDING]),
+        (["--state", "COMPLETED", "--yes"], [*DEAD, *FAILED, *PENDING]),
+        (["--state", "completed", "--state", "dead", "--yes"], [*FAILED, *PENDING]),
+        (["--older-than", "1h", "--yes"], IN_ORDER),
+        (["--older-than", "0", "--state", "completed", "--yes"], [*DEAD, *FAILED, *PENDING]),
+        (["--older_than", "1d", "--yes"], IN_ORDER),
+        # reading: a dry run changes nothing, so it needs no --yes.
+        (["--dry-run"], IN_ORDER),
+        (["--dry-run", "--yes"], IN_ORDER),
+    ],
+)
+def test_purge_removes_finished_jobs(run: Call, drained_copy: Path, arguments: list[str], left: list[str]) -> None:
+    run("purge", *arguments)
+    assert sorted(run("list", "--ids").lines) == sorted(left)
+
+
+def test_purge_removes_the_logs_of_its_jobs(run: Call, drained_copy: Path) -> None:
+    log = Path(run("logs", "ok", "--path").out.rstrip("\n"))
+    assert log.exists()
+    run("purge", "--state", "completed", "--yes")
+    assert not log.exists()
+
+
+def test_purge_keeps_the_logs_of_other_jobs(run: Call, process: Call, drained_copy: Path) -> None:
+    run("purge", "--state", "completed", "--yes")
+    assert process("logs", "boom").out == "first words\nboom went off\n"
+
+
+def test_a_dry_run_keeps_the_logs(run: Call, process: Call, drained_copy: Path) -> None:
+    run("purge", "--dry-run")
+    assert process("logs", "ok").out == "one\ntwo\nthree\n"
+
+
+def test_a_dry_run_says_how_many_jobs_would_go(run: Call, drained_copy: Path) -> None:
+    # reading: it names the number or the jobs themselves.
+    result = run("purge", "--dry-run", "--state", "completed")
+    text = result.out + result.err
+    assert re.search(rf"\b{len(COMPLETED)}\b", text) or all(name in text for name in COMPLETED)
+
+
+@pytest.mark.parametrize("answer", ["", "y\n", "yes\n"])
+def test_purge_without_a_terminal_needs_yes(run: Call, jobs: Jobs, drained_copy: Path, answer: str) -> None:
+    before = jobs()
+    run("purge", code=2, input=answer)
+    assert jobs() == before
+
+
+def test_purge_of_an_empty_queue_is_no_error(run: Call) -> None:
+    run("purge", "--yes", code=0)
+
+
+def test_the_id_of_a_purged_job_is_free_again(run: Call, drained_copy: Path) -> None:
+    run("purge", "--yes")
+    assert run("enqueue", "--id", "ok", "true").out == "ok\n"
+
+
+def test_a_purged_job_is_unknown(run: Call, drained_copy: Path) -> None:
+    run("purge", "--yes")
+    run("show", "ok", code=1)

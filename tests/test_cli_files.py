@@ -1,0 +1,522 @@
+"""The three JSON files: true after each command, open to hand edits, never overwritten when damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Call = Callable[..., Any]
+Jobs = Callable[[], dict[str, dict[str, Any]]]
+
+KEYS = (
+    "id, state, seq, unique, command, attempts, runs, max_retries, priority, timeout, created_at, "
+    "updated_at, run_at, cwd, env, tags, after, no_retry_on, worker, slot, started_at, finished_at, "
+    "cancelled_at, outcome, exit_code, signal, reason, recoveries, history"
+).split(", ")
+
+
+def in_file(path: Path) -> list[dict[str, Any]]:
+    """The jobs of an array that is in its canonical form: `[`, one job a line, `]`."""
+    lines = path.read_text().split("\n")
+    assert lines[0] == "[" and lines[-2:] == ["]", ""], lines
+    parsed = [json.loads(line.rstrip(",")) for line in lines[1:-2]]
+    assert all(isinstance(job, dict) for job in parsed) and parsed == json.loads(path.read_bytes())
+    return parsed
+
+
+def ids(path: Path) -> list[str]:
+    return [job["id"] for job in in_file(path)]
+
+
+def edit(path: Path, text: str | bytes) -> None:
+    """Save a file as an editor does: a new one in the place of the old one."""
+    new = path.with_name("edited.tmp")
+    new.write_bytes(text.encode() if isinstance(text, str) else text)
+    new.chmod(0o600)
+    new.replace(path)
+
+
+@pytest.fixture
+def two(run: Call, home: Path) -> Path:
+    """A home with the pending jobs a and b and the dead job c."""
+    for name in ["a", "b", "c"]:
+        run("enqueue", "--id", name, "--priority", "1", f"echo {name}")
+    run("cancel", "c")
+    return home
+
+
+# ---- true after each command ----
+
+
+@pytest.mark.parametrize(
+    "commands, in_jobs, in_dlq",
+    [
+        ([], ["a", "b"], ["c"]),
+        ([["enqueue", "--id", "d", "true"]], ["a", "b", "d"], ["c"]),
+        ([["enqueue", '{"id":"d","command":"echo [ ] { } , \\n"}']], ["a", "b", "d"], ["c"]),
+        ([["cancel", "a"]], ["b"], ["a", "c"]),
+        ([["cancel", "b", "a"]], [], ["a", "b", "c"]),
+        ([["retry", "c"]], ["a", "b", "c"], []),
+        ([["dlq", "retry", "c"]], ["a", "b", "c"], []),
+        ([["cancel", "a"], ["dlq", "retry", "a"]], ["a", "b"], ["c"]),
+        ([["purge", "--yes"]], ["a", "b"], []),
+        ([["dlq", "purge", "c", "--yes"]], ["a", "b"], []),
+        ([["cancel", "a"], ["dlq", "purge", "--all", "--yes"]], ["b"], []),
+        ([["pause"], ["resume"]], ["a", "b"], ["c"]),
+    ],
+    ids=lambda value: (
+        " ".join(" ".join(command) for command in value)
+        if isinstance(value, list) and value and isinstance(value[0], list)
+        else None
+    ),
+)
+def test_the_arrays_are_true_after_a_command(
+    run: Call, two: Path, commands: list[list[str]], in_jobs: list[str], in_dlq: list[str]
+) -> None:
+    for command in commands:
+        run(*command)
+    assert (ids(two / "jobs.json"), ids(two / "dlq.json")) == (in_jobs, in_dlq)
+
+
+def test_the_arrays_are_true_after_a_file_of_jobs(process: Call, home: Path) -> None:
+    process("enqueue", "--file", "-", input="".join(f'{{"id":"j{n}","command":"true"}}\n' for n in range(200)))
+    assert ids(home / "jobs.json") == [f"j{n}" for n in range(200)]
+
+
+def test_the_arrays_are_true_after_a_stream_of_jobs(process: Call, home: Path) -> None:
+    process("enqueue", "--stream", input='{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n')
+    assert ids(home / "jobs.json") == ["a", "b"]
+
+
+def test_the_arrays_are_true_after_a_drain(run: Call, process: Call, home: Path) -> None:
+    run("enqueue", "--id", "good", "true")
+    run("enqueue", "--id", "bad", "--max-retries", "1", "exit 3")
+    run("enqueue", "--id", "fine", "echo done")
+    process("worker", "start", "--drain", code=1)
+    found = [(job["id"], job["state"]) for job in in_file(home / "jobs.json") + in_file(home / "dlq.json")]
+    assert found == [("good", "completed"), ("fine", "completed"), ("bad", "dead")]
+
+
+def test_the_files_hold_what_list_shows(run: Call, two: Path) -> None:
+    stored = in_file(two / "jobs.json") + in_file(two / "dlq.json")
+    assert sorted(stored, key=lambda job: int(job["seq"])) == run("list", "--json").json
+
+
+def test_seq_rises_in_the_order_of_arrival(run: Call, home: Path) -> None:
+    for _ in range(3):
+        run("enqueue", "true")
+    seqs = [job["seq"] for job in in_file(home / "jobs.json")]
+    assert seqs == sorted(set(seqs)) and len(seqs) == 3
+
+
+def test_seq_is_never_given_twice(run: Call, two: Path) -> None:
+    last = in_file(two / "dlq.json")[0]["seq"]
+    run("purge", "--yes")
+    run("enqueue", "--id", "d", "true")
+    assert in_file(two / "jobs.json")[-1]["seq"] > last
+
+
+def test_a_plain_job_has_exactly_the_fields_that_have_a_value(run: Call, home: Path) -> None:
+    # reading: the default time limit of 30 s is a value; the cwd is always remembered.
+    run("enqueue", "true")
+    assert list(in_file(home / "jobs.json")[0]) == [
+        "id",
+        "state",
+        "seq",
+        "command",
+        "attempts",
+        "runs",
+        "max_retries",
+        "priority",
+        "timeout",
+        "created_at",
+        "updated_at",
+        "cwd",
+    ]
+
+
+def test_the_fields_of_a_full_job_stand_in_the_order_of_the_format(run: Call, home: Path) -> None:
+    given = {
+        "no_retry_on": "2",
+        "tags": ["t"],
+        "env": {"A": "1"},
+        "cwd": "/",
+        "run_at": "2099-01-01T00:00:00Z",
+        "timeout": 5,
+        "priority": 1,
+        "max_retries": 2,
+        "unique": "k",
+        "command": "true",
+        "id": "a",
+    }
+    run("enqueue", json.dumps(given))
+    keys = list(in_file(home / "jobs.json")[0])
+    assert set(given) <= set(keys) and keys == [key for key in KEYS if key in keys]
+
+
+def test_the_fields_of_finished_jobs_stand_in_the_order_of_the_format(run: Call, process: Call, home: Path) -> None:
+    run("enqueue", "--id", "good", "true")
+    run("enqueue", "--id", "bad", "--max-retries", "1", "kill -9 $$")
+    process("worker", "start", "--drain", code=1)
+    orders = [list(job) for job in in_file(home / "jobs.json") + in_file(home / "dlq.json")]
+    assert orders == [[key for key in KEYS if key in keys] for keys in orders]
+
+
+def test_a_command_with_odd_characters_is_one_line_of_the_file(run: Call, home: Path) -> None:
+    run("enqueue", "--command=echo a\necho\u2028b\u0085\x0bc")
+    assert len(in_file(home / "jobs.json")) == 1
+
+
+def test_config_json_is_true_after_config_set(run: Call, home: Path) -> None:
+    run("config", "set", "max-retries", "5")
+    assert json.loads((home / "config.json").read_bytes())["max_retries"] == 5
+
+
+# ---- hand edits ----
+
+
+def test_a_pretty_printed_array_is_taken_over(run: Call, two: Path) -> None:
+    before = run("list", "--json").json
+    edit(two / "jobs.json", json.dumps(json.loads((two / "jobs.json").read_bytes()), indent=4))
+    assert run("list", "--json").json == before
+
+
+def test_a_pretty_printed_array_comes_back_in_one_line_a_job(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", json.dumps(json.loads((two / "jobs.json").read_bytes()), indent=4))
+    run("enqueue", "--id", "d", "true")
+    assert ids(two / "jobs.json") == ["a", "b", "d"]
+
+
+def test_an_edit_in_place_is_taken_over(run: Call, two: Path) -> None:
+    with (two / "jobs.json").open("r+") as file:
+        file.write(json.dumps(in_file(two / "jobs.json")[1:], indent=1))
+        file.truncate()
+    assert run("list", "--ids").out == "b\nc\n"
+
+
+def test_a_changed_priority_is_taken_over(run: Call, jobs: Jobs, two: Path) -> None:
+    stored = in_file(two / "jobs.json")
+    stored[0]["priority"] = 9
+    edit(two / "jobs.json", json.dumps(stored))
+    assert jobs()["a"]["priority"] == 9
+
+
+def test_a_changed_priority_survives_the_next_command(run: Call, jobs: Jobs, two: Path) -> None:
+    stored = in_file(two / "jobs.json")
+    stored[0]["priority"] = 9
+    edit(two / "jobs.json", json.dumps(stored))
+    run("enqueue", "true")
+    run("cancel", "b")
+    assert jobs()["a"]["priority"] == 9
+
+
+def test_a_removed_job_is_gone(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", json.dumps(in_file(two / "jobs.json")[:1]))
+    run("enqueue", "--id", "d", "true")
+    assert run("list", "--ids").out == "a\nc\nd\n"
+
+
+def test_a_job_removed_from_the_dlq_is_gone(run: Call, two: Path) -> None:
+    edit(two / "dlq.json", "[]")
+    assert run("list", "--ids").out == "a\nb\n"
+
+
+def test_the_id_of_a_removed_job_is_free(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", "[]")
+    assert run("enqueue", "--id", "a", "true").out == "a\n"
+
+
+def test_an_added_job_with_an_id_is_listed_at_once(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", json.dumps([*in_file(two / "jobs.json"), {"id": "new", "command": "echo new"}]))
+    assert "new" in run("list", "--ids").lines
+
+
+def test_an_added_job_with_a_command_only_gets_the_defaults(run: Call, jobs: Jobs, two: Path) -> None:
+    # reading: "missing fields get enqueue's defaults" includes a made id.
+    edit(two / "jobs.json", json.dumps([*in_file(two / "jobs.json"), {"command": "echo new"}]))
+    run("enqueue", "--id", "d", "true")
+    (job,) = [job for job in jobs().values() if job["command"] == "echo new"]
+    assert re.fullmatch("[a-z0-9]{12}", job["id"]) and (
+        job["state"],
+        job["attempts"],
+        job["max_retries"],
+    ) == (
+        "pending",
+        0,
+        3,
+    )
+
+
+def test_a_job_added_to_an_untouched_home_runs(run: Call, process: Call, jobs: Jobs, home: Path) -> None:
+    edit(home / "jobs.json", '[{"id": "a", "command": "true"}]')
+    edit(home / "dlq.json", "[]")
+    process("worker", "start", "--drain")
+    assert jobs()["a"]["state"] == "completed"
+
+
+def test_an_id_that_was_added_by_hand_is_taken(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", json.dumps([*in_file(two / "jobs.json"), {"id": "new", "command": "echo new"}]))
+    run("enqueue", "--id", "new", "true", code=1)
+
+
+def test_a_job_added_by_hand_may_be_cancelled(run: Call, two: Path) -> None:
+    edit(two / "jobs.json", json.dumps([*in_file(two / "jobs.json"), {"id": "new", "command": "echo new"}]))
+    run("cancel", "new")
+    assert "new" in ids(two / "dlq.json")
+
+
+def test_an_unknown_field_survives_every_rewrite(run: Call, jobs: Jobs, two: Path) -> None:
+    stored = in_file(two / "jobs.json")
+    stored[0]["note"] = {"ticket": [1, "ü"]}
+    edit(two / "jobs.json", json.dumps(stored))
+    run("cancel", "a")
+    run("dlq", "retry", "a")
+    run("enqueue", "true")
+    assert jobs()["a"]["note"] == {"ticket": [1, "ü"]}
+
+
+# ---- damage ----
+
+DAMAGED = {
+    "empty": b"",
+    "words": b"not json\n",
+    "half an array": b'[\n{"id":"a","command":"echo a"},\n',
+    "an object": b'{"id":"a"}\n',
+    "a number in the array": b"[1]\n",
+    "a command that is no text": b'[{"id":"a","command":5}]\n',
+    "a state that is none": b'[{"id":"a","command":"true","state":"asleep"}]\n',
+    "one id twice": b'[{"id":"x","command":"true"},{"id":"x","command":"true"}]\n',
+    "NaN": b'[{"id":"a","command":"true","priority":NaN}]\n',
+    "not UTF-8": b'[{"id":"a","command":"\xff\xfe"}]\n',
+    "NUL bytes": b"\0" * 64,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("name", ["jobs.json", "dlq.json"])
+@pytest.mark.parametrize("arguments", [["list"], ["status"], ["enqueue", "true"], ["cancel", "b"]], ids=" ".join)
+def test_a_damaged_store_is_named_and_never_overwritten(
+    run: Call, two: Path, arguments: list[str], name: str, damage: str
+) -> None:
+    edit(two / name, DAMAGED[damage])
+    result = run(*arguments, code=3)
+    assert ("Error:" in result.err, name in result.err, result.out) == (True, True, "")
+    assert (two / name).read_bytes() == DAMAGED[damage]
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["enqueue", "true"]], ids=" ".join)
+def test_an_id_in_both_arrays_is_refused(run: Call, two: Path, arguments: list[str]) -> None:
+    text = json.dumps([*in_file(two / "jobs.json"), *in_file(two / "dlq.json")])
+    edit(two / "jobs.json", text.replace('"dead"', '"pending"'))
+    before = (two / "jobs.json").read_bytes()
+    run(*arguments, code=3)
+    assert (two / "jobs.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["jobs.json", "dlq.json"])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["status"], ["enqueue", "true"], ["show", "a"], ["purge", "--yes"]], ids=" ".join
+)
+def test_a_store_that_is_missing_beside_a_journal_is_refused(
+    run: Call, two: Path, arguments: list[str], name: str
+) -> None:
+    (two / name).unlink()
+    assert name in run(*arguments, code=3).err
+    assert not (two / name).exists()
+
+
+def test_a_damaged_store_put_right_again_is_read(run: Call, two: Path) -> None:
+    good = (two / "jobs.json").read_bytes()
+    edit(two / "jobs.json", good[:-20])
+    run("list", code=3)
+    edit(two / "jobs.json", good)
+    assert run("list", "--ids").out == "a\nb\nc\n"
+
+
+# ---- doctor ----
+
+
+def test_doctor_finds_nothing_wrong_with_a_new_home(run: Call) -> None:
+    run("doctor", code=0)
+
+
+def test_doctor_finds_nothing_wrong_after_ordinary_commands(run: Call, two: Path) -> None:
+    run("dlq", "retry", "c")
+    run("config", "set", "max-retries", "5")
+    run("doctor", code=0)
+
+
+def test_doctor_finds_nothing_wrong_after_a_drain(run: Call, process: Call, two: Path) -> None:
+    process("worker", "start", "--drain")
+    run("doctor", code=0)
+
+
+@pytest.mark.parametrize("name", ["jobs.json", "dlq.json", "config.json"])
+def test_doctor_names_a_damaged_file_and_leaves_it_alone(run: Call, two: Path, name: str) -> None:
+    run("config", "set", "max-retries", "5")
+    edit(two / name, b"not json\n")
+    result = run("doctor", code=3)
+    assert name in result.out + result.err and (two / name).read_bytes() == b"not json\n"
+
+
+# ---- a home that does not exist, or may only be read ----
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        (["list"], 0),
+        (["list", "--json"], 0),
+        (["status"], 0),
+        (["status", "--json"], 0),
+        (["show", "a"], 1),
+        (["logs", "a"], 1),
+        (["config", "show"], 0),
+        (["config", "get", "max-retries"], 0),
+        (["dlq", "list"], 0),
+        (["dlq", "show", "a"], 1),
+        (["worker", "list"], 0),
+        (["purge", "--dry-run"], 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_reading_a_home_that_does_not_exist_creates_nothing(
+    run: Call, tmp_path: Path, arguments: list[str], code: int
+) -> None:
+    # reading: `worker list` and `purge --dry-run` only read as well.
+    run("--home", str(tmp_path / "absent"), *arguments, code=code)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["status"], ["config", "show"], ["dlq", "list"]], ids=" ".join)
+def test_reading_an_empty_home_creates_nothing(run: Call, home: Path, arguments: list[str]) -> None:
+    run(*arguments)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["status"], ["show", "a"], ["dlq", "list"]], ids=" ".join)
+def test_a_home_that_may_only_be_read_is_read(run: Call, two: Path, arguments: list[str]) -> None:
+    expected = run(*arguments).out.splitlines()[0]
+    two.chmod(0o500)
+    try:
+        assert run(*arguments).out.splitlines()[0] == expected
+    finally:
+        two.chmod(0o700)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_change_to_a_home_that_may_only_be_read_is_refused(run: Call, home: Path) -> None:
+    home.chmod(0o500)
+    try:
+        assert "Error:" in run("enqueue", "true", code=3).err
+    finally:
+        home.chmod(0o700)
+
+
+def test_a_home_that_is_a_file_is_refused(run: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine\n")
+    run("--home", str(tmp_path / "file"), "enqueue", "true", code=3)
+    assert (tmp_path / "file").read_text() == "mine\n"
+
+
+# ---- modes ----
+
+
+@pytest.fixture(params=[0o000, 0o002, 0o022, 0o777], ids=lambda mask: f"umask {mask:03o}")
+def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
+    """A umask for this process and all it starts (the temporary directory exists already)."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(home: Path) -> dict[str, str]:
+    found = {}
+    for path in [home, *home.rglob("*")]:
+        found[str(path.relative_to(home.parent))] = f"{stat.S_IMODE(path.lstat().st_mode):04o}"
+    return found
+
+
+def as_promised(home: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(home.parent)): "0700" if path.is_dir() else "0600" for path in [home, *home.rglob("*")]
+    }
+
+
+def test_what_a_command_creates_is_for_the_owner_only(run: Call, tmp_path: Path, umask: int) -> None:
+    new = tmp_path / "new"
+    for arguments in [
+        ["enqueue", "--id", "a", "true"],
+        ["enqueue", "--id", "b", "true"],
+        ["cancel", "a"],
+        ["config", "set", "max-retries", "5"],
+        ["pause"],
+    ]:
+        run("--home", str(new), *arguments)
+    assert modes(new) == as_promised(new)
+
+
+def test_what_a_worker_creates_is_for_the_owner_only(run: Call, process: Call, home: Path, umask: int) -> None:
+    run("enqueue", "--id", "a", "echo secret")
+    process("worker", "start", "--drain")
+    assert modes(home) == as_promised(home)
+
+
+def test_parents_of_a_new_home_are_made(run: Call, tmp_path: Path) -> None:
+    # reading: the default home may lie in a directory that does not exist yet.
+    run("--home", str(tmp_path / "one" / "two"), "enqueue", "true")
+    assert stat.S_IMODE((tmp_path / "one" / "two").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o707, 0o1777], ids=oct)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["enqueue", "true"],
+        ["list"],
+        ["status"],
+        ["config", "set", "max-retries", "5"],
+        ["worker", "start", "--drain"],
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_anyone_can_write_is_refused(process: Call, home: Path, mode: int, arguments: list[str]) -> None:
+    # reading: reading it is refused too, for what it holds cannot be believed.
+    home.chmod(mode)
+    assert "Error:" in process(*arguments, code=3).err
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize("arguments", [["enqueue", "true"], ["list"], ["status"]], ids=" ".join)
+def test_a_home_of_another_user_is_refused_for_root_too(run: Call, home: Path, arguments: list[str]) -> None:
+    os.chown(home, 12_345, -1)
+    assert "Error:" in run(*arguments, code=3).err
+    assert list(home.iterdir()) == []
+
+
+def test_group_write_is_taken_off_the_queues_files(run: Call, two: Path) -> None:
+    for name in ("jobs.json", "dlq.json"):
+        (two / name).chmod(0o664)
+    run("enqueue", "true")
+    assert [(two / name).stat().st_mode & 0o022 for name in ("jobs.json", "dlq.json")] == [0, 0]
+
+
+def test_taking_off_group_write_is_said_once(run: Call, two: Path) -> None:
+    ordinary = run("enqueue", "true").err.splitlines()
+    for name in ("jobs.json", "dlq.json"):
+        (two / name).chmod(0o664)
+    assert len(run("enqueue", "true").err.splitlines()) == len(ordinary) + 1
+
+
+def test_a_home_that_its_group_can_write_works(run: Call, home: Path) -> None:
+    # reading: a checkout made under umask 002 is such a home, and the quick start must work there.
+    home.chmod(0o775)
+    assert run("enqueue", "--id", "a", "true").out == "a\n"

@@ -1,0 +1,158 @@
+"""The rules that hold for every command: help, where the home is, output that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Call = Callable[..., Any]
+
+COMMANDS = [
+    ["enqueue"],
+    ["list"],
+    ["show"],
+    ["status"],
+    ["logs"],
+    ["wait"],
+    ["cancel"],
+    ["retry"],
+    ["pause"],
+    ["resume"],
+    ["purge"],
+    ["dlq", "list"],
+    ["dlq", "show"],
+    ["dlq", "retry"],
+    ["dlq", "purge"],
+    ["config", "show"],
+    ["config", "get"],
+    ["config", "set"],
+    ["config", "unset"],
+    ["worker", "start"],
+    ["worker", "stop"],
+    ["worker", "list"],
+    ["doctor"],
+]
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_shows_a_real_example(run: Call, command: list[str]) -> None:
+    lines = [line for line in run(*command, "--help").lines if not line.lstrip().startswith("Usage:")]
+    assert any(re.search(rf"queuectl(\.py)? (.*\s)?{' '.join(command)}", line) for line in lines)
+
+
+@pytest.mark.parametrize("command", [[], ["dlq"], ["config"], ["worker"], *COMMANDS], ids=" ".join)
+def test_help_opens_with_one_sentence(run: Call, command: list[str]) -> None:
+    paragraphs = [" ".join(part.split()) for part in run(*command, "--help").out.split("\n\n")]
+    assert paragraphs[0].startswith("Usage:") and re.match(r"[A-Z].*\.", paragraphs[1])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_list_of_commands_names_each(run: Call, command: list[str]) -> None:
+    assert re.search(rf"^\s+{command[-1]}\b", run(*command[:-1], "--help").out, re.MULTILINE)
+
+
+def test_logs_help_warns_of_a_job_that_opens_dev_stderr(run: Call) -> None:
+    assert "/dev/stderr" in run("logs", "--help").out
+
+
+# ---- the home ----
+
+
+def test_the_home_option_beats_the_environment(run: Call, home: Path, tmp_path: Path) -> None:
+    run("--home", str(tmp_path / "other"), "enqueue", "--id", "a", "true")
+    assert run("list", "--ids").out == "" and run("--home", str(tmp_path / "other"), "list", "--ids").out == "a\n"
+
+
+def test_the_current_directory_is_never_the_home(process: Call, tmp_path: Path) -> None:
+    for name in ("jobs.json", "dlq.json"):
+        (tmp_path / name).write_text("[\n]\n")
+    process("enqueue", "true", cwd=tmp_path)
+    assert (tmp_path / "jobs.json").read_text() == "[\n]\n"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`installed("enqueue", "true")`: a copy of the program in `tmp_path/"place"`, with no home named."""
+    import queuectl
+
+    # `process` runs the program where it lies, beside the committed stores, so this is its own call.
+    place = tmp_path / "place"
+    place.mkdir(mode=0o700)
+    shutil.copy(str(queuectl.__file__), place / "queuectl.py")
+    (tmp_path / "user").mkdir(mode=0o700)
+    env = {key: value for key, value in os.environ.items() if key not in ("QUEUECTL_HOME", "XDG_CONFIG_HOME")}
+    env["HOME"] = str(tmp_path / "user")
+
+    def call(*args: str) -> str:
+        program = [sys.executable, str(place / "queuectl.py"), *args]
+        return subprocess.run(program, capture_output=True, text=True, env=env, check=True, timeout=60).stdout
+
+    return call
+
+
+@pytest.mark.parametrize("mark", ["config.json", "jobs.json", "dlq.json", ".queuectl"])
+def test_a_checkout_is_its_own_home(installed: Callable[..., str], tmp_path: Path, mark: str) -> None:
+    if mark == ".queuectl":
+        (tmp_path / "place" / mark).mkdir(mode=0o700)
+    else:
+        (tmp_path / "place" / mark).write_text("{}\n" if mark == "config.json" else "[\n]\n")
+    installed("enqueue", "--id", "a", "true")
+    assert '"a"' in (tmp_path / "place" / "jobs.json").read_text()
+
+
+def test_a_program_that_lies_alone_uses_the_users_own_directory(installed: Callable[..., str], tmp_path: Path) -> None:
+    installed("enqueue", "--id", "a", "true")
+    (found,) = [path for path in (tmp_path / "user").rglob("jobs.json")]
+    assert found.parent.name == "queuectl" and not (tmp_path / "place" / "jobs.json").exists()
+
+
+# ---- output that cannot be written ----
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_id_that_could_not_be_printed_is_told_in_the_error(run: Call, home: Path) -> None:
+    import queuectl
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, str(queuectl.__file__), "enqueue", "--id", "job-7", "true"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 3 and "Error:" in done.stderr and "job-7" in done.stderr
+    assert run("list", "--ids").out == "job-7\n"
+
+
+# ---- one value, one program ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["enqueue", "--json", "true"],
+        ["list", "--json"],
+        ["show", "a", "--json"],
+        ["status", "--json"],
+        ["dlq", "list", "--json"],
+        ["config", "show", "--json"],
+        ["worker", "list", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_json_is_one_value_and_nothing_else(run: Call, arguments: list[str]) -> None:
+    run("enqueue", "--id", "a", "true")
+    run("pause")
+    assert run(*arguments).json is not None

@@ -1,0 +1,276 @@
+"""Help, README and ARCHITECTURE.md say what the program is: none names what is not there, none leaves out what is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Result
+
+import queuectl
+
+Call = Callable[..., Result]
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+SOURCE = (ROOT / "queuectl.py").read_text(encoding="utf-8")
+
+# In the README's session this stands for what differs from run to run: times, pids, directories. At least one
+# character, never a line's end.
+WILDCARD = "..."
+
+# The README's first screen: whoever reads no further has seen these lines.
+FIRST_LINES = 40
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below this one, with its words."""
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from walk(child, (*path, name))
+
+
+COMMANDS = [pytest.param(path, command, id=" ".join(path) or "queuectl") for path, command in walk(queuectl.cli)]
+
+
+def options_of(command: click.Command) -> list[str]:
+    """Every spelling of every option, `--help` apart."""
+    params = [param for param in command.params if isinstance(param, click.Option)]
+    return [spelling for param in params for spelling in (*param.opts, *param.secondary_opts)]
+
+
+def help_of(command: click.Command) -> str:
+    """A command's help as its docstring has it."""
+    return inspect.cleandoc(command.help or "")
+
+
+def examples_of(command: click.Command) -> list[str]:
+    """The command lines under "Example:" in a command's help."""
+    _, _, rest = help_of(command).partition("\nExample")
+    return [line.strip() for line in rest.splitlines() if line.strip().startswith("queuectl ")]
+
+
+def block(text: str, name: str) -> str:
+    """What stands between `<!-- name -->` and `<!-- /name -->`, without the fence."""
+    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- /{name} -->", text, re.DOTALL)
+    assert found, f"README.md has no block <!-- {name} -->"
+    return found[1]
+
+
+def section(text: str, title: str) -> str:
+    """What stands under that heading of the second level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"README.md has no section '{title}'"
+    return found[1]
+
+
+def usage_in_readme(path: tuple[str, ...]) -> str:
+    """What the README says of one command: its list item, else the part under its heading."""
+    commands = section(README, "Commands")
+    start = re.escape("`queuectl " + " ".join(path)) + r"(?=[ `])"
+    item = re.search(rf"^- {start}.*$", commands, re.MULTILINE)
+    if item:
+        return item[0]
+    part = re.search(rf"^### [^\n]*{start}.*?(?=^### |\Z)", commands, re.DOTALL | re.MULTILINE)
+    assert part, f"the README says nothing of 'queuectl {' '.join(path)}'"
+    return part[0]
+
+
+# -- Help
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_help_begins_with_one_sentence(path: tuple[str, ...], command: click.Command) -> None:
+    first, _, rest = help_of(command).partition("\n")
+    assert re.fullmatch(r"[A-Z][^.]*\.", first), f"not one sentence with a full stop: {first!r}"
+    assert not rest or rest.startswith("\n"), f"the first sentence does not end with its line: {first!r}"
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: click.Command) -> None:
+    examples = examples_of(command)
+    assert examples, "no Example block"
+    for example in examples:
+        assert shlex.split(example)[1:][: len(path)] == list(path), f"an example of something else: {example}"
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_examples_in_help_are_no_usage_errors(path: tuple[str, ...], command: click.Command, home: Path) -> None:
+    """Parsed by Click as the program does it, options and values included, and not run."""
+    for example in examples_of(command):
+        words = shlex.split(example)[1:]
+        context = queuectl.cli.make_context("queuectl", list(words))
+        called: click.Command | None = queuectl.cli
+        while isinstance(called, click.Group) and words:
+            name = words.pop(0)
+            called = called.get_command(context, name)
+            assert called is not None, f"no such command in: {example}"
+            context = called.make_context(name, list(words), parent=context)
+        assert not list(home.iterdir()), f"parsing alone has made something in the home: {example}"
+
+
+# -- README
+
+
+def test_the_first_lines_of_the_readme_hold_set_up_and_session() -> None:
+    start = "\n".join(README.splitlines()[:FIRST_LINES])
+    for mark in ("<!-- /run-command -->", "<!-- /test-command -->", "<!-- session -->"):
+        assert mark in start, f"{mark} comes later than line {FIRST_LINES}"
+    assert 5 <= len([line for line in block(README, "session").splitlines() if line.startswith("$ ")]) <= 6
+    assert start.count("```") == 6, "the session's end comes later"
+
+
+@pytest.mark.parametrize(("path", "command"), [case for case in COMMANDS if case.values[0]])
+def test_every_command_and_its_options_stand_in_the_readme(path: tuple[str, ...], command: click.Command) -> None:
+    if isinstance(command, click.Group):
+        assert f"`queuectl {' '.join(path)} " in section(README, "Commands")
+        return
+    said = usage_in_readme(path)
+    for option in options_of(command):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", said), f"the README leaves out {option} of {' '.join(path)}"
+
+
+def test_the_options_of_the_program_itself_stand_in_the_readme() -> None:
+    for option in options_of(queuectl.cli):
+        assert option in section(README, "Commands")
+
+
+def test_the_readme_names_no_option_that_is_not_there() -> None:
+    known = {option for _, command in walk(queuectl.cli) for option in (*options_of(command), "--help")}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section(README, "Commands")))
+    assert named <= known, f"not (yet) options of the program: {sorted(named - known)}"
+
+
+def test_the_readme_names_no_command_that_is_not_there() -> None:
+    for path in re.findall(r"`queuectl ([a-z]+(?: [a-z]+)?)", README):
+        command: click.Command = queuectl.cli
+        for word in path.split():
+            if isinstance(command, click.Group):
+                found = command.get_command(click.Context(command), word)
+                assert found is not None, f"'queuectl {path}' is no command"
+                command = found
+
+
+def test_the_configuration_table_is_the_programs() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Configuration"), re.MULTILINE
+    )
+    table = {key: default for key, default, _, _ in rows}
+    assert table == {key: queuectl.say_setting(value) or '""' for key, value in queuectl.default_settings().items()}
+    assert list(table) == list(queuectl.default_settings()), "the order differs"
+    assert len(rows) == len(table), "a key stands there twice"
+
+
+def test_the_json_fields_of_the_readme_are_those_that_are_accepted(run: Call) -> None:
+    part = section(README, "Commands")
+    table = part[part.index("| field | holds |") :].split("\n\n")[0]
+    fields = {
+        name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    refusal = run("enqueue", '{"no_such_field": 1}', code=2).err
+    accepted = re.search(r"The fields are: ([\w, ]+)\.", refusal)
+    assert accepted and fields == set(accepted[1].split(", "))
+
+
+def test_the_exit_codes_of_the_readme_are_the_programs() -> None:
+    cells = re.findall(r"^\| ([\d, ]+) \|", section(README, "Exit codes"), re.MULTILINE)
+    codes = {int(code) for cell in cells for code in cell.split(", ")}
+    named = {queuectl.EXIT_REFUSED, queuectl.EXIT_USAGE, queuectl.EXIT_STORAGE, queuectl.EXIT_TIMEOUT}
+    assert codes == {0, 130, 143} | named
+
+
+def session_steps() -> list[tuple[str, str]]:
+    """(command line, output as it stands in the README) of the session."""
+    steps = re.split(r"^\$ ", block(README, "session"), flags=re.MULTILINE)
+    assert steps[0] == "", "the session does not begin with a command"
+    return [(line, output) for line, _, output in (step.partition("\n") for step in steps[1:])]
+
+
+def fits(pattern: str, output: str) -> bool:
+    """Whether the output is the one written down, where WILDCARD stands for any text within a line."""
+    return re.fullmatch("[^\n]+?".join(map(re.escape, pattern.split(WILDCARD))), output) is not None
+
+
+def test_the_wildcard_stands_for_some_text_of_one_line() -> None:
+    assert fits("Worker ... started\n", "Worker 1-ab started\n")
+    assert fits("in ....\n", "in 0.2 s.\n")
+    assert not fits("a ... b\n", "a \n b\n")
+    assert not fits("... ago\n", " ago\n")
+
+
+def test_the_session_of_the_readme_is_true(process: Call, home: Path, tmp_path: Path) -> None:
+    for line, expected in session_steps():
+        words = shlex.split(line)
+        assert words[0] == "queuectl"
+        result = process(*words[1:], code=None, cwd=tmp_path)
+        assert not (result.out and result.err), f"{line}: a terminal would mix stdout and stderr"
+        output = result.out + result.err
+        assert fits(expected, output), f"$ {line}\nREADME:\n{expected}\nnow:\n{output}"
+        assert result.code in (0, 1), f"{line}: exit {result.code}"
+
+
+# -- ARCHITECTURE.md
+
+
+def names_in_source() -> set[str]:
+    """Every name that queuectl.py defines, `Class.name` too, and every single word that is a text in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # states, settings, fields, commands
+        if isinstance(node, ast.ClassDef):
+            for child in ast.walk(node):
+                if isinstance(child, ast.FunctionDef):
+                    names.add(f"{node.name}.{child.name}")
+                elif isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
+                    names.add(f"{node.name}.{child.target.id}")
+    return names
+
+
+def test_every_name_in_architecture_md_exists() -> None:
+    known = names_in_source()
+    spans = set(re.findall(r"`([^`\n]+)`", ARCHITECTURE))
+    files = {span for span in spans if re.search(r"\.(py|json|jsonl|md|txt|toml)$|/$", span)}
+    names = {span.removesuffix("()") for span in spans - files}
+    names = {name for name in names if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)}
+    assert len(names) > 50, "ARCHITECTURE.md names hardly anything in backticks"
+    missing = {name for name in names - known if not is_module(name)}
+    assert not missing, f"not in queuectl.py: {sorted(missing)}"
+
+
+def is_module(name: str) -> bool:
+    """Whether it is a module that queuectl.py imports, or something that such a module has."""
+    module, _, attribute = name.partition(".")
+    if not re.search(rf"^\s*import {re.escape(module)}\b", SOURCE, re.MULTILINE):
+        return False
+    return not attribute or hasattr(importlib.import_module(module), attribute)
+
+
+def test_every_file_that_the_documents_name_in_the_checkout_exists() -> None:
+    paths = set(re.findall(r"(?:tests/[\w/]+\.py|\.ci/\w+|[A-Z]{4,}\.md)", README + ARCHITECTURE))
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_code_map_has_the_sections_of_the_file_in_their_order() -> None:
+    sections = re.findall(r"^# ======== (\d)\. (.+) ========$", SOURCE, re.MULTILINE)
+    assert re.findall(r"^(\d)\. ([A-Z& ]+):", ARCHITECTURE, re.MULTILINE) == sections
+
+
+def test_architecture_md_has_one_sentence_a_line() -> None:
+    prose = [line for line in ARCHITECTURE.splitlines() if line and not line.startswith(("#", "-", "*"))]
+    two = [line for line in prose if re.search(r"[a-z`)]\. [A-Z`]", re.sub(r"^\d\. ", "", line))]
+    assert not two, f"two sentences in: {two[0]}"

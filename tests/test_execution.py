@@ -1,0 +1,568 @@
+"""How one attempt runs and ends: its exit, its time limit, its output, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import Call, Gate, is_alive, python_job, said
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
+
+ONCE = ("--max-retries", "1")
+
+
+def note_pid(path: Path, pid: str = "$$") -> str:
+    """Shell text that writes a pid as one line into a file."""
+    return f'echo "{pid}" >> {shlex.quote(str(path))}'
+
+
+@pytest.fixture
+def logs(start: Call) -> Call:
+    """`logs("a", "--tail", "2")`: the bytes that `queuectl logs` prints."""
+
+    def call(*args: str, code: int = 0) -> bytes:
+        child = start("logs", *args)
+        assert child.wait(30) == code, said(child)
+        return Path(child.log).read_bytes()
+
+    return call
+
+
+# -- how an attempt ends
+
+
+def test_exit_0_completes_a_job(enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "exit 0")
+    drain()
+    done = job("a")
+    assert (done["state"], done["outcome"], done["exit_code"]) == ("completed", "exited", 0)
+
+
+@pytest.mark.parametrize("code", [1, 126, 255])
+def test_any_other_exit_code_is_recorded_as_a_failed_attempt(code: int, enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", f"exit {code}", *ONCE)
+    drain(code=1)
+    dead = job("a")
+    assert (dead["state"], dead["attempts"], dead["outcome"], dead["exit_code"]) == (
+        "dead",
+        1,
+        "exited",
+        code,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_signal_is_recorded_as_a_failed_attempt(
+    number: signal.Signals, enqueue: Call, drain: Call, job: Call
+) -> None:
+    enqueue("a", f"kill -{number.value} $$; sleep 5", *ONCE)
+    drain(code=1)
+    dead = job("a")
+    # reading: the record holds the signal's number, and no exit code.
+    assert (dead["attempts"], dead["outcome"], dead["signal"]) == (1, "signalled", number)
+    assert "exit_code" not in dead
+
+
+def test_a_missing_directory_is_a_failed_attempt(enqueue: Call, drain: Call, job: Call, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    enqueue("a", "true", "--cwd", str(place), "--max-retries", "2")
+    place.rmdir()
+    drain(code=1)
+    dead = job("a")
+    # reading: nothing was started, so the outcome is `not_started`, but it is the job's own fault.
+    assert (dead["state"], dead["attempts"], dead["outcome"]) == ("dead", 2, "not_started")
+
+
+def test_a_missing_directory_is_named_to_whoever_looks(enqueue: Call, drain: Call, run: Call, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    enqueue("a", "true", "--cwd", str(place), *ONCE)
+    place.rmdir()
+    said_by_worker = drain(code=1).err
+    # reading: the reason is where a person looks first: `show`, or the worker's line.
+    assert re.search("(?i)no such|not found|missing|does not exist|not exist", run("show", "a").out + said_by_worker)
+
+
+def test_an_unknown_command_is_a_failed_attempt_with_127(enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "no-such-command-anywhere", *ONCE)
+    drain(code=1)
+    assert (job("a")["state"], job("a")["exit_code"]) == ("dead", 127)
+
+
+def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue: Call, drain: Call, run: Call) -> None:
+    enqueue("a", "no-such-command-anywhere", *ONCE)
+    said_by_worker = drain(code=1).err
+    # reading: the words "told" leave open where; `show`, `logs` or the worker's line.
+    everything = run("show", "a").out + run("logs", "a").out + said_by_worker
+    assert "--env PATH" in everything
+
+
+def test_a_job_that_fails_first_and_then_succeeds_is_completed(enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", 'test "$QUEUECTL_ATTEMPT" = 2')
+    drain(code=0)
+    done = job("a")
+    assert (done["state"], done["attempts"], done["runs"]) == ("completed", 2, 2)
+    assert [(past["run"], past["attempt"], past["exit_code"]) for past in done["history"]] == [
+        (1, 1, 1),
+        (2, 2, 0),
+    ]
+
+
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_max_retries_of_0_and_of_1_both_mean_one_attempt(count: str, enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "exit 1", "--max-retries", count)
+    drain(code=1)
+    assert (job("a")["state"], job("a")["attempts"]) == ("dead", 1)
+
+
+def test_the_history_keeps_the_last_five_runs(enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "exit $QUEUECTL_ATTEMPT", "--max-retries", "7")
+    drain(code=1)
+    assert [past["exit_code"] for past in job("a")["history"]] == [3, 4, 5, 6, 7]
+
+
+def test_an_exit_code_in_no_retry_on_of_the_job_sends_it_to_the_dead_letter_queue_at_once(
+    enqueue: Call, drain: Call, job: Call
+) -> None:
+    enqueue("at-once", "exit 65", "--no-retry-on", "2,64-78")
+    enqueue("retried", "exit 3", "--no-retry-on", "2,64-78")
+    drain(code=1)
+    assert (job("at-once")["state"], job("at-once")["attempts"]) == ("dead", 1)
+    assert (job("retried")["state"], job("retried")["attempts"]) == ("dead", 3)
+
+
+def test_an_exit_code_in_no_retry_on_of_the_settings_sends_a_job_to_the_dead_letter_queue_at_once(
+    run: Call, enqueue: Call, drain: Call, job: Call
+) -> None:
+    run("config", "set", "no_retry_on", "2,64-78")
+    enqueue("a", "exit 64")
+    drain(code=1)
+    assert (job("a")["state"], job("a")["attempts"]) == ("dead", 1)
+
+
+def test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why(
+    run: Call, worker: Call, enqueue: Call, reaches: Call, eventually: Call, job: Call
+) -> None:
+    run("config", "set", "runner", "/no/such/runner -c")
+    worker()
+    enqueue("a", "true")
+    # reading: a line of `status` says in the system's words that the runner is not there.
+    eventually(lambda: re.search("(?i)no such file|not found|does not exist", run("status").out))
+    assert job("a")["attempts"] == 0
+    run("config", "set", "runner", "sh -c")
+    assert reaches("a", "completed")["attempts"] == 1
+
+
+# -- the time limit
+
+
+def test_a_job_over_its_time_limit_is_a_failed_attempt_that_timed_out(
+    enqueue: Call, drain: Call, job: Call, tmp_path: Path
+) -> None:
+    enqueue("a", f"{note_pid(tmp_path / 'pid')}; sleep 60", "--timeout", "0.3", *ONCE)
+    drain(code=1)
+    dead = job("a")
+    assert (dead["state"], dead["attempts"], dead["outcome"]) == ("dead", 1, "timed_out")
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_job_without_a_limit_of_its_own_has_the_one_of_the_settings(
+    run: Call, enqueue: Call, drain: Call, job: Call
+) -> None:
+    run("config", "set", "job_timeout", "0.3")
+    enqueue("a", "sleep 60", *ONCE)
+    drain(code=1)
+    assert job("a")["outcome"] == "timed_out"
+
+
+def test_a_job_over_its_time_limit_says_how_to_give_it_more_time(enqueue: Call, drain: Call, run: Call) -> None:
+    enqueue("a", "sleep 60", "--timeout", "0.3", *ONCE)
+    said_by_worker = drain(code=1).err
+    # reading: "says so, with the command that gives it more time": in `show` or in the worker's line.
+    assert "--timeout" in run("show", "a").out + said_by_worker
+
+
+def test_a_job_over_its_time_limit_gets_sigterm_first(enqueue: Call, drain: Call, run: Call, job: Call) -> None:
+    run("config", "set", "grace_period", "20")
+    enqueue("a", "trap 'echo tidied up; exit 0' TERM; sleep 60 & wait", "--timeout", "0.3", *ONCE)
+    drain(code=1)
+    assert run("logs", "a").out == "tidied up\n"
+    assert job("a")["outcome"] == "timed_out"  # though it ended with 0
+
+
+def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(
+    enqueue: Call, drain: Call, job: Call, tmp_path: Path
+) -> None:
+    command = f"trap '' TERM; {note_pid(tmp_path / 'pid')}; while :; do sleep 0.1; done"
+    enqueue("a", command, "--timeout", "0.3", *ONCE)
+    drain(code=1)
+    assert job("a")["outcome"] == "timed_out"
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_a_stopped_job_is_ended_by_its_time_limit(enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "kill -STOP $$", "--timeout", "0.3", *ONCE)
+    drain(code=1)
+    assert job("a")["outcome"] == "timed_out"
+
+
+def test_the_time_limit_of_a_job_ends_its_background_children_too(enqueue: Call, drain: Call, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    enqueue("a", f"sleep 300 & {note_pid(pid, '$!')}; wait", "--timeout", "0.3", *ONCE)
+    drain(code=1)
+    assert not is_alive(int(pid.read_text()))
+
+
+# A child in a session of its own, which ignores SIGTERM as well; its parent waits for it.
+LEAVES_ITS_SESSION = """
+import os, signal, sys, time
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open(sys.argv[1], "w") as file:
+        print(os.getpid(), file=file)
+    time.sleep(300)
+os.wait()
+"""
+
+
+def test_the_time_limit_of_a_job_ends_a_child_that_called_setsid(
+    enqueue: Call, drain: Call, job: Call, tmp_path: Path
+) -> None:
+    pid = tmp_path / "pid"
+    enqueue("a", python_job(tmp_path / "job.py", LEAVES_ITS_SESSION, pid), "--timeout", "1.5", *ONCE)
+    drain(code=1)
+    assert job("a")["outcome"] == "timed_out"
+    assert not is_alive(int(pid.read_text()))
+
+
+def test_the_time_limit_of_a_job_ends_a_child_that_cleared_its_environment(
+    enqueue: Call, drain: Call, tmp_path: Path
+) -> None:
+    pid = tmp_path / "pid"
+    child = shlex.quote(f"trap '' TERM; {note_pid(pid)}; while :; do sleep 0.1; done")
+    enqueue("a", f"env -i /bin/sh -c {child} & wait", "--timeout", "0.7", *ONCE)
+    drain(code=1)
+    assert not is_alive(int(pid.read_text()))
+
+
+# Out of the session *and* the environment; only the output that it holds says whose it is.
+KEEPS_ONLY_ITS_OUTPUT = """
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    child = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(300)"
+    os.execve(sys.executable, [sys.executable, "-S", "-E", "-c", child, sys.argv[1]], {})
+os.wait()
+"""
+
+
+def test_a_job_is_not_over_before_the_last_process_that_holds_its_output_is_gone(
+    enqueue: Call,
+    worker: Call,
+    job: Call,
+    tmp_path: Path,
+    written: Call,
+    reaches: Call,
+    run: Call,
+    eventually: Call,
+) -> None:
+    note = tmp_path / "pid"
+    enqueue("a", python_job(tmp_path / "job.py", KEEPS_ONLY_ITS_OUTPUT, note), "--timeout", "1.5", *ONCE)
+    worker()
+    pid = int(written(note))
+    assert re.search(rf"\b{pid}\b", run("show", "a").out)  # a person is told what delays the end (F5)
+    assert reaches("a", "dead")["outcome"] == "timed_out"
+    assert not is_alive(pid)
+
+
+# -- cancel
+
+
+@pytest.fixture
+def cancelled(enqueue: Call, worker: Call, written: Call, run: Call, tmp_path: Path) -> Call:
+    """`cancelled("a", "sleep 60")`: such a job, running, and what `cancel` answered."""
+
+    def call(name: str, command: str) -> tuple[int, Any]:
+        pid = tmp_path / f"{name}.pid"
+        enqueue(name, f"{note_pid(pid)}; {command}")
+        worker()
+        return int(written(pid)), run("cancel", name)
+
+    return call
+
+
+def test_cancel_of_a_running_job_says_that_it_is_stopping(cancelled: Call) -> None:
+    _, answer = cancelled("a", "sleep 60")
+    assert "stopping" in (answer.out + answer.err).lower()
+
+
+def test_a_running_job_that_was_cancelled_is_in_the_dead_letter_queue_once_it_is_gone(
+    cancelled: Call, reaches: Call, run: Call
+) -> None:
+    pid, _ = cancelled("a", "sleep 60 & wait")
+    dead = reaches("a", "dead")
+    assert not is_alive(pid)
+    assert (dead["reason"], dead["attempts"], dead["runs"]) == ("cancelled", 1, 1)
+    assert [one["id"] for one in run("dlq", "list", "--json").json] == ["a"]
+
+
+def test_a_cancelled_job_that_ignores_sigterm_is_killed(cancelled: Call, reaches: Call) -> None:
+    pid, _ = cancelled("a", "trap '' TERM; while :; do sleep 0.1; done")
+    assert reaches("a", "dead")["reason"] == "cancelled"
+    assert not is_alive(pid)
+
+
+def test_a_cancelled_job_stays_processing_while_it_tidies_up_and_is_dead_even_if_it_exits_with_0(
+    run: Call, cancelled: Call, gate: Gate, written: Call, job: Call, reaches: Call, tmp_path: Path
+) -> None:
+    run("config", "set", "grace_period", "60")
+    told = tmp_path / "told"
+    tidy = f"echo told > {shlex.quote(str(told))}; {gate.wait}; exit 0"
+    cancelled("a", f"trap {shlex.quote(tidy)} TERM; while :; do sleep 0.05; done")
+    written(told)
+    assert job("a")["state"] == "processing" and job("a")["cancelled_at"]
+    run("cancel", "a", code=0)  # already being cancelled
+    gate.open()
+    assert reaches("a", "dead")["reason"] == "cancelled"
+
+
+# -- the output
+
+
+def test_output_is_kept_byte_for_byte_in_the_order_it_was_written(
+    enqueue: Call, drain: Call, logs: Call, tmp_path: Path
+) -> None:
+    every_byte = bytes(range(256)) * 3 + b"no newline at the end"
+    (tmp_path / "bytes").write_bytes(every_byte)
+    enqueue("a", f"echo first; echo second >&2; cat {shlex.quote(str(tmp_path / 'bytes'))}")
+    drain()
+    assert logs("a") == b"first\nsecond\n" + every_byte
+
+
+def test_a_job_that_prints_nothing_has_empty_logs(enqueue: Call, drain: Call, logs: Call) -> None:
+    enqueue("a", "true")
+    drain()
+    assert logs("a") == b""
+
+
+def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue: Call, drain: Call, home: Path) -> None:
+    for number in range(3):
+        enqueue(f"j{number}", "true")
+    drain()
+    # reading: nor does the slot's own file stay when its worker has ended.
+    assert [path for path in (home / ".queuectl" / "logs").rglob("*") if path.is_file()] == []
+
+
+def test_fifty_megabytes_of_output_are_kept(enqueue: Call, drain: Call, logs: Call, job: Call) -> None:
+    enqueue("a", "yes 0123456789012345678901234567890123456789012345678 | head -n 1000000")
+    drain()
+    assert job("a")["state"] == "completed"
+    are_the_same = logs("a") == b"0123456789012345678901234567890123456789012345678\n" * 1_000_000
+    assert are_the_same  # a comparison in the assertion would print both
+
+
+def test_the_outputs_of_jobs_in_two_slots_do_not_mix(enqueue: Call, drain: Call, run: Call) -> None:
+    for number in range(10):
+        enqueue(f"j{number}", f"for i in 1 2 3 4 5; do echo {number}; done")
+    drain("--count", "2")
+    assert [run("logs", f"j{number}").out for number in range(10)] == [f"{number}\n" * 5 for number in range(10)]
+
+
+def test_logs_show_the_newest_attempt_and_any_other_by_its_number(enqueue: Call, drain: Call, run: Call) -> None:
+    enqueue("a", "echo attempt $QUEUECTL_ATTEMPT; exit 1")
+    drain(code=1)
+    assert run("logs", "a").out == "attempt 3\n"
+    assert [run("logs", "a", "--attempt", number).out for number in "123"] == [
+        "attempt 1\n",
+        "attempt 2\n",
+        "attempt 3\n",
+    ]
+
+
+def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(
+    enqueue: Call, drain: Call, run: Call, tmp_path: Path
+) -> None:
+    mark = shlex.quote(str(tmp_path / "mark"))
+    enqueue("a", f"test -e {mark} && echo after || echo before; exit 1", *ONCE)
+    drain(code=1)
+    (tmp_path / "mark").touch()
+    run("dlq", "retry", "a")
+    drain(code=1)
+    assert run("logs", "a", "--attempt", "1").out == "after\n"
+
+
+def test_tail_shows_the_last_lines(enqueue: Call, drain: Call, run: Call) -> None:
+    enqueue("a", "printf 'one\\ntwo\\nthree\\nfour'")
+    drain()
+    # reading: N lines; a last one without its newline is a line.
+    assert run("logs", "a", "--tail", "2").out == "three\nfour"
+    assert run("logs", "a", "--tail", "9").out == "one\ntwo\nthree\nfour"
+
+
+def test_the_logs_of_a_running_job_show_what_it_printed_so_far(
+    enqueue: Call, gate: Gate, worker: Call, run: Call, eventually: Call
+) -> None:
+    enqueue("a", f"echo so far; {gate.wait}")
+    worker()
+    eventually(lambda: run("logs", "a", code=None).out == "so far\n")
+
+
+def test_following_the_logs_of_a_running_job_ends_with_the_job(
+    enqueue: Call, gate: Gate, worker: Call, start: Call, job: Call, eventually: Call
+) -> None:
+    enqueue("a", f"echo before; {gate.wait}; echo after")
+    worker()
+    eventually(lambda: job("a")["state"] == "processing")
+    follower = start("logs", "a", "--follow")
+    eventually(lambda: said(follower) == "before\n")
+    assert follower.poll() is None
+    gate.open()
+    assert follower.wait(20) == 0
+    assert said(follower) == "before\nafter\n"
+
+
+def test_following_the_logs_of_a_finished_job_prints_them_and_ends(enqueue: Call, drain: Call, process: Call) -> None:
+    enqueue("a", "echo all of it")
+    drain()
+    assert process("logs", "a", "--follow", timeout=20).out == "all of it\n"
+
+
+def test_logs_path_names_the_file_that_holds_the_output(enqueue: Call, drain: Call, run: Call, home: Path) -> None:
+    enqueue("a", "echo in a file")
+    drain()
+    (line,) = run("logs", "a", "--path").lines
+    assert Path(line).read_text() == "in a file\n"
+    assert (home / ".queuectl" / "logs") in Path(line).parents
+
+
+def test_output_files_are_private_whatever_the_umask(enqueue: Call, drain: Call, run: Call, umask_0: None) -> None:
+    enqueue("a", "echo secret")
+    drain()
+    (line,) = run("logs", "a", "--path").lines
+    assert Path(line).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def umask_0() -> Any:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+# -- daemons
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if sys.argv[1] == "silent":
+        for number in (0, 1, 2):
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    with open(sys.argv[2] + ".tmp", "w") as file:
+        print(os.getpid(), file=file)
+    os.rename(sys.argv[2] + ".tmp", sys.argv[2])
+    while not os.path.exists(sys.argv[3]):
+        time.sleep(0.02)
+    print("late", flush=True)
+    time.sleep(300)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+print("started", flush=True)
+"""
+
+
+@pytest.fixture
+def daemon_job(tmp_path: Path, gate: Gate) -> Call:
+    """`daemon_job("silent" or "talking")`: a job that leaves a daemon, which says `late` after the gate.
+
+    `nothing_left` ends the daemon after the test.
+    """
+    return lambda kind: python_job(tmp_path / "daemon.py", DAEMON, kind, tmp_path / "daemon.pid", gate.path)
+
+
+@pytest.mark.parametrize("kind", ["silent", "talking"])
+def test_a_job_that_leaves_a_daemon_is_completed_and_the_daemon_lives_on(
+    kind: str, enqueue: Call, daemon_job: Call, drain: Call, job: Call, tmp_path: Path
+) -> None:
+    enqueue("a", daemon_job(kind))
+    drain(timeout=30)
+    assert job("a")["state"] == "completed"
+    assert is_alive(int((tmp_path / "daemon.pid").read_text()))
+
+
+def test_what_a_daemon_prints_later_is_not_in_the_output_of_the_next_job(
+    enqueue: Call, daemon_job: Call, worker: Call, gate: Gate, reaches: Call, run: Call, eventually: Call
+) -> None:
+    worker("--count", "1")
+    enqueue("a", daemon_job("talking"))
+    reaches("a", "completed")
+    enqueue("b", f"echo begun; {gate.wait}; echo ended")
+    eventually(lambda: run("logs", "b", code=None).out == "begun\n")
+    gate.open()
+    eventually(lambda: run("logs", "a").out == "started\nlate\n")
+    reaches("b", "completed")
+    assert run("logs", "b").out == "begun\nended\n"
+
+
+def test_a_daemon_that_holds_its_output_does_not_hold_up_a_stop(
+    enqueue: Call, daemon_job: Call, worker: Call, reaches: Call, process: Call, tmp_path: Path
+) -> None:
+    child = worker()
+    enqueue("a", daemon_job("talking"))
+    reaches("a", "completed")
+    process("worker", "stop", timeout=20)
+    assert child.wait(5) == 0
+    assert is_alive(int((tmp_path / "daemon.pid").read_text()))
+
+
+def test_the_attempt_after_a_failure_leaves_the_daemon_of_the_first_alone(
+    enqueue: Call, worker: Call, written: Call, reaches: Call, tmp_path: Path
+) -> None:
+    pid = tmp_path / "pid"
+    command = f'if [ "$QUEUECTL_ATTEMPT" = 1 ]; then sleep 300 & {note_pid(pid, "$!")}; exit 1; fi; sleep 60'
+    enqueue("a", command, "--timeout", "0.5", "--max-retries", "2")
+    worker()
+    reaches("a", "dead")
+    # reading: what ended by itself is over with its leader; ending a later attempt does not reach its daemon.
+    assert is_alive(int(written(pid)))
+
+
+# -- systems without Linux's own calls
+
+ELSEWHERE = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+for name in ("waitid", "pidfd_open"):
+    delattr(os, name)
+def no_spawn(*args, **more):
+    raise NotImplementedError
+os.posix_spawn = no_spawn
+import queuectl
+queuectl._PROC = "/nonexistent"
+queuectl.main()
+"""
+
+
+def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(
+    enqueue: Call, run: Call, job: Call, home: Path
+) -> None:
+    enqueue("good", "echo out")
+    enqueue("bad", "exit 3", *ONCE)
+    enqueue("slow", "trap '' TERM; sleep 60", "--timeout", "0.3", *ONCE)
+    program = Path(__file__).resolve().parent.parent
+    words = [sys.executable, "-c", ELSEWHERE, str(program), "worker", "start", "--drain", "--count", "3"]
+    assert subprocess.run(words, capture_output=True, timeout=60).returncode == 1
+    assert [job(name)["state"] for name in ("good", "bad", "slow")] == ["completed", "dead", "dead"]
+    assert (job("bad")["exit_code"], job("slow")["outcome"]) == (3, "timed_out")
+    assert run("logs", "good").out == "out\n"

@@ -1,0 +1,927 @@
+"""The pure core: settings, values, the job record and its states. Tables of cases, then properties.
+
+Nothing here touches a file or reads the clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import queuectl as q
+
+NOW = "2026-11-24T08:15:30.123Z"
+LATER = "2026-11-24T09:00:00.000Z"
+CONFIG = q.Config()
+pure = settings(deadline=None, database=None, max_examples=60)
+
+
+def job(**values: Any) -> q.Job:
+    """A pending job, with these fields instead of its own."""
+    base: dict[str, Any] = {
+        "id": "a", "state": "pending", "seq": 1, "unique": None, "command": "true", "attempts": 0, "runs": 0,
+        "max_retries": 3, "priority": 0, "timeout": 30, "created_at": NOW, "updated_at": NOW,
+    }  # fmt: skip
+    return q.Job(**{**base, **values})
+
+
+RUNNING: dict[str, Any] = {"worker": "w1", "slot": 0, "started_at": NOW, "attempts": 1, "runs": 1}
+STATES: dict[str, q.Job] = {
+    "pending": job(),
+    "processing": job(state="processing", **RUNNING),
+    "completed": job(state="completed", attempts=1, runs=1, started_at=NOW, finished_at=NOW),
+    "failed": job(state="failed", attempts=1, runs=1, started_at=NOW, run_at=LATER),
+    "dead": job(state="dead", attempts=3, runs=3, started_at=NOW, finished_at=NOW),
+}
+
+
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`in_zone("Europe/Berlin")`: the local zone from here to the test's end."""
+
+    def set_zone(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield set_zone
+    monkeypatch.undo()
+    time.tzset()
+
+
+# -- Durations, exit codes, settings
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        (90, 90), ("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1.5h", 5400), (".5m", 30),
+        ("0.25", 0.25), ("2.", 2), (0, 0), ("0", 0), (0.5, 0.5), (" 5 m ", 300), ("1D", 86_400), ("10M", 600),
+        (q.DURATION_MAX_S, q.DURATION_MAX_S), ("36500d", q.DURATION_MAX_S),
+    ],
+)  # fmt: skip
+def test_a_duration_is_seconds_whatever_its_spelling(said: object, seconds: float) -> None:
+    assert q.parse_duration(said) == seconds
+
+
+@pytest.mark.parametrize("said", ["90", 90, 90.0, "1.5m"])
+def test_whole_seconds_are_kept_as_an_integer(said: object) -> None:
+    assert isinstance(q.parse_duration(said), int)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", " ", "s", "-1", "+1", "1w", "1h30m", "1e3", "inf", "nan", "1,5", "٣", "0x10", "1 2", None, True, False, [],
+        {}, -1, -0.001, math.nan, math.inf, q.DURATION_MAX_S + 1, "36501d", "9" * 400,
+    ],
+)  # fmt: skip
+def test_what_is_no_duration_is_refused(said: object) -> None:
+    with pytest.raises(q.BadValue):
+        q.parse_duration(said)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: q.parse_duration(HUGE),
+        lambda: q.parse_spec({"command": "x", "timeout": HUGE}, NOW),
+        lambda: q.parse_spec({"command": "x", "delay": HUGE}, NOW),
+        lambda: q.parse_settings({"backoff_base": HUGE}),
+        lambda: q.parse_settings({"log_max": HUGE}),
+        lambda: q.parse_settings({"log_max": "9" * 400}),
+    ],
+    ids=["duration", "timeout", "delay", "backoff_base", "log_max", "log_max as text"],
+)
+def test_a_number_of_hundreds_of_digits_is_refused(check: Callable[[], object]) -> None:
+    with pytest.raises(q.BadValue):
+        check()
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "has", "has_not"),
+    [
+        ("2,64-78", "2,64-78", [2, 64, 70, 78], [0, 1, 3, 63, 79, 255]),
+        ([2, 5], "2,5", [2, 5], [3, 4]),
+        (["64-78", 1], "64-78,1", [1, 64, 78], [79]),
+        (" 1 , 3 - 4 ", "1,3-4", [1, 3, 4], [2]),
+        ("0-255", "0-255", [0, 128, 255], []),
+        ("", "", [], [0, 1, 255]),
+        ("  ", "", [], [0]),
+        ([], "", [], [0]),
+        ("7-7", "7-7", [7], [6, 8]),
+    ],
+)
+def test_exit_codes_are_codes_and_ranges(said: object, text: str, has: list[int], has_not: list[int]) -> None:
+    assert q.parse_exit_codes(said) == text
+    assert q.parse_exit_codes(text) == text
+    assert all(q.has_exit_code(text, code) for code in has)
+    assert not any(q.has_exit_code(text, code) for code in has_not)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["256", "-1", "5-2", "a", "1,,2", "2,", "1-", "-", "1-2-3", "٣", [256], [-1], [True], [None], [1.5], 2, None],
+)
+def test_what_is_no_exit_code_is_refused(said: object) -> None:
+    with pytest.raises(q.BadValue):
+        q.parse_exit_codes(said)
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "value"),
+    [
+        ("max_retries", 0, 0), ("max_retries", 1000, 1000),
+        ("backoff_base", 0, 0), ("backoff_base", 1.5, 1.5), ("backoff_base", 1000, 1000),
+        ("backoff_max", "1h", 3600), ("backoff_max", 0, 0),
+        ("backoff_jitter", 0.5, 0.5), ("backoff_jitter", 1, 1),
+        ("job_timeout", "10m", 600), ("job_timeout", 0, 0),
+        ("no_retry_on", "2,64-78", "2,64-78"), ("no_retry_on", [2], "2"),
+        ("grace_period", "1.5s", 1.5),
+        ("worker_count", 1, 1), ("worker_count", 1000, 1000),
+        ("limits", "gpu=1, net=4", {"gpu": 1, "net": 4}), ("limits", "", {}), ("limits", "gpu=0", {"gpu": 0}),
+        ("runner", "sh -c", ("sh", "-c")), ("runner", "ssh 'my host'", ("ssh", "my host")),
+        ("fsync", "always", "always"), ("fsync", "never", "never"),
+        ("lock_timeout", 0.25, 0.25),
+        ("keep_completed", "30d", 2_592_000), ("keep_completed", 0, 0),
+        ("log_max", "100M", 100 << 20), ("log_max", 4096, 4096), ("log_max", "1.5k", None), ("log_max", "1g", 1 << 30),
+        ("on_dead", "mail me", "mail me"), ("on_finish", "", ""),
+        ("paused", True, True),
+    ],
+)  # fmt: skip
+def test_a_good_setting_is_taken(key: str, said: object, value: object) -> None:
+    if value is None:
+        pytest.raises(q.BadValue, q.parse_settings, {key: said})
+    else:
+        assert getattr(q.parse_settings({key: said}), key) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("max_retries", [-1, 1001, 1.5, "3", True, None]),
+        ("backoff_base", [-1, 1001, "2", math.nan, math.inf, True]),
+        ("backoff_max", ["x", -1, None, True]),
+        ("backoff_jitter", [-0.1, 1.1, "0", math.nan]),
+        ("job_timeout", ["soon", -1, True]),
+        ("no_retry_on", ["256", 2, None]),
+        ("grace_period", ["-1s", None]),
+        ("worker_count", [0, 1001, "1", True]),
+        ("limits", ["gpu", "gpu=", "=1", "gpu=-1", "gpu=x", 1, {"gpu": 1}, "gpu=٣", "gpu=1234567"]),
+        ("runner", ["", "  ", "'", 1, None, "sh\0"]),
+        ("fsync", ["sometimes", "", None, True, []]),
+        ("lock_timeout", ["x", -1]),
+        ("keep_completed", ["month", -1]),
+        ("log_max", ["", "x", 0, 4095, "1E", True, 1.5, "2048T", None]),
+        ("on_dead", [1, None, "a\0b", "x" * 131_072]),
+        ("on_finish", [1, None, "a\0b"]),
+        ("paused", ["true", 1, 0, None]),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_name(key: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(q.BadValue, match=key):
+            q.parse_settings({key: value})
+
+
+def test_every_setting_has_a_good_and_a_bad_case_here() -> None:
+    tests: list[Any] = [test_a_good_setting_is_taken, test_a_bad_setting_is_refused_with_its_name]
+    marks = [mark for test in tests for mark in test.pytestmark]
+    for mark in marks:
+        assert {case[0] for case in mark.args[1]} == set(q.SETTINGS)
+
+
+def test_the_defaults_as_spelled_give_the_defaults_as_held() -> None:
+    assert q.parse_settings(q.default_settings()) == q.Config() == q.parse_settings({})
+    assert q.default_settings()["keep_completed"] == "30d" and q.Config().keep_completed == 30 * 86_400
+
+
+@pytest.mark.parametrize("name", ["max-retries", "MAX_RETRIES", "Max-Retries", "max_retries"])
+def test_a_setting_is_known_however_it_is_spelled(name: str) -> None:
+    assert q.known_setting(name) == "max_retries"
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(q.BadValue, match="Did you mean 'backoff_base'"):
+        q.known_setting("backof-base")
+    with pytest.raises(q.BadValue, match="nothing_like_it"):
+        q.parse_settings({"nothing_like_it": 1})
+
+
+def test_a_dashed_key_in_the_settings_file_is_taken_or_refused_in_words() -> None:
+    try:
+        assert q.parse_settings({"max-retries": 7}).max_retries == 7
+    except q.BadValue:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("max_retries", "5", 5), ("max_retries", "x", "x"), ("backoff_base", "1.5", 1.5), ("job_timeout", "10m", "10m"),
+        ("job_timeout", "30", 30), ("paused", "on", True), ("paused", "No", False), ("paused", "maybe", "maybe"),
+        ("runner", "5", "5"), ("keep_completed", "0", "0"), ("log_max", "1G", "1G"), ("worker_count", "1e1", 10.0),
+    ],
+)  # fmt: skip
+def test_config_set_stores_a_number_where_the_default_is_one(key: str, text: str, value: object) -> None:
+    got = q.setting_from_text(key, text)
+    assert got == value and type(got) is type(value)
+
+
+# -- Instants
+
+
+@pytest.mark.parametrize(
+    ("zone", "said", "then"),
+    [
+        ("UTC", "2026-12-24T18:00", "2026-12-24T18:00:00.000Z"),
+        ("Europe/Berlin", "2026-12-24T18:00", "2026-12-24T17:00:00.000Z"),
+        ("Europe/Berlin", "2026-07-24 18:00:05.5", "2026-07-24T16:00:05.500Z"),
+        ("Europe/Berlin", "2026-12-24T18:00+05:30", "2026-12-24T12:30:00.000Z"),
+        ("Europe/Berlin", "2026-12-24T18:00Z", "2026-12-24T18:00:00.000Z"),
+        ("America/New_York", "2026-12-24", "2026-12-24T05:00:00.000Z"),
+        ("UTC", "20261224T180000", "2026-12-24T18:00:00.000Z"),
+        ("UTC", "+10m", "2026-11-24T08:25:30.123Z"),
+        ("UTC", "+1.5s", "2026-11-24T08:15:31.623Z"),
+        ("UTC", "+0", NOW),
+        ("UTC", " 09:00 ", "2026-11-24T09:00:00.000Z"),
+        ("UTC", "08:15", "2026-11-25T08:15:00.000Z"),  # it is 08:15:30 already
+        ("UTC", "8:16", "2026-11-24T08:16:00.000Z"),
+        ("Europe/Berlin", "09:00", "2026-11-25T08:00:00.000Z"),
+        ("Europe/Berlin", "10:00", "2026-11-24T09:00:00.000Z"),
+        ("Pacific/Auckland", "00:30", "2026-11-24T11:30:00.000Z"),  # 21:15 there
+        ("UTC", "+99999d", None),
+        ("UTC", "24:00", None), ("UTC", "12:60", None), ("UTC", "12", None), ("UTC", "", None), ("UTC", "+", None),
+        ("UTC", "+-5", None), ("UTC", "2026-13-01", None), ("UTC", "2026-02-30T00:00", None), ("UTC", "now", None),
+        ("UTC", "1790000000", None), ("UTC", 1790000000, None), ("UTC", None, None), ("UTC", True, None),
+        ("UTC", "9999-12-31T23:59:59.9999Z", None), ("UTC", "0000-01-01", None), ("UTC", "٠٩:٠٠", None),
+    ],
+)  # fmt: skip
+def test_an_instant_is_stored_in_utc(in_zone: Any, zone: str, said: object, then: str | None) -> None:
+    in_zone(zone)
+    if then is None:
+        with pytest.raises(q.BadValue):
+            q.parse_instant(said, NOW)
+    else:
+        assert q.parse_instant(said, NOW) == then
+
+
+def test_a_time_of_day_across_a_change_of_the_clocks_is_that_time_on_the_wall(in_zone: Any) -> None:
+    in_zone("Europe/Berlin")
+    # The night of 2026-03-29 lacks 02:00-03:00; so 06:00 comes after 5 hours where the clock shows 6.
+    assert q.parse_instant("06:00", "2026-03-28T23:00:00.000Z") == "2026-03-29T04:00:00.000Z"
+
+
+def test_a_time_of_day_in_the_hour_that_comes_twice_is_never_in_the_past(in_zone: Any) -> None:
+    in_zone("Europe/Berlin")
+    now = "2026-10-25T01:15:00.000Z"  # 02:15, for the second time
+    assert q.parse_instant("02:30", now) > now
+
+
+CANONICAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pure
+@given(st.floats(0, 4_000_000_000), st.floats(0, q.DURATION_MAX_S))
+def test_instants_sort_as_texts_and_never_leave_the_calendar(seconds: float, wait: float) -> None:
+    one = q.format_instant(seconds)
+    two = q.add_seconds(one, wait)
+    assert CANONICAL.fullmatch(one) and CANONICAL.fullmatch(two) and one <= two
+    assert abs(q.instant_s(one) - seconds) <= 0.001
+    assert q._instant_field(one, "run_at") == one
+    assert q.format_instant(q.instant_s(one)) == one
+
+
+def test_the_end_of_the_calendar_is_the_latest_instant() -> None:
+    assert q.add_seconds("9999-12-31T00:00:00.000Z", q.DURATION_MAX_S) == "9999-12-31T23:59:59.000Z"
+
+
+def test_an_instant_centuries_ahead_comes_back_as_it_was() -> None:
+    assert q.add_seconds("6325-04-08T15:04:32.382Z", 0) == "6325-04-08T15:04:32.382Z"
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ("2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z"),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000Z"),
+        ("2026-01-01T01:00:00+01:00", "2026-01-01T00:00:00.000Z"),
+        ("2026-01-01T00:00:00.1239Z", "2026-01-01T00:00:00.124Z"),
+    ],
+)
+def test_an_instant_from_a_hand_edit_is_made_canonical(said: str, stored: str) -> None:
+    assert q._instant_field(said, "run_at") == stored
+
+
+@pytest.mark.parametrize("said", ["2026-01-01T00:00:00,000Z", "2026-01-01T000000.00000Z"])
+def test_an_odd_instant_of_the_right_length_is_made_canonical_too(said: str) -> None:
+    assert CANONICAL.fullmatch(q._instant_field(said, "run_at"))
+
+
+# -- JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("{", "line 1"), ("", "not valid JSON"), ("[1,]", "not valid JSON"), ("{'a': 1}", "not valid JSON"),
+        ('{"a": NaN}', "NaN"), ("[Infinity]", "Infinity"), ("-Infinity", "Infinity"),
+        ('{"a": 1, "a": 1}', "'a' twice"), ('{"x": {"b": 1, "c": 2, "b": 3}}', "'b' twice"),
+        ("[" * 100_000, "nested too deeply"), ('{"a":' * 100_000, "nested too deeply"),
+        ("1" * 5000, "not usable"), ('{"a": -' + "9" * 5000 + "}", "not usable"), ("1 2", "not valid JSON"),
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_json_that_is_not_quite_json_is_refused_in_words(text: str, word: str) -> None:
+    with pytest.raises(q.BadValue, match=word) as caught:
+        q.parse_json(text, "The job")
+    assert str(caught.value).startswith("The job")
+
+
+@pytest.mark.parametrize("text", ["1e400", "[-1e999]", '{"a": {"b": 1e400}}'])
+def test_a_number_beyond_every_float_is_refused(text: str) -> None:
+    with pytest.raises(q.BadValue):
+        q.parse_json(text, "The job")
+
+
+plain_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pure
+@given(plain_json)
+def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
+    assert q.parse_json(q.encode_json(value).decode(), "The value") == value
+    assert b"\n" not in q.encode_json(value) and b"\t" not in q.encode_json(value)
+
+
+# -- Values of fields
+
+
+@pytest.mark.parametrize("id", ["a", "job1", "A.b_c-d:e", "_x", ":x", "0", "x" * 128])
+def test_a_usable_id_is_taken(id: str) -> None:
+    assert q.parse_id(id) == id
+
+
+@pytest.mark.parametrize(
+    "id", ["", ".a", "-a", "a b", "a/b", "a\n", "é", 'a"b', "a\\", "x" * 129, "a\0", 1, None, True, ["a"], "٣"]
+)
+def test_an_unusable_id_is_refused(id: object) -> None:
+    with pytest.raises(q.BadValue, match="id"):
+        q.parse_id(id)
+
+
+@pure
+@given(st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1), st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1))
+def test_made_ids_are_usable_and_differ_with_time_or_number(ms: int, n: int, ms2: int, n2: int) -> None:
+    id = q.make_id(ms, n)
+    assert q.parse_id(id) == id and re.fullmatch("[0-9a-z]{12}", id)
+    assert (id == q.make_id(ms2, n2)) == ((ms, n) == (ms2, n2))
+    assert (int(id[:8], 36), int(id[8:], 36)) == (ms, n)
+
+
+@pytest.mark.parametrize("env", [{}, {"A": "1"}, {"A_b": "", "ü": "ß"}, {f"V{n}": "" for n in range(1000)}])
+def test_a_usable_environment_is_taken(env: dict[str, str]) -> None:
+    assert q.parse_env(env) == env
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        [], "A=1", None, {"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": None}, {"A": "a\0"}, {"A\0": ""}, {"A": "\ud800"},
+        {f"V{n}": "" for n in range(1001)}, {"A": "x" * 131_072}, {"A": ["x"]},
+    ],
+    ids=lambda env: str(env)[:20].encode("ascii", "replace").decode(),
+)  # fmt: skip
+def test_an_unusable_environment_is_refused(env: object) -> None:
+    with pytest.raises(q.BadValue, match="env"):
+        q.parse_env(env)
+
+
+def test_tags_are_kept_once_each_in_order() -> None:
+    assert q.parse_tags(["b", "a", "b", "é:x/1"]) == ["b", "a", "é:x/1"]
+    assert q.parse_tags([]) == []
+    assert q.parse_tags(["x" * 64]) == ["x" * 64]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        "gpu", None, [1], [""], ["a b"], ["a,b"], ["a=b"], ["x" * 65], ["a\n"], ["a\0"], ["\ud800"], ["a\x7f"],
+        [f"t{n}" for n in range(33)], {"a": 1},
+    ],
+    ids=lambda tags: ascii(tags)[:16],
+)  # fmt: skip
+def test_unusable_tags_are_refused(tags: object) -> None:
+    with pytest.raises(q.BadValue, match="tags"):
+        q.parse_tags(tags)
+
+
+# -- What a user may say of a new job
+
+
+def test_every_accepted_field_is_taken() -> None:
+    said = {
+        "id": "job1", "command": "echo hi", "max_retries": 5, "priority": -7, "timeout": "10m",
+        "run_at": "2026-12-24T18:00Z", "cwd": "/srv", "env": {"A": "1"}, "tags": ["gpu"], "unique": "k",
+        "no_retry_on": [2, "64-78"],
+    }  # fmt: skip
+    assert q.parse_spec(said, NOW) == {
+        **said, "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64-78",
+    }  # fmt: skip
+    assert q.parse_spec({"command": "x", "delay": "2m"}, NOW) == {"command": "x", "wait_s": 120}
+    assert q.parse_spec({"command": "x", "run_at": None, "delay": 5, "id": None}, NOW) == {"command": "x", "wait_s": 5}
+
+
+@pytest.mark.parametrize("state", [{"state": "pending"}, {"attempts": 0}, {"runs": 0}, {"created_at": 5}])
+def test_what_a_new_job_has_anyway_may_be_said(state: dict[str, Any]) -> None:
+    said = {"command": "x", **state, "updated_at": "2020-01-01T00:00:00Z"}
+    assert q.parse_spec(said, NOW) == {"command": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state", "completed"), ("state", "Pending"), ("attempts", 1), ("attempts", False), ("attempts", "0"),
+        ("runs", 1), ("seq", 1), ("worker", "w"), ("slot", 0), ("started_at", NOW), ("finished_at", NOW),
+        ("cancelled_at", NOW), ("outcome", "exited"), ("exit_code", 0), ("signal", 9), ("reason", "x"),
+        ("recoveries", 0), ("history", []),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_queue_cannot_be_given(name: str, value: object) -> None:
+    with pytest.raises(q.BadValue, match=f"'{name}' belongs to the queue"):
+        q.parse_spec({"command": "x", name: value}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("maxRetries", "max_retries"), ("max-retries", "max_retries"), ("retries", "max_retries"), ("runAt", "run_at"),
+        ("at", "run_at"), ("timeout_seconds", "timeout"), ("timeoutSeconds", "timeout"), ("cmd", "command"),
+        ("job_timeout", "timeout"), ("noRetryOn", "no_retry_on"), ("tag", "tags"), ("job_id", "id"),
+        ("delay_s", "delay"), ("Command", "command"), ("comand", "command"), ("environment", "env"),
+        ("prioritiy", "priority"),
+        ("unique_key", "unique"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_is_refused_with_the_right_one(wrong: str, right: str) -> None:
+    with pytest.raises(q.BadValue, match=f"no field '{re.escape(wrong)}'.*'{right}'"):
+        q.parse_spec({"command": "x", wrong: 1}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ([], "JSON object"), ("x", "JSON object"), (None, "JSON object"), (1, "JSON object"),
+        ({}, "command"), ({"command": None}, "command"), ({"command": ""}, "command"), ({"command": " \n"}, "command"),
+        ({"command": ["echo", "x"]}, "command"), ({"command": 5}, "command"), ({"command": "a\0b"}, "NUL"),
+        ({"command": "\ud800"}, "UTF-8"), ({"command": "x" * 131_072}, "131071 bytes"),
+        ({"command": "é" * 65_536}, "131071 bytes"),
+        ({"command": "x", "run_at": "09:00", "delay": 5}, "not both"), ({"command": "x", "delay": "soon"}, "delay"),
+        ({"command": "x", "run_at": "soon"}, "run_at"), ({"command": "x", "max_retries": 1001}, "max_retries"),
+        ({"command": "x", "max_retries": -1}, "max_retries"), ({"command": "x", "max_retries": "3"}, "max_retries"),
+        ({"command": "x", "max_retries": True}, "max_retries"), ({"command": "x", "priority": 1.5}, "priority"),
+        ({"command": "x", "priority": 1_000_001}, "priority"), ({"command": "x", "timeout": -1}, "timeout"),
+        ({"command": "x", "timeout": math.nan}, "timeout"), ({"command": "x", "cwd": "srv"}, "cwd"),
+        ({"command": "x", "cwd": ""}, "cwd"), ({"command": "x", "cwd": "/" + "x" * 4096}, "cwd"),
+        ({"command": "x", "env": []}, "env"), ({"command": "x", "tags": "gpu"}, "tags"),
+        ({"command": "x", "unique": ""}, "unique"), ({"command": "x", "unique": 1}, "unique"),
+        ({"command": "x", "no_retry_on": "x"}, "no_retry_on"), ({"command": "x", "id": "a b"}, "id"),
+    ],
+    ids=lambda said: ascii(said)[:40],
+)  # fmt: skip
+def test_a_bad_job_is_refused_with_the_fields_name(said: object, word: str) -> None:
+    with pytest.raises(q.BadValue, match=word):
+        q.parse_spec(said, NOW)
+
+
+def test_a_command_of_exactly_the_limit_is_taken() -> None:
+    assert len(q.parse_command("x" * 131_071)) == 131_071
+
+
+def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> None:
+    config = q.parse_settings({"max_retries": 7, "job_timeout": "1m"})
+    made = q.new_job(q.Spec("true", wait_s=60, env={}, tags=[]), "a", 5, config, NOW)
+    assert made == job(seq=5, max_retries=7, timeout=60, run_at="2026-11-24T08:16:30.123Z")
+    said = q.new_job(q.Spec("true", max_retries=0, timeout=0, priority=3), "a", 5, config, NOW)
+    assert (said.max_retries, said.timeout, said.priority, said.run_at) == (0, 0, 3, None)
+    assert q.new_job(q.Spec("true", run_at="2020-01-01T00:00:00.000Z"), "a", 5, config, NOW).run_at is None
+    assert q.check_job(made) is None
+
+
+# -- The record: JSON to record and back
+
+texts = st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text.strip())
+instants = st.integers(0, 4_000_000_000_000).map(lambda ms: q.format_instant(ms / 1000))
+extras = st.dictionaries(
+    st.text(st.characters(), min_size=1, max_size=6).filter(lambda name: name not in q.JOB_FIELDS),
+    plain_json.filter(lambda value: value is not None),
+    max_size=3,
+)
+
+
+@st.composite
+def any_job(draw: st.DrawFn) -> q.Job:
+    """A job that check_job passes, in any state, with any of its optional fields."""
+    state = draw(st.sampled_from(q.STATES))
+    max_retries = draw(st.integers(2 if state == "failed" else 0, 5))
+    left = state in ("pending", "failed")  # such a job has an attempt left
+    attempts = draw(st.integers(1 if state in ("processing", "failed") else 0, max(1, max_retries) - left))
+    over = state in q.OVER
+    some = draw(st.sets(st.sampled_from(["cwd", "env", "tags", "unique", "reason", "history", "extra", "recoveries"])))
+    return job(
+        id=draw(st.from_regex(r"[A-Za-z0-9_:][A-Za-z0-9._:-]{0,20}", fullmatch=True)), state=state,
+        seq=draw(st.integers(0, 1 << 52)), command=draw(texts), max_retries=max_retries, attempts=attempts,
+        runs=attempts + draw(st.integers(0, 9)), priority=draw(st.integers(-1_000_000, 1_000_000)),
+        timeout=q.parse_duration(draw(st.integers(0, 9999) | st.floats(0, 9999))), created_at=draw(instants),
+        updated_at=draw(instants), run_at=draw(instants) if state == "failed" else None,
+        unique=draw(texts) if "unique" in some else None, cwd="/" + draw(texts) if "cwd" in some else None,
+        env={"A": draw(texts)} if "env" in some else None, tags=["gpu"] if "tags" in some else None,
+        worker="w" if state == "processing" else None, slot=0 if state == "processing" else None,
+        started_at=draw(instants) if attempts else None, finished_at=draw(instants) if over else None,
+        reason=draw(st.text(max_size=5)).replace("\0", "") if "reason" in some else None,
+        recoveries=2 if "recoveries" in some else None, history=[{"run": 1}] if "history" in some else None,
+        extra=(draw(extras) or None) if "extra" in some else None,
+    )  # fmt: skip
+
+
+@pure
+@given(any_job())
+def test_a_job_comes_back_from_its_line_as_it_was(one: q.Job) -> None:
+    line = q.encode_job(one)
+    assert q.decode_job(line) == one
+    assert q.encode_job(q.decode_job(line)) == line
+    assert b"\n" not in line and b"\t" not in line
+    assert q._head(line) == (one.id, one.state, one.seq)
+    names = list(json.loads(line))
+    own = [name for name in names if name in q.JOB_FIELDS]
+    assert own == [name for name in q.JOB_FIELDS if getattr(one, name) is not None]
+    assert names[len(own) :] == list(one.extra or ()), "unknown fields stand behind ours, in their own order"
+
+
+def test_the_line_of_a_job_is_the_format_that_was_promised() -> None:
+    line = q.encode_job(replace(STATES["processing"], unique="k", tags=["x"], extra={"note": "ü"}))
+    assert line.decode() == (
+        '{"id": "a", "state": "processing", "seq": 1, "unique": "k", "command": "true", "attempts": 1, "runs": 1, '
+        f'"max_retries": 3, "priority": 0, "timeout": 30, "created_at": "{NOW}", "updated_at": "{NOW}", '
+        f'"tags": ["x"], "worker": "w1", "slot": 0, "started_at": "{NOW}", "note": "ü"}}'
+    )
+
+
+def test_the_order_of_fields_is_the_designs() -> None:
+    assert q.JOB_FIELDS == tuple(
+        "id state seq unique command attempts runs max_retries priority timeout created_at updated_at run_at cwd env"
+        " tags after no_retry_on worker slot started_at finished_at cancelled_at outcome exit_code signal reason"
+        " recoveries history".split()
+    )
+    assert q.FIELD_CHECKS.keys() == set(q.JOB_FIELDS)
+
+
+def test_a_lone_surrogate_in_an_unknown_field_survives() -> None:
+    one = job(extra={"note": "a\ud800b", "\udcff": ["\ud83d"]})
+    line = q.encode_job(one)
+    line.decode()
+    assert q.decode_job(line) == one
+
+
+def test_an_empty_field_of_null_is_the_same_as_none() -> None:
+    record = {**q.job_to_dict(job()), "unique": None, "worker": None, "tags": None}
+    assert q.job_from_dict(record) == job()
+
+
+@pytest.mark.parametrize("name", [name for name in q.JOB_FIELDS[:12] if name != "unique"])
+def test_a_record_without_a_field_that_is_always_there_is_refused(name: str) -> None:
+    record = q.job_to_dict(job())
+    del record[name]
+    with pytest.raises(q.BadValue, match=name):
+        q.job_from_dict(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("id", ["", "a b", 1]), ("state", ["Pending", "running", 1, []]), ("seq", [-1, 1.5, "1", True, 1 << 54]),
+        ("unique", ["", 1]), ("command", ["", 1]), ("attempts", [-1, "1", True]), ("runs", [-1, 0.5]),
+        ("max_retries", [-1, 1001]), ("priority", ["high", 1.5]), ("timeout", ["x", -1, True]),
+        ("created_at", ["x", 5, "2026-02-30T00:00:00.000Z"]), ("updated_at", ["", 0]), ("run_at", ["later", {}]),
+        ("cwd", ["x", 1]), ("env", [[], {"A": 1}]), ("tags", ["a", [1]]), ("after", ["a", 1]),
+        ("no_retry_on", ["x", 5]), ("worker", ["", 1]), ("slot", [-1, "0"]), ("started_at", [1]),
+        ("finished_at", ["x"]), ("cancelled_at", [False]), ("outcome", ["ok", 1]), ("exit_code", [-1, 256, "0"]),
+        ("signal", [0, 65, "9"]), ("reason", [1, "a\0"]), ("recoveries", [-1, "1"]), ("history", [{}, [1], "x"]),
+    ],
+)  # fmt: skip
+def test_an_unusable_value_in_a_record_is_refused_with_the_fields_name(name: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(q.BadValue, match=name):
+            q.job_from_dict({**q.job_to_dict(job()), name: value})
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff", b'{"id": "a"}'])
+def test_a_line_that_is_no_job_is_refused(raw: bytes) -> None:
+    with pytest.raises(q.BadValue):
+        q.decode_job(raw)
+
+
+# -- J1: the state decides which fields are set
+
+
+@pytest.mark.parametrize("state", q.STATES)
+def test_a_job_in_order_passes(state: str) -> None:
+    assert q.check_job(STATES[state]) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "wrong", "word"),
+    [
+        ("pending", {"worker": "w"}, "worker"), ("pending", {"finished_at": NOW}, "finished_at"),
+        ("pending", {"cancelled_at": NOW}, "cancelled_at"), ("pending", {"attempts": 1}, "attempts"),
+        ("processing", {"worker": None}, "worker"), ("processing", {"slot": None}, "slot"),
+        ("processing", {"started_at": None}, "started_at"), ("processing", {"attempts": 0}, "attempt"),
+        ("processing", {"finished_at": NOW}, "finished_at"), ("processing", {"attempts": 4, "runs": 9}, "attempts"),
+        ("processing", {"runs": 0}, "runs"), ("processing", {"max_retries": 0, "attempts": 2, "runs": 2}, "attempts"),
+        ("completed", {"finished_at": None}, "finished_at"), ("completed", {"worker": "w"}, "worker"),
+        ("completed", {"cancelled_at": NOW}, "cancelled_at"),
+        ("failed", {"run_at": None}, "run_at"), ("failed", {"attempts": 0}, "attempt"),
+        ("failed", {"worker": "w"}, "worker"),
+        ("failed", {"finished_at": NOW}, "finished_at"), ("failed", {"cancelled_at": NOW}, "cancelled_at"),
+        ("dead", {"finished_at": None}, "finished_at"), ("dead", {"worker": "w"}, "worker"),
+        ("dead", {"attempts": 4, "runs": 4}, "attempts"),
+    ],
+)  # fmt: skip
+def test_a_field_that_does_not_fit_the_state_is_named(state: str, wrong: dict[str, Any], word: str) -> None:
+    problem = q.check_job(replace(STATES[state], **wrong))
+    assert problem is not None and word in problem
+    with pytest.raises(q.BadValue, match="Job 'a'"):
+        q.job_from_dict(q.job_to_dict(replace(STATES[state], **wrong)))
+
+
+def test_a_cancelled_job_may_be_processing_or_dead() -> None:
+    for state in ("processing", "dead"):
+        assert q.check_job(replace(STATES[state], cancelled_at=NOW)) is None
+
+
+# -- Transitions: every state and event
+
+
+def done(kind: str, code: int | None = None, signal: int | None = None) -> q.Outcome:
+    return q.Outcome(kind, code, signal)  # type: ignore[arg-type]
+
+
+OUTCOMES = [
+    done("exited", 0), done("exited", 1), done("exited", 75), done("signalled", None, 9), done("timed_out", None, 15),
+    done("not_started"), done("handed_back"),
+]  # fmt: skip
+EVENTS: dict[str, tuple[tuple[str, ...], Callable[[q.Job], q.Job]]] = {
+    "claim": (q.WAITING, lambda one: q.claim_job(one, "w2", 3, LATER)),
+    "cancel": (("pending", "failed", "processing"), lambda one: q.cancel_job(one, LATER)),
+    "retry": (("failed",), lambda one: q.retry_now(one, LATER)),
+    "revive": (("dead",), lambda one: q.revive_job(one, LATER)),
+    "recover": (("processing",), lambda one: q.recover_job(one, False, LATER)),
+    "recover after a reboot": (("processing",), lambda one: q.recover_job(one, True, LATER)),
+    **{
+        f"report {outcome.kind} {outcome.exit_code}": (
+            ("processing",),
+            lambda one, outcome=outcome: q.report_job(one, outcome, CONFIG, 0, LATER),  # type: ignore[misc]
+        )
+        for outcome in OUTCOMES
+    },
+}
+
+
+def keeps_the_rules(old: q.Job, new: q.Job, event: str) -> None:
+    """J1, J2 and J4 of one step."""
+    assert q.check_job(new) is None
+    for name in ("id", "seq", "created_at", "command", "extra"):
+        assert getattr(new, name) == getattr(old, name)
+    assert new.runs == old.runs + (event == "claim"), "runs count claims and never fall"
+    assert new.attempts <= max(1, new.max_retries)
+    assert new.attempts > old.attempts if event == "claim" else new.attempts <= old.attempts
+    assert q.decode_job(q.encode_job(new)) == new
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_event_in_a_state_that_allows_it_keeps_the_rules(event: str, cancelled: bool) -> None:
+    states, step = EVENTS[event]
+    for state in states:
+        old = replace(STATES[state], extra={"note": 1})
+        if cancelled and state in ("processing", "dead"):
+            old = replace(old, cancelled_at=NOW)
+        before = q.encode_job(old)
+        keeps_the_rules(old, step(old), event)
+        assert q.encode_job(old) == before, "the old record is still true"
+
+
+@given(st.lists(st.sampled_from(list(EVENTS)), max_size=25), st.integers(0, 3))
+@pure
+def test_any_run_of_allowed_events_keeps_the_rules(events: list[str], max_retries: int) -> None:
+    one = job(max_retries=max_retries)
+    for event in events:
+        states, step = EVENTS[event]
+        if one.state in states:
+            new = step(one)
+            keeps_the_rules(one, new, event)
+            one = new
+
+
+def test_a_claim_takes_a_slot_and_forgets_the_last_outcome() -> None:
+    old = replace(STATES["failed"], outcome="exited", exit_code=1, reason="exit code 1", history=[{"run": 1}])
+    new = q.claim_job(old, "w2", 3, LATER)
+    assert new == replace(
+        old, state="processing", attempts=2, runs=2, updated_at=LATER, run_at=None, worker="w2", slot=3,
+        started_at=LATER, outcome=None, exit_code=None, reason=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "attempts"),
+    [
+        (done("exited", 0), "completed", 1), (done("exited", 1), "failed", 1),
+        (done("signalled", None, 9), "failed", 1),
+        (done("timed_out", None, 15), "failed", 1), (done("not_started"), "failed", 1),
+        (done("handed_back"), "pending", 0), (done("exited", 127), "failed", 1),
+    ],
+)  # fmt: skip
+def test_an_outcome_leads_to_its_state(outcome: q.Outcome, state: str, attempts: int) -> None:
+    new = q.report_job(STATES["processing"], outcome, CONFIG, 0, LATER)
+    assert (new.state, new.attempts, new.runs) == (state, attempts, 1)
+    assert (new.outcome, new.exit_code, new.signal) == outcome[:3]
+    assert (new.finished_at == LATER) == (state == "completed")
+    entry = {"run": 1, "attempt": 1, "started_at": NOW, "finished_at": LATER, "outcome": outcome.kind}
+    known = {"exit_code": outcome.exit_code, "signal": outcome.signal}
+    assert new.history == [{**entry, **{name: value for name, value in known.items() if value is not None}}]
+
+
+@pytest.mark.parametrize(("max_retries", "deaths_at"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries: int, deaths_at: int) -> None:
+    one = job(max_retries=max_retries)
+    for number in itertools.count(1):
+        one = q.report_job(q.claim_job(one, "w", 0, NOW), done("exited", 3), CONFIG, 0, LATER)
+        assert (one.state == "dead") == (number == deaths_at)
+        if one.state == "dead":
+            break
+    assert one.attempts == one.runs == deaths_at
+    assert "exit code 3" in (one.reason or "") and one.run_at is None
+
+
+def test_the_history_keeps_the_last_five_attempts() -> None:
+    one = job(max_retries=9)
+    for _ in range(8):
+        one = q.report_job(q.claim_job(one, "w", 0, NOW), done("exited", 1), CONFIG, 0, LATER)
+    assert [entry["run"] for entry in one.history or ()] == [4, 5, 6, 7, 8]
+
+
+def test_an_exit_code_not_to_be_retried_is_the_end_at_once() -> None:
+    config = q.parse_settings({"no_retry_on": "75"})
+    one = STATES["processing"]
+    assert q.report_job(one, done("exited", 75), config, 0, LATER).state == "dead"
+    assert q.report_job(one, done("exited", 74), config, 0, LATER).state == "failed"
+    assert q.report_job(one, done("signalled", None, 75), config, 0, LATER).state == "failed"
+    own = replace(one, no_retry_on="74")
+    assert q.report_job(own, done("exited", 74), config, 0, LATER).state == "dead"
+    assert q.report_job(own, done("exited", 75), config, 0, LATER).state == "failed"
+    none = replace(one, no_retry_on="")
+    assert q.report_job(none, done("exited", 75), config, 0, LATER).state == "failed"
+    zero = replace(one, no_retry_on="0-255")
+    assert q.report_job(zero, done("exited", 0), config, 0, LATER).state == "completed"
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome(outcome: q.Outcome) -> None:
+    one = q.cancel_job(STATES["processing"], NOW)
+    assert one.state == "processing" and one.cancelled_at == NOW
+    for new in (q.report_job(one, outcome, CONFIG, 0, LATER), q.recover_job(one, False, LATER)):
+        assert (new.state, new.reason, new.cancelled_at, new.finished_at) == ("dead", "cancelled", NOW, LATER)
+        assert q.check_job(new) is None
+
+
+def test_a_waiting_job_that_is_cancelled_is_dead_at_once() -> None:
+    for state in q.WAITING:
+        new = q.cancel_job(STATES[state], LATER)
+        assert (new.state, new.reason, new.cancelled_at, new.finished_at, new.run_at) == (
+            "dead", "cancelled", LATER, LATER, None,
+        )  # fmt: skip
+
+
+def test_a_recovered_job_has_its_attempt_back_and_its_run_counted() -> None:
+    new = q.recover_job(STATES["processing"], False, LATER)
+    assert (new.state, new.attempts, new.runs, new.recoveries, new.worker) == ("pending", 0, 1, 1, None)
+    assert q.recover_job(STATES["processing"], True, LATER).recoveries is None
+
+
+def test_a_job_recovered_more_than_five_times_is_dead() -> None:
+    one = job()
+    for number in range(1, 7):
+        one = q.recover_job(q.claim_job(one, "w", 0, NOW), False, LATER)
+        assert one.state == ("dead" if number == 6 else "pending") and one.recoveries == number
+    assert q.check_job(one) is None and one.attempts == 0
+
+
+def test_reboots_never_kill_a_job() -> None:
+    one = job()
+    for _ in range(20):
+        one = q.recover_job(q.claim_job(one, "w", 0, NOW), True, LATER)
+    assert (one.state, one.attempts, one.runs, one.recoveries) == ("pending", 0, 20, None)
+
+
+def test_a_revived_job_starts_anew_in_its_old_place() -> None:
+    dead = replace(STATES["dead"], seq=4, recoveries=6, reason="x", outcome="exited", exit_code=1, history=[{"run": 3}])
+    new = q.revive_job(replace(dead, cancelled_at=NOW), LATER)
+    assert new == replace(job(seq=4), runs=3, updated_at=LATER, history=[{"run": 3}])
+
+
+def test_a_retried_job_is_due_at_once() -> None:
+    new = q.retry_now(STATES["failed"], NOW)
+    assert (new.state, new.run_at, new.attempts) == ("failed", NOW, 1) and q.is_ready(new, NOW, 3600)
+
+
+def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
+    one = replace(STATES["failed"], attempts=2, runs=2)
+    for number in (0, 1, 2):
+        with pytest.raises(q.Refused, match="max_retries"):
+            q.edit_job(one, {"max_retries": number})
+    assert q.edit_job(one, {"max_retries": 3, "env": {"A": "1"}}).max_retries == 3
+    assert q.edit_job(replace(one, env={"B": "2"}), {"env": {"A": "1"}}).env == {"B": "2", "A": "1"}
+
+
+# -- Backoff
+
+
+def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
+    assert [q.backoff_s(CONFIG, n, 0) for n in range(1, 6)] == [2, 4, 8, 16, 32]
+    new = q.report_job(STATES["processing"], done("exited", 1), CONFIG, 0, "2026-01-01T00:00:00.000Z")
+    assert new.run_at == "2026-01-01T00:00:02.000Z"
+    again = q.report_job(q.claim_job(new, "w", 0, NOW), done("exited", 1), CONFIG, 0, "2026-01-01T00:00:00.000Z")
+    assert again.run_at == "2026-01-01T00:00:04.000Z"
+
+
+@pure
+@given(
+    base=st.integers(0, 1000) | st.floats(0, 1000),
+    cap=st.integers(0, q.DURATION_MAX_S),
+    jitter=st.floats(0, 1),
+    attempt=st.integers(1, 1000),
+    spread=st.floats(-1, 1),
+)
+def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float, attempt: int, spread: float) -> None:
+    config = replace(CONFIG, backoff_base=base, backoff_max=cap, backoff_jitter=jitter)
+    wait = q.backoff_s(config, attempt, spread)
+    plain = q.backoff_s(config, attempt, 0)
+    assert 0 <= wait <= cap and math.isfinite(wait)
+    assert plain * (1 - jitter) * 0.999 <= wait <= max(plain * (1 + jitter) * 1.001, 0)
+    if base >= 1:
+        assert q.backoff_s(config, attempt + 1, 0) >= plain, "it never shrinks"
+
+
+def test_a_backoff_of_a_huge_attempt_is_the_longest_one() -> None:
+    assert q.backoff_s(CONFIG, 10**6, 0) == 3600
+    assert q.backoff_s(CONFIG, 10**6, 1) == 3600
+    assert q.backoff_s(replace(CONFIG, backoff_max=5), 3, 0) == 5
+
+
+# -- Readiness
+
+
+@pytest.mark.parametrize(
+    ("state", "run_at", "ready"),
+    [
+        ("pending", None, True),
+        ("pending", NOW, True),
+        ("pending", LATER, False),
+        ("pending", "2099-01-01T00:00:00.000Z", False),  # a person's wish, however far
+        ("failed", NOW, True),
+        ("failed", "2026-11-24T08:15:30.124Z", False),
+        ("failed", "2026-11-24T09:15:30.123Z", False),  # just backoff_max
+        ("failed", "2026-11-24T09:15:32.000Z", True),  # longer than any backoff: the clock was set back
+        ("failed", "2099-01-01T00:00:00.000Z", True),
+    ],
+)
+def test_a_job_is_ready_when_its_time_has_come_or_cannot_be_meant(state: str, run_at: str | None, ready: bool) -> None:
+    assert q.is_ready(replace(STATES[state], run_at=run_at), NOW, 3600) is ready
+
+
+def test_only_the_dead_belong_to_the_dead_letter_queue() -> None:
+    assert {state: q.array_of(state) for state in q.STATES} == {
+        "pending": "jobs", "processing": "jobs", "completed": "jobs", "failed": "jobs", "dead": "dlq",
+    }  # fmt: skip
+
+
+def test_a_job_is_frozen_and_named_field_by_field() -> None:
+    assert [row.name for row in fields(q.Job)][:-1] == list(q.JOB_FIELDS)
+    with pytest.raises(AttributeError):
+        STATES["pending"].state = "dead"  # type: ignore[misc]

@@ -1,0 +1,302 @@
+"""The shape of queuectl.py: its nine sections in order, none using what stands below it, and one home for
+each outside effect.
+
+What is checked is read from the syntax tree, so nothing here runs the program. The tables at the top are
+the whole rule; a change of the rule is a change of a table.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SECTIONS = [
+    "VOCABULARY & ERRORS",
+    "CONFIGURATION",
+    "JOBS",
+    "STORE",
+    "OPERATIONS",
+    "EXECUTION",
+    "WORKER",
+    "PRESENTATION",
+    "COMMANDS",
+]
+
+# What the top of the file may import. Each costs every command its start, the plain enqueue most of all;
+# whatever only some commands need is imported by the function that needs it.
+TOP_IMPORTS = set(
+    "__future__ array click collections contextlib dataclasses datetime errno filelock functools heapq"
+    " itertools json math os random re secrets select signal stat sys threading time typing zlib".split()
+)
+
+# Effect -> the sections where it may appear. A whole module stands for everything in it.
+HOMES = {
+    "click": {9},
+    "subprocess": {6},
+    "os.posix_spawn": {6},
+    "os.posix_spawnp": {6},
+    "os.waitid": {6},
+    "threading": {4, 6, 7},  # 4: the mutex beside the file lock, which does not exclude threads
+    "os.open": {4, 6},
+    "os.write": {4, 6},
+    "os.rename": {4, 6},
+    "os.replace": {4, 6},
+    "os.unlink": {4, 6},
+    "os.fsync": {4, 6},
+    "os.ftruncate": {4, 6},
+    "os.mkdir": {4, 6},
+    "os.mkfifo": {4, 6},
+    "open": {4, 6, 9},
+    "time.sleep": {4, 6, 7, 9},
+    "print": {9},
+    # Sections 1, 2, 3 and 8 are values in, values out.
+    "random": {4, 5, 6, 7},
+    "secrets": {4, 5, 6, 7},
+    "time": {4, 5, 6, 7, 9},
+    "datetime.now": {4, 9},
+}
+
+# Modules whose names are written out at each call: `os.rename(...)` can be found, and replaced by a test.
+SPELLED_OUT = {
+    "click",
+    "fcntl",
+    "os",
+    "random",
+    "secrets",
+    "select",
+    "signal",
+    "subprocess",
+    "threading",
+    "time",
+}
+
+PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
+BANNER = re.compile(r"^# ======== (\d)\. (.+?) ========$", re.MULTILINE)
+Functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+Comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def sections_of(source: str) -> dict[int, list[ast.stmt]]:
+    """Section number -> its top-level statements; 0 is what stands above the first banner."""
+    starts = [source.count("\n", 0, banner.start()) + 1 for banner in BANNER.finditer(source)]
+    parts: dict[int, list[ast.stmt]] = {number: [] for number in range(len(starts) + 1)}
+    for statement in ast.parse(source).body:
+        parts[sum(start < statement.lineno for start in starts)].append(statement)
+    return parts
+
+
+def names_bound(node: ast.AST) -> Iterator[str]:
+    """Every name that `node` itself binds; what functions, classes and comprehensions bind is theirs."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name
+            return
+        case ast.Lambda() | ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+            return
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name
+        case ast.alias():
+            yield (node.asname or node.name).split(".")[0]
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name
+        case ast.MatchMapping(rest=str(name)):
+            yield name
+    for child in ast.iter_child_nodes(node):
+        yield from names_bound(child)
+
+
+def global_uses(node: ast.AST, hidden: frozenset[str] = frozenset()) -> Iterator[tuple[str, int]]:
+    """(name, line) of each name read in `node` that is not one of the enclosing functions' own.
+
+    Annotations count: whoever reads a signature must not have to read further down either.
+    """
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in hidden:
+        yield node.id, node.lineno
+    inside: list[ast.AST] = []
+    own: set[str] = set()
+    if isinstance(node, Functions):  # defaults, decorators and annotations are read outside of it
+        inside = [*node.body] if isinstance(node.body, list) else [node.body]
+        own = {name for part in [node.args, *inside] for name in names_bound(part)}
+        own -= {name for part in inside for sub in ast.walk(part) if isinstance(sub, ast.Global) for name in sub.names}
+    elif isinstance(node, Comprehensions):
+        inside = [*ast.iter_child_nodes(node)]
+        own = {name for part in node.generators for name in names_bound(part)}
+    for child in ast.iter_child_nodes(node):
+        yield from global_uses(child, hidden | own if child in inside else hidden)
+
+
+def downward_uses(source: str) -> list[str]:
+    """Each use of a name that is defined only in a later section."""
+    parts = sections_of(source)
+    home: dict[str, int] = {}
+    for number, statements in parts.items():
+        for statement in statements:
+            for name in names_bound(statement):
+                home.setdefault(name, number)
+    return [
+        f"line {line}: section {number} uses '{name}' of section {home[name]}"
+        for number, statements in parts.items()
+        for statement in statements
+        for name, line in global_uses(statement)
+        if home.get(name, 0) > number
+    ]
+
+
+def effects_outside(source: str, effect: str, allowed: set[int]) -> list[str]:
+    """Each place outside the `allowed` sections where `effect` is named or imported."""
+    found = []
+    for number, statements in sections_of(source).items():
+        if number == 0 or number in allowed:
+            continue
+        for node in (node for statement in statements for node in ast.walk(statement)):
+            match node:
+                case ast.Attribute(value=ast.Name(id=owner), attr=attr):
+                    hit = f"{owner}.{attr}" == effect
+                case ast.Name(id=name):
+                    hit = name == effect
+                case ast.Import(names=names):
+                    hit = any(alias.name.split(".")[0] == effect for alias in names)
+                case ast.ImportFrom(module=module):
+                    hit = (module or "").split(".")[0] == effect
+                case _:
+                    continue
+            if hit:
+                found.append(f"line {node.lineno}: section {number} uses '{effect}'")
+    return found
+
+
+def top_level_imports(source: str) -> Iterator[tuple[str, int]]:
+    """(module, line) of each import that runs when the file is loaded."""
+
+    def search(node: ast.AST) -> Iterator[tuple[str, int]]:
+        if isinstance(node, (*Functions, ast.ClassDef)):
+            return
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            return  # read by the type checker alone: costs nothing
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0], node.lineno
+        for child in ast.iter_child_nodes(node):
+            yield from search(child)
+
+    return search(ast.parse(source))
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    return PROGRAM.read_text(encoding="utf-8")
+
+
+def test_the_nine_sections_stand_in_order(source: str) -> None:
+    expected = [(str(number), name) for number, name in enumerate(SECTIONS, 1)]
+    assert BANNER.findall(source) == expected, "each banner is one line: # ======== N. NAME ========"
+
+
+def test_every_section_banner_is_followed_by_what_the_section_owns(source: str) -> None:
+    bare = [banner[2] for banner in BANNER.finditer(source) if not source[banner.end() :].lstrip("\n").startswith("#")]
+    assert not bare, f"no comment under the banner of {bare}: say what the section owns, and its invariants"
+
+
+def test_the_docstring_on_top_lists_the_sections(source: str) -> None:
+    docstring = " ".join((ast.get_docstring(ast.parse(source)) or "").upper().split())
+    missing = [name for name in SECTIONS if name not in docstring]
+    assert not missing, f"the docstring of queuectl.py is the map of the file; it does not name {missing}"
+
+
+def test_a_section_uses_only_itself_and_the_sections_above(source: str) -> None:
+    found = downward_uses(source)
+    assert not found, "move the name up, or hand a function down:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("effect", HOMES)
+def test_an_effect_has_its_home(source: str, effect: str) -> None:
+    found = effects_outside(source, effect, HOMES[effect])
+    assert not found, f"'{effect}' belongs in section {sorted(HOMES[effect])} only:\n" + "\n".join(found)
+
+
+def test_nothing_is_imported_at_the_top_that_a_plain_enqueue_does_not_need(source: str) -> None:
+    found = [f"line {line}: {module}" for module, line in top_level_imports(source) if module not in TOP_IMPORTS]
+    assert not found, "import it in the function that needs it, or add it to TOP_IMPORTS:\n" + "\n".join(found)
+
+
+def test_effects_are_called_through_their_module(source: str) -> None:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in SPELLED_OUT:
+            found.append(f"line {node.lineno}: from {node.module} import ...")
+        if isinstance(node, ast.Import):
+            found += [
+                f"line {node.lineno}: import {alias.name} as {alias.asname}"
+                for alias in node.names
+                if alias.name in SPELLED_OUT and alias.asname not in (None, alias.name)
+            ]
+    assert not found, "write `import os` and `os.rename(...)`, so that every effect can be found:\n" + "\n".join(found)
+
+
+# The checks themselves, on sources of a few lines: a green run means nothing until a seeded fault was red.
+
+TWO_SECTIONS = "import os\n# ======== 1. A ========\n{above}\n# ======== 2. B ========\nlater = 1\ndef other(): pass\n"
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "def f(): return later",
+        "def f(x: later): pass",
+        "def f(x=later): pass",
+        "@other\ndef f(): pass",
+        "class C:\n    x = later",
+        "class C:\n    def m(self): return [other(y) for y in self]",
+        "def f():\n    def g(): later = 2\n    return later",
+        "def f():\n    global later\n    later = 2\n    return later",
+        "x = lambda: later",
+        "def f(later=later): return later",
+        "if os:\n    x = later",
+        "x = [later for y in ()]\ny = {later: 1 for later in ()}",
+    ],
+)
+def test_a_use_of_a_later_section_is_seen(above: str) -> None:
+    assert downward_uses(TWO_SECTIONS.format(above=above))
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "def f(later): return later",
+        "def f():\n    later = 2\n    return later",
+        "def f():\n    for later in (): print(later)",
+        "def f():\n    def other(): pass\n    return other()",
+        "def f(later):\n    def g(): return later\n    return g",
+        "def f(x): return x.later",
+        "def f(): return dict(later=1)",
+        "def f(): return g()\ndef g(): return os",
+        "x = lambda later: later",
+        "x = {later: 1 for later in ()}",
+        "def f():\n    try: pass\n    except OSError as later: return later",
+    ],
+)
+def test_a_name_of_its_own_is_no_use_of_a_later_section(above: str) -> None:
+    assert not downward_uses(TWO_SECTIONS.format(above=above))
+
+
+@pytest.mark.parametrize(
+    ("effect", "code"),
+    [
+        ("os.rename", "def f(): os.rename('a', 'b')"),
+        ("os.rename", "move = os.rename"),
+        ("open", "def f(): return open('a')"),
+        ("subprocess", "def f():\n    import subprocess"),
+        ("subprocess", "def f():\n    from subprocess import run"),
+        ("click", "@click.command()\ndef f(): pass"),
+        ("time", "def f(): return time.time()"),
+    ],
+)
+def test_an_effect_away_from_home_is_seen(effect: str, code: str) -> None:
+    source = TWO_SECTIONS.format(above=code)
+    assert effects_outside(source, effect, {2})
+    assert not effects_outside(source, effect, {1})

@@ -1,0 +1,360 @@
+"""Signals and terminals: Ctrl+C, hang-ups, closed pipes, full disks, service managers and cron."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import PROGRAM, Call, Gate, Terminal, is_alive, kill, said, started_with
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
+
+CTRL_C = b"\x03"
+
+
+@pytest.fixture
+def held(enqueue: Call, gate: Gate, written: Call, tmp_path: Path) -> Call:
+    """`held("a")`: a job that waits for the gate and notes a SIGINT; called again: waits for its start."""
+
+    def call(name: str) -> Any:
+        pid, hit = tmp_path / f"{name}.pid", tmp_path / f"{name}.hit"
+        trap = shlex.quote(f"echo hit >> {shlex.quote(str(hit))}")
+        enqueue(name, f"trap {trap} INT; echo $$ >> {shlex.quote(str(pid))}; {gate.wait}")
+        return lambda: int(written(pid))
+
+    return call
+
+
+def quiet(text: str) -> str:
+    """The text, once it is sure that Python itself did not complain in it."""
+    for word in ("Traceback", "Exception ignored", "BrokenPipeError", "KeyboardInterrupt"):
+        assert word not in text, text
+    return text
+
+
+# -- a worker on a terminal
+
+
+@pytest.fixture
+def busy_terminal(terminal: Call, held: Call, worker_pids: Call, eventually: Call) -> tuple[Terminal, int]:
+    """A worker on a terminal, and the pid of the job that it runs."""
+    is_running = held("a")
+    shell = terminal("worker", "start")
+    pid = is_running()
+    eventually(lambda: shell.child.pid in worker_pids() and shell.screen())
+    return shell, pid
+
+
+def told_to_stop(shell: Terminal, eventually: Call) -> None:
+    """Ctrl+C, typed; the worker has said something about it (the echoed ^C is not an answer)."""
+    before = shell.screen()
+    shell.type(CTRL_C)
+    eventually(lambda: re.search(r"\w{4}", shell.screen()[len(before) :]))
+
+
+def test_ctrl_c_once_lets_the_running_job_finish_and_says_so(
+    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, job: Call
+) -> None:
+    shell, pid = busy_terminal
+    told_to_stop(shell, eventually)
+    assert is_alive(pid) and not shell.ended()
+    gate.open()
+    eventually(shell.ended)
+    assert shell.child.returncode == 0, quiet(shell.screen())
+    assert (job("a")["state"], job("a")["attempts"]) == ("completed", 1)
+
+
+def test_ctrl_c_twice_hands_the_running_job_back(
+    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call
+) -> None:
+    shell, pid = busy_terminal
+    told_to_stop(shell, eventually)
+    shell.type(CTRL_C)
+    eventually(shell.ended)
+    assert shell.child.returncode == 130, quiet(shell.screen())
+    assert not is_alive(pid)
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
+
+
+def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(
+    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call, process: Call
+) -> None:
+    shell, pid = busy_terminal
+
+    def pressed_once_more() -> bool:
+        with contextlib.suppress(OSError):
+            shell.type(CTRL_C)
+        return shell.ended()
+
+    eventually(pressed_once_more)
+    quiet(shell.screen())
+    assert not is_alive(pid)
+    assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
+    process("doctor", code=0)
+
+
+def test_the_terminals_ctrl_c_does_not_reach_the_job(
+    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, tmp_path: Path
+) -> None:
+    shell, _ = busy_terminal
+    told_to_stop(shell, eventually)
+    gate.open()
+    eventually(shell.ended)
+    assert not (tmp_path / "a.hit").exists()
+
+
+def test_hanging_up_stops_the_worker_and_lets_the_running_job_finish(
+    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, job: Call
+) -> None:
+    shell, pid = busy_terminal
+    shell.hang_up()
+    gate.open()
+    eventually(shell.ended)  # though nothing can be said any more
+    assert shell.child.returncode == 0
+    assert (job("a")["state"], job("a")["attempts"]) == ("completed", 1)
+
+
+# -- a worker without one
+
+
+def test_sighup_stops_a_worker_and_lets_the_running_job_finish(
+    held: Call, worker: Call, gate: Gate, eventually: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    pid = is_running()
+    before = said(child)
+    child.send_signal(signal.SIGHUP)
+    eventually(lambda: said(child) != before)
+    assert is_alive(pid)
+    gate.open()
+    assert child.wait(20) == 0
+    assert job("a")["state"] == "completed"
+
+
+def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker: Call, enqueue: Call, reaches: Call) -> None:
+    with started_with(signal.SIG_IGN, signal.SIGHUP):
+        child = worker(default_signals=(signal.SIGINT,))
+    child.send_signal(signal.SIGHUP)
+    enqueue("a", "true")
+    reaches("a", "completed")
+    enqueue("b", "true")
+    reaches("b", "completed")
+    assert child.poll() is None
+
+
+def test_sigterm_to_the_whole_service_is_not_a_failed_attempt(
+    enqueue: Call, worker: Call, written: Call, tmp_path: Path, job: Call
+) -> None:
+    note = tmp_path / "pid"
+    enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; sleep 300")
+    child = worker(start_new_session=True)
+    pid = int(written(note))
+    # A service manager signals every process that it finds: the worker's group and the job's.
+    os.killpg(child.pid, signal.SIGTERM)
+    os.killpg(pid, signal.SIGTERM)
+    assert child.wait(20) == 0
+    back = job("a")
+    assert (back["state"], back["attempts"], back["runs"]) == ("pending", 0, 1)
+
+
+def test_a_job_that_fails_by_itself_while_its_worker_stops_is_a_failed_attempt(
+    enqueue: Call, worker: Call, gate: Gate, written: Call, tmp_path: Path, job: Call, eventually: Call
+) -> None:
+    note = tmp_path / "pid"
+    enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; {gate.wait}; exit 3", "--max-retries", "1")
+    child = worker()
+    written(note)
+    before = said(child)
+    child.terminate()
+    eventually(lambda: said(child) != before)
+    gate.open()
+    assert child.wait(20) == 0
+    assert (job("a")["state"], job("a")["attempts"], job("a")["exit_code"]) == ("dead", 1, 3)
+
+
+@pytest.fixture
+def deaf_worker(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker whose stderr is a pipe that nobody reads any more."""
+    words = [sys.executable, str(PROGRAM), "worker", "start"]
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr
+    child.stderr.readline()
+    child.stderr.close()
+    yield child
+    kill(child)
+
+
+def test_a_worker_goes_on_when_nobody_reads_its_stderr(
+    deaf_worker: subprocess.Popen[bytes], enqueue: Call, reaches: Call
+) -> None:
+    for name in ("a", "b", "c"):
+        enqueue(name, "true")
+        reaches(name, "completed")
+    assert deaf_worker.poll() is None
+    deaf_worker.terminate()
+    assert deaf_worker.wait(20) == 0
+
+
+# -- commands whose output nobody takes
+
+
+@pytest.fixture
+def many(process: Call) -> None:
+    """More jobs than a pipe holds in one `list`."""
+    process("enqueue", "--file", "-", input="".join(f"echo {'x' * 100} {number}\n" for number in range(2000)))
+
+
+def test_list_into_head_ends_without_a_complaint(many: None) -> None:
+    line = shlex.join([sys.executable, str(PROGRAM), "list"]) + " | head -n 1"
+    done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert len(done.stdout.splitlines()) == 1
+    # reading: whoever asked for one line got it; there is nothing to tell.
+    assert quiet(done.stderr.decode()) == ""
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["status"]])
+def test_a_closed_pipe_ends_a_reading_command_with_a_documented_exit(command: list[str], many: None) -> None:
+    child = subprocess.Popen([sys.executable, str(PROGRAM), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    errors = child.stderr.read().decode()
+    child.stderr.close()
+    # reading: 0 (what was wanted was delivered) or 1 (failed); a pipe that is closed is no damaged storage.
+    assert child.wait(30) in (0, 1), errors
+    quiet(errors)
+
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+def into_dev_full(*args: str) -> tuple[int, str]:
+    with open("/dev/full", "wb") as full:
+        words = [sys.executable, str(PROGRAM), *args]
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    return done.returncode, quiet(done.stderr.decode())
+
+
+@needs_dev_full
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["status"], ["config", "show"]])
+def test_a_full_disk_under_the_output_of_a_reading_command_is_an_error(command: list[str], many: None) -> None:
+    code, errors = into_dev_full(*command)
+    # reading: 3, "disk full", or 1, "failed"; never 0 for a result that is not there.
+    assert code in (1, 3)
+    assert errors.startswith("Error: ")
+
+
+@needs_dev_full
+def test_when_the_id_cannot_be_printed_the_error_says_that_the_job_was_enqueued(home: Path, jobs: Call) -> None:
+    code, errors = into_dev_full("enqueue", "--id", "made-anyway", "true")
+    assert code in (1, 3)
+    assert "Error: " in errors and "made-anyway" in errors
+    assert jobs()["made-anyway"]["state"] == "pending"
+
+
+# -- wait
+
+
+def test_wait_ends_with_130_on_ctrl_c_and_leaves_the_job_alone(
+    enqueue: Call, terminal: Call, eventually: Call, job: Call
+) -> None:
+    enqueue("a", "true")
+    shell = terminal("wait", "a")
+    eventually(shell.screen)  # on a terminal it shows that it waits
+    shell.type(CTRL_C)
+    eventually(shell.ended)
+    assert shell.child.returncode == 130, quiet(shell.screen())
+    quiet(shell.screen())
+    assert job("a")["state"] == "pending"
+
+
+def test_wait_ends_with_124_when_its_time_is_up(enqueue: Call, process: Call, job: Call) -> None:
+    enqueue("a", "true")
+    process("wait", "a", "--timeout", "0.2", code=124)
+    assert job("a")["state"] == "pending"
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_wait_for_one_job_ends_with_the_jobs_own_exit_code(
+    command: str, code: int, enqueue: Call, worker: Call, process: Call
+) -> None:
+    worker()
+    enqueue("a", command, "--max-retries", "1")
+    process("wait", "a", code=code)
+
+
+def test_ctrl_c_during_worker_stop_ends_only_the_waiting(
+    held: Call, worker: Call, terminal: Call, gate: Gate, eventually: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    is_running()
+    before = said(child)
+    shell = terminal("worker", "stop")
+    eventually(lambda: said(child) != before)
+    shell.type(CTRL_C)
+    eventually(shell.ended)
+    assert shell.child.returncode == 130, quiet(shell.screen())
+    gate.open()
+    assert child.wait(20) == 0  # what was asked stays asked
+    assert job("a")["state"] == "completed"
+
+
+# -- cron
+
+
+@pytest.fixture
+def cron(tmp_path: Path) -> Call:
+    """`cron("enqueue", "true")`: as a crontab line runs it; the checkout is the home."""
+    checkout, user = tmp_path / "checkout", tmp_path / "user"
+    for folder in (checkout, user):
+        folder.mkdir(mode=0o700)
+    shutil.copy(PROGRAM, checkout / "queuectl.py")
+    for name in ("jobs.json", "dlq.json"):
+        (checkout / name).write_text("[]\n")
+    bare = ["env", "-i", f"HOME={user}", "PATH=/usr/bin:/bin", "SHELL=/bin/sh"]
+
+    def call(*args: str) -> str:
+        line = shlex.join([sys.executable, str(checkout / "queuectl.py"), *args])
+        done = subprocess.run(
+            [*bare, "/bin/sh", "-c", line],
+            cwd=user,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        quiet(done.stderr.decode())
+        return done.stdout.decode("utf-8")
+
+    return call
+
+
+def test_from_cron_jobs_are_enqueued_and_run_in_the_bare_environment(cron: Call) -> None:
+    cron("enqueue", "--id", "a", 'echo "$SHELL in $PWD"')
+    cron("worker", "start", "--drain")
+    assert re.fullmatch(r"/bin/sh in \S+/user\n", cron("logs", "a"))
+
+
+def test_from_cron_text_beyond_ascii_is_kept_though_no_locale_is_set(cron: Call) -> None:
+    cron("enqueue", "--id", "a", "echo grün 漢字")
+    cron("worker", "start", "--drain")
+    assert cron("logs", "a") == "grün 漢字\n"
+    assert "grün 漢字" in cron("list")
+
+
+def test_from_cron_a_unique_job_is_added_once_while_it_waits(cron: Call) -> None:
+    first = cron("enqueue", "--unique=nightly", "true")
+    assert cron("enqueue", "--unique=nightly", "true") == first
+    assert len(cron("list", "--ids").splitlines()) == 1

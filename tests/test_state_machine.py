@@ -1,0 +1,505 @@
+"""Everything that can happen to a queue, in any order, beside a model a few lines long (faults.md, section 3.3).
+
+By default 60 runs of 30 steps. More of it:
+
+    STATE_MACHINE_RUNS=5000 STATE_MACHINE_STEPS=80 python -m pytest tests/test_state_machine.py
+    python -m pytest tests/test_state_machine.py --hypothesis-show-statistics      which rules were reached, how often
+
+The model knows each job's state, attempts and runs, and counts for itself; it asks nothing of the store. Time is a
+clock turned by hand, and effects are not synced: what a power loss takes is the fault tests' matter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, assume, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import queuectl as q
+from tests.storekit import (
+    BAD,
+    HANDED_BACK,
+    OK,
+    Clock,
+    Died,
+    Effects,
+    Watched,
+    bulk,
+    check_hints,
+    claim,
+    dies,
+    dies_half_way,
+    edit,
+    enqueue,
+    fails,
+    journal,
+)
+
+NUMBERS = st.integers(0, 9)
+KEYS = ("k0", "k1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model knows of a job."""
+
+    seq: int
+    state: str = "pending"
+    attempts: int = 0
+    runs: int = 0
+    max_retries: int = 3
+    priority: int = 0
+    unique: str | None = None
+    due: float = 0  # seconds since 1970
+    cancelled: bool = False
+    worker: str | None = None
+    recoveries: int = 0
+
+
+class Queue(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = Path(tempfile.mkdtemp(prefix="queue-"))
+        self.clock = Clock()
+        self.store = Watched(self.home, self.clock)  # a worker's: loaded, with its index
+        self.other = Watched(self.home, self.clock)  # another process's, that follows
+        self.rows: dict[str, Row] = {}
+        self.n = 0
+        self.late: list[q.Job] = []  # runs that are no longer: their reports come late
+        self.completed: dict[str, bytes] = {}  # J3
+        self.stepped_back = False
+        self.real_os, q.os = os, Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
+        self.store.follow()
+        self.other.follow()
+
+    def teardown(self) -> None:
+        q.os = os  # type: ignore[attr-defined]
+        for store in (self.store, self.other):
+            store.put_away()
+        shutil.rmtree(self.home)
+
+    # -- Helpers
+
+    def pick(self, number: int, *states: str) -> str:
+        ids = [id for id, row in self.rows.items() if row.state in states]
+        assume(ids)
+        return ids[number % len(ids)]
+
+    def change(self, id: str, **values: object) -> None:
+        self.rows[id] = replace(self.rows[id], **values)  # type: ignore[arg-type]
+
+    def added(self, id: str, **values: object) -> None:
+        self.n += 1
+        self.rows[id] = Row(self.n, **values)  # type: ignore[arg-type]
+
+    def acting(self, second: bool) -> Watched:
+        """The store that does the next thing: the worker's own, or the other process's."""
+        return self.other if second else self.store
+
+    def running(self, id: str) -> q.Job:
+        self.store.follow()
+        return self.store.processing[id]
+
+    def holders(self, key: str | None) -> list[str]:
+        """The active jobs with that key: one, and more where a person revived another."""
+        return [id for id, row in self.rows.items() if key and row.unique == key and row.state not in q.OVER]
+
+    def ready(self) -> list[str]:
+        """Ids that a claim may take, in its order."""
+        now = self.clock.at
+        ids = [
+            id
+            for id, row in self.rows.items()
+            if row.state in q.WAITING and (row.due <= now or (row.state == "failed" and row.due > now + 3601))
+        ]
+        return sorted(ids, key=lambda id: (-self.rows[id].priority, self.rows[id].seq))
+
+    # -- Enqueue
+
+    @rule(second=st.booleans(), priority=st.sampled_from([0, 0, 0, 5, -5]), wait_s=st.sampled_from([None, None, 1, 60]),
+          max_retries=st.integers(0, 3))  # fmt: skip
+    def enqueues(self, second: bool, priority: int, wait_s: int | None, max_retries: int) -> None:
+        job = enqueue(self.acting(second), priority=priority, wait_s=wait_s, max_retries=max_retries)
+        assert job.id not in self.rows
+        self.added(job.id, priority=priority, due=self.clock.at + (wait_s or 0), max_retries=max_retries)
+
+    @rule(number=NUMBERS, key=st.sampled_from([None, *KEYS]), second=st.booleans())
+    def enqueues_with_id_or_key(self, number: int, key: str | None, second: bool) -> None:
+        id = f"given{number}"
+        store = self.acting(second)
+        there = self.holders(key)
+        if there:
+            event(f"a unique key is held{' by more than one' * (len(there) > 1)}")
+            answer = q.enqueue_job(store, q.Spec("true", id=id, unique=key, cwd="/"))
+            assert answer.duplicate and answer.job.id in there and answer.job.state == self.rows[answer.job.id].state
+        elif id in self.rows:
+            event("an id is taken")
+            with pytest.raises(q.Refused):
+                enqueue(store, id, unique=key)
+        else:
+            enqueue(store, id, unique=key)
+            self.added(id, unique=key)
+
+    @rule(count=st.integers(1, 8), second=st.booleans(), bad=st.booleans())
+    def enqueues_a_bulk(self, count: int, second: bool, bad: bool) -> None:
+        store = self.acting(second)
+        lines = [f"echo {number}" for number in range(count)]
+        if bad:
+            with pytest.raises(q.BadValue):
+                bulk(store, *lines, '{"command": 5}')
+        else:
+            for id in bulk(store, *lines).ids.split():
+                self.added(id.decode())
+
+    # -- Claim and report
+
+    @precondition(lambda self: self.rows)
+    @rule(second=st.booleans(), worker=st.sampled_from(["w1", "w2"]))
+    def claims(self, second: bool, worker: str) -> None:
+        store = self.acting(second)
+        job = claim(store, worker)
+        ready = self.ready()
+        if self.stepped_back and job is not None and job.id not in ready:
+            event("claimed what was due before the clock was set back")
+            assert self.rows[job.id].state in q.WAITING
+        else:
+            assert (job.id if job else None) == (ready[0] if ready else None)
+        if job is not None:
+            row = self.rows[job.id]
+            self.change(job.id, state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker=worker)
+            assert (job.attempts, job.runs, job.worker) == (row.attempts + 1, row.runs + 1, worker)
+
+    @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
+    @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, BAD, HANDED_BACK]), second=st.booleans())
+    def reports(self, number: int, outcome: q.Outcome, second: bool) -> None:
+        id = self.pick(number, "processing")
+        row, running = self.rows[id], self.running(id)
+        store = self.acting(second)
+        after = q.take_turn(
+            store, row.worker or "", running.slot or 0, (running, outcome), False, q.TagFilter()
+        ).reported
+        assert after is not None
+        self.late.append(running)
+        row = replace(row, worker=None)
+        if row.cancelled:
+            event("a cancelled job was reported")
+            self.rows[id] = replace(row, state="dead")
+        elif outcome == OK:
+            self.rows[id] = replace(row, state="completed")
+        elif outcome == HANDED_BACK:
+            self.rows[id] = replace(row, state="pending", attempts=row.attempts - 1, due=0)
+        elif row.attempts >= max(1, row.max_retries):
+            event("out of attempts")
+            self.rows[id] = replace(row, state="dead")
+        else:
+            self.rows[id] = replace(row, state="failed", due=self.clock.at + 2**row.attempts)
+        assert after.state == self.rows[id].state
+
+    def run_again(self) -> list[q.Job]:
+        """Runs that are over, of jobs that run once more."""
+        return [run for run in self.late if run.id in self.rows and self.rows[run.id].state == "processing"]
+
+    @precondition(lambda self: self.late)
+    @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, HANDED_BACK]), second=st.booleans())
+    def reports_late(self, number: int, outcome: q.Outcome, second: bool) -> None:
+        """O3: of a run that ended, was recovered, or whose job is gone. It is not believed."""
+        run = self.late[number % len(self.late)]
+        event(f"late report while {self.rows[run.id].state if run.id in self.rows else 'gone'}")
+        self.is_not_believed(run, outcome, second)
+
+    @precondition(lambda self: self.run_again())
+    @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, HANDED_BACK]), second=st.booleans())
+    def reports_late_while_it_runs_again(self, number: int, outcome: q.Outcome, second: bool) -> None:
+        runs = self.run_again()
+        run = runs[number % len(runs)]
+        event(
+            f"late report of another run, by the {'same' if self.rows[run.id].worker == run.worker else 'other'} worker"
+        )
+        self.is_not_believed(run, outcome, second)
+
+    def is_not_believed(self, run: q.Job, outcome: q.Outcome, second: bool) -> None:
+        store = self.acting(second)
+        before = journal(self.home).read_bytes()
+        turn = q.take_turn(store, run.worker or "", run.slot or 0, (run, outcome), False, q.TagFilter())
+        assert turn.reported is None and journal(self.home).read_bytes() == before
+        assert q.recover(store, run, False) is None
+
+    @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
+    @rule(worker=st.sampled_from(["w1", "w2"]), second=st.booleans(), rebooted=st.booleans())
+    def worker_dies(self, worker: str, second: bool, rebooted: bool) -> None:
+        """All that it ran is recovered (once: a second finder finds nothing)."""
+        ids = [id for id, row in self.rows.items() if row.worker == worker]
+        assume(ids)
+        for id in ids:
+            row, orphan = self.rows[id], self.running(id)
+            back = q.recover(self.acting(second), orphan, rebooted)
+            assert back is not None and q.recover(self.acting(not second), orphan, rebooted) is None
+            self.late.append(orphan)
+            row = replace(row, worker=None, recoveries=row.recoveries + (not rebooted))
+            if row.cancelled:
+                self.rows[id] = replace(row, state="dead")
+            elif row.recoveries > q.RECOVERIES_MAX:
+                event("recovered too often")
+                self.rows[id] = replace(row, state="dead", attempts=row.attempts - 1)
+            else:
+                self.rows[id] = replace(row, state="pending", attempts=row.attempts - 1, due=0)
+
+    # -- What people do
+
+    @precondition(lambda self: self.rows)
+    @rule(number=NUMBERS, second=st.booleans())
+    def cancels(self, number: int, second: bool) -> None:
+        id = self.pick(number, *q.STATES)
+        state = self.rows[id].state
+        event(f"cancel of a {state} job")
+        if state in q.OVER:
+            with pytest.raises(q.Refused):
+                q.cancel_jobs(self.acting(second), [id])
+            return
+        q.cancel_jobs(self.acting(second), [id])
+        self.change(id, cancelled=True, **({} if state == "processing" else {"state": "dead"}))
+
+    @precondition(lambda self: self.rows)
+    @rule(number=NUMBERS, second=st.booleans())
+    def retries(self, number: int, second: bool) -> None:
+        id = self.pick(number, *q.STATES)
+        event(f"retry of a {self.rows[id].state} job")
+        if self.rows[id].state not in ("failed", "dead"):
+            with pytest.raises(q.Refused):
+                q.retry_jobs(self.acting(second), [id])
+            return
+        q.retry_jobs(self.acting(second), [id])
+        if self.rows[id].state == "dead":
+            self.revived(id)
+        else:
+            self.change(id, due=self.clock.at)
+
+    @precondition(lambda self: any(row.state == "dead" for row in self.rows.values()))
+    @rule(number=NUMBERS, second=st.booleans(), later=st.booleans(), priority=st.sampled_from([None, None, 0, 7]))
+    def revives(self, number: int, second: bool, later: bool, priority: int | None) -> None:
+        id = self.pick(number, "dead")
+        changes: dict[str, object] = {}
+        if later:
+            changes["run_at"] = q.format_instant(self.clock.at + 30)
+        if priority is not None:
+            changes["priority"] = priority
+        q.revive_jobs(self.acting(second), [id], changes)
+        self.revived(id)
+        self.change(id, due=self.clock.at + 30 if later else 0)
+        if priority is not None:
+            self.change(id, priority=priority)
+
+    def revived(self, id: str) -> None:
+        self.change(id, state="pending", attempts=0, due=0, cancelled=False, recoveries=0)
+
+    @precondition(lambda self: any(row.state in q.OVER for row in self.rows.values()))
+    @rule(second=st.booleans(), state=st.sampled_from(q.OVER))
+    def purges(self, second: bool, state: str) -> None:
+        gone = q.purge_jobs(self.acting(second), lambda job, now: job.state == state)
+        assert {job.id for job in gone} == {id for id, row in self.rows.items() if row.state == state}
+        for job in gone:
+            del self.rows[job.id]
+            self.completed.pop(job.id, None)
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), indent=st.sampled_from([None, 2]))
+    def hand_edits(self, data: st.DataObject, indent: int | None) -> None:
+        """A person edits jobs.json right after a fold: one new job, one changed, one taken out."""
+        self.store.fold()
+        mine = [id for id, row in self.rows.items() if row.state != "dead"]
+        waiting = [id for id in mine if self.rows[id].state in q.WAITING]
+        changed = data.draw(st.sampled_from(waiting)) if waiting else None
+        gone = data.draw(st.sampled_from([None, *mine]))
+        running = gone is not None and self.rows[gone].state == "processing"
+        new = f"hand{self.n}"
+
+        def change(jobs: list[dict[str, object]]) -> list[dict[str, object]]:
+            kept = [job for job in jobs if job["id"] != gone]
+            return [
+                *({**job, "priority": 3} if job["id"] == changed else job for job in kept),
+                {"id": new, "command": "x"},
+            ]
+
+        edit(self.home, change, indent=indent, at=self.clock.at)
+        self.added(new)
+        if changed is not None and changed != gone:
+            self.change(changed, priority=3)
+        if running:
+            event("a running job was edited away, and stays")
+        elif gone is not None:
+            del self.rows[gone]
+            self.completed.pop(gone, None)
+
+    # -- Time, folds, restarts, crashes
+
+    @rule(seconds=st.sampled_from([0.5, 2, 10, 100]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.at += seconds
+
+    @rule(seconds=st.sampled_from([5, 86_400]))
+    def clock_is_set_back(self, seconds: float) -> None:
+        self.clock.at -= seconds
+        self.stepped_back = True
+        self.store.meet_new_clock()
+        self.other.meet_new_clock()
+
+    @rule(second=st.booleans())
+    def folds(self, second: bool) -> None:
+        self.acting(second).fold()
+
+    @rule(second=st.booleans())
+    def settles(self, second: bool) -> None:
+        (self.other if second else self.store).settle()
+
+    @rule()
+    def restarts(self) -> None:
+        self.reopen()
+
+    def reopen(self) -> None:
+        for store in (self.store, self.other):
+            store.put_away()
+        self.store, self.other = Watched(self.home, self.clock), Watched(self.home, self.clock)
+        self.store.follow()
+        self.other.follow()
+
+    @rule(
+        at=st.integers(1, 14),
+        half=st.booleans(),
+        what=st.sampled_from(["enqueue", "cancel", "claim", "revive", "bulk"]),
+    )
+    def dies_at_an_effect(self, at: int, half: bool, what: str) -> None:
+        """F1: a command and its fold stop at their n-th effect; all is opened anew; before or after, never between."""
+        before = dict(self.rows), self.n
+        store = Watched(self.home, self.clock)
+        effects = Effects(lambda name, args: effects.count == at, dies_half_way if half else dies)
+        q.os = effects  # type: ignore[attr-defined, assignment]
+        try:
+            self.one_command(store, what)
+            store.settle()
+        except Died:
+            event(f"died during {what}")
+        finally:
+            q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
+            store.put_away()
+        self.reopen()
+        if self.shown() != {id: (row.state, row.attempts, row.runs) for id, row in self.rows.items()}:
+            event(f"{what} did not come to pass")
+            self.rows, self.n = before
+
+    @rule(
+        at=st.integers(1, 14),
+        number=st.sampled_from([28, 5]),
+        what=st.sampled_from(["enqueue", "cancel", "claim", "bulk"]),
+    )
+    def an_effect_fails(self, at: int, number: int, what: str) -> None:
+        """F2: what failed changed nothing; a fold that fails does not fail the command."""
+        before = dict(self.rows), self.n
+        store = self.acting(False)
+        effects = Effects(lambda name, args: effects.count == at, fails(number))
+        q.os = effects  # type: ignore[attr-defined, assignment]
+        try:
+            self.one_command(store, what)
+        except q.StoreError:
+            event(f"{what} failed")
+            self.rows, self.n = before
+        else:
+            store.settle()
+        finally:
+            q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
+
+    def one_command(self, store: Watched, what: str) -> None:
+        """A command, entered in the model before it is known whether it comes to pass."""
+        ids = [id for id, row in self.rows.items() if row.state in q.WAITING]
+        dead = [id for id, row in self.rows.items() if row.state == "dead"]
+        if what == "enqueue":
+            self.added(f"crash{self.n}")
+            enqueue(store, f"crash{self.n - 1}")
+        elif what == "bulk":
+            first = self.n
+            for number in range(3):
+                self.added(f"crash{first + number}")
+            bulk(store, *(f'{{"id": "crash{first + number}", "command": "x"}}' for number in range(3)))
+        elif what == "cancel" and ids:
+            self.change(ids[0], state="dead", cancelled=True)
+            q.cancel_jobs(store, [ids[0]])
+        elif what == "revive" and dead:
+            self.revived(dead[0])
+            q.revive_jobs(store, [dead[0]])
+        elif what == "claim" and not self.stepped_back and (ready := self.ready()):
+            row = self.rows[ready[0]]
+            self.change(ready[0], state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker="w1")
+            claim(store, "w1")
+
+    # -- What holds after each step
+
+    def shown(self) -> dict[str, tuple[str, int, int]]:
+        reader = Watched(self.home, self.clock)
+        reader.read()
+        shown: dict[str, tuple[str, int, int]] = {job.id: (job.state, job.attempts, job.runs) for job in reader.jobs()}
+        reader.put_away()
+        return shown
+
+    @invariant()
+    def the_stores_hold_what_the_model_says(self) -> None:
+        reader = Watched(self.home, self.clock)
+        reader.read()
+        jobs = list(reader.jobs())
+        assert len(jobs) == len({job.id for job in jobs}), "S1"
+        assert [job.seq for job in jobs] == sorted(job.seq for job in jobs)
+        seen = {
+            job.id: Row(
+                job.seq, job.state, job.attempts, job.runs, job.max_retries, job.priority, job.unique,
+                self.rows[job.id].due if job.id in self.rows else 0, job.cancelled_at is not None, job.worker,
+                job.recoveries or 0,
+            )
+            for job in jobs
+        }  # fmt: skip
+        assert seen == self.rows
+        for job in jobs:
+            assert q.check_job(job) is None, "J1, J2"
+            raw = q.encode_job(job)
+            if job.state == "completed":
+                assert self.completed.setdefault(job.id, raw) == raw, "J3"
+            if job.state == "failed" or (job.run_at and job.state == "pending"):
+                assert abs(q.instant_s(job.run_at or "") - self.rows[job.id].due) < 0.01, (
+                    "it waits as long as it should"
+                )
+        counts = tuple(sum(row.state == state for row in self.rows.values()) for state in q.STATES)
+        totals = Watched(self.home, self.clock)
+        for answer in (reader.totals, totals.read_totals()):
+            assert (answer.counts, answer.n) == (counts, self.n), "counts are true"
+        if not self.stepped_back:
+            check_hints(reader, reader.now())
+        for file in self.home.joinpath(".queuectl").glob("aside/jobs.json*"):
+            assert file.read_bytes()
+        assert q.examine(totals) == []
+        totals.put_away()
+        reader.put_away()
+
+    @invariant()
+    def a_follower_agrees(self) -> None:
+        want = {id: (row.state, row.attempts, row.runs) for id, row in self.rows.items()}
+        for store in (self.store, self.other):
+            store.follow()
+            assert {job.id: (job.state, job.attempts, job.runs) for job in store.jobs()} == want
+            assert set(store.processing) == {id for id, row in self.rows.items() if row.state == "processing"}
+            assert (store.totals.n, sum(store.totals.counts)) == (self.n, len(self.rows))
+
+
+TestQueue = Queue.TestCase
+TestQueue.settings = settings(
+    max_examples=int(os.environ.get("STATE_MACHINE_RUNS", "60")),
+    stateful_step_count=int(os.environ.get("STATE_MACHINE_STEPS", "30")),
+    deadline=None,
+    database=None,
+    print_blob=True,
+    phases=[Phase.generate] if "STATE_MACHINE_NO_SHRINK" in os.environ else list(Phase),
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,125 @@
+"""What storms and critical reads found, each in its smallest form, with real processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROGRAM
+from real_processes import Call, Gate, said, seconds_between
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
+
+
+def test_two_stop_signals_at_once_stop_the_worker(
+    enqueue: Call, worker: Call, job: Call, written: Call, tmp_path: Path
+):
+    note = tmp_path / "pid"
+    enqueue("a", f"echo $$ > {note}; sleep 60")
+    child = worker()
+    written(note)
+    child.send_signal(signal.SIGSTOP)
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(20) in (130, 143)
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
+
+
+def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home: Path, run: Call, reaches: Call):
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, True)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        run("enqueue", "--file", "-", input="\n".join(f'{{"id": "j{n}", "command": "true"}}' for n in range(300)))
+        words = [sys.executable, str(PROGRAM), "worker", "start", "--count", "2"]
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=writer)
+        reaches("j299", "completed", seconds=60)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_jobs_that_print_nothing_leave_no_log_with_several_threads(home: Path, run: Call, drain: Call):
+    run("enqueue", "--file", "-", input="true\n" * 600)
+    drain("--count", "4")
+    assert list((home / ".queuectl" / "logs").rglob("*.log")) == []
+
+
+def test_a_journal_cut_short_under_a_worker_runs_no_job_twice(
+    home: Path, enqueue: Call, worker: Call, gate: Gate, reaches: Call, written: Call, run: Call, tmp_path: Path
+):
+    note = tmp_path / "note"
+    run("enqueue", "--file", "-", "--delay", "1h", input="true\n" * 6000)  # a large queue is not folded at once
+    child = worker("--count", "2")
+    enqueue("a", f"echo run >> {note}; {gate.wait}", "--timeout", "0")
+    written(note)
+    journal = home / ".queuectl" / "journal.jsonl"
+    data = journal.read_bytes()
+    os.truncate(journal, data.rindex(b"\n", 0, -1) + 1)
+    enqueue("b", "true")  # wakes the worker, which sees that its journal is shorter
+    reaches("b", "completed")
+    gate.open()
+    assert reaches("a", "completed")["runs"] == 1
+    assert note.read_text() == "run\n"
+    assert "shorter" in said(child)
+    run("doctor")
+
+
+def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_was_deleted(
+    home: Path, enqueue: Call, worker: Call, written: Call, reaches: Call, eventually: Call, tmp_path: Path
+):
+    lock, note = shlex.quote(str(tmp_path / "lock")), tmp_path / "note"
+    enqueue("a", f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}; sleep 3")
+    worker()
+    written(note)
+    eventually(lambda: '"processing"' in (home / "jobs.json").read_text())  # what was not folded is lost with it
+    os.rename(home / ".queuectl", tmp_path / "gone")
+    second = worker()
+    reaches("a", "completed")
+    assert set(note.read_text().split()) == {"alone"}
+    second.terminate()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("words", ["list", "enqueue true", "logs a", "purge", "enqueue --stream"])
+def test_a_closed_standard_stream_ends_in_no_traceback(words: str, closed: str, home: Path, enqueue: Call):
+    enqueue("a", "true")
+    line = f"{shlex.quote(sys.executable)} {shlex.quote(str(PROGRAM))} {words} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr
+
+
+FORK_REFUSED = """
+import errno, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+spawn, refused = queuectl.Executor._spawn_process, iter(range(2))
+def refuse(*args):
+    if next(refused, None) is None:
+        return spawn(*args)
+    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+queuectl.Executor._spawn_process = refuse
+queuectl.main()
+"""
+
+
+def test_a_refused_fork_stops_the_claims_for_a_while_and_costs_no_attempt(enqueue: Call, job: Call):
+    enqueue("a", "true")
+    words = [sys.executable, "-c", FORK_REFUSED, str(PROGRAM.parent), "worker", "start", "--drain"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 3)
+    lines = [line for line in done.stderr.splitlines() if "handed back" in line or "Trouble" in line]
+    first, second = (entry["started_at"] for entry in job("a")["history"][:2])
+    assert seconds_between(first, second) > 0.5, lines  # no busy loop of claims: it looks again a second later

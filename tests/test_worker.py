@@ -1,0 +1,697 @@
+"""Worker processes as a user sees them: starting, stopping, draining, and what they give to a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import (
+    Call,
+    Gate,
+    is_alive,
+    meeting,
+    python_job,
+    said,
+    seconds_between,
+    started_with,
+    stored,
+    stored_ids,
+)
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
+
+
+def append(path: Path, text: str) -> str:
+    """Shell text that adds one line to a file (O_APPEND)."""
+    return f'echo "{text}" >> {shlex.quote(str(path))}'
+
+
+@pytest.fixture
+def held(enqueue: Call, gate: Gate, written: Call, tmp_path: Path) -> Call:
+    """`held("a")`: a job that notes its pid in a file and then waits for the gate.
+
+    The answer, called once a worker is there, waits for the job's start and returns that pid.
+    """
+
+    def call(name: str, *options: str, after: str = "true") -> Any:
+        pid = tmp_path / f"{name}.pid"
+        enqueue(name, f"{append(pid, '$$')}; {gate.wait}; {after}", *options)
+        return lambda: int(written(pid).split()[-1])
+
+    return call
+
+
+# -- in the foreground
+
+
+def test_worker_start_stays_in_the_foreground_until_it_is_stopped(worker: Call, enqueue: Call, reaches: Call) -> None:
+    child = worker("--count", "1")
+    enqueue("a", "true")
+    reaches("a", "completed")
+    enqueue("b", "true")
+    reaches("b", "completed")
+    assert child.poll() is None
+    child.terminate()
+    # reading: asked once to stop and stopped in good order is success.
+    assert child.wait(10) == 0
+
+
+def test_a_worker_says_one_line_at_its_start(worker: Call, eventually: Call) -> None:
+    child = worker()
+    eventually(lambda: said(child).count("\n") == 1)
+
+
+def test_a_worker_says_one_line_for_every_finished_attempt(enqueue: Call, drain: Call) -> None:
+    enqueue("alpha", "echo printed by the job")
+    enqueue("bravo", 'test "$QUEUECTL_ATTEMPT" = 2')
+    result = drain()
+    lines = result.err.splitlines()
+    assert [sum(name in line for line in lines) for name in ("alpha", "bravo")] == [1, 2]
+    assert "alpha" not in lines[0] and "bravo" not in lines[0]
+    assert result.out == ""
+
+
+def test_a_worker_runs_as_many_jobs_at_once_as_count_says_and_never_more(
+    enqueue: Call, drain: Call, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    for number in range(12):
+        middle = meeting(tmp_path / "meeting", 3) if number < 3 else "true"
+        enqueue(f"j{number}", f"{append(log, '+1')}; {middle}; {append(log, '-1')}")
+    drain("--count", "3")
+    at_once = list(accumulate(int(line) for line in log.read_text().split()))
+    assert (len(at_once), max(at_once)) == (24, 3)
+
+
+def test_without_count_a_worker_has_as_many_threads_as_the_settings_say(run: Call, worker: Call) -> None:
+    run("config", "set", "worker_count", "3")
+    worker()
+    # reading: an object of `worker list --json` gives the threads under `threads`.
+    assert [one["threads"] for one in run("worker", "list", "--json").json] == [3]
+
+
+def test_a_worker_with_a_tag_runs_only_jobs_with_that_tag(enqueue: Call, drain: Call, jobs: Call) -> None:
+    enqueue("with", "true", "--tag", "gpu")
+    enqueue("without", "true")
+    drain("--tag", "gpu")
+    assert {name: one["state"] for name, one in jobs().items()} == {"with": "completed", "without": "pending"}
+
+
+def test_a_worker_with_not_tag_leaves_jobs_with_that_tag_alone(enqueue: Call, drain: Call, jobs: Call) -> None:
+    enqueue("with", "true", "--tag", "gpu")
+    enqueue("without", "true")
+    drain("--not-tag", "gpu")
+    assert {name: one["state"] for name, one in jobs().items()} == {"with": "pending", "without": "completed"}
+
+
+# -- drain
+
+
+def test_drain_ends_with_0_when_every_job_completed(enqueue: Call, drain: Call, jobs: Call) -> None:
+    for number in range(5):
+        enqueue(f"j{number}", "true")
+    drain("--count", "2", code=0)
+    assert {one["state"] for one in jobs().values()} == {"completed"}
+
+
+def test_drain_of_an_empty_queue_ends_with_0(drain: Call) -> None:
+    drain(code=0)
+
+
+def test_drain_ends_with_1_when_a_job_died_meanwhile(enqueue: Call, drain: Call) -> None:
+    enqueue("good", "true")
+    enqueue("bad", "exit 1", "--max-retries", "1")
+    drain(code=1)
+
+
+def test_drain_ends_with_0_when_the_only_dead_jobs_died_before_it(enqueue: Call, drain: Call) -> None:
+    enqueue("bad", "exit 1", "--max-retries", "1")
+    drain(code=1)
+    enqueue("good", "true")
+    drain(code=0)
+
+
+def test_drain_does_not_count_cancelled_jobs(run: Call, held: Call, worker: Call) -> None:
+    is_running = held("a")
+    child = worker("--drain")
+    is_running()
+    run("cancel", "a")
+    assert child.wait(20) == 0
+
+
+def test_drain_waits_for_retries_and_for_delayed_jobs(enqueue: Call, drain: Call, jobs: Call) -> None:
+    enqueue("retried", 'test "$QUEUECTL_ATTEMPT" = 3')
+    enqueue("delayed", "true", "--delay", "0.5")
+    drain(code=0)
+    assert {one["state"] for one in jobs().values()} == {"completed"}
+
+
+def test_drain_waits_for_a_job_that_another_worker_runs(
+    held: Call, gate: Gate, worker: Call, enqueue: Call, reaches: Call
+) -> None:
+    is_running = held("a")
+    worker()
+    is_running()
+    second = worker("--drain")
+    enqueue("b", "true")
+    reaches("b", "completed")  # the draining one has run what it could
+    assert second.poll() is None
+    gate.open()
+    assert second.wait(20) == 0
+
+
+def test_drain_of_a_paused_queue_says_so_once_and_waits(
+    run: Call, enqueue: Call, worker: Call, eventually: Call, job: Call
+) -> None:
+    run("pause")
+    enqueue("a", "true")
+    child = worker("--drain")
+    eventually(lambda: "paused" in said(child))
+    assert (child.poll(), job("a")["state"]) == (None, "pending")
+    run("resume")
+    assert child.wait(20) == 0
+    assert said(child).count("is paused") == 1
+    assert job("a")["state"] == "completed"
+
+
+# -- detach
+
+
+@pytest.mark.parametrize("word", ["--detach", "--detached"])
+def test_a_detached_worker_is_ready_when_the_command_returns(
+    word: str, process: Call, worker_pids: Call, enqueue: Call, reaches: Call
+) -> None:
+    process("worker", "start", word, timeout=20)  # and holds neither its stdout nor its stderr
+    (pid,) = worker_pids()
+    assert is_alive(pid)
+    enqueue("a", "true")
+    reaches("a", "completed")
+
+
+def test_a_detached_worker_writes_its_log_below_the_queues_directory(
+    process: Call, enqueue: Call, home: Path, reaches: Call, eventually: Call
+) -> None:
+    process("worker", "start", "--detach")
+    enqueue("silent", "true")
+    reaches("silent", "completed")
+    # reading: the file is called something.log.
+    eventually(lambda: any("silent" in path.read_text() for path in (home / ".queuectl").rglob("*.log")))
+
+
+def test_a_detached_worker_has_left_the_session_it_was_started_in(process: Call, worker_pids: Call) -> None:
+    process("worker", "start", "--detach")
+    (pid,) = worker_pids()
+    assert os.getsid(pid) != os.getsid(0)
+
+
+def test_worker_stop_ends_a_detached_worker(process: Call, worker_pids: Call, eventually: Call) -> None:
+    process("worker", "start", "--detach")
+    (pid,) = worker_pids()
+    process("worker", "stop", code=0)
+    assert worker_pids() == set()
+    eventually(lambda: not is_alive(pid))
+
+
+# -- stopping
+
+
+@pytest.fixture
+def ask_to_stop(start: Call) -> Call:
+    """`ask_to_stop(child, "SIGTERM")`: by a signal, or by `worker stop` from another terminal."""
+
+    def call(child: Any, how: str) -> Any:
+        if how != "worker stop":
+            return child.send_signal(signal.Signals[how])
+        return start("worker", "stop")
+
+    return call
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "worker stop"])
+def test_the_first_request_to_stop_lets_the_running_job_finish_and_claims_nothing_more(
+    how: str,
+    held: Call,
+    enqueue: Call,
+    gate: Gate,
+    worker: Call,
+    ask_to_stop: Call,
+    eventually: Call,
+    job: Call,
+) -> None:
+    is_running = held("a")
+    enqueue("b", "true")
+    child = worker()
+    pid = is_running()
+    before = said(child)
+    ask_to_stop(child, how)
+    eventually(lambda: said(child) != before)  # it says so
+    assert is_alive(pid)
+    gate.open()
+    assert child.wait(20) == 0
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 1)
+    assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
+
+
+def test_worker_stop_returns_0_only_when_the_workers_are_gone(
+    held: Call, gate: Gate, worker: Call, start: Call, eventually: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    is_running()
+    before = said(child)
+    stop = start("worker", "stop")
+    eventually(lambda: said(child) != before)
+    assert stop.poll() is None
+    gate.open()
+    assert stop.wait(20) == 0
+    assert child.wait(5) == 0
+
+
+def test_worker_stop_stops_all_workers_of_the_home(process: Call, worker: Call) -> None:
+    children = [worker(), worker()]
+    process("worker", "stop")
+    assert [child.wait(5) for child in children] == [0, 0]
+
+
+def test_worker_stop_without_a_worker_is_done_already(process: Call) -> None:
+    process("worker", "stop", code=0)
+
+
+def test_a_worker_started_after_a_stop_goes_on(process: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+    worker()
+    process("worker", "stop")
+    child = worker()
+    enqueue("a", "true")
+    reaches("a", "completed")
+    assert child.poll() is None
+
+
+def test_worker_stop_with_a_timeout_returns_1_when_a_worker_is_still_there(
+    held: Call, gate: Gate, worker: Call, process: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    is_running()
+    process("worker", "stop", "--timeout", "0.2", code=1)
+    assert child.poll() is None and job("a")["state"] == "processing"
+    gate.open()
+    assert child.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_hands_the_job_back_without_using_an_attempt(
+    number: signal.Signals, held: Call, worker: Call, eventually: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    pid = is_running()
+    before = said(child)
+    child.send_signal(number)
+    eventually(lambda: said(child) != before)
+    child.send_signal(number)
+    assert child.wait(20) == 128 + number
+    assert not is_alive(pid)
+    back = job("a")
+    assert (back["state"], back["attempts"], back["runs"]) == ("pending", 0, 1)
+    assert [past["outcome"] for past in back["history"]] == ["handed_back"]
+
+
+def test_worker_stop_now_hands_the_job_back_without_using_an_attempt(
+    held: Call, worker: Call, process: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    pid = is_running()
+    process("worker", "stop", "--now", code=0)
+    child.wait(5)
+    assert not is_alive(pid)
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
+
+
+def test_worker_stop_now_hastens_a_stop_that_waits_for_its_job(
+    held: Call, worker: Call, process: Call, job: Call
+) -> None:
+    is_running = held("a")
+    child = worker()
+    is_running()
+    process("worker", "stop", "--timeout", "0.1", code=1)
+    process("worker", "stop", "--now", code=0)
+    child.wait(5)
+    assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
+
+
+def test_a_job_that_ignores_sigterm_is_handed_back_too(
+    enqueue: Call, worker: Call, process: Call, job: Call, tmp_path: Path, written: Call
+) -> None:
+    pid = tmp_path / "pid"
+    enqueue("a", f"trap '' TERM; {append(pid, '$$')}; sleep 60")
+    worker()
+    written(pid)
+    process("worker", "stop", "--now", code=0)
+    assert not is_alive(int(pid.read_text()))
+    assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
+
+
+def test_a_hand_back_keeps_the_attempts_that_failed_before(
+    enqueue: Call, gate: Gate, worker: Call, process: Call, job: Call, tmp_path: Path, written: Call
+) -> None:
+    second = tmp_path / "second"
+    enqueue("a", f'test "$QUEUECTL_ATTEMPT" = 1 && exit 1; {append(second, "on")}; {gate.wait}')
+    worker()
+    written(second)
+    process("worker", "stop", "--now")
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 1, 2)
+
+
+def test_a_job_that_was_handed_back_runs_again_with_the_next_worker(
+    held: Call, gate: Gate, worker: Call, process: Call, drain: Call, job: Call
+) -> None:
+    is_running = held("a")
+    worker()
+    is_running()
+    process("worker", "stop", "--now")
+    gate.open()
+    drain()
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 2)
+
+
+# -- while it runs
+
+
+def test_a_new_backoff_takes_effect_in_a_running_worker(run: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+    run("config", "set", "backoff_base", "500")
+    worker()
+    enqueue("slow", "exit 1")
+    reaches("slow", "failed")
+    run("config", "set", "backoff_base", "0.1")
+    enqueue("fast", "exit 1")
+    assert reaches("fast", "dead")["attempts"] == 3
+
+
+def test_a_new_runner_takes_effect_in_a_running_worker(run: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+    worker()
+    enqueue("before", "echo $MARK")
+    reaches("before", "completed")
+    run("config", "set", "runner", "env MARK=set sh -c")
+    enqueue("after", "echo $MARK")
+    reaches("after", "completed")
+    assert (run("logs", "before").out, run("logs", "after").out) == ("\n", "set\n")
+
+
+def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(
+    run: Call, held: Call, enqueue: Call, gate: Gate, worker: Call, reaches: Call, job: Call
+) -> None:
+    is_running = held("a")
+    enqueue("b", "true")
+    worker()
+    is_running()
+    run("pause")
+    gate.open()
+    reaches("a", "completed")  # the same transaction would have claimed the next
+    assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
+
+
+def test_resume_starts_what_waited(run: Call, enqueue: Call, worker: Call, reaches: Call) -> None:
+    run("pause")
+    worker()
+    enqueue("a", "true")
+    run("resume")
+    reaches("a", "completed")
+
+
+def test_a_pause_survives_the_restart_of_the_workers(
+    run: Call, process: Call, enqueue: Call, worker: Call, job: Call
+) -> None:
+    first = worker()
+    run("pause")
+    process("worker", "stop")
+    first.wait(5)
+    enqueue("a", "true")
+    worker()
+    process("worker", "stop")
+    assert run("status", "--json").json["paused"] is True
+    assert job("a")["runs"] == 0
+
+
+def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(
+    enqueue: Call, worker: Call, job: Call, reaches: Call
+) -> None:
+    worker()
+    enqueue("a", "true", "--delay", "0.7")
+    due = job("a")["run_at"]
+    assert seconds_between(due, reaches("a", "completed")["started_at"]) >= 0
+
+
+def test_a_due_retry_starts_when_its_time_has_come_and_not_before(
+    run: Call, enqueue: Call, worker: Call, reaches: Call
+) -> None:
+    run("config", "set", "backoff_base", "0.7")
+    worker()
+    enqueue("a", 'test "$QUEUECTL_ATTEMPT" = 2')
+    first, second = reaches("a", "completed")["history"]
+    assert seconds_between(first["finished_at"], second["started_at"]) > 0.69
+
+
+def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(
+    enqueue: Call, drain: Call, tmp_path: Path
+) -> None:
+    order = tmp_path / "order"
+    for name, priority in (("c", 0), ("a", 5), ("d", 0), ("e", -1), ("b", 5)):
+        enqueue(name, append(order, name), "--priority", str(priority))
+    drain("--count", "1")
+    assert order.read_text().split() == ["a", "b", "c", "d", "e"]
+
+
+def test_two_workers_of_one_home_share_its_jobs(
+    run: Call, worker: Call, enqueue: Call, process: Call, tmp_path: Path, jobs: Call
+) -> None:
+    ran = tmp_path / "ran"
+    for number in range(40):
+        middle = meeting(tmp_path / "meeting", 3) if number < 3 else "true"
+        enqueue(f"j{number}", f"{middle}; {append(ran, '$QUEUECTL_JOB_ID $QUEUECTL_WORKER')}")
+    run("pause")
+    worker("--count", "1")
+    worker("--count", "2")
+    run("resume")
+    process("wait", "--all")
+    names, workers = zip(*(line.split() for line in ran.read_text().splitlines()), strict=True)
+    assert Counter(names) == Counter(list(jobs()))
+    assert len(set(workers)) == 2
+
+
+def test_status_counts_the_threads_of_all_workers(run: Call, worker: Call) -> None:
+    first, second = worker("--count", "1"), worker("--count", "2")
+    assert any(line.split()[:2] == ["workers:", "3"] for line in run("status").lines)
+    # reading: a worker in `status --json` has `pid` and `threads`.
+    listed = {one["pid"]: one["threads"] for one in run("status", "--json").json["workers"]}
+    assert listed == {first.pid: 1, second.pid: 2}
+
+
+def test_a_job_written_into_jobs_json_by_hand_is_taken_over_by_a_running_worker(
+    home: Path, worker: Call, enqueue: Call, reaches: Call, eventually: Call, run: Call
+) -> None:
+    worker()
+    enqueue("first", "true")
+    reaches("first", "completed")
+    eventually(lambda: [one["state"] for one in stored(home, "jobs.json") or []] == ["completed"])
+    array = [*stored(home, "jobs.json"), {"id": "byhand", "command": "echo by hand"}]
+    (home / "edited").write_text(json.dumps(array, indent=4))
+    (home / "edited").rename(home / "jobs.json")
+    done = reaches("byhand", "completed")
+    assert (run("logs", "byhand").out, done["attempts"], done["max_retries"]) == ("by hand\n", 1, 3)
+
+
+def test_a_job_changed_in_jobs_json_by_hand_is_taken_over_by_a_running_worker(
+    home: Path, worker: Call, enqueue: Call, reaches: Call, eventually: Call, run: Call
+) -> None:
+    worker()
+    enqueue("a", "echo as enqueued", "--delay", "1d")
+    eventually(lambda: stored_ids(home, "jobs.json") == ["a"])
+    (record,) = stored(home, "jobs.json")
+    del record["run_at"]
+    (home / "jobs.json").write_text(json.dumps([{**record, "command": "echo as edited"}]))
+    reaches("a", "completed")
+    assert run("logs", "a").out == "as edited\n"
+
+
+# -- what a job is given
+
+
+@pytest.fixture
+def probe(enqueue: Call, drain: Call, tmp_path: Path) -> Call:
+    """`probe("import os; print(os.getcwd())")`: what that Python program prints, run as a job."""
+
+    def call(text: str, *options: str, run_worker: Call = drain) -> str:
+        out = tmp_path / "probed"
+        command = python_job(tmp_path / "probe.py", text) + " > " + shlex.quote(str(out))
+        enqueue("probe", command, *options)
+        run_worker()
+        return out.read_text()
+
+    return call
+
+
+ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
+
+
+def test_a_job_knows_its_id_attempt_worker_slot_and_home_from_its_environment(home: Path, probe: Call) -> None:
+    given = json.loads(probe(ENVIRONMENT))
+    names = ("QUEUECTL_JOB_ID", "QUEUECTL_ATTEMPT", "QUEUECTL_SLOT", "QUEUECTL_HOME")
+    assert [given[name] for name in names] == ["probe", "1", "0", str(home)]
+    assert given["QUEUECTL_WORKER"]
+
+
+def test_a_jobs_run_is_named_by_the_stores_lock_the_worker_the_job_and_the_run(home: Path, probe: Call) -> None:
+    given = json.loads(probe(ENVIRONMENT))
+    lock = os.stat(home / ".queuectl" / "lock")
+    for part in (str(lock.st_ino), given["QUEUECTL_WORKER"], "probe"):
+        assert part in given["QUEUECTL_RUN"]
+
+
+def test_every_attempt_has_its_own_number_and_its_own_run(enqueue: Call, drain: Call, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    enqueue("a", f"{append(seen, '$QUEUECTL_ATTEMPT $QUEUECTL_RUN')}; exit 1")
+    drain(code=1)
+    attempts, runs = zip(*(line.split() for line in seen.read_text().splitlines()), strict=True)
+    assert attempts == ("1", "2", "3")
+    assert len(set(runs)) == 3
+
+
+def test_the_slots_of_a_worker_are_numbered_from_0(enqueue: Call, drain: Call, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    for number in range(3):
+        enqueue(f"j{number}", f"{meeting(tmp_path / 'meeting', 3)}; {append(seen, '$QUEUECTL_SLOT')}")
+    drain("--count", "3")
+    assert sorted(seen.read_text().split()) == ["0", "1", "2"]
+
+
+def test_a_job_has_the_workers_environment(probe: Call, drain: Call) -> None:
+    given = json.loads(probe(ENVIRONMENT, run_worker=lambda: drain(env={"OF_THE_WORKER": "here"})))
+    assert given["OF_THE_WORKER"] == "here"
+
+
+def test_env_keeps_the_callers_value_or_the_given_one_over_the_workers(
+    probe: Call, drain: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEPT", "of the caller")
+    worker = {"KEPT": "of the worker", "GIVEN": "of the worker"}
+    options = ("--env", "KEPT", "--env", "GIVEN=a = b")
+    given = json.loads(probe(ENVIRONMENT, *options, run_worker=lambda: drain(env=worker)))
+    assert (given["KEPT"], given["GIVEN"]) == ("of the caller", "a = b")
+
+
+def test_a_job_runs_in_the_directory_where_enqueue_was_called(
+    process: Call, drain: Call, run: Call, tmp_path: Path
+) -> None:
+    place = tmp_path / "a place"
+    place.mkdir()
+    process("enqueue", "--id", "a", "pwd -P", cwd=place)
+    drain(cwd=tmp_path)
+    assert run("logs", "a").out == f"{place.resolve()}\n"
+
+
+def test_a_job_runs_in_the_directory_that_cwd_names(enqueue: Call, drain: Call, run: Call, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    enqueue("a", "pwd -P", "--cwd", str(tmp_path / "other"))
+    enqueue("b", "pwd -P", "--cwd", "/")
+    drain()
+    assert (run("logs", "a").out, run("logs", "b").out) == (f"{(tmp_path / 'other').resolve()}\n", "/\n")
+
+
+def test_the_standard_input_of_a_job_is_the_null_device(probe: Call) -> None:
+    assert probe("import os; print(os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev)") == "True\n"
+
+
+def test_a_job_inherits_no_descriptors(probe: Call, worker: Call, process: Call, tmp_path: Path) -> None:
+    text = """
+import os
+def is_open(number):
+    try:
+        return bool(os.fstat(number))
+    except OSError:
+        return False
+print([number for number in range(3, 1024) if is_open(number)])
+"""
+
+    def run_worker() -> None:
+        with (tmp_path / "open").open("w") as file:
+            worker(pass_fds=(file.fileno(),))  # one that the worker itself was given
+        process("wait", "probe")
+
+    # The program itself was read and closed before it runs.
+    assert probe(text, run_worker=run_worker) == "[]\n"
+
+
+def test_a_job_leads_a_session_of_its_own(probe: Call) -> None:
+    assert probe("import os; print(os.getsid(0) == os.getpgrp() == os.getpid())") == "True\n"
+
+
+def masks(text: str, *names: str) -> Sequence[int]:
+    fields = dict(line.split(":", 1) for line in text.splitlines())
+    # glibc's posix_spawn leaves the two signals that it keeps for itself (32 and 33) ignored; nobody can send them.
+    return [int(fields[name], 16) & ~(0b11 << 31) for name in names]
+
+
+SIGNALS = "cat /proc/self/status"
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_a_job_starts_with_no_signal_ignored_and_none_blocked(enqueue: Call, drain: Call, run: Call) -> None:
+    enqueue("a", SIGNALS)
+    drain()
+    assert masks(run("logs", "a").out, "SigIgn", "SigBlk") == [0, 0]
+
+
+@needs_proc
+def test_a_job_starts_with_default_signals_when_its_worker_was_started_with_some_ignored(
+    enqueue: Call, worker: Call, reaches: Call, run: Call
+) -> None:
+    with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
+        worker(default_signals=())
+    enqueue("a", SIGNALS)
+    reaches("a", "completed")
+    assert masks(run("logs", "a").out, "SigIgn", "SigBlk") == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["PIPE", "INT"])
+def test_a_job_dies_by_a_signal_that_python_programs_do_not_die_by(
+    name: str, enqueue: Call, worker: Call, reaches: Call
+) -> None:
+    with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
+        worker(default_signals=())
+    enqueue("a", f"kill -{name} $$; sleep 1", "--max-retries", "1")
+    dead = reaches("a", "dead")
+    # reading: the record holds the signal's number.
+    assert (dead["outcome"], dead["signal"]) == ("signalled", signal.Signals[f"SIG{name}"])
+
+
+def test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ignored(
+    enqueue: Call, worker: Call, reaches: Call
+) -> None:
+    with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
+        worker(default_signals=())
+    enqueue("bad", "exit 7", "--max-retries", "1")
+    enqueue("good", "true")
+    assert (reaches("bad", "dead")["exit_code"], reaches("good", "completed")["exit_code"]) == (7, 0)
+
+
+def test_a_job_is_started_through_the_shell_and_words_are_kept_word_for_word(
+    process: Call, drain: Call, run: Call
+) -> None:
+    words = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "my dir", "$HOME", "*", "'"]
+    process("enqueue", "--id", "a", "--", *words)
+    process("enqueue", "--id", "b", "echo one | tr a-z A-Z && echo two")
+    drain()
+    assert run("logs", "a").out == "['my dir', '$HOME', '*', \"'\"]\n"
+    assert run("logs", "b").out == "ONE\ntwo\n"
