@@ -3853,11 +3853,11 @@ class SlotLog:
         except OSError:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
-            for _ in range(20):  # another slot's child, between its fork and its exec, may hold a copy for a moment
+            for power in range(9):  # another slot's child holds a copy until its exec is done: 128 ms at the most
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
-                time.sleep(0.0005)
+                time.sleep(0.00025 * 2**power)
         os.close(fd)
         self._keep(log_path(self._logs_dir, id, run))
 

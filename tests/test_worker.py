@@ -176,7 +176,7 @@ def test_drain_of_a_paused_queue_says_so_once_and_waits(
     run("pause")
     enqueue("a", "true")
     child = worker("--drain")
-    eventually(lambda: "paused" in said(child))
+    eventually(lambda: "is paused" in said(child))
     assert (child.poll(), job("a")["state"]) == (None, "pending")
     run("resume")
     assert child.wait(20) == 0
