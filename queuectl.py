@@ -3410,6 +3410,127 @@ def examine(store: Store) -> list[str]:
     return problems
 
 
+# -- Counting what ended: `stats`
+
+QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+TIME_BOUNDS_S: Final = (0.01, 0.1, 1, 10, 60, 600, 3600)  # of the histograms
+GROUPS_MAX: Final = 1_000  # of `--by`; what comes after these is counted together
+
+
+class Times:
+    """How long something took, many times over: kept to three digits, so that memory is bounded and quantiles are
+    within half a percent."""
+
+    def __init__(self) -> None:
+        self._counts: dict[float, int] = {}
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        seconds = max(0.0, seconds)  # the clock may have been set back between
+        rounded = float(f"{seconds:.2e}")
+        self._counts[rounded] = self._counts.get(rounded, 0) + 1
+        self._sum_s += seconds
+
+    def view(self) -> dict[str, Any]:
+        """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ..., {"le": null, ...}]}`;
+        a bar holds what is at most `le` and more than the bar before."""
+        from bisect import bisect_left
+        from itertools import accumulate
+
+        met = sorted(self._counts)
+        ranks = list(accumulate(self._counts[seconds] for seconds in met))
+        total = ranks[-1] if ranks else 0
+        bars = [0] * (len(TIME_BOUNDS_S) + 1)
+        for seconds in met:
+            bars[bisect_left(TIME_BOUNDS_S, seconds)] += self._counts[seconds]
+        quantiles = {
+            name: met[bisect_left(ranks, math.ceil(share * total))] if met else None
+            for name, share in QUANTILES.items()
+        }
+        histogram = [{"le": le, "count": count} for le, count in zip((*TIME_BOUNDS_S, None), bars, strict=True)]
+        return {"count": total, "sum": round(self._sum_s, 3), **quantiles, "histogram": histogram}
+
+
+class Tally:
+    """What came of some jobs: of those that ended since an instant, and of their attempts."""
+
+    def __init__(self) -> None:
+        self.completed = self.dead = self.cancelled = self.failed_attempts = 0
+        self._wait, self._run = Times(), Times()
+        self._first_s, self._last_s = math.inf, -math.inf
+
+    def add(self, record: Mapping[str, Any], since: str) -> None:
+        """Count a record. Of a job's attempts the last HISTORY_MAX are known one by one."""
+        attempts = [entry for entry in record.get("history", ()) if _is_timed(entry) and entry["finished_at"] >= since]
+        failed = 0
+        for entry in attempts:
+            start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
+            self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
+            if entry.get("run") == 1:
+                self._wait.add(start_s - instant_s(record["created_at"]))
+            if entry.get("outcome") != "handed_back":
+                self._run.add(end_s - start_s)
+                failed += not (entry.get("outcome") == "exited" and entry.get("exit_code") == 0)
+        if not since:
+            failed = max(failed, record["attempts"] - (record["state"] in ("completed", "processing")))
+        self.failed_attempts += failed
+        if record["state"] in OVER and record["finished_at"] >= since:
+            self.completed += record["state"] == "completed"
+            self.dead += record["state"] == "dead"
+            self.cancelled += record["state"] == "dead" and "cancelled_at" in record
+
+    def view(self) -> dict[str, Any]:
+        """The figures; None where there is nothing to tell. Cancelled jobs are no failures."""
+        ran = self.completed + self.dead - self.cancelled
+        span_s = self._last_s - self._first_s
+        return {
+            "completed": self.completed, "failed_attempts": self.failed_attempts, "dead": self.dead,
+            "cancelled": self.cancelled,
+            "success_rate": round(self.completed / ran, 4) if ran else None,
+            "jobs_per_s": float(f"{ran / span_s:.3g}") if ran and span_s > 0 else None,
+            "wait_s": self._wait.view(), "run_s": self._run.view(),
+        }  # fmt: skip
+
+
+def _is_timed(entry: Mapping[str, Any]) -> bool:
+    """Whether an attempt's two times are there and usable: a hand edit may have put anything into a history."""
+    try:
+        return instant_s(entry["started_at"]) <= math.inf and instant_s(entry["finished_at"]) <= math.inf
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
+    """What ended (in the last `since_s` seconds), counted record by record; by `tag` or `command` where asked for."""
+    store.read()
+    now = store.now()
+    since = "" if since_s is None else add_seconds(now, -since_s)
+    whole = Tally()
+    groups: dict[str, Tally] = {}
+    for raw in store.raws():
+        record = json.loads(raw)
+        if record["state"] not in OVER and "history" not in record:
+            continue
+        names = record.get("tags", [""]) if by == "tag" else [record["command"]] if by == "command" else []
+        for name in names:
+            if name not in groups and len(groups) >= GROUPS_MAX:
+                name = "(others)"
+            groups.setdefault(name, Tally()).add(record, since)
+        whole.add(record, since)
+    views = [{by: name, **tally.view()} for name, tally in groups.items()]
+    parts = [view for view in views if _ended(view) or view["failed_attempts"]]
+    return {
+        "since": since or None, "until": now, "jobs": dict(zip(STATES, store.totals.counts, strict=True)),
+        "workers": sum(info.header["threads"] for info in store.live_workers()),
+        **whole.view(),
+        **({"by": by, "groups": sorted(parts, key=_ended, reverse=True)} if by else {}),
+    }  # fmt: skip
+
+
+def _ended(view: Mapping[str, Any]) -> int:
+    return int(view["completed"] + view["dead"])
+
+
 # ======== 6. EXECUTION ========
 # Owns processes and the attempts' output: starts one command, waits for it, ends it, ends what a dead worker left,
 # keeps and reads its log. Returns an outcome; knows neither stores nor job states.
@@ -4668,6 +4789,92 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     return "\n".join(rows)
 
 
+def stats_page(view: Mapping[str, Any], now: str) -> str:
+    """The figures of `stats` for a person: totals, quantiles and a small histogram; one line a group."""
+    rate = "-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"
+    speed = "-" if view["jobs_per_s"] is None else f"{view['jobs_per_s']:g}"
+    rows = [
+        f"since:           {say_when(view['since'], now) if view['since'] else 'the beginning'}",
+        f"completed:       {view['completed']}",
+        f"failed attempts: {view['failed_attempts']}",
+        f"dead:            {view['dead']}" + (f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""),
+        f"success rate:    {rate}",
+        f"jobs a second:   {speed}",
+        "",
+        f"{'':<10}" + "".join(f"{name:>10}" for name in QUANTILES),
+        *(f"{name + ' time':<10}" + _quantiles_said(view[f"{name}_s"]) for name in ("wait", "run")),
+    ]
+    for name in ("wait", "run") if view["run_s"]["count"] else ():
+        rows += ["", f"{name} time", *_bars(view[f"{name}_s"]["histogram"])]
+    if by := view.get("by"):
+        counted = ("completed", "failed_attempts", "dead")
+        names = [*("failed" if name == "failed_attempts" else name for name in counted), "run p50", "p95", "p99", by]
+        rows += ["", ("{:>10}" * 6 + "  {}").format(*names)]
+        for group in view["groups"]:
+            counts = "".join(f"{group[name]:>10}" for name in counted)
+            rows.append(f"{counts}{_quantiles_said(group['run_s'])}  {clean(group[by]) or '(none)'}")
+    return "\n".join(rows)
+
+
+def _quantiles_said(times: Mapping[str, Any]) -> str:
+    return "".join(f"{'-' if times[name] is None else _say_time(times[name]):>10}" for name in QUANTILES)
+
+
+def _say_time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else say_duration(seconds).replace(".0 ", " ")
+
+
+def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A histogram's lines: `   up to 1 s  ########## 12`."""
+    most = max(bar["count"] for bar in histogram) or 1
+    for bar in histogram:
+        said = "longer" if bar["le"] is None else f"up to {_say_time(bar['le'])}"
+        yield f"{said:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
+
+
+def stats_as_prometheus(view: Mapping[str, Any]) -> str:
+    """The figures of `stats` as Prometheus' textfile collector reads them; gauges, since a purge takes jobs away."""
+    rows: list[str] = []
+
+    def family(name: str, kind: str, meaning: str, samples: Iterable[tuple[str, Mapping[str, object], Any]]) -> None:
+        rows.extend((f"# HELP queuectl_{name} {meaning}", f"# TYPE queuectl_{name} {kind}"))
+        for ending, labels, value in samples:
+            if value is not None:
+                said = ",".join(f'{key}="{_prometheus_text(str(text))}"' for key, text in labels.items())
+                rows.append(f"queuectl_{name}{ending}" + (f"{{{said}}}" if said else "") + f" {value}")
+
+    by = view.get("by")
+    parts = [({by: group[by]}, group) for group in view["groups"]] if by else [({}, view)]
+    family("jobs", "gauge", "Jobs in each state.", [("", {"state": state}, n) for state, n in view["jobs"].items()])
+    family("workers", "gauge", "Threads of all live workers.", [("", {}, view["workers"])])
+    for name, key, meaning in (
+        ("completed", "completed", "Jobs that completed."),
+        ("failed_attempts", "failed_attempts", "Attempts that failed."),
+        ("dead", "dead", "Jobs that died, cancelled ones included."),
+        ("cancelled", "cancelled", "Jobs that were cancelled."),
+        ("success_rate", "success_rate", "Completed jobs of those that completed or died without being cancelled."),
+        ("jobs_per_second", "jobs_per_s", "Jobs that ended a second, from the first start to the last end."),
+    ):
+        family(name, "gauge", meaning, [("", labels, part[key]) for labels, part in parts])
+    for name, meaning in (("wait", "From enqueue to first start."), ("run", "Run time of an attempt.")):
+        samples: list[tuple[str, Mapping[str, object], Any]] = []
+        quantiles: list[tuple[str, Mapping[str, object], Any]] = []
+        for labels, part in parts:
+            times, below = part[f"{name}_s"], 0
+            for bar in times["histogram"]:
+                below += bar["count"]
+                samples.append(("_bucket", {**labels, "le": "+Inf" if bar["le"] is None else bar["le"]}, below))
+            samples += [("_sum", labels, times["sum"]), ("_count", labels, times["count"])]
+            quantiles += [("", {**labels, "quantile": share}, times[key]) for key, share in QUANTILES.items()]
+        family(f"{name}_seconds", "histogram", meaning, samples)
+        family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
+    return "\n".join(rows)
+
+
+def _prometheus_text(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
 def worker_line(worker: Mapping[str, Any]) -> str:
     """One live worker: name, pid, threads, what it runs, and what is wrong with it."""
     runs = ", ".join(clean(row["job"]) for row in worker["running"]) or "nothing"
@@ -4735,6 +4942,8 @@ class Group(click.Group):
 
 class Root(Group):
     """The one command group; here every error becomes its exit."""
+
+    aliases = {"metrics": "stats"}
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -5173,6 +5382,31 @@ def status_(ctx: click.Context, check: bool, as_json_: bool) -> None:
     if check and is_work_left_alone(view, store.now()):
         click.echo("Warning: jobs are due and no worker is alive. Start one: queuectl worker start", err=True)
         ctx.exit(EXIT_REFUSED)
+
+
+@cli.command("stats")
+@click.option("--since", type=DURATION, help="Only what ended in that time.")
+@click.option("--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too.")
+@_as_json
+@click.option("--prometheus", is_flag=True, help="In the format of Prometheus' textfile collector.")
+@click.pass_context
+def stats_(ctx: click.Context, since: float | None, by: str | None, as_json_: bool, prometheus: bool) -> None:
+    """Count what completed and failed, and how long jobs waited and ran.
+
+    Wait is the time from enqueue to the first start. Of a job's attempts the last five are known one by one.
+
+    \b
+    Example:
+      queuectl stats --since 24h --by tag
+    """
+    if as_json_ and prometheus:
+        raise click.UsageError("Give --json or --prometheus, not both.", ctx)
+    store: Store = ctx.obj.store
+    view = stats(store, since, by)
+    if prometheus:
+        click.echo(stats_as_prometheus(view))
+    else:
+        click.echo(as_json(view) if as_json_ else stats_page(view, store.now()))
 
 
 @cli.command()

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
+STATS = "test_cli_stats.py::"
 HANG_S = 120
 
 
@@ -440,6 +441,42 @@ MUTANTS = [
         "        if not self._arrays_known():  # 3\n",
         "        if False:  # 3\n",
         STORE + "test_a_second_edit_while_the_first_is_taken_is_not_overwritten",
+    ),
+    Mutant(
+        "quantiles are off by one",
+        "bisect_left(ranks, math.ceil(share * total))",
+        "bisect_left(ranks, math.floor(share * total))",
+        STATS + "test_wait_and_run_times_and_the_rate",
+    ),
+    Mutant(
+        "times are kept to two digits",
+        'float(f"{seconds:.2e}")',
+        'float(f"{seconds:.1e}")',
+        STATS + "test_quantiles_are_within_half_a_percent_in_bounded_memory",
+    ),
+    Mutant(
+        "every attempt counts as the first",
+        '            if entry.get("run") == 1:\n',
+        "            if entry:\n",
+        STATS + "test_a_retry_waited_for_its_backoff_and_is_not_counted_as_waiting",
+    ),
+    Mutant(
+        "cancelled jobs count as failures",
+        "        ran = self.completed + self.dead - self.cancelled\n",
+        "        ran = self.completed + self.dead\n",
+        STATS + "test_stats_counts_what_ended",
+    ),
+    Mutant(
+        "buckets are not cumulative",
+        '                below += bar["count"]\n',
+        '                below = bar["count"]\n',
+        STATS + "test_prometheus_reads_the_figures",
+    ),
+    Mutant(
+        "a label is not escaped",
+        """return text.replace("\\\\", "\\\\\\\\").replace(""",
+        """return text.replace(""",
+        STATS + "test_prometheus_reads_any_command_as_a_label",
     ),
 ]
 
