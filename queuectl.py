@@ -52,7 +52,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
@@ -345,9 +345,10 @@ def setting_from_text(name: str, text: str) -> object:
 # If you add a state, also change: STATES, the drawing on top, check_job, the state machine's test.
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One job. Field order is the order in the files, and part of the format (STORE searches for it).
+
+    A named tuple and not a dataclass: a transition costs a fifth, and so does the class itself at each start.
 
     Instants are UTC texts like `2026-11-24T08:15:30.123Z` (they compare as texts); durations are seconds.
     `max_retries` counts attempts in all: 3 means at most three; 0 and 1 both mean one.
@@ -394,7 +395,7 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
-JOB_FIELDS: Final = tuple(row.name for row in fields(Job) if row.name != "extra")
+JOB_FIELDS: Final = Job._fields[:-1]
 _read_json = json.JSONDecoder().raw_decode
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -409,7 +410,7 @@ def encode_json(value: object) -> bytes:
 
 def job_to_dict(job: Job) -> dict[str, Any]:
     """The job as it stands in the files: field order fixed, fields without a value left out."""
-    out = {name: value for name in JOB_FIELDS if (value := getattr(job, name)) is not None}
+    out = {name: value for name, value in zip(JOB_FIELDS, job, strict=False) if value is not None}
     return {**out, **job.extra} if job.extra else out
 
 
@@ -691,8 +692,7 @@ _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 # -- What a user may say of a new job.
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """A new job as asked for, checked; None where nothing was said. `wait_s` is a delay, `run_at` an instant."""
 
     command: str
@@ -709,7 +709,7 @@ class Spec:
     no_retry_on: str | None = None
 
 
-_SPEC_FIELDS: Final = tuple(row.name for row in fields(Spec) if row.name != "wait_s") + ("delay",)
+_SPEC_FIELDS: Final = tuple(name for name in Spec._fields if name != "wait_s") + ("delay",)
 _WRONG_NAMES: Final = {
     "maxretries": "max_retries", "retries": "max_retries", "max_attempts": "max_retries", "runat": "run_at",
     "at": "run_at", "timeout_seconds": "timeout", "timeoutseconds": "timeout", "job_timeout": "timeout",
@@ -770,8 +770,8 @@ def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
 
 def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
     """The job as it runs in that slot: one attempt and one run more."""
-    return replace(
-        job, state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now, run_at=None,
+    return job._replace(
+        state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now, run_at=None,
         worker=worker, slot=slot, started_at=now, outcome=None, exit_code=None, signal=None, reason=None,
     )  # fmt: skip
 
@@ -796,7 +796,7 @@ def give_back(job: Job, outcome: Outcome, now: str) -> Job:
     """The job back as pending, its attempt not counted; dead where it was to be cancelled."""
     if job.cancelled_at is not None:
         return _end_run(job, outcome, now, "dead", "cancelled")
-    return replace(_end_run(job, outcome, now, "pending", outcome.reason), attempts=job.attempts - 1)
+    return _end_run(job, outcome, now, "pending", outcome.reason)._replace(attempts=job.attempts - 1)
 
 
 def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | None, run_at: str | None = None) -> Job:
@@ -808,8 +808,8 @@ def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | N
         entry["exit_code"] = outcome.exit_code
     if outcome.signal is not None:
         entry["signal"] = outcome.signal
-    return replace(
-        job, state=state, updated_at=now, run_at=run_at, worker=None, slot=None,
+    return job._replace(
+        state=state, updated_at=now, run_at=run_at, worker=None, slot=None,
         finished_at=now if state in OVER else None,
         cancelled_at=job.cancelled_at if state == "dead" else None,
         outcome=outcome.kind, exit_code=outcome.exit_code, signal=outcome.signal, reason=reason,
@@ -847,28 +847,28 @@ def recover_job(job: Job, rebooted: bool, now: str) -> Job:
     recoveries = (job.recoveries or 0) + (0 if rebooted else 1)
     if job.cancelled_at is None and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
-        return replace(_end_run(job, outcome, now, "dead", why), attempts=job.attempts - 1, recoveries=recoveries)
-    return replace(give_back(job, outcome, now), recoveries=recoveries or None)
+        return _end_run(job, outcome, now, "dead", why)._replace(attempts=job.attempts - 1, recoveries=recoveries)
+    return give_back(job, outcome, now)._replace(recoveries=recoveries or None)
 
 
 def cancel_job(job: Job, now: str) -> Job:
     """A waiting job dies; a running one is marked, and whoever ends its processing makes it dead."""
     if job.state == "processing":
-        return replace(job, cancelled_at=now, updated_at=now)
-    return replace(
-        job, state="dead", updated_at=now, run_at=None, finished_at=now, cancelled_at=now, reason="cancelled"
+        return job._replace(cancelled_at=now, updated_at=now)
+    return job._replace(
+        state="dead", updated_at=now, run_at=None, finished_at=now, cancelled_at=now, reason="cancelled"
     )
 
 
 def retry_now(job: Job, now: str) -> Job:
     """A failed job, due at once."""
-    return replace(job, run_at=now, updated_at=now)
+    return job._replace(run_at=now, updated_at=now)
 
 
 def revive_job(job: Job, now: str) -> Job:
     """A dead letter, back as pending: attempts at zero, `seq` and history kept."""
-    return replace(
-        job, state="pending", attempts=0, updated_at=now, run_at=None, started_at=None, finished_at=None,
+    return job._replace(
+        state="pending", attempts=0, updated_at=now, run_at=None, started_at=None, finished_at=None,
         cancelled_at=None, outcome=None, exit_code=None, signal=None, reason=None, recoveries=None,
     )  # fmt: skip
 
@@ -881,7 +881,7 @@ def edit_job(job: Job, changes: Mapping[str, Any]) -> Job:
             "Nothing was changed."
         )
     env = {**(job.env or {}), **changes["env"]} if changes.get("env") else job.env
-    return replace(job, **{**changes, "env": env})
+    return job._replace(**{**changes, "env": env})
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
