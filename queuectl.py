@@ -873,15 +873,32 @@ def revive_job(job: Job, now: str) -> Job:
     )  # fmt: skip
 
 
-def edit_job(job: Job, changes: Mapping[str, Any]) -> Job:
-    """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`, `env`)."""
+def rerun_job(job: Job, id: str, seq: int, now: str) -> Job:
+    """A new job like that one, due now: its command, limits, directory, variables, tags, key and unknown fields."""
+    return revive_job(job, now)._replace(
+        id=id, seq=seq, runs=0, created_at=now, worker=None, slot=None, history=None
+    )  # fmt: skip
+
+
+def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: str) -> Job:
+    """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`, `env`).
+
+    `env` is added to the job's own. A retry put off for longer than any backoff is pending, with its attempts: as a
+    failed job it would be due (`is_ready`).
+    """
     if changes.get("max_retries") is not None and max(1, changes["max_retries"]) <= job.attempts:
         raise Refused(
             f"Job '{job.id}' has made {job.attempts} attempts already: max_retries must be above that. "
             "Nothing was changed."
         )
-    env = {**(job.env or {}), **changes["env"]} if changes.get("env") else job.env
-    return job._replace(**{**changes, "env": env})
+    values: dict[str, Any] = {**changes, "updated_at": now}
+    if "env" in changes:
+        values["env"] = parse_env({**(job.env or {}), **changes["env"]})
+    if "run_at" in changes and changes["run_at"] <= now:
+        values["run_at"] = now if job.state == "failed" else None
+    elif job.state == "failed" and changes.get("run_at", "") > add_seconds(now, backoff_max_s):
+        values["state"] = "pending"
+    return job._replace(**values)
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
@@ -3180,6 +3197,36 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     return out
 
 
+def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
+    """Waiting jobs with these fields changed (`edit_job`). Refuses all others."""
+    out = []
+    with store.transaction() as change:
+        for job in find_all(store, ids):
+            if job.state not in WAITING:
+                hint = f" Change it on its way back: queuectl dlq retry {job.id}." if job.state == "dead" else ""
+                raise Refused(
+                    f"Job '{job.id}' is {job.state}; only a pending or failed job can be edited. Nothing was changed."
+                    f"{hint}"
+                )
+            change.put(job, new := edit_job(job, changes, store.config().backoff_max, change.now))
+            out.append(new)
+    store.wake_workers()
+    return out
+
+
+def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+    """A new job like each of these, whatever its state; gives the new ones. The key is theirs too, as a revived job's
+    is: whoever enqueues with it while one of them is active finds that one."""
+    out = []
+    with store.transaction() as change:
+        ms = int(instant_s(change.now) * 1000)
+        for seq, job in enumerate(find_all(store, ids), store.totals.n + 1):
+            change.put(None, new := rerun_job(job, make_id(ms, seq), seq, change.now))
+            out.append(new)
+    store.wake_workers()
+    return out
+
+
 def revive_jobs(
     store: Store, ids: Sequence[str], changes: Mapping[str, Any] | None = None, spread_s: float | None = None
 ) -> list[Job]:
@@ -3218,10 +3265,11 @@ def check_dead(job: Job) -> Job:
 
 def _revive(change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None) -> list[Job]:
     out = []
+    begin = changes.get("run_at", change.now)
     for number, job in enumerate(jobs):
-        new = edit_job(revive_job(job, change.now), changes)
         if spread_s:
-            new = edit_job(new, {"run_at": add_seconds(new.run_at or change.now, spread_s * number / len(jobs))})
+            changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(jobs))}
+        new = edit_job(revive_job(job, change.now), changes, 0, change.now)
         change.put(job, new)
         out.append(new)
     return out
@@ -5077,7 +5125,7 @@ class EnqueueCommand(click.Command):
 
 
 def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a job is, shared by enqueue and `dlq retry`."""
+    """The options that say what a job is, shared by enqueue, edit and `dlq retry`."""
     for option in (
         click.option(
             "--env",
@@ -5086,9 +5134,11 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A variable for the job; KEY alone copies yours.",
         ),
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
-        click.option("--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), help="Higher starts first. [0]"),
-        click.option("--max-retries", type=click.IntRange(0, RETRIES_MAX), help="Attempts in all. [max_retries]"),
-        click.option("--timeout", type=DURATION, help="Time limit of an attempt, 0 = none. [job_timeout]"),
+        click.option(
+            "--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), help="Higher starts first. [new: 0]"
+        ),
+        click.option("--max-retries", type=click.IntRange(0, RETRIES_MAX), help="Attempts in all. [new: max_retries]"),
+        click.option("--timeout", type=DURATION, help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
     ):
         function = option(function)
@@ -5202,6 +5252,8 @@ def _spec_options(ctx: click.Context, now: str, auto_unique: bool, given: Mappin
 def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the shared options gave."""
     out = {name: given[name] for name in ("max_retries", "priority", "timeout") if given[name] is not None}
+    if given.get("command") is not None:
+        out["command"] = parse_command(given["command"])
     if given["at"] is not None:
         out["run_at"] = parse_instant(given["at"], now, "time for --at")
     if given["env"]:
@@ -5548,7 +5600,7 @@ def _show_ended(wanted: Sequence[str], ended: Mapping[str, Job | None], in_json:
                             for id in wanted]))  # fmt: skip
 
 
-# -- cancel, retry, pause, resume, purge
+# -- cancel, retry, rerun, edit, pause, resume, purge
 
 
 @cli.command()
@@ -5588,6 +5640,46 @@ def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
     jobs = retry_jobs(app.store, ids)
     app.done(say_ids("Retrying", jobs))
     _echo_all(f"Job {job.id} is {job.state}, due now." for job in jobs)
+
+
+@cli.command()
+@_ids
+@click.pass_context
+def rerun(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Add a new job like that one, whatever its state, and print its id.
+
+    It starts as soon as a worker is free, with attempts at zero; the old job stays as it is.
+
+    \b
+    Example:
+      queuectl rerun job1
+    """
+    app: App = ctx.obj
+    jobs = rerun_jobs(app.store, ids)
+    app.done(say_ids("Added", jobs))
+    _echo_all(job.id for job in jobs)
+
+
+@cli.command()
+@_ids
+@_change_options
+@click.pass_context
+def edit(ctx: click.Context, /, ids: tuple[str, ...], command: str | None, **more: Any) -> None:
+    """Change jobs that are pending or failed.
+
+    A dead one is changed on its way back: 'dlq retry' takes the same options.
+
+    \b
+    Example:
+      queuectl edit job1 --timeout 10m --priority 5
+    """
+    app: App = ctx.obj
+    changes = _changed_fields(app.store.now(), {**more, "command": command})
+    if not changes:
+        raise click.UsageError("Say what to change: --command, --timeout, --max-retries, --priority, --at, --env.", ctx)
+    jobs = edit_jobs(app.store, ids, changes)
+    app.done(say_ids("Changed", jobs))
+    _echo_all(f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs)
 
 
 @cli.command()
@@ -5746,9 +5838,7 @@ def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: s
     if (match is not None or cancelled) and not every:
         raise click.UsageError("--match and --cancelled go with --all.", ctx)
     app: App = ctx.obj
-    changes = _changed_fields(app.store.now(), more)
-    if command is not None:
-        changes["command"] = parse_command(command)
+    changes = _changed_fields(app.store.now(), {**more, "command": command})
     if ids:
         jobs = revive_jobs(app.store, ids, changes, spread)
     else:

@@ -82,6 +82,30 @@ MUTANTS = [
         STORE + "test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds",
     ),
     Mutant(
+        "an edit below the attempts made is accepted",
+        'max(1, changes["max_retries"]) <= job.attempts:',
+        'max(1, changes["max_retries"]) < job.attempts:',
+        JOBS + "test_an_edit_below_the_attempts_already_made_is_refused",
+    ),
+    Mutant(
+        "a retry that was put off is due",
+        '    elif job.state == "failed" and changes.get("run_at", "") > ',
+        '    elif job.state == "dead" and changes.get("run_at", "") > ',
+        JOBS + "test_a_retry_that_is_put_off_beyond_any_backoff_waits_all_the_same",
+    ),
+    Mutant(
+        "a rerun keeps its number of runs",
+        "id=id, seq=seq, runs=0, created_at=now,",
+        "id=id, seq=seq, created_at=now,",
+        JOBS + "test_a_rerun_is_a_new_job_that_says_the_same",
+    ),
+    Mutant(
+        "a running job is edited",
+        "            if job.state not in WAITING:\n                hint",
+        "            if job.state in OVER:\n                hint",
+        "test_state_machine.py",
+    ),
+    Mutant(
         "runs are not raised",
         'state="processing", attempts=job.attempts + 1, runs=job.runs + 1,',
         'state="processing", attempts=job.attempts + 1, runs=max(job.runs, 1),',

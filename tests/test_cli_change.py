@@ -147,6 +147,126 @@ def test_retry_refuses_a_job_that_did_not_fail(run: Call, drained: Path, name: s
     assert name in run("retry", name, code=1).err
 
 
+# ---- rerun ----
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_rerun_adds_a_job_like_that_one_whatever_its_state(
+    run: Call, jobs: Jobs, drained_copy: Path, name: str
+) -> None:
+    before = jobs()
+    (new,) = run("rerun", name).lines
+    added = jobs().pop(new)
+    kept = ("command", "max_retries", "priority", "timeout", "cwd", "env", "tags", "unique", "no_retry_on")
+    assert {key: added.get(key) for key in kept} == {key: before[name].get(key) for key in kept}
+    assert (added["state"], added["attempts"], added["runs"], added.get("run_at")) == ("pending", 0, 0, None)
+
+
+def test_rerun_leaves_the_old_job_as_it_was(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    before = jobs()
+    (new,) = run("rerun", "boom").lines
+    after = jobs()
+    del after[new]
+    assert after == before
+
+
+def test_a_rerun_comes_after_all_others(run: Call, drained_copy: Path) -> None:
+    (new,) = run("rerun", "ok").lines
+    assert run("list", "--ids").lines == [*IN_ORDER, new]
+
+
+def test_rerun_prints_an_id_for_each_job_in_the_order_they_were_named(
+    run: Call, jobs: Jobs, drained_copy: Path
+) -> None:
+    first, second = run("rerun", "twice", "ok").lines
+    assert [jobs()[id]["command"] for id in (first, second)] == [jobs()[id]["command"] for id in ("twice", "ok")]
+
+
+def test_rerun_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    before = jobs()
+    assert run("rerun", "ok", "nosuch", code=1).out == ""
+    assert jobs() == before
+
+
+def test_a_rerun_holds_the_unique_key_of_its_job(run: Call, drained_copy: Path) -> None:
+    # reading: "a new job like that one"; so what cron enqueues does not run beside it.
+    (new,) = run("rerun", "once").lines
+    assert run("enqueue", "--unique=nightly", "true").lines == [new]
+
+
+def test_a_rerun_keeps_the_fields_of_a_users_own(run: Call, home: Path, jobs: Jobs) -> None:
+    (home / "jobs.json").write_text('[{"id": "a", "command": "true", "owner": "me"}]')
+    (new,) = run("rerun", "a").lines
+    assert jobs()[new]["owner"] == "me"
+
+
+# ---- edit ----
+
+
+@pytest.mark.parametrize("name", [*PENDING, *FAILED])
+def test_edit_changes_what_it_is_told(
+    run: Call, jobs: Jobs, drained_copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "from here")
+    before = jobs()[name]
+    run("edit", name, "--command", "echo new", "--timeout", "10m", "--max-retries", "7", "--priority", "4",
+        "--at", "2098-01-01T00:00:00Z", "--env", "A=1", "--env", "MINE")  # fmt: skip
+    after = jobs()[name]
+    new = {"command": "echo new", "timeout": 600, "max_retries": 7, "priority": 4, "run_at": "2098-01-01T00:00:00.000Z"}
+    assert after == {**before, **new, "env": {"A": "1", "MINE": "from here"}, "state": "pending",
+                     "updated_at": after["updated_at"]}  # fmt: skip
+
+
+def test_edit_adds_to_the_variables_that_a_job_has(run: Call, jobs: Jobs) -> None:
+    run("enqueue", "--id", "a", "--env", "A=1", "--env", "B=2", "true")
+    run("edit", "a", "--env", "B=3", "--env", "C=4")
+    assert jobs()["a"]["env"] == {"A": "1", "B": "3", "C": "4"}
+
+
+def test_edit_of_a_failed_job_puts_off_its_retry(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    before = jobs()["flaky"]
+    run("edit", "flaky", "--at", "+30m")
+    after = jobs()["flaky"]
+    assert after["state"] == "failed" and after["run_at"] > before["run_at"]
+
+
+def test_edit_says_which_job_it_was(run: Call, drained_copy: Path) -> None:
+    assert "flaky" in run("edit", "flaky", "--priority", "1").out
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_edit_refuses_no_more_attempts_than_were_made(run: Call, jobs: Jobs, drained_copy: Path, number: str) -> None:
+    before = jobs()["flaky"]
+    assert "flaky" in run("edit", "flaky", "--max-retries", number, "--priority", "9", code=1).err
+    assert jobs()["flaky"] == before
+
+
+@pytest.mark.parametrize("name", ["ok", "boom", "gone"])
+def test_edit_refuses_a_job_that_is_over(run: Call, jobs: Jobs, drained_copy: Path, name: str) -> None:
+    before = jobs()[name]
+    assert name in run("edit", name, "--priority", "1", code=1).err
+    assert jobs()[name] == before
+
+
+def test_edit_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    before = jobs()
+    run("edit", "waiting", "ok", "--priority", "1", code=1)
+    assert jobs() == before
+    run("edit", "waiting", "later", "--priority", "1")
+    assert [jobs()[name]["priority"] for name in ("waiting", "later")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--command", ""], ["--at", "soon"], ["--timeout", "-1"], ["--env", "NOSUCHVARIABLE"], ["--max-retries", "x"]],
+)
+def test_edit_refuses_what_cannot_be_meant(run: Call, jobs: Jobs, options: list[str]) -> None:
+    enqueue(run, "a")
+    before = jobs()
+    run("edit", "a", *options, code=2)
+    assert jobs() == before
+
+
 # ---- pause and resume ----
 
 

@@ -854,9 +854,46 @@ def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
     one = STATES["failed"]._replace(attempts=2, runs=2)
     for number in (0, 1, 2):
         with pytest.raises(q.Refused, match="max_retries"):
-            q.edit_job(one, {"max_retries": number})
-    assert q.edit_job(one, {"max_retries": 3, "env": {"A": "1"}}).max_retries == 3
-    assert q.edit_job(one._replace(env={"B": "2"}), {"env": {"A": "1"}}).env == {"B": "2", "A": "1"}
+            q.edit_job(one, {"max_retries": number}, 3600, LATER)
+    assert q.edit_job(one, {"max_retries": 3, "env": {"A": "1"}}, 3600, LATER).max_retries == 3
+    assert q.edit_job(one._replace(env={"B": "2"}), {"env": {"A": "1"}}, 3600, LATER).env == {"B": "2", "A": "1"}
+
+
+def test_an_edit_changes_nothing_else() -> None:
+    one = STATES["failed"]
+    assert q.edit_job(one, {"command": "new"}, 3600, LATER) == one._replace(command="new", updated_at=LATER)
+
+
+def test_an_edit_that_would_give_a_job_too_many_variables_is_refused() -> None:
+    one = STATES["pending"]._replace(env={f"V{number}": "" for number in range(q.ENV_MAX)})
+    assert q.edit_job(one, {"env": {"V1": "x"}}, 3600, NOW).env == {**(one.env or {}), "V1": "x"}
+    with pytest.raises(q.BadValue, match="env"):
+        q.edit_job(one, {"env": {"more": "x"}}, 3600, NOW)
+
+
+@pytest.mark.parametrize("wait_s, state", [(0, "failed"), (3600, "failed"), (3601, "pending"), (9e6, "pending")])
+def test_a_retry_that_is_put_off_beyond_any_backoff_waits_all_the_same(wait_s: float, state: str) -> None:
+    at = q.add_seconds(NOW, wait_s)
+    new = q.edit_job(STATES["failed"], {"run_at": at}, 3600, NOW)
+    assert (new.state, new.run_at, new.attempts, q.check_job(new)) == (state, at, 1, None)
+    assert q.is_ready(new, NOW, 3600) == (wait_s == 0)
+
+
+def test_a_rerun_is_a_new_job_that_says_the_same() -> None:
+    asked: dict[str, Any] = {
+        "unique": "k",
+        "command": "x",
+        "max_retries": 5,
+        "priority": 2,
+        "timeout": 7,
+        "cwd": "/",
+        "env": {"A": "1"},
+    }
+    asked |= {"tags": ["t"], "no_retry_on": "3", "extra": {"owner": "me"}}
+    for state, old in STATES.items():
+        new = q.rerun_job(old._replace(**asked), "new", 9, LATER)
+        assert new == job(seq=9)._replace(id="new", created_at=LATER, updated_at=LATER, **asked), state
+        assert q.check_job(new) is None
 
 
 # -- Backoff

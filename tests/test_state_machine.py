@@ -296,6 +296,42 @@ class Queue(RuleBasedStateMachine):
         if priority is not None:
             self.change(id, priority=priority)
 
+    @precondition(lambda self: self.rows)
+    @rule(number=NUMBERS, second=st.booleans(), wait_s=st.sampled_from([None, -5, 30, 4000]),
+          priority=st.sampled_from([None, 5]), max_retries=st.sampled_from([None, 1, 3, 9]))  # fmt: skip
+    def edits(
+        self, number: int, second: bool, wait_s: int | None, priority: int | None, max_retries: int | None
+    ) -> None:
+        id = self.pick(number, *q.STATES)
+        row = self.rows[id]
+        at = self.clock.at + (wait_s or 0)
+        changes: dict[str, object] = {
+            "priority": priority,
+            "max_retries": max_retries,
+            "run_at": wait_s and q.format_instant(at),
+        }
+        changes = {key: value for key, value in changes.items() if value is not None}
+        event(f"edit of a {row.state} job")
+        if row.state not in q.WAITING or (max_retries is not None and max_retries <= row.attempts):
+            with pytest.raises(q.Refused):
+                q.edit_jobs(self.acting(second), [id], changes)
+            return
+        q.edit_jobs(self.acting(second), [id], changes)
+        if wait_s is not None:
+            due = max(at, self.clock.at if row.state == "failed" else 0)
+            row = replace(row, due=due, state="pending" if wait_s > 3600 else row.state)
+        row = row if priority is None else replace(row, priority=priority)
+        self.rows[id] = row if max_retries is None else replace(row, max_retries=max_retries)
+
+    @precondition(lambda self: self.rows)
+    @rule(number=NUMBERS, second=st.booleans())
+    def reruns(self, number: int, second: bool) -> None:
+        id = self.pick(number, *q.STATES)
+        (new,) = q.rerun_jobs(self.acting(second), [id])
+        assert new.id not in self.rows
+        row = self.rows[id]
+        self.added(new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique)
+
     def revived(self, id: str) -> None:
         self.change(id, state="pending", attempts=0, due=0, cancelled=False, recoveries=0)
 

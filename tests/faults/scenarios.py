@@ -387,6 +387,16 @@ def revive(q: ModuleType, store: Any) -> Iterator[None]:
     yield
 
 
+def edit_two(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "edit", "a", "fail", "--priority", "3", "--at", "+2h", "--env", "B=2")
+    yield
+
+
+def rerun(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home, "rerun", "dead", "run", "a")
+    yield
+
+
 def purge(q: ModuleType, store: Any) -> Iterator[None]:
     assert len(q.purge_jobs(store, lambda job, now: job.id in ("gone", "rip"))) == 2
     yield
@@ -453,6 +463,8 @@ SCENARIOS = (
     Scenario("cancel running", small, cancel_running),
     Scenario("cancel running of a dead worker", small, cancel_recovered),
     Scenario("dlq retry", small, revive),
+    Scenario("edit", unfolded, edit_two),
+    Scenario("rerun", small, rerun),
     Scenario("purge", small, purge),
     Scenario("purge everything that is over", small, purge_everything),
     Scenario("config set", small, config_set),
