@@ -5002,6 +5002,8 @@ class Root(Group):
                 text = f"{text.replace(' Nothing was changed.', '')} The change was made before that: {made}"
             raise Failure(text, error.exit_code) from error
         except (KeyboardInterrupt, click.Abort):
+            if isinstance(ctx.obj, App) and ctx.obj.made:
+                click.echo(f"Interrupted. The change was made before that: {clean(ctx.obj.made)}", err=True)
             ctx.exit(130)
         except OSError as error:
             if error.filename is not None:
@@ -5156,10 +5158,11 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--unique", is_flag=False, flag_value="", metavar="[KEY]", help="Not while a job with KEY is active.")
 @click.option("--file", "path", metavar="FILE", help="One job a line, - for stdin; all or nothing.")
 @click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
+@click.option("--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code.")
 @_as_json
 @click.pass_context
-def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, stream: bool, as_json_: bool,
-            **more: Any) -> None:  # fmt: skip
+def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, stream: bool, wait_: bool,
+            as_json_: bool, **more: Any) -> None:  # fmt: skip
     """Add a job: a shell line, a JSON object, or words that are kept as they are.
 
     Prints the job's id; the job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
@@ -5176,6 +5179,8 @@ def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, str
     command = more.pop("command")
     if len([1 for source in (words, command, path, stream) if source]) > 1:
         raise click.UsageError("Give the job once: as words, with --command, --file or --stream.", ctx)
+    if wait_ and (path is not None or stream or as_json_):
+        raise click.UsageError("--wait is for one job's output: leave --file, --stream and --json out.", ctx)
     auto_unique = more["unique"] == ""
     if more["unique"] and not (words or command or path or stream or ctx.meta["unique_is_key"]):
         words, auto_unique = (more["unique"],), True
@@ -5195,7 +5200,21 @@ def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, str
     fields = merge_fields(fields, options)
     accepted = enqueue_job(app.store, _spec({"cwd": cwd, **fields}, auto_unique))
     app.done(f"job {accepted.job.id} is in the queue.")
+    if wait_:
+        _follow_to_end(ctx, accepted.job)
     _show_accepted(accepted, as_json_)
+
+
+def _follow_to_end(ctx: click.Context, job: Job) -> None:
+    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own exit code."""
+    app: App = ctx.obj
+    app.made = f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
+    click.echo(job.id, err=True)
+    app.store.read()
+    if sys.stderr.isatty() and not app.store.live_workers(first=True):
+        click.echo("No worker is running, so this waits for one: queuectl worker start", err=True)
+    job = _print_output(app.store, find_all(app.store, [job.id])[0], max(1, job.runs), math.inf)
+    _exit_as(ctx, {job.id: job}, single=True)
 
 
 def _spec(fields: dict[str, Any], auto_unique: bool) -> Spec:
@@ -5487,8 +5506,15 @@ def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: i
     if show_path:
         click.echo(_log_of(store, job, run)[0])
         return
-    out = sys.stdout.buffer
-    run, at = max(1, run), None
+    last = (run if attempt is not None else math.inf) if follow else 0
+    _print_output(store, job, max(1, run), last, tail)
+
+
+def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
+    """Print what a run wrote (of a tail, its last lines), going on as more comes and with the runs after it, until
+    the run `last` or the job is over; 0: what is there now. Gives the job as it is then."""
+    out, at = sys.stdout.buffer, None
+    warned = False
     while True:
         path, running = _log_of(store, job, run)
         moved = False
@@ -5498,7 +5524,7 @@ def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: i
             if running:
                 # A slot's file is believed only if the record, read afterwards, still names slot and run.
                 store.refresh()
-                job = find_all(store, [id])[0]
+                job = find_all(store, [job.id])[0]
                 if moved := _log_of(store, job, run) != (path, True):
                     break
             out.write(piece)
@@ -5506,14 +5532,15 @@ def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: i
         out.flush()
         if moved:
             continue
-        if not follow or (not running and (attempt is not None or (job.state in OVER and job.runs <= run))):
-            return
-        if not running and job.runs > run:
+        if not running and job.runs > run and run < last:
             run, at, tail = run + 1, None, None  # the next attempt
             continue
+        if not last or (not running and (run >= last or job.state in OVER)):
+            return job
+        warned = warned or _warn_of_orphan(store, [job.id])
         time.sleep(POLL_S)
         store.refresh()
-        job = find_all(store, [id])[0]
+        job = find_all(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
@@ -5557,10 +5584,15 @@ def wait(ctx: click.Context, ids: tuple[str, ...], every: bool, timeout: float |
             err=True,
         )
         ctx.exit(EXIT_TIMEOUT)
-    for id, end in ended.items():
-        if end is None or end.state != "completed":
-            click.echo(f"Job {id} {'was purged' if end is None else 'is dead: ' + clean(end.reason or '')}", err=True)
-    ctx.exit(exit_code_of(list(ended.values()), single=len(wanted) == 1 and not every))
+    _exit_as(ctx, ended, single=len(wanted) == 1 and not every)
+
+
+def _exit_as(ctx: click.Context, ended: Mapping[str, Job | None], single: bool) -> None:
+    """Exit as these jobs ended, saying which did not complete."""
+    for id, job in ended.items():
+        if job is None or job.state != "completed":
+            click.echo(f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}", err=True)
+    ctx.exit(exit_code_of(list(ended.values()), single))
 
 
 @contextlib.contextmanager
@@ -5586,12 +5618,20 @@ def _wait_until_over(
         advance(len(ended) - before)
         if len(ended) == len(wanted) or time.monotonic() >= deadline:
             return
-        if not warned and (orphan := orphan_among(store, wanted)) is not None:
-            click.echo(f"Warning: job '{clean(orphan)}' was left by a dead worker and no worker lives to take it back. "
-                       "Start one: queuectl worker start", err=True)  # fmt: skip
-            warned = True
+        warned = warned or _warn_of_orphan(store, wanted)
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
         changed = store.refresh()
+
+
+def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
+    """Whether one of these jobs waits for a worker to take it back, and none lives; says so."""
+    if (orphan := orphan_among(store, ids)) is None:
+        return False
+    store.warn(
+        f"Job '{orphan}' was left by a dead worker and no worker lives to take it back. "
+        "Start one: queuectl worker start"
+    )
+    return True
 
 
 def _show_ended(wanted: Sequence[str], ended: Mapping[str, Job | None], in_json: bool) -> None:

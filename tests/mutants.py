@@ -106,6 +106,18 @@ MUTANTS = [
         "test_state_machine.py",
     ),
     Mutant(
+        "enqueue --wait follows one attempt",
+        "max(1, job.runs), math.inf)",
+        "max(1, job.runs), 1)",
+        "test_cli_wait.py::test_the_output_of_every_attempt_is_shown",
+    ),
+    Mutant(
+        "enqueue --wait forgets the exit code",
+        "    _exit_as(ctx, {job.id: job}, single=True)\n",
+        "",
+        "test_cli_wait.py::test_the_exit_code_is_the_jobs_own",
+    ),
+    Mutant(
         "runs are not raised",
         'state="processing", attempts=job.attempts + 1, runs=job.runs + 1,',
         'state="processing", attempts=job.attempts + 1, runs=max(job.runs, 1),',

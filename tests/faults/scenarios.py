@@ -388,7 +388,7 @@ def revive(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def edit_two(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "edit", "a", "fail", "--priority", "3", "--at", "+2h", "--env", "B=2")
+    cli(q, store.home, "edit", "new", "fail", "--priority", "3", "--at", "+2h", "--env", "B=2")
     yield
 
 
