@@ -295,6 +295,17 @@ def parse_settings(values: Mapping[str, object]) -> Config:
     return Config(**{keys[name]: SETTINGS[keys[name]]["check"](value, name) for name, value in values.items()})
 
 
+def salvage_settings(text: str) -> dict[str, object]:
+    """The settings that can still be read in a damaged config.json, each by itself."""
+    kept: dict[str, object] = {}
+    for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
+        with contextlib.suppress(ValueError, BadValue):
+            key, parsed = known_setting(name), json.loads(value)
+            SETTINGS[key]["check"](parsed, key)
+            kept[key] = parsed
+    return kept
+
+
 def known_setting(name: str) -> str:
     """The key that `max-retries` or `MAX_RETRIES` means; an unknown one is refused with the nearest name."""
     key = name.lower().replace("-", "_")
@@ -901,6 +912,25 @@ def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: st
     return job._replace(**values)
 
 
+def doubt_job(job: Job, known: Job | None, now: str) -> Job:
+    """What becomes of a job that a damaged line of the journal holds; `known` is what whole ones say of it.
+
+    Its command may not be the one that was given, so it never runs by itself: an end is believed, a claim too (its
+    processes may live: recovery looks), and what only this line knows to be waiting is a dead letter for a person.
+    """
+    if job.state in OVER:
+        return job
+    if job.state == "processing" and (known is None or known.state not in OVER):
+        claim = {name: getattr(job, name) for name in ("attempts", "runs", "worker", "slot", "started_at")}
+        return (known or job)._replace(
+            **claim, state="processing", run_at=None, cancelled_at=None if known else now
+        )  # fmt: skip
+    return known or job._replace(
+        state="dead", run_at=None, updated_at=now, finished_at=now,
+        reason=f"it stood in a damaged line of the journal; see that it is right, then: queuectl dlq retry {job.id}",
+    )  # fmt: skip
+
+
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     """Whether a waiting job's time has come.
 
@@ -1002,6 +1032,9 @@ class Totals(NamedTuple):
         return Totals(tuple(tail["counts"]), tail["n"], tail.get("oldest"), tail.get("next_run_at"))
 
 
+Judge = Callable[[Job, Job | None], Job | None]
+
+
 class WorkerInfo(NamedTuple):
     """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
 
@@ -1072,6 +1105,14 @@ def _read_all(fd: int) -> bytes:
         out.append(chunk)
         offset += len(chunk)
     return b"".join(out)
+
+
+def _bytes_of(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read_all(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_dir(path: str) -> None:
@@ -1310,11 +1351,7 @@ class Store:
             mark = (info.st_ino, info.st_size, info.st_mtime_ns)
             if self._config and self._config[0] == mark:
                 return self._config[2]
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                data = _read_all(fd)
-            finally:
-                os.close(fd)
+            data = _bytes_of(path)
         except FileNotFoundError:
             if os.path.exists(self.journal_path):
                 raise StoreError(
@@ -1331,10 +1368,20 @@ class Store:
             config = parse_settings(values)
         except (UnicodeDecodeError, BadValue) as error:
             raise StoreError(
-                f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend it with an editor."
+                f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend it with an editor, "
+                "or: queuectl doctor --fix."
             ) from error
         self._config = (mark, values, config)
         return config
+
+    def settings_problem(self) -> str | None:
+        """What is wrong with config.json; where something is, this store goes on with the defaults."""
+        try:
+            self._read_config()
+        except StoreError as error:
+            self._config, self.steady, self._config_warned = (None, {}, Config()), True, str(error)
+            return str(error)
+        return None
 
     def save_settings(self, change: Callable[[dict[str, object]], dict[str, object]]) -> dict[str, object]:
         """Replace config.json, whole and atomically, by what `change` makes of it. Checked before it is written."""
@@ -1415,11 +1462,7 @@ class Store:
                 raise self._damaged(number)
             bodies.append(body)
         self._header = header = json.loads(bodies[0])
-        if header.get("format") != FORMAT:
-            raise StoreError(
-                f"'{self.journal_path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
-                "Nothing was changed. Use the queuectl that wrote it."
-            )
+        self._check_format(header)
         if header.get("nonce") != self._nonce:
             self._nonce, self._dirty, self.is_suspect = header.get("nonce"), False, False
         for name in ARRAYS:
@@ -1430,10 +1473,17 @@ class Store:
         self._writable = writable
         return True
 
+    def _check_format(self, header: Mapping[str, Any]) -> None:
+        if header.get("format") != FORMAT:
+            raise StoreError(
+                f"'{self.journal_path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
+                "Nothing was changed. Use the queuectl that wrote it."
+            )
+
     def _damaged(self, line: int) -> StoreError:
         return StoreError(
             f"'{self.journal_path}' is damaged at line {line}: its checksum does not fit. Nothing was changed. "
-            f"Copy the home first, then see: queuectl doctor."
+            f"Repair it with: queuectl doctor --fix."
         )
 
     def _arrays_known(self) -> bool:
@@ -1529,23 +1579,27 @@ class Store:
                     batch.append(_split_change(body))
                     if batch[-1][1].get("more"):
                         continue
-                    for raws, rest in batch:
-                        for raw in raws:
-                            self._put(raw)
-                        for id in rest.get("del", ()):
-                            self._delete(id)
-                    self.totals = Totals.from_json(batch[-1][1])
+                    self._apply(batch)
                     for name, mark in batch[-1][1].get("taken", {}).items():
                         self._taken[name].append(Fingerprint(**mark))
                     batch = []
             except (ValueError, LookupError, TypeError, BadValue) as error:
                 raise StoreError(
                     f"'{self.journal_path}' holds a line that is whole and cannot be understood ({error}). "
-                    "Nothing was changed. Copy the home first, then see: queuectl doctor."
+                    "Nothing was changed. Repair it with: queuectl doctor --fix."
                 ) from error
             self._offset = end
         if locked and os.fstat(self._fd).st_size > self._offset:
             self._set_tail_aside()
+
+    def _apply(self, batch: Sequence[tuple[list[bytes], dict[str, Any]]]) -> None:
+        """A transaction's lines, split, into the overlay."""
+        for raws, rest in batch:
+            for raw in raws:
+                self._put(raw)
+            for id in rest.get("del", ()):
+                self._delete(id)
+        self.totals = Totals.from_json(batch[-1][1])
 
     def _set_tail_aside(self) -> None:
         """Keep what follows the last whole transaction in a file of its own, then cut it off."""
@@ -1594,7 +1648,7 @@ class Store:
                 if there:
                     raise StoreError(
                         f"'{self._paths[name]}' is missing beside a journal. Nothing was changed. Put it back "
-                        "(an empty one holds: [ ]), then see: queuectl doctor."
+                        "(an empty one holds: [ ]), or make do without: queuectl doctor --fix."
                     ) from None
                 continue
             mark = _mark_of(fd, -1)
@@ -1637,6 +1691,8 @@ class Store:
     def examine(self) -> list[str]:
         """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
         problems = []
+        if self._fd is None and self.overlay and os.path.exists(os.path.join(self.dir, "lock")):
+            problems.append(f"'{self.journal_path}' is missing: what changed since the arrays were written is lost.")
         if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
             problems.append(f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside.")
         for name, base in self._base.items():
@@ -1662,7 +1718,10 @@ class Store:
         for name in edited:
             records, marks[name] = self._parse_array(name)
             for number, record in enumerate(records, 1):
-                job = self._edited_job(name, number, record, marks[name].mtime_ns / 1e9)
+                try:
+                    job = self._edited_job(name, record, marks[name].mtime_ns / 1e9)
+                except BadValue as error:
+                    raise self._edit_refused(name, f"element {number}: {str(error).rstrip('.')}") from None
                 if job.id in seen:
                     raise self._edit_refused(name, f"job '{job.id}' also stands in {seen[job.id]}.json")
                 seen[job.id] = name
@@ -1726,11 +1785,11 @@ class Store:
     def _edit_refused(self, name: str, why: str) -> StoreError:
         return StoreError(
             f"'{self._paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then mend it with an "
-            "editor, or see: queuectl doctor."
+            "editor, or repair it with: queuectl doctor --fix."
         )
 
-    def _edited_job(self, name: str, number: int, record: Any, when: float) -> Job:
-        """A job from a hand-written record: what is missing gets enqueue's defaults.
+    def _edited_job(self, name: str, record: Any, when: float) -> Job:
+        """A job from a hand-written record: what is missing gets enqueue's defaults. Raises BadValue.
 
         Its made id depends on the file's time and the order in it alone, so that readers who may not write
         and the writer who takes the edit over give it the same one.
@@ -1744,7 +1803,7 @@ class Store:
             "timeout": config.job_timeout, "created_at": at, "updated_at": at, "cwd": self.home,
         }  # fmt: skip
         if not isinstance(record, dict):
-            raise self._edit_refused(name, f"element {number} is not a job but {_shown(record)}")
+            raise BadValue(f"it is not a job but {_shown(record)}")
         if record.get("state", defaults["state"]) in OVER:
             defaults["finished_at"] = at
         if record.get("state") == "failed":
@@ -1753,8 +1812,8 @@ class Store:
             defaults["runs"] = record["attempts"]
         try:
             return job_from_dict(record, defaults)
-        except (BadValue, TypeError) as error:
-            raise self._edit_refused(name, f"element {number}: {str(error).rstrip('.')}") from None
+        except TypeError:
+            raise BadValue("it has no 'command'") from None
 
     def _recount(self) -> None:
         """The totals, counted anew from every record."""
@@ -1766,6 +1825,136 @@ class Store:
             n = max(n, seq)
         oldest, next_run_at = self.waiting().hints(self.now(), ())
         self.totals = Totals(tuple(counts.values()), n, oldest, next_run_at)
+
+    # -- Damage: what `doctor` finds and mends
+
+    def survey(self) -> list[str]:
+        """What of the files is not whole, a sentence each. The store is unread after it."""
+        try:
+            return self._salvage(lambda job, known: None)
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._reset()
+
+    def mend(self, judge: Judge) -> list[str]:
+        """Write the stores anew from what is whole in them; the paths of copies of the files as they were.
+
+        All that is there goes into a new journal, which says so of the arrays as they stand: so the change is one
+        rename, and the fold after it is any fold. Refused while a worker lives: it has the queue in its memory.
+        """
+        has_settings = self.settings_problem() is None
+        with self._locked():
+            if self.live_workers(first=True):
+                raise StoreError("A worker lives. Nothing was changed. Stop it first: queuectl worker stop.")
+            self._salvage(judge)
+            there = [path for path in (*self._paths.values(), self.journal_path) if os.path.exists(path)]
+            copies = [self._aside(os.path.basename(path), path, 0) for path in there]
+            _sync_dir(os.path.join(self.dir, "aside"))
+            if not has_settings:
+                text = _bytes_of(path).decode("utf-8", "replace") if (path := self._paths["config"]) in there else ""
+                kept = salvage_settings(text)
+                self._write_settings({**default_settings(), **kept})
+                lost = [name for name in SETTINGS if name not in kept]
+                self.warn(f"These settings could not be read and have their defaults now: {', '.join(lost)}.")
+            self._write_first_journal([name for name in ARRAYS if self._known[name]])
+            with self._fold_may_fail():
+                self._load(locked=True)
+        return copies
+
+    def _salvage(self, judge: Judge) -> list[str]:
+        """Load what is whole into the overlay, however damaged the files are; a sentence for all that is not.
+
+        `judge(job, known)` makes of a record in a damaged journal line what is to be kept (None: nothing).
+        """
+        self._reset()
+        self._loaded = True
+        problems = [problem for name in ARRAYS for problem in self._salvage_array(name)]
+        problems += self._salvage_journal(judge)
+        expected = self.totals
+        self._recount()
+        if any(expected.counts) and expected.counts != self.totals.counts:
+            problems.append(miscounted(expected.counts, self.totals.counts))
+        return problems
+
+    def _salvage_array(self, name: str) -> Iterator[str]:
+        path = self._paths[name]
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield f"'{path}' is missing: what only it held is lost, unless you put it back."
+            return
+        try:
+            mark, data = _mark_of(fd, -1), _read_all(fd)
+        finally:
+            os.close(fd)
+        self._known[name] = [mark._replace(crc=zlib.crc32(data))]
+        text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
+        if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
+            yield f"'{path}' is not a whole JSON array."
+        for start, end in _scan_objects(text):
+            line, last = line + text.count("\n", last, start), start
+            try:
+                job = self._edited_job(name, parse_json(text[start:end], "it"), mark.mtime_ns / 1e9)
+            except BadValue as error:
+                yield f"'{path}', line {line}, holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
+                continue
+            if known := self.overlay.get(job.id):
+                yield f"Job '{job.id}' stands in the stores twice; of the two the one that changed last counts."
+            if not known or decode_job(known).updated_at <= job.updated_at:
+                self._put(encode_job(job))
+            self.totals = self.totals._replace(n=max(self.totals.n, job.seq))
+
+    def _salvage_journal(self, judge: Judge) -> Iterator[str]:
+        arrays = [raw for raw in self.overlay.values() if raw]
+        try:
+            fd = os.open(self.journal_path, _READ)
+        except FileNotFoundError:
+            yield f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
+            return
+        batch: list[tuple[list[bytes], dict[str, Any]]] = []
+        try:
+            for number, (_, line, whole) in enumerate(_read_lines(fd, 0), 1):
+                try:
+                    body = _check_line(line) if whole else None
+                    if body is None:
+                        raise BadValue("its checksum does not fit" if whole else "it is unfinished")
+                    if body.startswith(b'{"format"'):
+                        self._check_format(json.loads(body))
+                    elif body.startswith(b'{"intent"'):
+                        if all(
+                            Fingerprint(**mark) in self._known[name]
+                            for name, mark in json.loads(body)["intent"].items()
+                        ):
+                            self.overlay, self.processing = {}, {}  # these arrays hold all that stands above
+                            for raw in arrays:
+                                self._put(raw)
+                    else:
+                        batch.append(_split_change(body))
+                        if not batch[-1][1].get("more"):
+                            self._apply(batch)
+                            batch = []
+                except (ValueError, LookupError, TypeError, BadValue) as error:
+                    read = [id for raw in line.split(b"\t")[1:-1] if whole and (id := self._doubt(raw, judge))]
+                    said = f"; of its jobs {', '.join(read)} can be read" if read else ""
+                    yield f"'{self.journal_path}', line {number}, is damaged: {error}{said}."
+        finally:
+            os.close(fd)
+        if batch:
+            yield f"'{self.journal_path}' ends in a bulk that was never finished; it does not count."
+
+    def _doubt(self, raw: bytes, judge: Judge) -> str | None:
+        """Take in what `judge` makes of a record in a damaged line; its id, where it is one at all."""
+        try:
+            job = decode_job(raw.rstrip(b","))
+        except (BadValue, ValueError, TypeError):
+            return None
+        known = self.overlay.get(job.id)
+        new = judge(job, decode_job(known) if known else None)
+        if new is not None and check_job(new) is None:
+            self._put(encode_job(new))
+            self.totals = self.totals._replace(n=max(self.totals.n, new.seq))
+        return job.id
 
     # -- Looking jobs up
 
@@ -2670,6 +2859,29 @@ class Waiting:
 # -- Arrays and journal as bytes
 
 
+def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
+    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
+
+
+_BETWEEN: Final = re.compile(r"[\s,\[\]\ufeff]*")
+_NEXT_OBJECT: Final = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+
+
+def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
+    at = 0
+    while (at := _BETWEEN.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
+        try:
+            end = _read_json(text, at)[1] if text[at] == "{" else at
+        except (ValueError, RecursionError):
+            end = at
+        if end == at:
+            next_one = _NEXT_OBJECT.search(text, at + 1)
+            end = next_one.end() if next_one else len(text)
+        yield at, end
+        at = end
+
+
 def _is_plain(raw: bytes) -> bool:
     """Whether a waiting job surely has priority 0 and no time to wait for. The first `"priority"` is the job's own:
     what stands before it is no object, and quotes inside a text are escaped."""
@@ -3425,15 +3637,34 @@ def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
     return {name: getattr(job, name) for name in names}
 
 
+def mend(store: Store) -> list[str]:
+    """Repair what `examine` finds: keep what is whole, and copies of the files as they were; the copies' paths."""
+    now = store.now()
+    return store.mend(lambda job, known: doubt_job(job, known, now))
+
+
 def examine(store: Store) -> list[str]:
     """What is wrong with the home's stores and journal, a sentence each; [] where nothing is."""
+    problems: list[str] = []
     try:
-        store.check_home()
-        store.config()
-        store.read()
-        problems = store.examine()
-    except QueueError as error:
-        return [str(error)]
+        if not store.check_home():
+            return []
+        problems = list(filter(None, [store.settings_problem()]))
+        try:
+            store.read()
+            return [*problems, *store.examine(), *_examine_jobs(store)]
+        except (
+            StoreError,
+            ValueError,
+            LookupError,
+        ) as error:  # an array that the disk changed cannot be walked through
+            return [*problems, *(store.survey() or [str(error)])]
+    except StoreError as error:
+        return [*problems, str(error)]
+
+
+def _examine_jobs(store: Store) -> Iterator[str]:
+    """Each job in one place and in order, its fields fit, and the counts true."""
     seen: dict[str, int] = {}
     counts = dict.fromkeys(STATES, 0)
     last = -1
@@ -3441,21 +3672,18 @@ def examine(store: Store) -> list[str]:
         try:
             job = decode_job(raw)
         except BadValue as error:
-            problems.append(f"A record cannot be used: {error}")
+            yield f"A record cannot be used: {error}"
             continue
         counts[job.state] += 1
         seen[job.id] = seen.get(job.id, 0) + 1
         if job.seq < last:
-            problems.append(f"Job '{job.id}' stands out of order (seq {job.seq} after {last}).")
+            yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
         last = job.seq
-    problems += [f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1]
+    yield from (f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1)
     if tuple(counts.values()) != store.totals.counts:
-        problems.append(
-            f"The journal counts {list(store.totals.counts)} jobs, the stores hold {list(counts.values())}."
-        )
+        yield miscounted(store.totals.counts, tuple(counts.values()))
     if last > store.totals.n:
-        problems.append(f"The journal says that {store.totals.n} jobs were ever accepted, but there is seq {last}.")
-    return problems
+        yield f"The journal says that {store.totals.n} jobs were ever accepted, but there is seq {last}."
 
 
 # -- Counting what ended: `stats`
@@ -6129,21 +6357,31 @@ def worker_list(ctx: click.Context, as_json_: bool) -> None:
 
 
 @cli.command()
+@click.option("--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept.")
 @click.pass_context
-def doctor(ctx: click.Context) -> None:
+def doctor(ctx: click.Context, fix: bool) -> None:
     """Check every store and the journal; say what is wrong with them.
 
-    Changes nothing. Exit code 0 where all is well, 3 where something is not.
+    Changes nothing without --fix, which keeps every job whose line is whole, and copies of the files as they were in
+    .queuectl/aside. A job that only a damaged line of the journal knows becomes a dead letter: its command may not be
+    what was given. Exit code 0 where all is well (by now), 3 where something is not.
 
     \b
     Example:
-      queuectl doctor
+      queuectl doctor --fix
     """
     store: Store = ctx.obj.store
     problems = examine(store)
     _echo_all(clean(problem) for problem in problems)
+    if problems and fix:
+        copies = mend(store)
+        click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
+        problems = examine(store)
+        _echo_all(clean(problem) for problem in problems)
     if problems:
-        raise StoreError(f"{say_count(len(problems), 'problem')} in '{store.home}'. Copy the home, then mend it.")
+        raise StoreError(
+            f"{say_count(len(problems), 'problem')} in '{store.home}'. Repair it with: queuectl doctor --fix."
+        )
     click.echo(f"All is well with '{clean(store.home)}'.")
 
 

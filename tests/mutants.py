@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
-STATS = "test_cli_stats.py::"
+STATS, MEND = "test_cli_stats.py::", "faults/test_mend.py::"
 HANG_S = 120
 
 
@@ -514,6 +514,60 @@ MUTANTS = [
         """return text.replace(""",
         STATS + "test_prometheus_reads_any_command_as_a_label",
     ),
+    Mutant(
+        "a doubtful job runs by itself",
+        '    return known or job._replace(\n        state="dead",',
+        "    return known or job._replace(\n        state=job.state,",
+        MEND + "test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides",
+    ),
+    Mutant(
+        "a doubtful command is believed",
+        "        return (known or job)._replace(\n",
+        "        return job._replace(\n",
+        MEND + "test_a_doubtful_line_never_makes_a_known_job_another",
+    ),
+    Mutant(
+        "records of a damaged line are dropped",
+        "        new = judge(job, decode_job(known) if known else None)\n",
+        "        new = None\n",
+        MEND + "test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides",
+    ),
+    Mutant(
+        "mended beside a live worker",
+        "            if self.live_workers(first=True):\n                raise StoreError",
+        "            if False:\n                raise StoreError",
+        MEND + "test_nothing_is_mended_while_a_worker_lives",
+    ),
+    Mutant(
+        "mended without copies",
+        "            copies = [self._aside(os.path.basename(path), path, 0) for path in there]\n",
+        "            copies = list(there)\n            make_dir(os.path.join(self.dir, 'aside'))\n",
+        MEND + "test_wrong_counts_are_counted_anew",
+    ),
+    Mutant(
+        "old journal lines over newer arrays",
+        "                            self.overlay, self.processing = {}, {}  # these arrays",
+        "                            arrays = []  # these arrays",
+        MEND + "test_a_fold_that_died_is_not_taken_back",
+    ),
+    Mutant(
+        "the older of two records is kept",
+        "decode_job(known).updated_at <= job.updated_at",
+        "decode_job(known).updated_at > job.updated_at",
+        MEND + "test_a_job_in_both_arrays_is_kept_as_it_changed_last",
+    ),
+    Mutant(
+        "an unreadable setting takes the others with it",
+        "            kept[key] = parsed\n",
+        "            kept = {key: parsed}\n",
+        MEND + "test_what_can_be_read_of_the_settings_is_kept",
+    ),
+    Mutant(
+        "after a bad object the rest of the array is skipped",
+        "            end = next_one.end() if next_one else len(text)\n",
+        "            end = len(text)\n",
+        MEND + "test_lines_of_an_array_that_are_no_jobs_go_and_the_others_stay",
+    ),
 ]
 
 
@@ -534,7 +588,7 @@ def judge(mutant: Mutant) -> str:
 def copy_tree(tree: Path, source: str) -> Path:
     """What the tests need, away from the checkout: pytest puts the copy's own root in the path."""
     shutil.copy(ROOT / "pyproject.toml", tree)
-    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "bench", "faults"))
+    shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "bench"))
     (tree / "queuectl.py").write_text(source)
     return tree
 

@@ -408,6 +408,12 @@ def purge_everything(q: ModuleType, store: Any) -> Iterator[None]:
     yield
 
 
+def mend(q: ModuleType, store: Any) -> Iterator[None]:
+    assert q.examine(store)
+    q.mend(store)
+    yield
+
+
 def config_set(q: ModuleType, store: Any) -> Iterator[None]:
     cli(q, store.home, "config", "set", "max-retries", "5")
     yield
@@ -467,6 +473,7 @@ SCENARIOS = (
     Scenario("rerun", small, rerun),
     Scenario("purge", small, purge),
     Scenario("purge everything that is over", small, purge_everything),
+    Scenario("doctor --fix", torn, mend),
     Scenario("config set", small, config_set),
     Scenario("pause and resume", small, pause),
     Scenario("fold", unfolded, fold, is_worker=True),
