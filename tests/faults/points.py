@@ -30,7 +30,7 @@ from filelock import lock_descriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.faults.effects import HANG_S, Ended, Fault, FaultyOs, all_faults, in_child, standing_in  # noqa: E402
+from tests.faults.effects import HANG_S, SCRATCH, Ended, Fault, FaultyOs, all_faults, in_child, standing_in  # noqa: E402
 from tests.faults.scenarios import NOW_S, SCENARIOS, Scenario, close_store, copy_home, open_store  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
@@ -279,7 +279,7 @@ def walk(
     q: ModuleType, scenario: Scenario, whole: bool, seed: int, quota: int, only: str = "", first: bool = False
 ) -> Report:
     """One scenario at all of its points, or at a sample of `quota`."""
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-faults-"))
+    folder = Path(tempfile.mkdtemp(prefix="queuectl-faults-", dir=SCRATCH))
     try:
         this = Walk(q, scenario, folder)
         dice = random.Random(f"{seed} {scenario.name}")

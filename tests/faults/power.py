@@ -33,7 +33,7 @@ from filelock import lock_descriptor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults import points  # noqa: E402
-from tests.faults.effects import Fault, FaultyOs, all_faults, standing_in  # noqa: E402
+from tests.faults.effects import SCRATCH, Fault, FaultyOs, all_faults, standing_in  # noqa: E402
 from tests.faults.scenarios import SCENARIOS, Scenario, copy_home  # noqa: E402
 
 SAMPLE = 4_000  # images in all, of which half are another's double
@@ -289,7 +289,7 @@ class PowerWalk(points.Walk):
 
 def walk(q: ModuleType, scenario: Scenario, whole: bool, seed: int, quota: int, first: bool = False) -> points.Report:
     """One scenario's images, all or a sample of `quota`."""
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-power-"))
+    folder = Path(tempfile.mkdtemp(prefix="queuectl-power-", dir=SCRATCH))
     try:
         dice = random.Random(f"{seed} {scenario.name}")
         return PowerWalk(q, scenario, folder).power_loss(None if whole else quota, dice, first)._replace(seed=seed)
