@@ -955,9 +955,9 @@ def array_of(state: str) -> str:
 # Layout
 #   jobs.json, dlq.json   `[`, one record a line in `seq` order, `]`: the snapshot
 #   .queuectl/journal.jsonl, each line `CRC32HEX JSON`, in this order:
-#     header   {"format": 1, "nonce": ..., "prev": ..., "jobs": {"inode", "size", "mtime_ns", "crc"}, "dlq": ...,
-#               "counts": [pending, processing, completed, failed, dead], "n": accepted ever, "oldest": ...,
-#               "next_run_at": ...}
+#     header   {"format": 1, "boot": id of the machine's boot, "nonce": ..., "prev": ..., "jobs": {"inode", "size",
+#               "mtime_ns", "crc"}, "dlq": ..., "counts": [pending, processing, completed, failed, dead],
+#               "n": accepted ever, "oldest": ..., "next_run_at": ...}
 #     repeat   a put of every processing job, so that these are known without reading an array
 #     changes  {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [...], "n": 7, ...} or, for all but
 #              the last line of a large transaction, {..., "more": true}. A raw tab stands nowhere else in our
@@ -1072,9 +1072,14 @@ def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
 
 def _head(raw: bytes) -> tuple[str, str, int]:
     """Id, state and seq of a canonical record, without parsing the rest."""
-    parts = raw.split(b'"', 8)
-    rest = parts[8]
-    return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
+    try:
+        parts = raw.split(b'"', 8)
+        rest = parts[8]
+        return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
+    except (LookupError, ValueError):
+        raise StoreError(
+            "An array changed while it was read (edited in place?). Nothing was changed. Try again."
+        ) from None
 
 
 def _check_line(line: bytes) -> bytes | None:
@@ -1151,9 +1156,29 @@ def make_dir(path: str) -> None:
     os.chmod(path, 0o700)
 
 
+def boot_id() -> str:
+    """What this boot of the machine is called; "" where the system does not say."""
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, 100).decode().strip()
+    finally:
+        os.close(fd)
+
+
 def _mark_of(fd: int, crc: int) -> Fingerprint:
     info = os.fstat(fd)
     return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
+
+
+def _is_at(path: str, fd: int) -> bool:
+    """Whether the open file is still the one at that path."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _closing(fd: int | None) -> None:
@@ -1180,6 +1205,7 @@ class Store:
         self.journal_path = os.path.join(self.dir, "journal.jsonl")
         self._paths = {name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")}
         self._mutex = threading.Lock()  # a descriptor's lock does not keep threads of one process apart
+        self._syncing = threading.Lock()  # nobody is told that a change is on the disk while its sync still runs
         self._lock_fd: int | None = None
         self._config: tuple[object, dict[str, object], Config] | None = None
         self._nonce: object = None  # of the journal that these two speak of; they outlast a load
@@ -1247,10 +1273,12 @@ class Store:
             return
         existed = self.check_home()
         try:
-            for path in (self.home, self.dir, self.workers_dir, self.logs_dir):
-                make_dir(path)
+            make_dir(self.home)
+            make_dir(self.dir)
             if os.lstat(self.dir).st_uid != os.geteuid() or not stat.S_ISDIR(os.lstat(self.dir).st_mode):
                 raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
+            make_dir(self.workers_dir)
+            make_dir(self.logs_dir)
             if existed:
                 self._take_group_write()
             path = os.path.join(self.dir, "lock")
@@ -1300,8 +1328,10 @@ class Store:
                     raise Busy(self._locked_too_long(limit_s))
                 time.sleep(LOCK_POLL_S)
             try:
-                if not os.fstat(fd).st_nlink:
-                    raise StoreError(f"'{self.dir}' was deleted while in use. Nothing was changed. Start again.")
+                if not _is_at(os.path.join(self.dir, "lock"), fd):  # others may hold another lock by now
+                    raise StoreError(
+                        f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. Start again."
+                    )
                 yield
             finally:
                 unlock_descriptor(fd)
@@ -1499,11 +1529,16 @@ class Store:
         return True
 
     def _read_tail(self) -> bool:
-        """The totals from the last line alone. False where that is not enough to know them."""
+        """The totals from the last line alone. False where that is not enough to know them.
+
+        Nor is it after a reboot: a power loss may have left a hole before lines that are whole (`_replay`).
+        """
         assert self._fd is not None
         size = os.fstat(self._fd).st_size
         if size == self._offset:
             return True
+        if self._header.get("boot") != boot_id():
+            return False
         reach = 1 << 14
         while True:
             start = max(self._offset, size - reach)
@@ -1583,7 +1618,7 @@ class Store:
                     for name, mark in batch[-1][1].get("taken", {}).items():
                         self._taken[name].append(Fingerprint(**mark))
                     batch = []
-            except (ValueError, LookupError, TypeError, BadValue) as error:
+            except (ValueError, LookupError, TypeError, QueueError) as error:
                 raise StoreError(
                     f"'{self.journal_path}' holds a line that is whole and cannot be understood ({error}). "
                     "Nothing was changed. Repair it with: queuectl doctor --fix."
@@ -1606,7 +1641,6 @@ class Store:
         assert self._fd is not None
         path = self._aside("journal-tail", self.journal_path, self._offset)
         os.ftruncate(self._fd, self._offset)
-        os.fsync(self._fd)
         self.warn(f"The journal ended in an unfinished line (a crash?); it was cut off and kept as '{path}'.")
 
     def _aside(self, stem: str, source: str, start: int) -> str:
@@ -1618,6 +1652,9 @@ class Store:
         try:
             _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
             os.fsync(fd)
+        except OSError:
+            os.unlink(path)  # it is tried again, perhaps once a second
+            raise
         finally:
             os.close(read_fd)
             os.close(fd)
@@ -1762,6 +1799,8 @@ class Store:
                 self._known[name] = [self._write_array(name, [], [], ())]
                 os.rename(self._temporary(name), self._paths[name])
         _sync_dir(self.home)
+        with contextlib.suppress(PermissionError):  # the home's own name: its parent may be another's
+            _sync_dir(os.path.dirname(self.home))
         marks = {name: self._known[name][-1] for name in ARRAYS}
         taken = {name: marks[name] for name in edited}
         self._write_journal(marks, [], self._taken_bodies(taken) if edited else [])
@@ -2119,12 +2158,15 @@ class Store:
         """Under the lock: the state as the files have it now, repaired where a crash or an edit left work."""
         try:
             info = os.stat(self.journal_path)
+            same = (info.st_dev, info.st_ino) == self._journal_id and self._writable
         except FileNotFoundError:
-            self._load(locked=True)
+            if self._loaded and len(self._base) == len(ARRAYS):
+                self._rebuild_journal("deleted")
+            else:
+                self._load(locked=True)
             return
-        same = (info.st_dev, info.st_ino) == self._journal_id and self._writable
         if same and self._loaded and info.st_size < self._offset:
-            self._mend_cut_journal(info.st_size)
+            self._rebuild_journal("cut")
             return
         if not same or info.st_size < self._offset:
             self._reset()
@@ -2139,18 +2181,28 @@ class Store:
         if not light and not self._loaded:
             self._load(locked=True)
 
-    def _mend_cut_journal(self, size: int) -> None:
-        """Somebody cut the journal: what was accepted is still in memory, but for what others appended since."""
-        self.warn(f"'{self.journal_path}' became shorter (cut by another program?); it was written anew.")
-        for _, line, whole in _read_lines(self._fd or 0, self._start):
-            body = _check_line(line) if whole else None
-            for raw in _split_change(body)[0] if body is not None and body.startswith(b'{"put"') else ():
-                id = _head(raw)[0]
-                if id not in self.overlay and self.job(id) is None:
-                    self._put(raw)
-        self._recount()
-        self._offset = size
-        self._fold()
+    def _rebuild_journal(self, how: str) -> None:
+        """Somebody cut or deleted the journal: all that was accepted is still in memory, and goes into a new one."""
+        assert self._fd is not None
+        if how == "cut":
+            self._aside("journal.jsonl.cut", self.journal_path, 0)
+            for _, line, whole in _read_lines(self._fd, self._start):  # what others appended behind the cut
+                body = _check_line(line) if whole else None
+                for put in _split_change(body)[0] if body is not None and body.startswith(b'{"put"') else ():
+                    id = _head(put)[0]
+                    if id not in self.overlay and self.job(id) is None:
+                        self._put(put)
+                        self._recount()
+        else:
+            self._replay(locked=False)
+        puts = [raw for raw in self.overlay.values() if raw is not None]
+        gone = [id for id, raw in self.overlay.items() if raw is None]
+        repeat = [raw for id in self.processing if (raw := self.overlay[id])]
+        marks = {name: base.known for name, base in self._base.items()}
+        self._write_journal(marks, repeat, _change_bodies(puts, gone, self.totals.as_json()))
+        self.warn(f"'{self.journal_path}' was {how} by another program; it was written anew from memory.")
+        self._reset()
+        self._catch_up()
 
     def _commit(self, change: Transaction) -> None:
         """Append the transaction's lines; only then let memory know (S6)."""
@@ -2293,6 +2345,10 @@ class Store:
         After a failed fsync the kernel may call the lost pages clean, so the same file is never tried again:
         fresh ones are written, and until that has worked nothing is claimed.
         """
+        with self._syncing:
+            self._sync()
+
+    def _sync(self) -> None:
         with self._mutex:
             if self._dirty and self._fd is None:  # a load failed since
                 self._attach(writable=True)
@@ -2375,8 +2431,14 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]) -> None:
         """A new journal in the old one's place, synced: header, the processing jobs, and these further lines."""
         totals = self.totals.as_json()
-        chain = {"format": FORMAT, "nonce": os.urandom(8).hex(), "prev": self._header.get("nonce")}
-        header = {**chain, **{name: mark._asdict() for name, mark in marks.items()}, **totals}
+        chain = {"nonce": os.urandom(8).hex(), "prev": self._header.get("nonce")}
+        header = {
+            "format": FORMAT,
+            "boot": boot_id(),
+            **chain,
+            **{name: mark._asdict() for name, mark in marks.items()},
+            **totals,
+        }
         fd = _create(self._temporary("journal"))
         try:
             for body in (encode_json(header), _change_body(repeat, (), totals), *bodies):
@@ -2603,11 +2665,7 @@ class WorkerFile:
 
     def is_linked(self) -> bool:
         """Whether the file is still the one at its path: else others take this worker for dead."""
-        try:
-            info = os.stat(self.path)
-        except OSError:
-            return False
-        return info.st_ino == os.fstat(self.fd).st_ino
+        return _is_at(self.path, self.fd)
 
     def wake(self) -> None:
         """Wake this worker's own main thread."""
@@ -3860,18 +3918,6 @@ class Attempt:
         if self.ended is None:
             return self.deadline
         return math.inf if self.killed else self.kill_at
-
-
-def boot_id() -> str:
-    """What this boot of the machine is called; "" where the system does not say."""
-    try:
-        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
-        return os.read(fd, 100).decode().strip()
-    finally:
-        os.close(fd)
 
 
 def boot_clock_s() -> float:

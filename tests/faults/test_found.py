@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ class Nth(FaultyOs):
             self._left -= 1
             if not self._left:
                 self._fault = Fault(len(self.trace) + 1, self._what)
+        return super()._effect(name, real, *args, **more)
+
+
+class Syncs(FaultyOs):
+    """Writes down which file each sync was of."""
+
+    def __init__(self) -> None:
+        super().__init__(lock_descriptor)
+        self.synced: list[int] = []
+
+    def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
+        if name == "fsync":
+            self.synced.append(os.fstat(args[0]).st_ino)
         return super()._effect(name, real, *args, **more)
 
 
@@ -201,17 +215,9 @@ def test_a_journal_whose_sync_failed_is_not_synced_again_after_a_load(home, run)
     store.is_suspect = True  # as a sync leaves it that failed, and whose fold failed too
     old = (home / ".queuectl" / "journal.jsonl").stat().st_ino
     edit(home / "jobs.json", {"id": "hand", "command": "true"})
-    synced = []
-
-    class Syncs(FaultyOs):
-        def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
-            if name == "fsync":
-                synced.append(os.fstat(args[0]).st_ino)
-            return super()._effect(name, real, *args, **more)
-
-    with standing_in(queuectl, Syncs(lock_descriptor)):
+    with standing_in(queuectl, Syncs()) as syncs:
         store.follow()
-    assert synced and old not in synced
+    assert syncs.synced and old not in syncs.synced
 
 
 def test_a_fold_after_one_whose_directory_sync_failed_syncs_the_directory(home, run):
@@ -244,3 +250,129 @@ def test_a_cancel_whose_search_for_orphans_fails_says_that_it_was_made(home, run
         answer = run("cancel", "runs", code=3)
     assert "was made" in answer.err
     assert "cancelled_at" in run("show", "runs", "--json").json
+
+
+def test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = queuectl.Store(str(home), print)
+    store.follow()
+    os.rename(home / ".queuectl", home / "moved")
+    run("enqueue", "--id", "b", "true")  # another lock: nothing keeps the two apart any more
+    with pytest.raises(queuectl.StoreError, match="deleted or replaced"):
+        queuectl.enqueue_job(store, queuectl.Spec("true", id="c", cwd="/"))
+    store.close()
+
+
+def in_journal(home: Path, *ids: str) -> queuectl.Store:
+    """A loaded store, as a worker's, and these jobs in the journal."""
+    store = queuectl.Store(str(home), print)
+    store.follow()
+    for id in ids:
+        queuectl.enqueue_job(store, queuectl.Spec("true", id=id, cwd="/"))
+    store.follow()
+    return store
+
+
+def test_a_journal_that_was_deleted_under_a_worker_is_written_anew_from_memory(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = in_journal(home, "b", "c")
+    queuectl.cancel_jobs(store, ["b"])
+    queuectl.purge_dead(store, ["b"])
+    other = queuectl.Store(str(home), print)
+    queuectl.enqueue_job(other, queuectl.Spec("true", id="late", cwd="/"))
+    (home / ".queuectl" / "journal.jsonl").unlink()
+    store.follow()
+    assert [job["id"] for job in run("list", "--json").json] == ["a", "c", "late"]
+    run("doctor")
+    store.close()
+
+
+def test_a_journal_that_was_cut_under_a_worker_is_written_anew_and_its_arrays_are_not_needed(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = in_journal(home, "b", "c")
+    journal = home / ".queuectl" / "journal.jsonl"
+    os.truncate(journal, journal.stat().st_size - 30)
+    with standing_in(queuectl, Nth("rename", 1)), pytest.raises(queuectl.StoreError):
+        store.follow()
+    edit(home / "jobs.json", {"id": "hand", "command": "true"})
+    store.follow()
+    assert {job["id"] for job in run("list", "--json").json} == {"a", "b", "c", "hand"}
+    assert list(home.glob(".queuectl/aside/journal.jsonl.cut*"))
+    run("doctor")
+    store.close()
+
+
+def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
+    run("enqueue", "--id", "a", "true")
+    store = in_journal(home, "b")
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(FaultyOs):
+        def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
+            if name == "fsync":
+                begun.set()
+                assert release.wait(20)
+            return super()._effect(name, real, *args, **more)
+
+    with standing_in(queuectl, Slow(lock_descriptor)):
+        threads = [threading.Thread(target=store.sync) for _ in range(2)]
+        threads[0].start()
+        assert begun.wait(20)
+        threads[1].start()
+        threads[1].join(0.2)
+        early = not threads[1].is_alive()  # it would say that the change is on the disk
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert not early
+    store.close()
+
+
+def test_what_is_accepted_after_a_power_loss_does_not_stand_behind_a_hole(home, run, monkeypatch):
+    run("enqueue", "--id", "a", "true")
+    journal = home / ".queuectl" / "journal.jsonl"
+    size = journal.stat().st_size
+    in_journal(home, "b", "c", "d").close()
+    data = journal.read_bytes()
+    hole = data.index(b"\n", size) + 1 - size
+    journal.write_bytes(data[:size] + bytes(hole) + data[size + hole :])
+    monkeypatch.setattr(queuectl, "boot_id", lambda: "another boot")
+    run("enqueue", "--id", "e", "true")
+    assert [job["id"] for job in run("list", "--json").json] == ["a", "e"]
+
+
+def test_the_name_of_a_new_home_is_synced_too(home, run):
+    home.rmdir()
+    with standing_in(queuectl, Syncs()) as syncs:
+        run("enqueue", "true")
+    assert home.parent.stat().st_ino in syncs.synced
+
+
+def test_nothing_is_made_behind_a_symbolic_link_in_the_place_of_the_directory(home, run, tmp_path):
+    target = tmp_path / "elsewhere"
+    target.mkdir()
+    (home / ".queuectl").symlink_to(target)
+    run("enqueue", "true", code=3)
+    assert list(target.iterdir()) == []
+
+
+def test_an_array_that_is_edited_in_place_while_it_is_read_makes_no_traceback(home, run, monkeypatch):
+    run("enqueue", "--id", "a", "true")
+    opens = queuectl.Store._open_arrays
+
+    def opened(store: queuectl.Store, there: bool) -> list[str]:
+        edited = opens(store, there)
+        edit(home / "jobs.json", {"id": "hand", "command": "true"})  # an editor that writes into the same file
+        return edited
+
+    monkeypatch.setattr(queuectl.Store, "_open_arrays", opened)
+    assert "edited in place" in run("list", code=3).err
+
+
+def test_a_tail_that_cannot_be_kept_aside_leaves_no_file_at_each_try(home, run):
+    run("enqueue", "--id", "a", "true")
+    with open(home / ".queuectl" / "journal.jsonl", "ab") as journal:
+        journal.write(b"12345678 {")
+    with standing_in(queuectl, Nth("write", 1, "ENOSPC")):
+        run("enqueue", "true", code=3)
+    assert list(home.glob(".queuectl/aside/*")) == []
