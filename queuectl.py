@@ -803,6 +803,13 @@ def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: s
     return _end_run(job, outcome, now, "failed", said, run_at)
 
 
+def hooks_of(job: Job, config: Config) -> dict[str, str]:
+    """The hooks that a reported job calls for, by name: none while it is not over, `on_finish` alone if cancelled."""
+    died = job.state == "dead" and job.cancelled_at is None
+    hooks = {"on_dead": config.on_dead if died else "", "on_finish": config.on_finish if job.state in OVER else ""}
+    return {name: command for name, command in hooks.items() if command}
+
+
 def give_back(job: Job, outcome: Outcome, now: str) -> Job:
     """The job back as pending, its attempt not counted; dead where it was to be cancelled."""
     if job.cancelled_at is not None:
@@ -2151,7 +2158,7 @@ class Store:
             yield change
             if change.changes:
                 self._commit(change)
-        if self._dirty and self.config().fsync == "always":
+        if change.changes and self.config().fsync == "always":
             self.sync()
 
     def _catch_up(self, light: bool = False) -> None:
@@ -2691,23 +2698,23 @@ class Spool:
 
     def __init__(self, store: Store, chunks: Iterable[bytes]) -> None:
         store.prepare()
-        path = os.path.join(store.dir, f"spool.{os.getpid()}")
+        path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
-            self._fd = _create(path)
+            self.fd = _create(path)
             os.unlink(path)
             self.size = 0
             for chunk in chunks:
-                _write_whole(self._fd, chunk)
+                _write_whole(self.fd, chunk)
                 self.size += len(chunk)
         except OSError as error:
             raise store._failed(error, path) from error
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line without its newline)."""
-        return enumerate((line for _, line, _ in _read_lines(self._fd, 0)), 1)
+        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)), 1)
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 class Transaction:
@@ -3330,10 +3337,12 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 
 class Turn(NamedTuple):
-    """What a slot's turn at the queue gave: the job it reported as it is now, and the one it claimed."""
+    """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, and the one it
+    claimed: none where there are hooks, which take the slot's time first."""
 
     reported: Job | None
     claimed: Job | None
+    hooks: Mapping[str, str] = {}
 
 
 class TagFilter(NamedTuple):
@@ -3357,6 +3366,7 @@ def take_turn(
     import random
 
     reported = claimed = None
+    hooks: Mapping[str, str] = {}
     with store.transaction() as change:
         config = store.config()
         for held in list(store.processing.values()):
@@ -3368,15 +3378,17 @@ def take_turn(
             if job is not None and _is_run_of(job, worker, done[0].runs):
                 reported = report_job(job, done[1], config, random.uniform(-1, 1), change.now)
                 change.put(job, reported)
+                hooks = hooks_of(reported, config) if config.on_dead or config.on_finish else hooks
         if (
             claim
+            and not hooks
             and not config.paused
             and not store.is_suspect
             and (ready := _waiting_for(store, only).first(change.now))
         ):
             claimed = claim_job(ready, worker, slot, change.now)
             change.put(ready, claimed)
-    return Turn(reported, claimed)
+    return Turn(reported, claimed, hooks)
 
 
 def _waiting_for(store: Store, only: TagFilter) -> Waiting:
@@ -3882,6 +3894,9 @@ def _ended(view: Mapping[str, Any]) -> int:
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
+HOOK_S: Final = 30  # a hook may run that long
+HOOK_LINES: Final = 20  # of the job's output are given to a hook
+HOOK_BYTES: Final = 16_384  # at most
 ROOM_BYTES: Final = 16_384  # on the logs' disk; with less nothing is started
 _PROC: Final = "/proc"
 
@@ -3946,10 +3961,11 @@ class Executor:
 
     def start(
         self, slot: int, runner: tuple[str, ...], command: str, cwd: str | None, env: Mapping[str, str], log_fd: int,
-        trace: Trace, limit_s: float,
+        trace: Trace, limit_s: float, more_fds: Mapping[int, int] | None = None,
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own, its output going to `log_fd`; `limit_s` 0 is no limit.
 
+        Its stdin is empty; `more_fds` gives it descriptors by number: {0: ours, ...}.
         An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
         """
         path = self.find_runner(runner)
@@ -3960,7 +3976,9 @@ class Executor:
             except OSError as error:
                 return Outcome("not_started", reason=f"its directory '{cwd}' cannot be entered: {error.strerror}")
             try:
-                pid = self._spawn_process(path, [*runner, command], whole_env, log_fd)
+                pid = self._spawn_process(
+                    path, [*runner, command], whole_env, {1: log_fd, 2: log_fd, **(more_fds or {})}
+                )
             except OSError as error:
                 if error.errno == errno.E2BIG:
                     return Outcome("not_started", reason="its command and environment are too long for the system")
@@ -3970,12 +3988,10 @@ class Executor:
             attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
         return attempt
 
-    def _spawn_process(self, path: str, words: list[str], env: dict[bytes, bytes], log_fd: int) -> int:
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, log_fd, 1),
-            (os.POSIX_SPAWN_DUP2, log_fd, 2),
-        ]
+    def _spawn_process(self, path: str, words: list[str], env: dict[bytes, bytes], fds: Mapping[int, int]) -> int:
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
+        if 0 not in fds:
+            actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
         try:
             return os.posix_spawn(
                 path, words, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self._defaults
@@ -3984,7 +4000,7 @@ class Executor:
             import subprocess
 
             child = subprocess.Popen(
-                words, executable=path, env=env, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd,
+                words, executable=path, env=env, stdin=fds.get(0, subprocess.DEVNULL), stdout=fds[1], stderr=fds[2],
                 start_new_session=True, restore_signals=True,
             )  # fmt: skip
             child.returncode = 0  # it is waited for below, not by its object
@@ -4001,6 +4017,32 @@ class Executor:
                 raise HostFault(f"the runner '{runner[0]}' was not found")
             self._runners[runner] = path = os.path.abspath(path)
         return path
+
+    def run_hook(
+        self, slot: int, command: str, cwd: str, env: Mapping[str, str], input_fd: int, trace: Trace,
+        begun: Callable[[Attempt], None],
+    ) -> Outcome:  # fmt: skip
+        """Run a hook of at most HOOK_S, its output going to our stderr; how it ended. Raises HostFault.
+
+        If this process dies first, a shell beside the hook learns so from a pipe, and ends it HOOK_S later.
+        """
+        watch = (
+            f'(read -r _ <&3 || {{ sleep {HOOK_S:g}; kill -s KILL -- -$$; }}) >/dev/null 2>&1 & exec sh -c "$1" 3<&-'
+        )
+        here, there = os.pipe()
+        try:
+            fds = {0: input_fd, 3: here}
+            attempt = self.start(slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, trace, HOOK_S, fds)
+            if isinstance(attempt, Outcome):
+                return attempt
+            begun(attempt)
+            outcome = self.wait(slot)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(there, b"over\n")
+            return outcome
+        finally:
+            os.close(here)
+            os.close(there)
 
     def wait(self, slot: int) -> Outcome:
         """Wait until the slot's attempt is over (X3) and say how it ended."""
@@ -4391,10 +4433,17 @@ def tail_start(path: str, lines: int) -> int:
         os.close(fd)
 
 
+def last_lines(path: str, lines: int, bytes_max: int) -> str:
+    """The last lines of output, at most so many bytes of them."""
+    data = b""
+    for piece in read_log(path, tail_start(path, lines)):
+        data = (data + piece)[-bytes_max:]
+    return data.decode("utf-8", "replace")
+
+
 def last_line(path: str) -> str:
     """The last line of output that is not blank; "" where there is none."""
-    data = b"".join(read_log(path, tail_start(path, 5)))[-4096:]
-    lines = [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line for line in last_lines(path, 5, 4096).splitlines() if line.strip()]
     return lines[-1].strip()[:LAST_LINE_CHARS] if lines else ""
 
 
@@ -4753,7 +4802,9 @@ class Worker:
                 continue
             self._tell(turn, done)
             worked, done = done is not None, None
-            if turn.claimed is not None:
+            if turn.hooks and turn.reported is not None:
+                self._run_hooks(slot, turn.reported, turn.hooks)
+            elif turn.claimed is not None:
                 done = turn.claimed, self._attempt(slot, log, turn.claimed)
             else:
                 if worked:
@@ -4801,13 +4852,49 @@ class Worker:
             self._have_trouble(slot, str(fault))
         return outcome
 
-    def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        mark = f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}"
-        env = {
-            **(job.env or {}), "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id,
-            "QUEUECTL_ATTEMPT": str(job.attempts), "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot),
-            "QUEUECTL_RUN": mark,
+    def _mark(self, job: Job) -> str:
+        return f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}"
+
+    def _variables(self, slot: int, job: Job, mark: str) -> dict[str, str]:
+        return {
+            "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
+            "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
         }  # fmt: skip
+
+    def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
+        """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
+        for name, command in hooks.items():
+            try:
+                if self.store.config().fsync != "never":
+                    self.store.sync()
+                outcome = Outcome("handed_back", reason="the worker was stopped")
+                if not self._hard:
+                    outcome = self._run_hook(slot, job, name, command)
+            except Exception as error:
+                outcome = self._abandon(slot, str(error))
+            if outcome[:2] != ("exited", 0):
+                why = outcome.reason or describe_outcome(outcome)
+                self.say(f"Warning: {name} of job {job.id} failed: {why}")
+        self.file.write_row(slot)
+        self.file.wake()  # the main thread may be waiting for the last slot to be done
+
+    def _run_hook(self, slot: int, job: Job, name: str, command: str) -> Outcome:
+        """Run one hook, with the job and its last output as JSON on stdin."""
+        output = last_lines(log_path(self.store.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES)
+        spool = Spool(self.store, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
+        try:
+            os.lseek(spool.fd, 0, os.SEEK_SET)
+            trace = Trace(f"{self._mark(job)}/{name}", self.store.home, ())
+            env = {**self._variables(slot, job, trace.mark), "QUEUECTL_STATE": job.state}
+            return self._executor.run_hook(
+                slot, command, self.store.home, env, spool.fd, trace, lambda attempt: self._wake_main_for(slot, attempt)
+            )
+        finally:
+            spool.close()
+
+    def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
+        mark = self._mark(job)
+        env = {**(job.env or {}), **self._variables(slot, job, mark)}
         trace = Trace(mark, self.store.home, (log.path,))
         runner = self.store.config().runner
         attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), trace, job.timeout)

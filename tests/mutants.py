@@ -118,6 +118,36 @@ MUTANTS = [
         "test_cli_wait.py::test_the_exit_code_is_the_jobs_own",
     ),
     Mutant(
+        "a hook runs before its report is on the disk",
+        "                    self.store.sync()\n                outcome = Outcome",
+        "                    pass\n                outcome = Outcome",
+        "test_hooks.py::test_a_hook_runs_only_when_the_report_is_on_the_disk",
+    ),
+    Mutant(
+        "a cancelled job runs on_dead",
+        '    died = job.state == "dead" and job.cancelled_at is None\n',
+        '    died = job.state == "dead"\n',
+        "test_hooks.py::test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone",
+    ),
+    Mutant(
+        "a hook is run beside the next job",
+        "            and not hooks\n",
+        "",
+        "test_hooks.py::test_no_job_starts_in_the_slot_while_its_hook_runs",
+    ),
+    Mutant(
+        "nothing ends the hook of a dead worker",
+        "sleep {HOOK_S:g}; kill -s KILL -- -$$;",
+        ":;",
+        "test_hooks.py::test_a_hook_ends_soon_after_its_worker_was_killed",
+    ),
+    Mutant(
+        "a sync does not wait for the one that is under way",
+        "        with self._syncing:\n",
+        "        if True:\n",
+        STORE + "test_a_sync_that_finds_nothing_to_do_waits_for_the_one_under_way",
+    ),
+    Mutant(
         "runs are not raised",
         'state="processing", attempts=job.attempts + 1, runs=job.runs + 1,',
         'state="processing", attempts=job.attempts + 1, runs=max(job.runs, 1),',

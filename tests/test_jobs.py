@@ -962,3 +962,23 @@ def test_a_job_is_frozen_and_named_field_by_field() -> None:
     assert q.Job._fields[:-1] == q.JOB_FIELDS
     with pytest.raises(AttributeError):
         STATES["pending"].state = "dead"  # type: ignore[misc]
+
+
+# -- Hooks
+
+
+@pytest.mark.parametrize(
+    ("state", "cancelled", "names"),
+    [
+        ("pending", False, []),
+        ("failed", False, []),
+        ("completed", False, ["on_finish"]),
+        ("dead", False, ["on_dead", "on_finish"]),
+        ("dead", True, ["on_finish"]),
+    ],
+)
+def test_a_hook_is_for_the_end_of_a_job(state: str, cancelled: bool, names: list[str]) -> None:
+    config = replace(CONFIG, on_dead="a", on_finish="b")
+    one = STATES[state]._replace(cancelled_at=NOW if cancelled else None)
+    assert list(q.hooks_of(one, config)) == names
+    assert not q.hooks_of(one, CONFIG)

@@ -1,0 +1,249 @@
+"""`on_dead` and `on_finish`: what is run when a job is over, when not, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import PROGRAM, Call, Gate, is_alive, kill, said
+
+import queuectl as q
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
+
+HOOKS = ("on_dead", "on_finish")
+
+
+@pytest.fixture
+def told(run: Call, tmp_path: Path) -> Call:
+    """`told()`: what the hooks were told so far, as (hook, id, the JSON)."""
+    for name in HOOKS:
+        run("config", "set", name, f'printf "%s " {name} >> {tmp_path}/told; cat >> {tmp_path}/told')
+
+    def read() -> list[tuple[str, str, Any]]:
+        lines = (tmp_path / "told").read_text().splitlines() if (tmp_path / "told").exists() else []
+        pairs = [line.split(" ", 1) for line in lines]
+        return [(name, json.loads(text)["id"], json.loads(text)) for name, text in pairs]
+
+    return read
+
+
+def which(told: Call) -> list[tuple[str, str]]:
+    return [(name, id) for name, id, _ in told()]
+
+
+def test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second(enqueue: Call, drain: Call, told: Call) -> None:
+    enqueue("bad", "exit 3", "--max-retries", "2")
+    enqueue("good", "true")
+    drain(code=1)
+    assert sorted(which(told)) == [("on_dead", "bad"), ("on_finish", "bad"), ("on_finish", "good")]
+
+
+def test_a_hook_gets_the_job_and_its_last_output_as_one_json_value(
+    enqueue: Call, drain: Call, told: Call, job: Call
+) -> None:
+    enqueue("a", "for i in $(seq 100); do echo line $i; done; exit 3", "--max-retries", "1")
+    drain(code=1)
+    text = told()[0][2]
+    output = text.pop("output")
+    assert text == job("a") and text["exit_code"] == 3
+    assert output.splitlines() == [f"line {number}" for number in range(81, 101)]
+
+
+def test_a_hook_gets_no_more_of_a_long_line_than_its_end(enqueue: Call, drain: Call, told: Call) -> None:
+    enqueue("a", "head -c 3000000 /dev/zero | tr '\\0' x; echo end; exit 3", "--max-retries", "1")
+    drain(code=1)
+    output = told()[0][2]["output"]
+    assert len(output) == q.HOOK_BYTES and output.endswith("xxend\n")
+
+
+def test_a_hook_has_the_variables_of_the_job_and_none_of_its_own(
+    run: Call, enqueue: Call, drain: Call, tmp_path: Path, home: Path
+) -> None:
+    run("config", "set", "on_finish", f"env > {tmp_path}/env; pwd > {tmp_path}/pwd")
+    enqueue("a", "true", "--env", "MINE=1")
+    drain()
+    variables = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert "MINE" not in variables
+    expected = {"HOME": str(home), "JOB_ID": "a", "ATTEMPT": "1", "SLOT": "0", "STATE": "completed"}
+    assert {name: variables[f"QUEUECTL_{name}"] for name in expected} == expected
+    assert (tmp_path / "pwd").read_text() == f"{home}\n"
+
+
+def test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone(
+    worker: Call, enqueue: Call, run: Call, reaches: Call, eventually: Call, told: Call
+) -> None:
+    worker()
+    enqueue("a", "sleep 60")
+    reaches("a", "processing")
+    run("cancel", "a")
+    eventually(lambda: which(told))
+    run("worker", "stop")
+    assert which(told) == [("on_finish", "a")]
+
+
+def test_a_death_without_a_worker_runs_no_hook(worker: Call, enqueue: Call, run: Call, told: Call) -> None:
+    run("pause")
+    worker()
+    enqueue("a", "true")
+    run("cancel", "a")
+    run("worker", "stop")
+    assert not told()
+
+
+def test_an_attempt_that_is_handed_back_runs_no_hook(
+    worker: Call, enqueue: Call, run: Call, reaches: Call, told: Call
+) -> None:
+    worker()
+    enqueue("a", "sleep 60")
+    reaches("a", "processing")
+    run("worker", "stop", "--now")
+    reaches("a", "pending")
+    assert not told()
+
+
+def test_the_output_of_a_hook_goes_to_the_workers_stderr_and_its_failure_is_a_warning(
+    run: Call, enqueue: Call, drain: Call, job: Call
+) -> None:
+    run("config", "set", "on_finish", "echo to stdout; echo to stderr >&2; exit 9")
+    enqueue("a", "true")
+    result = drain()
+    assert "to stdout\nto stderr\n" in result.err and not result.out
+    assert "Warning: on_finish of job a failed: exit code 9" in result.err
+    assert job("a")["state"] == "completed"
+
+
+def test_the_slot_goes_on_after_a_hook(run: Call, enqueue: Call, drain: Call, told: Call) -> None:
+    for number in range(5):
+        enqueue(f"job{number}", "true")
+    drain()
+    assert which(told) == [("on_finish", f"job{number}") for number in range(5)]
+
+
+def test_no_job_starts_in_the_slot_while_its_hook_runs(
+    worker: Call, run: Call, enqueue: Call, reaches: Call, gate: Gate, eventually: Call, tmp_path: Path, job: Call
+) -> None:
+    worker()
+    run("config", "set", "on_finish", f": > {tmp_path}/begun; {gate.wait}")
+    enqueue("a", "true")
+    enqueue("b", "true")
+    eventually((tmp_path / "begun").exists)
+    assert (job("a")["state"], job("b")["state"]) == ("completed", "pending")
+    run("config", "set", "on_finish", "")
+    gate.open()
+    reaches("b", "completed")
+
+
+def test_a_stopping_worker_lets_its_hook_finish(
+    worker: Call, run: Call, enqueue: Call, gate: Gate, eventually: Call, tmp_path: Path
+) -> None:
+    child = worker()
+    run("config", "set", "on_finish", f": > {tmp_path}/begun; {gate.wait}; echo told >&2")
+    enqueue("a", "true")
+    eventually((tmp_path / "begun").exists)
+    child.send_signal(signal.SIGTERM)
+    eventually(lambda: "Stopping" in said(child))
+    assert child.poll() is None
+    gate.open()
+    eventually(lambda: child.poll() is not None)
+    assert child.returncode == 0 and "told\n" in said(child) and "Warning" not in said(child)
+
+
+def test_a_second_stop_ends_the_hook(
+    worker: Call, run: Call, enqueue: Call, written: Call, eventually: Call, tmp_path: Path, job: Call
+) -> None:
+    child = worker()
+    run("config", "set", "on_finish", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    enqueue("a", "true")
+    pid = int(written(tmp_path / "pid"))
+    run("worker", "stop", "--now")
+    eventually(lambda: child.poll() is not None)
+    assert not is_alive(pid) and "Warning: on_finish of job a failed" in said(child)
+    assert job("a")["state"] == "completed"
+
+
+def test_a_hook_whose_worker_was_killed_is_not_run_again(
+    worker: Call, run: Call, enqueue: Call, eventually: Call, drain: Call, gate: Gate, tmp_path: Path
+) -> None:
+    child = worker()
+    run("config", "set", "on_finish", f"echo begun >> {tmp_path}/told; {gate.wait}")
+    enqueue("a", "true")
+    eventually((tmp_path / "told").exists)
+    kill(child)
+    gate.open()
+    drain()
+    assert (tmp_path / "told").read_text() == "begun\n"
+
+
+# A process that runs one hook as a worker's slot does, without the worker.
+ALONE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import queuectl as q
+q.HOOK_S = float(sys.argv[3])
+executor = q.Executor(os.environb)
+begun = lambda attempt: executor.end(0, attempt, "timed_out", None, 1) if sys.argv[4] == "end" else None
+print(executor.run_hook(0, sys.argv[2], "/", {}, 0, q.Trace("mark/x", "/", ()), begun).kind)
+"""
+
+
+def alone(hook: str, limit_s: float, how: str) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", ALONE, str(PROGRAM.parent), hook, str(limit_s), how]
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def test_a_hook_ends_soon_after_its_worker_was_killed(tmp_path: Path, written: Call, eventually: Call) -> None:
+    child = alone(f"(trap '' TERM HUP; sleep 600) & echo $! > {tmp_path}/pid; wait", 0.2, "wait")
+    pid = int(written(tmp_path / "pid"))
+    kill(child)
+    child.communicate()
+    eventually(lambda: not is_alive(pid))
+
+
+def test_what_watches_over_a_hook_ends_with_it(tmp_path: Path, written: Call, eventually: Call) -> None:
+    child = alone(f"ps -o pid= -g $$ > {tmp_path}/pids", 600, "wait")
+    assert child.communicate(timeout=30)[0] == b"exited\n"
+    eventually(lambda: not any(is_alive(int(pid)) for pid in (tmp_path / "pids").read_text().split()))
+
+
+def test_a_hook_that_we_end_is_gone_with_all_that_it_started(tmp_path: Path, written: Call) -> None:
+    child = alone(f"sleep 600 & echo $! > {tmp_path}/pid; wait", 600, "end")
+    assert child.communicate(timeout=30)[0] == b"timed_out\n"
+    assert not (tmp_path / "pid").exists() or not is_alive(int((tmp_path / "pid").read_text() or 0))
+
+
+@pytest.fixture
+def slot(home: Path, tmp_path: Path) -> q.Worker:
+    """A worker that runs nothing by itself."""
+    store = q.Store(str(home), lambda text: None)
+    store.prepare()
+    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
+    worker._header = {"pid": 1, "started_at": store.now(), "lock": "1.1", "threads": 1, "trouble": None}
+    worker._executor = q.Executor(os.environb)
+    worker.file = store.create_worker(worker.name, worker._header, 1)
+    return worker
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_hook_runs_only_when_the_report_is_on_the_disk(
+    slot: q.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    done: list[str] = []
+
+    def sync() -> None:
+        done.append("synced" + " before" * (not (tmp_path / "told").exists()))
+        if fails:
+            raise q.StoreError("The disk did not confirm it.")
+
+    monkeypatch.setattr(slot.store, "sync", sync)
+    job = q.enqueue_job(slot.store, q.Spec("true", id="a", cwd="/")).job
+    slot._run_hooks(0, job, {"on_finish": f"echo > {tmp_path}/told"})
+    assert done == ["synced before"] and (tmp_path / "told").exists() == (not fails)
+    assert any("on_finish of job a failed" in (slot._unsaid.get() or "") for _ in range(slot._unsaid.qsize())) == fails
