@@ -1,0 +1,133 @@
+"""What the suites with real processes share: a home, the commands given to it, and the job that tells on itself.
+
+The oracle of these suites stands outside: each run of a job appends `start` and `end` to the job's file and holds the
+job's lock, which all processes of the run share. Whoever finds the lock taken has seen two runs at the same time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
+HANG_S = 90.0
+
+JOB = """
+import fcntl, os, signal, sys, time
+folder, id, kind, seconds, run, worker = sys.argv[1:7]
+name = os.path.join(folder, id)
+
+def note(word):
+    file = os.open(name + ".notes", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(file, f"{word} {run} {worker}\\n".encode())
+    os.close(file)
+
+def bare():
+    words = [sys.executable, "-S", "-E", "-I", sys.argv[0], folder, id, "goes on", seconds, run, worker]
+    os.execve(sys.executable, words, {})
+
+if kind != "goes on":
+    lock = os.open(name + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        note("overlap")
+    note("start")
+if kind in ("deaf", "leaves"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if kind == "bare":
+    bare()
+if kind == "prints":
+    os.write(1, b"some output\\n" * 500)
+if kind in ("forks", "leaves", "leaves bare"):
+    if os.fork() == 0:
+        if kind != "forks":
+            os.setsid()
+        if kind == "leaves bare":
+            bare()
+        time.sleep(float(seconds))
+        note("end")
+        os._exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+time.sleep(float(seconds))
+note("end")
+sys.exit(kind == "fails")
+"""
+
+
+class Note(NamedTuple):
+    word: str  # start, end, overlap
+    run: int
+    worker: int  # the pid in its name
+
+
+class Queue:
+    """A home in `folder`, the commands given to it, and the notes of its jobs."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.program, self.folder, self.home = program, folder, folder / "home"
+        self.env = {**os.environ, "QUEUECTL_HOME": str(self.home)}
+        self.script, self.said = folder / "job.py", folder / "said"
+        self.script.write_text(JOB)
+        self.said.touch()
+        self.home.mkdir(mode=0o700)
+
+    def start(self, *words: str, **more: Any) -> subprocess.Popen[str]:
+        more = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        return subprocess.Popen([sys.executable, str(self.program), *words], env=self.env, text=True, **more)
+
+    def call(self, *words: str, text: str = "", codes: tuple[int, ...] = (0,)) -> str:
+        child = self.start(*words, stdin=subprocess.PIPE)
+        out, err = child.communicate(text, timeout=HANG_S)
+        assert "Traceback" not in err, err
+        assert child.returncode in codes, f"{words}: exit {child.returncode}: {err}"
+        return out
+
+    def worker(self, count: int, *more: str) -> subprocess.Popen[str]:
+        with self.said.open("ab") as out:
+            return self.start("worker", "start", "--count", str(count), *more, stdout=out, stderr=out)
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        return {job["id"]: job for job in json.loads(self.call("list", "--json"))}
+
+    def counts(self) -> dict[str, int]:
+        return dict(json.loads(self.call("status", "--json"))["jobs"])
+
+    def command(self, kind: str, seconds: float) -> str:
+        """The shell line of a job that tells on itself."""
+        words = [sys.executable, "-S", "-E", "-I", str(self.script), str(self.folder)]
+        return (
+            f'exec {shlex.join(words)} "$QUEUECTL_JOB_ID" {shlex.quote(kind)} {seconds:.2f} '
+            '"${QUEUECTL_RUN##*/}" "${QUEUECTL_WORKER%%-*}"'
+        )
+
+    def notes(self, id: str) -> list[Note]:
+        path = self.folder / f"{id}.notes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [Note(word, int(run), int(worker)) for word, run, worker in map(str.split, lines)]
+
+    def lives(self, id: str) -> bool:
+        """Whether some process of the job holds its lock."""
+        try:
+            file = os.open(self.folder / f"{id}.lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+
+    def faults_said(self) -> list[str]:
+        """The lines of the workers that no worker should ever say."""
+        said = self.said.read_text(errors="replace")
+        return [line for line in said.splitlines() if "Traceback" in line or "please report" in line]
