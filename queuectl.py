@@ -997,8 +997,10 @@ def array_of(state: str) -> str:
 # S7  Nothing is appended to a journal that is no longer the one at its path.
 
 ARRAYS: Final = ("jobs", "dlq")
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in a file's place is an error, never a wait
+_READ: Final = _OPEN | os.O_NOFOLLOW
+_APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that was planted is none of our files
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
 FOLD_BYTES_S: Final = 2 << 20
@@ -1120,7 +1122,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _bytes_of(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, _OPEN)
     try:
         return _read_all(fd)
     finally:
@@ -1655,7 +1657,7 @@ class Store:
         folder = os.path.join(self.dir, "aside")
         make_dir(folder)
         path = os.path.join(folder, f"{stem}.{self.now().replace(':', '')}-{os.urandom(2).hex()}")
-        fd, read_fd = _create(path), os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        fd, read_fd = _create(path), os.open(source, _OPEN)
         try:
             _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
             os.fsync(fd)
@@ -1687,7 +1689,7 @@ class Store:
         edited = []
         for name in ARRAYS:
             try:
-                fd = os.open(self._paths[name], os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(self._paths[name], _OPEN)
             except FileNotFoundError:
                 if there:
                     raise StoreError(
@@ -1813,7 +1815,7 @@ class Store:
         self._write_journal(marks, [], self._taken_bodies(taken) if edited else [])
 
     def _parse_array(self, name: str) -> tuple[list[Any], Fingerprint]:
-        fd = os.open(self._paths[name], os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self._paths[name], _OPEN)
         try:
             mark = _mark_of(fd, -1)  # before it is read: what is saved after this is a further edit
             data = _read_all(fd)
@@ -1926,7 +1928,7 @@ class Store:
     def _salvage_array(self, name: str) -> Iterator[str]:
         path = self._paths[name]
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, _OPEN)
         except FileNotFoundError:
             yield f"'{path}' is missing: what only it held is lost, unless you put it back."
             return
@@ -2544,8 +2546,10 @@ class Store:
         """A locked descriptor of a dead worker's file, -1 where the file is missing, None where the worker lives."""
         try:
             fd = os.open(os.path.join(self.workers_dir, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return -1
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return -1
+            raise
         if lock_descriptor(fd, blocking=False):
             return fd
         os.close(fd)
@@ -3956,7 +3960,7 @@ class Executor:
                         os.set_inheritable(int(name), False)
         self._env = dict(base_env)
         self._runners: dict[tuple[str, ...], str] = {}
-        self._defaults = [number for number in signal.valid_signals() if number not in (9, 19)]
+        self._defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
         self.running: dict[int, Attempt] = {}  # by slot
 
     def start(
@@ -4093,7 +4097,7 @@ class Executor:
         import signal
 
         with self._table:
-            for attempt in self.running.values():
+            for attempt in list(self.running.values()):  # a slot may start one meanwhile
                 if attempt.kill_at <= now_s and not attempt.killed:
                     attempt.killed = True
                     _signal_group(attempt.pid, signal.SIGKILL)
@@ -4255,8 +4259,10 @@ def _is_log_held(path: str) -> bool:
     """Whether some process holds that log open as its output: it then shares the lock taken before the spawn."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return False
+        raise
     try:
         if not lock_descriptor(fd, blocking=False):
             return True
@@ -4367,7 +4373,7 @@ class SlotLog:
 def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
     """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # a log that cannot be kept is no reason to keep the job (F5)
         if os.stat(source).st_size == 0 or os.path.exists(target):
             os.unlink(source)
         else:
@@ -4586,8 +4592,9 @@ class Worker:
                     self._have_trouble(MAIN, None)
             except Busy:
                 tick_at = now_s + PATIENCE_S  # others are at work; nothing is lost by trying a little later
-            except (QueueError, OSError) as error:
-                self._have_trouble(MAIN, f"housekeeping fails: {error}")
+            except Exception as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
+                why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
+                self._have_trouble(MAIN, f"housekeeping fails: {why}")
             self._call_when_due()
             timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
             woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
@@ -5002,21 +5009,36 @@ def find_orphans(store: Store, own: str, fences: Fences) -> None:
     """Add to `fences` the processing jobs whose worker is dead; clear away dead workers that left none."""
     held = {orphan.job.worker for orphan in fences.values()}
     named = {job.worker or "" for job in list(store.processing.values())}
-    for name in {*named, *store.worker_names()} - held - {own}:
-        lock_fd = store.lock_dead_worker(name)
-        if lock_fd is None:
-            continue
+    _each({*named, *store.worker_names()} - held - {own}, lambda name: _find_orphans_of(store, name, fences))
+
+
+def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
+    """Do it with each of them, so that one which fails holds up no other (F5); then raise what failed last."""
+    failed: Exception | None = None
+    for thing in things:
         try:
-            with store.transaction():  # the worker is dead now: what it still wrote is its last word
-                jobs = [job for job in store.processing.values() if job.worker == name]
-            info = store.read_worker(name, lock_fd) if lock_fd >= 0 else None
-            for job in jobs:
-                fences[job.id, job.runs] = _orphan(store, job, info, lock_fd)
-            if not jobs:
-                _forget_worker(store, name, lock_fd)
-        except BaseException:
-            _unlock(lock_fd)
-            raise
+            do(thing)
+        except (QueueError, OSError) as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
+    lock_fd = store.lock_dead_worker(name)
+    if lock_fd is None:
+        return
+    try:
+        with store.transaction():  # the worker is dead now: what it still wrote is its last word
+            jobs = [job for job in store.processing.values() if job.worker == name]
+        info = store.read_worker(name, lock_fd) if lock_fd >= 0 else None
+        orphans = {(job.id, job.runs): _orphan(store, job, info, lock_fd) for job in jobs}
+        if not jobs:
+            _forget_worker(store, name, lock_fd)
+    except BaseException:
+        _unlock(lock_fd)
+        raise
+    fences.update(orphans)
 
 
 def _forget_worker(store: Store, name: str, lock_fd: int) -> None:
@@ -5046,22 +5068,26 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
 
 def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> None:
     """One step of each fence; the jobs of whose run nothing lives any more go back."""
-    for key, orphan in list(fences.items()):
-        if not orphan.fence.step():
-            continue
-        job, name = orphan.job, orphan.job.worker or ""
-        keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
-        back = recover(store, job, orphan.rebooted)
-        del fences[key]
-        if back is not None:
-            say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
-        if all(other.job.worker != name for other in fences.values()):
-            with store.transaction():
-                left = any(other.worker == name for other in store.processing.values())
-            if left:
-                _unlock(orphan.lock_fd)  # others of its jobs are not ours to recover: its file tells of them
-            else:
-                _forget_worker(store, name, orphan.lock_fd)
+    gone = [key for key, orphan in list(fences.items()) if orphan.fence.step()]
+    _each(gone, lambda key: _give_back_orphan(store, fences, key, say))
+
+
+def _give_back_orphan(store: Store, fences: Fences, key: tuple[str, int], say: Callable[[str], None]) -> None:
+    """Its orphan goes back; it leaves `fences` last, so that what fails on the way is tried again, lock and all."""
+    job, lock_fd = fences[key].job, fences[key].lock_fd
+    name = job.worker or ""
+    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
+    back = recover(store, job, fences[key].rebooted)
+    if back is not None:
+        say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
+    if all(other.job.worker != name for other_key, other in fences.items() if other_key != key):
+        with store.transaction():
+            left = any(other.worker == name for other in store.processing.values())
+        if left:
+            _unlock(lock_fd)  # others of its jobs are not ours to recover: its file tells of them
+        else:
+            _forget_worker(store, name, lock_fd)
+    del fences[key]
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
@@ -5357,6 +5383,9 @@ class Root(Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = clean(error.message)  # type: ignore[misc]  # Click repeats what was typed
+            raise
         except QueueError as error:
             text, made = str(error), ctx.obj.made if isinstance(ctx.obj, App) else None
             if made:

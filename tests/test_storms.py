@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRAM
-from real_processes import Call, Gate, said, seconds_between
+from real_processes import Call, Gate, kill, said, seconds_between
+
+import queuectl
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -98,6 +101,133 @@ def test_a_closed_standard_stream_ends_in_no_traceback(words: str, closed: str, 
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     assert done.returncode in (0, 2)
     assert "Traceback" not in done.stderr
+
+
+BROKEN_CHORES = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+look, times = queuectl.Worker._look, iter(range(3))
+def broken(worker):
+    if next(times, None) is not None:
+        raise LookupError("broken")
+    look(worker)
+queuectl.Worker._look = broken
+queuectl.main()
+"""
+
+
+def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue: Call, job: Call):
+    enqueue("a", "true")
+    words = [sys.executable, "-c", BROKEN_CHORES, str(PROGRAM.parent), "worker", "start", "--drain"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "LookupError('broken')" in done.stderr
+    assert job("a")["state"] == "completed"
+
+
+def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main_thread():
+    executor = queuectl.Executor({})
+
+    class Begins:
+        killed = True
+
+        @property
+        def kill_at(self) -> float:
+            executor.running[1] = executor.running[0]
+            return 0.0
+
+    executor.running[0] = Begins()  # type: ignore[assignment]
+    executor.kill_late(1.0)
+
+
+@pytest.fixture
+def orphans(home: Path, enqueue: Call, worker: Call, written: Call, tmp_path: Path) -> queuectl.Store:
+    """A store with two jobs, a and b, whose worker was killed; none of their processes lives."""
+    for name in "ab":
+        enqueue(name, f"echo $$ > {tmp_path}/{name}; echo output; exec sleep 60", "--timeout", "0")
+    child = worker("--count", "2")
+    pids = [int(written(tmp_path / name)) for name in "ab"]
+    kill(child)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    store = queuectl.Store(str(home), print)
+    store.follow()
+    return store
+
+
+def all_back(store: queuectl.Store, fences: queuectl.Fences, eventually: Call) -> None:
+    def step() -> bool:
+        queuectl.find_orphans(store, "", fences)
+        queuectl.recover_fenced(store, fences, print)
+        return not fences
+
+    eventually(step)
+    assert not store.processing
+    assert store.worker_names() == []
+
+
+def test_orphans_that_were_found_in_part_keep_no_closed_descriptor(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+):
+    fences: queuectl.Fences = {}
+    boots = iter(["one"])
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(queuectl, "boot_id", lambda: next(boots, None) or os.open("/nowhere/at/all", os.O_RDONLY))
+        queuectl.find_orphans(orphans, "", fences)
+    assert fences == {}
+    all_back(orphans, fences, eventually)
+
+
+def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+):
+    fences: queuectl.Fences = {}
+    recover = queuectl.recover
+
+    def cannot(store: queuectl.Store, orphan: queuectl.Job, rebooted: bool) -> queuectl.Job | None:
+        if orphan.id == next(iter(fences))[0]:
+            raise queuectl.StoreError("not this one")
+        return recover(store, orphan, rebooted)
+
+    def step() -> bool:
+        with contextlib.suppress(queuectl.StoreError):
+            queuectl.recover_fenced(orphans, fences, print)
+        return len(orphans.processing) == 1
+
+    queuectl.find_orphans(orphans, "", fences)
+    eventually(lambda: all([orphan.fence.step() for orphan in fences.values()]))
+    with monkeypatch.context() as patch:
+        patch.setattr(queuectl, "recover", cannot)
+        eventually(step)
+    all_back(orphans, fences, eventually)
+
+
+def test_a_dead_workers_file_that_cannot_be_removed_at_once_is_not_held_for_ever(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+):
+    fences: queuectl.Fences = {}
+    queuectl.find_orphans(orphans, "", fences)
+
+    def cannot(store: queuectl.Store, name: str, lock_fd: int) -> None:
+        raise queuectl.StoreError("not now")
+
+    def step() -> bool:
+        with contextlib.suppress(queuectl.StoreError):
+            queuectl.recover_fenced(orphans, fences, print)
+        return not orphans.processing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queuectl, "_forget_worker", cannot)
+        eventually(step)
+    all_back(orphans, fences, eventually)
+
+
+def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store, eventually: Call):
+    for name in "ab":
+        folder = Path(queuectl.log_path(orphans.logs_dir, name, 1)).parent
+        folder.touch()  # a file where the folder should be
+    all_back(orphans, {}, eventually)
 
 
 FORK_REFUSED = """

@@ -3,8 +3,9 @@
     python tests/faults/limits.py NAME [--rounds N] [--program FILE]      one of them; NAMES below
 
 Each is a worker at work while something runs out: the disk (in a name space of its own), the size of a file, its
-descriptors, its processes, the permission to write. What must hold: a command answers 0, or 3 and `Error:`; no job loses
-an attempt by it (F6); what was accepted runs once there is room again, and the home is sound. Prints one JSON object.
+descriptors, its processes, the permission to write. What must hold: a command answers 0, or 3 and `Error:`; no job
+loses an attempt by it (F6); what was accepted runs once there is room again, and the home is sound. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -131,19 +132,19 @@ def greedy_job(this: Limits) -> None:
     """A job that fills the disk itself: no other one loses an attempt."""
     with this.worker():
         for _ in range(this.rounds):
-            greedy = this.queue.call("enqueue", "--id", "greedy", "--timeout", "0", "cat /dev/zero").strip()
+            this.queue.call("enqueue", "--id", "greedy", "--timeout", "0", "cat /dev/zero")
             for _ in range(4):
                 this.enqueue("echo beside it; sleep 0.1; echo still")
             this.until("the disk is full", this.trouble)
             this.queue.call("pause", codes=(0, 3))
             for log in this.queue.home.glob(".queuectl/logs/*/greedy.*"):
                 log.unlink()
-            this.until("it may be cancelled", lambda: "cancel" in this.queue.call("cancel", greedy, codes=(0, 1, 3)))
+            this.until("it may be cancelled", lambda: "cancel" in this.queue.call("cancel", "greedy", codes=(0, 1, 3)))
             for log in this.queue.home.glob(".queuectl/logs/*/greedy.*"):
                 log.unlink()
             this.queue.call("resume")
-            this.until("it is gone", lambda: this.queue.jobs()[greedy]["state"] == "dead")
-            if (attempts := this.queue.jobs()[greedy]["attempts"]) > 1:
+            this.until("it is gone", lambda: this.queue.jobs()["greedy"]["state"] == "dead")
+            if (attempts := this.queue.jobs()["greedy"]["attempts"]) > 1:
                 this.problems.append(f"the greedy job lost {attempts} attempts")
             this.queue.call("purge", "--state", "dead", "--yes")
             this.all_complete()

@@ -38,8 +38,9 @@ class Person(NamedTuple):
 
 def _python_of(words: tuple[str, ...], env: dict[str, str]) -> str | None:
     """An interpreter that this user can start: ours may lie in a directory that is closed to others."""
+    ask = "import sys, os, click, filelock; assert sys.version_info >= (3, 11)"
+    ask += "; os.execv(sys.executable, [sys.executable, '-V'])"  # started by itself too, without what setpriv may hold
     for path in (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")):
-        ask = "import sys, os, click, filelock; assert sys.version_info >= (3, 11); os.execv(sys.executable, [sys.executable, '-V'])"
         if path and subprocess.run([*words, path, "-c", ask], env=env, capture_output=True, cwd="/").returncode == 0:
             return path
     return None

@@ -1,7 +1,7 @@
 """Kind 5 of the fault tests: real limits, as an ordinary user. What is done is told in limits.py.
 
-    python -m pytest tests/faults/test_limits.py -rPs             a round of each, counts printed, and what was left out
-    python -m pytest tests/faults/test_limits.py -rPs -m slow     15 rounds of each
+python -m pytest tests/faults/test_limits.py -rPs             a round of each, counts printed, and what was left out
+python -m pytest tests/faults/test_limits.py -rPs -m slow     15 rounds of each
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The load test: 64 enqueuers at once beside four worker processes; none is refused, none lost.
 
-    python -m pytest tests/faults/test_load.py -rP             2,000 enqueues by 64 processes; longest wait printed
-    python -m pytest tests/faults/test_load.py -rP -m slow     2,000 commands, 64 at a time
+python -m pytest tests/faults/test_load.py -rP             2,000 enqueues by 64 processes; longest wait printed
+python -m pytest tests/faults/test_load.py -rP -m slow     2,000 commands, 64 at a time
 """
 
 from __future__ import annotations

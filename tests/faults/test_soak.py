@@ -1,8 +1,8 @@
 """The soak: what a worker holds does not grow. What it does is told in soak.py.
 
-    python -m pytest tests/faults/test_soak.py -rP              some rounds, figures printed
-    python tests/faults/soak.py                                 two minutes
-    python -m pytest tests/faults/test_soak.py -rP -m slow      an hour
+python -m pytest tests/faults/test_soak.py -rP              some rounds, figures printed
+python tests/faults/soak.py                                 two minutes
+python -m pytest tests/faults/test_soak.py -rP -m slow      an hour
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kind 4 of the fault tests: the storm. What it does and how it judges is told in storm.py.
 
-    python -m pytest tests/faults/test_storm.py -rP             30 s, 40 kills, counts printed
-    python -m pytest tests/faults/test_storm.py -rP -m slow     15 minutes, 1,000 kills, 3,000 jobs
+python -m pytest tests/faults/test_storm.py -rP             30 s, 40 kills, counts printed
+python -m pytest tests/faults/test_storm.py -rP -m slow     15 minutes, 1,000 kills, 3,000 jobs
 """
 
 from __future__ import annotations
