@@ -74,7 +74,7 @@ def test_a_journal_cut_short_under_a_worker_runs_no_job_twice(
     gate.open()
     assert reaches("a", "completed")["runs"] == 1
     assert note.read_text() == "run\n"
-    assert "shorter" in said(child)
+    assert "cut by another program" in said(child)
     run("doctor")
 
 

@@ -39,7 +39,7 @@ def nasty_home(run, home, tmp_path):
     run("enqueue", json.dumps({**job, "id": "fails", "max_retries": 1, "env": {"PATH": NASTY}, "cwd": str(folder)}))
     run("enqueue", json.dumps({**job, "id": "nowhere", "unique": "x", "cwd": f"/{NASTY}", "max_retries": 1}))
     run("enqueue", json.dumps({**job, "id": "waits", "unique": "y", "max_retries": 1}))
-    run("config", "set", "on_dead", NASTY)
+    run("config", "set", "on_dead", f"true # {NASTY}")
     return home
 
 
