@@ -90,6 +90,7 @@ DURATION_MAX_S: Final = 100 * 365 * 86_400
 HISTORY_MAX: Final = 5  # attempts kept in a job's record
 RECOVERIES_MAX: Final = 5  # a job that took its worker down more often than this is dead
 LINE_JOBS_MAX: Final = 20_000  # jobs in one journal line
+PURGE_JOBS: Final = 500  # deleted by a worker in one transaction
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
 
@@ -1044,6 +1045,13 @@ class Totals(NamedTuple):
 Judge = Callable[[Job, Job | None], Job | None]
 
 
+class Place(NamedTuple):
+    """Where to read on in jobs.json: an offset, good for as long as it is the same array."""
+
+    known: Fingerprint | None = None
+    offset: int = 2
+
+
 class WorkerInfo(NamedTuple):
     """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
 
@@ -1151,6 +1159,16 @@ def _create(path: str) -> int:
     fd = os.open(path, _NEW, 0o600)
     os.fchmod(fd, 0o600)
     return fd
+
+
+def _put_file(path: str, data: bytes) -> None:
+    """A small file of ours, replaced whole."""
+    fd = _create(path + ".new")
+    try:
+        _write_whole(fd, data)
+    finally:
+        os.close(fd)
+    os.rename(path + ".new", path)
 
 
 def make_dir(path: str) -> None:
@@ -2072,6 +2090,32 @@ class Store:
             if _head(raw)[1] in states:
                 yield self._decode(raw)
 
+    def completed_before(self, instant: str, place: Place, most: int) -> tuple[list[Job], Place | None]:
+        """Up to `most` jobs that were completed by then, of the next piece of jobs.json, and where to read on. Within
+        a transaction, so the piece is small.
+
+        None: only younger jobs follow (records stand in order of arrival), or none. What changed since the last fold
+        is left for another time.
+        """
+        if (base := self._base.get("jobs")) is None:
+            return [], None
+        found: list[Job] = []
+        any_old = False
+        for offset, lines in _array_chunks(base, place.offset if place.known == base.known else 2):
+            for line in lines:
+                if _created_at(line) <= instant:
+                    any_old = True
+                    id, state, _ = _head(line)
+                    if state == "completed" and id not in self.overlay:
+                        job = self._decode(line.rstrip(b","))
+                        found += [job] if (job.finished_at or "") <= instant else []
+                offset += len(line) + 1
+                if len(found) >= most:
+                    break
+            if lines:
+                return found, Place(base.known, offset) if any_old and offset < _array_end(base) else None
+        return found, None
+
     def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
         """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for."""
         if key not in self._waiting:
@@ -2515,7 +2559,27 @@ class Store:
         for start, end in spans:
             yield from _split_change(os.pread(self._fd or 0, end - start - 1, start)[_BODY:])[0]
 
-    # -- Worker files, wake FIFOs, stop requests
+    # -- Worker files, wake FIFOs, stop requests, what workers know of the clock
+
+    def clock_mark(self) -> dict[str, Any]:
+        """What workers last wrote of the clock and of their purging; {} where nothing usable."""
+        try:
+            fd = os.open(os.path.join(self.dir, "clock"), _READ)
+        except OSError:
+            return {}
+        try:
+            mark = json.loads(_read_all(fd))
+            numbers = all(isinstance(mark[key], int | float) for key in ("offset_s", "stepped_s", "purged_s"))
+            return dict(mark) if numbers else {}
+        except (ValueError, LookupError, TypeError):
+            return {}
+        finally:
+            os.close(fd)
+
+    def write_clock_mark(self, mark: Mapping[str, Any], most_s: float = math.inf) -> None:
+        """`{"boot_id": ..., "offset_s": wall clock less clock since boot, "stepped_s": ..., "purged_s": ...}`."""
+        with self._locked(most_s):
+            _put_file(os.path.join(self.dir, "clock"), encode_json(mark))
 
     def worker_names(self) -> list[str]:
         """Every worker that left a file, alive or not."""
@@ -2620,13 +2684,7 @@ class Store:
         """Ask a worker to stop, by a file beside its own: no signal to a remembered pid, which may be another's."""
         self.prepare()
         try:
-            path = os.path.join(self.workers_dir, name + ".stop")
-            fd = _create(path + ".new")
-            try:
-                _write_whole(fd, how.encode())
-            finally:
-                os.close(fd)
-            os.rename(path + ".new", path)
+            _put_file(os.path.join(self.workers_dir, name + ".stop"), how.encode())
         except OSError as error:
             raise self._failed(error) from error
         self.wake_workers()
@@ -3013,9 +3071,9 @@ def _array_end(base: Base) -> int:
     return max(2, base.known.size - 3)
 
 
-def _array_chunks(base: Base) -> Iterator[tuple[int, list[bytes]]]:
-    """(offset of the first, whole lines with their commas) of a canonical array, in pieces."""
-    offset, end, rest = 2, _array_end(base), b""
+def _array_chunks(base: Base, start: int = 2) -> Iterator[tuple[int, list[bytes]]]:
+    """(offset of the first, whole lines with their commas) of a canonical array, from a line on, in pieces."""
+    offset, end, rest = start, _array_end(base), b""
     at = offset
     while at < end:
         chunk = os.pread(base.fd, min(CHUNK_BYTES, end - at), at)
@@ -3568,6 +3626,16 @@ def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> list[Job]:
         for job in out:
             change.delete(job)
     return out
+
+
+def purge_completed(store: Store, seconds: float, place: Place, most_s: float) -> tuple[list[Job], Place | None]:
+    """Delete those jobs of the next piece of the array that were completed that long ago; gives them, and the place
+    to go on from. A queue of any length is gone through in short transactions."""
+    with store.transaction(most_s=most_s) as change:
+        out, place_after = store.completed_before(add_seconds(change.now, -seconds), place, PURGE_JOBS)
+        for job in out:
+            change.delete(job)
+    return out, place_after
 
 
 def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -4495,6 +4563,10 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # W3  One worker process never runs more commands at once than its `--count`.
 # W4  A worker whose file is no longer at its path claims nothing more: others take it for dead.
 
+UNSURE_S: Final = 3600.0  # after the clock was set nothing is purged for that long
+PURGE_MOST_S: Final = 3600.0  # a worker looks for old jobs that often, or
+PURGE_SHARE: Final = 0.1  # after that part of keep_completed, but not more often than
+PURGE_LEAST_S: Final = 5.0
 TICK_S: Final = 1.0  # folding, syncing and, as a safety net, looking for what no wake-up announced
 RECOVERY_S: Final = 2.0  # between two looks for jobs of dead workers
 PATIENCE_S: Final = 0.1  # the main thread waits no longer for the store's lock: time limits and signals are its own
@@ -4533,7 +4605,8 @@ class Worker:
         self._round = 0  # rises whenever there may be something to claim
         self._told_paused = False
         self._signals_told = 0
-        self._house_at = (time.monotonic(), store.clock())  # when the house was kept last, on both clocks
+        self._clock_mark: dict[str, Any] = {}
+        self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
         self._quiet_since = 0.0
         self._quiet_mark: object = None
 
@@ -4710,12 +4783,9 @@ class Worker:
             self.say("The queue is paused: the drain waits. Go on with: queuectl resume")
 
     def _keep_house(self, now_s: float) -> None:
-        """Once a second: show life, meet a clock that was set back, fold, sync."""
+        """Once a second: show life, meet a clock that was set, fold, sync, purge."""
         self.file.show_life()
-        before_s, wall_s = self._house_at
-        self._house_at = now_s, self.store.clock()
-        if self._house_at[1] - wall_s < now_s - before_s - TICK_S:
-            self.store.meet_new_clock(PATIENCE_S)
+        self._meet_clock()
         if self._executor.running or self.store.totals != self._quiet_mark:
             self._quiet_since, self._quiet_mark = now_s, self.store.totals
         try:
@@ -4724,6 +4794,40 @@ class Worker:
         finally:
             if self.store.config().fsync != "never":
                 self.store.sync()
+        self._purge_old()
+
+    def _meet_clock(self) -> None:
+        """Where the clock was set since a worker last looked, also one before this: due is what seems to wait beyond
+        any backoff, and for the next hour no job is old."""
+        mark, offset_s = self._clock_mark, self.store.clock() - boot_clock_s()
+        if mark.get("boot_id") == self._header["boot_id"] and abs(mark["offset_s"] - offset_s) <= TICK_S:
+            return
+        if mark:
+            self.store.meet_new_clock(PATIENCE_S)
+        mark = self.store.clock_mark()
+        if mark.get("boot_id") != self._header["boot_id"] or abs(mark["offset_s"] - offset_s) > TICK_S:
+            stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
+            mark = {"boot_id": self._header["boot_id"], "offset_s": offset_s, "stepped_s": stepped_s, "purged_s": 0}
+            self.store.write_clock_mark(mark, PATIENCE_S)
+        self._clock_mark = mark
+
+    def _purge_old(self) -> None:
+        """`keep_completed`: now and then, by one worker, a pass over the array, a piece at each tick."""
+        keep_s, boot_s = self.store.config().keep_completed, boot_clock_s()
+        pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
+        if self._purge_place is None and keep_s and _is_purge_due(self._clock_mark, boot_s, pause_s):
+            self._clock_mark = self.store.clock_mark() or self._clock_mark  # another worker may have made the pass
+            if _is_purge_due(self._clock_mark, boot_s, pause_s):
+                mark = {**self._clock_mark, "purged_s": boot_s}
+                self.store.write_clock_mark(mark, PATIENCE_S)
+                self._clock_mark, self._purge_place = mark, Place()
+        if self._purge_place is not None and keep_s and boot_s >= self._clock_mark["stepped_s"] + UNSURE_S:
+            gone, self._purge_place = purge_completed(self.store, keep_s, self._purge_place, PATIENCE_S)
+            for job in gone:
+                with contextlib.suppress(OSError):
+                    remove_logs(self.store.logs_dir, job.id, job.runs)
+            if gone:
+                self.say(f"Purged {len(gone)} jobs that were completed longer ago than keep_completed.")
 
     def _check_file(self) -> None:
         if self.fatal is None and not self.file.is_linked():
@@ -4990,6 +5094,10 @@ class Worker:
                 self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
                 pause_s = RECOVERY_S
             self._quit.wait(pause_s)
+
+
+def _is_purge_due(mark: Mapping[str, Any], boot_s: float, pause_s: float) -> bool:
+    return bool(boot_s >= max(mark["stepped_s"] + UNSURE_S, mark["purged_s"] + pause_s))
 
 
 class Orphan(NamedTuple):

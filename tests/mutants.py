@@ -145,7 +145,31 @@ MUTANTS = [
         "a sync does not wait for the one that is under way",
         "        with self._syncing:\n",
         "        if True:\n",
-        STORE + "test_a_sync_that_finds_nothing_to_do_waits_for_the_one_under_way",
+        "faults/test_found.py::test_a_sync_waits_for_the_one_that_another_thread_began",
+    ),
+    Mutant(
+        "a purge does not wait after the clock was set",
+        '    return bool(boot_s >= max(mark["stepped_s"] + UNSURE_S, ',
+        "    return bool(boot_s >= max(0, ",
+        "test_keep_completed.py",
+    ),
+    Mutant(
+        "a worker forgets what the one before knew of the clock",
+        "        mark = self.store.clock_mark()\n        if mark.get",
+        "        if mark.get",
+        "test_keep_completed.py",
+    ),
+    Mutant(
+        "a purge believes the array and not the journal",
+        '                    if state == "completed" and id not in self.overlay:\n',
+        '                    if state == "completed":\n',
+        "test_keep_completed.py::test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says",
+    ),
+    Mutant(
+        "a purge goes by when a job was accepted",
+        'found += [job] if (job.finished_at or "") <= instant else []',
+        "found += [job]",
+        "test_keep_completed.py::test_a_job_is_as_old_as_its_end",
     ),
     Mutant(
         "runs are not raised",

@@ -61,6 +61,7 @@ class Row:
     cancelled: bool = False
     worker: str | None = None
     recoveries: int = 0
+    over_at: float = 0
 
 
 class Queue(RuleBasedStateMachine):
@@ -192,7 +193,7 @@ class Queue(RuleBasedStateMachine):
             event("a cancelled job was reported")
             self.rows[id] = replace(row, state="dead")
         elif outcome == OK:
-            self.rows[id] = replace(row, state="completed")
+            self.rows[id] = replace(row, state="completed", over_at=self.clock.at)
         elif outcome == HANDED_BACK:
             self.rows[id] = replace(row, state="pending", attempts=row.attempts - 1, due=0)
         elif row.attempts >= max(1, row.max_retries):
@@ -340,6 +341,25 @@ class Queue(RuleBasedStateMachine):
     def purges(self, second: bool, state: str) -> None:
         gone = q.purge_jobs(self.acting(second), lambda job, now: job.state == state)
         assert {job.id for job in gone} == {id for id, row in self.rows.items() if row.state == state}
+        for job in gone:
+            del self.rows[job.id]
+            self.completed.pop(job.id, None)
+
+    @rule(second=st.booleans(), keep_s=st.sampled_from([0, 5, 100]), most=st.sampled_from([1, 500]))
+    def purges_as_workers_do(self, second: bool, keep_s: float, most: int) -> None:
+        """What the arrays hold of old completed jobs goes, in several transactions, and nothing else."""
+        store, place, gone = self.acting(second), q.Place(), []
+        store.fold()
+        real, q.PURGE_JOBS = q.PURGE_JOBS, most  # type: ignore[misc]
+        while place is not None:
+            jobs, place = q.purge_completed(store, keep_s, place, 10)  # type: ignore[assignment]
+            gone += jobs
+        q.PURGE_JOBS = real
+        old = {
+            id for id, row in self.rows.items() if row.state == "completed" and row.over_at <= self.clock.at - keep_s
+        }
+        assert {job.id for job in gone} == old
+        event(f"{'some' if gone else 'none'} purged by a worker")
         for job in gone:
             del self.rows[job.id]
             self.completed.pop(job.id, None)

@@ -2036,28 +2036,3 @@ def test_a_symbolic_link_in_the_place_of_the_journal_is_not_followed(home: Path,
     with pytest.raises(q.StoreError):
         enqueue(opened(), "b")
     assert (home / "elsewhere").read_bytes() == before
-
-
-def test_a_sync_that_finds_nothing_to_do_waits_for_the_one_under_way(
-    opened: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = opened()
-    enqueue(store)
-    begun, go_on, order = threading.Event(), threading.Event(), []
-
-    def slow(name: str, real: Any, args: Any) -> None:
-        begun.set()
-        go_on.wait(20)
-        order.append("on the disk")
-
-    monkeypatch.setattr(q, "os", Effects(lambda name, args: name == "fsync", slow))
-    first = threading.Thread(target=store.sync)
-    first.start()
-    begun.wait(20)
-    second = threading.Thread(target=lambda: (store.sync(), order.append("returned")))  # type: ignore[func-returns-value]
-    second.start()
-    second.join(0.1)  # gone by then, where it does not wait
-    go_on.set()
-    first.join(20)
-    second.join(20)
-    assert order == ["on the disk", "returned"]

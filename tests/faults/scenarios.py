@@ -414,6 +414,17 @@ def mend(q: ModuleType, store: Any) -> Iterator[None]:
     yield
 
 
+def purge_old(q: ModuleType, store: Any) -> Iterator[None]:
+    """As a worker does, a piece at a time."""
+    store.follow()
+    gone, place = q.purge_completed(store, 0, q.Place(), 10)
+    assert [job.id for job in gone] == ["done", "gone"] and place is not None
+    yield
+    store.write_clock_mark({"boot_id": "x", "offset_s": 1, "stepped_s": 0, "purged_s": 1})
+    store.sync()
+    store.fold()
+
+
 def config_set(q: ModuleType, store: Any) -> Iterator[None]:
     cli(q, store.home, "config", "set", "max-retries", "5")
     yield
@@ -474,6 +485,7 @@ SCENARIOS = (
     Scenario("purge", small, purge),
     Scenario("purge everything that is over", small, purge_everything),
     Scenario("doctor --fix", torn, mend),
+    Scenario("purge by a worker", small, purge_old, is_worker=True, limits=(("PURGE_JOBS", 2),)),
     Scenario("config set", small, config_set),
     Scenario("pause and resume", small, pause),
     Scenario("fold", unfolded, fold, is_worker=True),
