@@ -37,7 +37,7 @@ def _fill(
     run("enqueue", "--id", "once", "--unique=nightly", "true")
     run("enqueue", "--id", "chatty", "for i in 1 2 3 4 5; do echo line $i; done")
     process("worker", "start", "--drain", "--count", "2", code=1)
-    run("config", "set", "backoff-base", "60")
+    run("config", "set", "backoff-base", "1000")  # longer than any run of the tests
     run("enqueue", "--id", "flaky", "--unique=hourly", "echo almost; exit 5")
     worker = start("worker", "start")
     eventually(lambda: jobs()["flaky"]["state"] == "failed")
