@@ -130,13 +130,13 @@ def parse_duration(value: object, what: str = "duration") -> float:
     """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"2h"`, `"1d"`, fractions allowed (cli.md, general rules)."""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhd]?)\s*", value, re.ASCII | re.IGNORECASE)
-        if not match:
-            raise BadValue(f"'{value}' is not a {what}. Give seconds, or a number with s, m, h or d: 90, 10m, 1.5h.")
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2].lower()]
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2].lower()] if match else -1
     else:
-        seconds = _number(0, DURATION_MAX_S)(value, what)
+        seconds = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
     if not 0 <= seconds <= DURATION_MAX_S:
-        raise BadValue(f"{value!r} is out of bounds for a {what}: from 0 to {DURATION_MAX_S} seconds (100 years).")
+        raise BadValue(
+            f"{_shown(value)} is not a {what}. Give seconds, or a number with s, m, h or d, up to 100 years: 90, 1.5h."
+        )
     return int(seconds) if seconds == int(seconds) else seconds
 
 
@@ -147,7 +147,7 @@ def parse_exit_codes(value: object, what: str = "no_retry_on") -> str:
         raise BadValue(f"'{what}' must be a text like 2,64-78 or a list of integers, not {_shown(value)}.")
     out = []
     for part in parts:
-        text = str(part).strip() if not isinstance(part, bool) else "?"
+        text = part.strip() if isinstance(value, str) else str(part) if type(part) is int else "?"
         match = re.fullmatch(r"(\d{1,3})(?:\s*-\s*(\d{1,3}))?", text, re.ASCII)
         if isinstance(value, str) and not value.strip():
             continue
@@ -171,10 +171,8 @@ def _shown(value: object) -> str:
 
 def _whole(low: int, high: int) -> Callable[[object, str], int]:
     def check(value: object, name: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadValue(f"'{name}' must be a whole number from {low} to {high}, not {_shown(value)}.")
-        if not low <= value <= high:
-            raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from {low} to {high}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BadValue(f"'{name}' is {_shown(value)}. Give a whole number from {low} to {high}.")
         return value
 
     return check
@@ -182,33 +180,31 @@ def _whole(low: int, high: int) -> Callable[[object, str], int]:
 
 def _number(low: float, high: float) -> Callable[[object, str], float]:
     def check(value: object, name: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise BadValue(f"'{name}' must be a number from {low} to {high}, not {_shown(value)}.")
-        if not low <= value <= high:
-            raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from {low} to {high}.")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in none
+            raise BadValue(f"'{name}' is {_shown(value)}. Give a number from {low} to {high}.")
         return value
 
     return check
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise BadValue(f"'{name}' must be a text without NUL, not {_shown(value)}.")
-    if len(value.encode("utf-8", "surrogatepass")) > COMMAND_BYTES_MAX:
-        raise BadValue(f"'{name}' is longer than {COMMAND_BYTES_MAX} bytes.")
-    return value
+    if isinstance(value, str) and "\0" not in value:
+        with contextlib.suppress(UnicodeEncodeError):
+            if len(value.encode()) <= COMMAND_BYTES_MAX:
+                return value
+    raise BadValue(f"'{name}' is {_shown(value)}. Give UTF-8 without NUL, at most {COMMAND_BYTES_MAX} bytes.")
 
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise BadValue(f"'{name}' must be true or false, not {_shown(value)}.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give true or false.")
     return value
 
 
 def _choice(*words: str) -> Callable[[object, str], str]:
     def check(value: object, name: str) -> str:
         if value not in words:
-            raise BadValue(f"'{name}' must be one of {', '.join(words)}, not {_shown(value)}.")
+            raise BadValue(f"'{name}' is {_shown(value)}. Give one of: {', '.join(words)}.")
         return str(value)
 
     return check
@@ -234,11 +230,10 @@ def _words(value: object, name: str) -> tuple[str, ...]:
 def _bytes(value: object, name: str) -> int:
     """Bytes from 1048576, "100M" or "1.5G"."""
     match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmgt]?)(?:i?b)?\s*", str(value), re.ASCII | re.IGNORECASE)
-    if isinstance(value, bool) or not isinstance(value, int | str) or not match:
-        raise BadValue(f"'{name}' must be bytes like 1048576, 100M or 1G, not {_shown(value)}.")
-    size = float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_")
+    usable = match and isinstance(value, int | str) and not isinstance(value, bool)
+    size = float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_") if match and usable else 0
     if not 4096 <= size <= 1 << 50:
-        raise BadValue(f"'{name}' is out of bounds: {_shown(value)} is not from 4096 bytes to 1024 T.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give bytes from 4096 to 1024T, such as 1048576, 100M or 1G.")
     return int(size)
 
 
@@ -291,9 +286,18 @@ def default_settings() -> dict[str, object]:
 
 
 def parse_settings(values: Mapping[str, object]) -> Config:
-    """A Config from what config.json holds; keys that are not there have their default. Raises BadValue."""
-    keys = {name: known_setting(name) for name in values}
-    return Config(**{keys[name]: SETTINGS[keys[name]]["check"](value, name) for name, value in values.items()})
+    """A Config from settings by name; keys that are not there have their default. Raises BadValue."""
+    return Config(**{name: SETTINGS[name]["check"](value, name) for name, value in values.items()})
+
+
+def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
+    """The same with every key as the table spells it; an unknown key, or one in two spellings, is refused."""
+    out: dict[str, object] = {}
+    for name, value in values.items():
+        if (key := known_setting(name)) in out:
+            raise BadValue(f"The setting '{key}' is there in two spellings. Keep one of them.")
+        out[key] = value
+    return out
 
 
 def salvage_settings(text: str) -> dict[str, object]:
@@ -318,7 +322,8 @@ def known_setting(name: str) -> str:
 def _nearest(word: str, known: Iterable[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), 1)
+    inside = [name for name in known if len(word) > 2 and word in name]
+    near = inside or difflib.get_close_matches(word, list(known), 1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
@@ -450,8 +455,8 @@ def parse_json(text: str, what: str) -> Any:
         raise BadValue(f"{what} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
     except RecursionError:
         raise BadValue(f"{what} is not usable JSON: it is nested too deeply.") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadValue(f"{what} is not usable JSON: {error}.") from None
+    except ValueError:
+        raise BadValue(f"{what} is not usable JSON: it holds a number of thousands of digits.") from None
     if not _is_finite(value):
         raise BadValue(f"{what} holds NaN or Infinity, which JSON cannot hold. Give a finite number.")
     return value
@@ -514,7 +519,7 @@ def parse_id(value: object, name: str = "id") -> str:
 
 def parse_command(value: object, name: str = "command") -> str:
     if not isinstance(value, str) or not value.strip():
-        raise BadValue(f"'{name}' must be a text that is not empty, not {_shown(value)}. For example: echo hi.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give a text that is not empty, such as: echo hi.")
     return _plain(value, name, COMMAND_BYTES_MAX, "bytes, the kernel's limit for one argument")
 
 
@@ -523,18 +528,18 @@ def _plain(value: str, name: str, limit: int, unit: str) -> str:
     try:
         size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
-        raise BadValue(f"'{name}' is not valid UTF-8: {_shown(value)}.") from None
+        raise BadValue(f"'{name}' is not valid UTF-8: {_shown(value)}. Give it in UTF-8.") from None
     if "\0" in value:
-        raise BadValue(f"'{name}' holds a NUL character, which no command can.")
+        raise BadValue(f"'{name}' holds a NUL character, which no command can. Leave it out.")
     if size > limit:
-        raise BadValue(f"'{name}' has {size} bytes; the limit is {limit} {unit}.")
+        raise BadValue(f"'{name}' has {size} bytes; the limit is {limit} {unit}. Give the name of a script or file.")
     return value
 
 
 def _string(limit: int) -> Callable[[object, str], str]:
     def check(value: object, name: str) -> str:
         if not isinstance(value, str) or not value:
-            raise BadValue(f"'{name}' must be a text that is not empty, not {_shown(value)}.")
+            raise BadValue(f"'{name}' is {_shown(value)}. Give a text that is not empty.")
         return _plain(value, name, limit, "bytes")
 
     return check
@@ -543,13 +548,13 @@ def _string(limit: int) -> Callable[[object, str], str]:
 def parse_cwd(value: object, name: str = "cwd") -> str:
     path = _string(TEXT_CHARS_MAX)(value, name)
     if not path.startswith("/"):
-        raise BadValue(f"'{name}' must be an absolute path, not {_shown(value)}.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give an absolute path.")
     return path
 
 
 def parse_env(value: object, name: str = "env") -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > ENV_MAX:
-        raise BadValue(f"'{name}' must be an object of at most {ENV_MAX} texts, not {_shown(value)}.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give an object of at most {ENV_MAX} texts.")
     for key, text in value.items():
         if not key or "=" in key or not isinstance(text, str):
             raise BadValue(f"'{name}' has {_shown({key: text})}. Give names without '=' and a text for each.")
@@ -560,11 +565,11 @@ def parse_env(value: object, name: str = "env") -> dict[str, str]:
 
 def parse_tags(value: object, name: str = "tags") -> list[str]:
     if not isinstance(value, list) or len(value) > TAGS_MAX:
-        raise BadValue(f"'{name}' must be a list of at most {TAGS_MAX} tags, not {_shown(value)}.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give a list of at most {TAGS_MAX} tags.")
     for tag in value:
         if not isinstance(tag, str) or not re.fullmatch(rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}", tag):
             raise BadValue(
-                f"'{name}' has {_shown(tag)}. A tag is 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
+                f"'{name}' has {_shown(tag)}. Give tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
             )
         _plain(tag, name, TEXT_CHARS_MAX, "bytes")
     return list(dict.fromkeys(value))
@@ -586,6 +591,13 @@ def _list_of(kind: type) -> Callable[[object, str], Any]:
         return value
 
     return check
+
+
+def _reason(value: object, name: str) -> str:
+    """Any text: it may quote bytes that are no UTF-8, such as those of a PATH."""
+    if not isinstance(value, str) or "\0" in value:
+        raise BadValue(f"'{name}' is {_shown(value)}. Give a text without NUL.")
+    return value
 
 
 _count = _whole(0, 1 << 53)
@@ -616,7 +628,7 @@ FIELD_CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "outcome": _choice("exited", "signalled", "timed_out", "not_started", "handed_back"),
     "exit_code": _whole(0, 255),
     "signal": _whole(1, 64),
-    "reason": _text,
+    "reason": _reason,
     "recoveries": _count,
     "history": _list_of(dict),
 }
@@ -723,10 +735,11 @@ class Spec(NamedTuple):
 
 _SPEC_FIELDS: Final = tuple(name for name in Spec._fields if name != "wait_s") + ("delay",)
 _WRONG_NAMES: Final = {
-    "maxretries": "max_retries", "retries": "max_retries", "max_attempts": "max_retries", "runat": "run_at",
-    "at": "run_at", "timeout_seconds": "timeout", "timeoutseconds": "timeout", "job_timeout": "timeout",
-    "timeout_s": "timeout", "cmd": "command", "noretryon": "no_retry_on", "tag": "tags", "job_id": "id",
-    "delay_seconds": "delay", "delay_s": "delay", "dir": "cwd", "environment": "env", "unique_key": "unique",
+    "cmd": "command", "script": "command", "shell": "command", "name": "id", "job_id": "id", "key": "unique",
+    "retry": "max_retries", "retries": "max_retries", "retry_count": "max_retries", "max_attempts": "max_retries",
+    "at": "run_at", "start_at": "run_at", "scheduled_at": "run_at", "not_before": "run_at",
+    "time_limit": "timeout", "dir": "cwd", "workdir": "cwd", "working_dir": "cwd", "working_directory": "cwd",
+    "environment": "env", "env_vars": "env", "label": "tags", "labels": "tags", "depends_on": "after",
 }  # fmt: skip
 _IGNORED: Final = ("created_at", "updated_at")
 _NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}  # what a new job has anyway
@@ -738,7 +751,10 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         raise BadValue(f'A job must be a JSON object, not {_shown(record)}. For example: {{"command": "echo hi"}}.')
     out: dict[str, Any] = {}
     for name, value in record.items():
-        if name in _IGNORED or (name in _NEW_JOB and _shown(value) == _shown(_NEW_JOB[name])):
+        if name in _NEW_JOB:
+            if _shown(value) == _shown(_NEW_JOB[name]):
+                continue
+        elif name in _IGNORED or (value is None and name in JOB_FIELDS):
             continue
         if name in ("run_at", "delay"):
             if value is not None and out.keys() & {"run_at", "wait_s"}:
@@ -759,8 +775,10 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
 def _unknown_field(name: str) -> str:
     if name in JOB_FIELDS and name != "after":
         return f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
-    right = _WRONG_NAMES.get(name.lower().replace("-", "_"))
-    hint = f" Its name is '{right}'." if right else _nearest(name.lower(), _SPEC_FIELDS)
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).lower()
+    plain = re.sub(r"_(s|secs?|seconds|ms)$", "", plain)
+    right = plain if plain in _SPEC_FIELDS else _WRONG_NAMES.get(plain)
+    hint = f" Its name is '{right}'." if right else _nearest(plain, _SPEC_FIELDS)
     return f"There is no field '{name}'.{hint} The fields are: {', '.join(_SPEC_FIELDS)}."
 
 
@@ -1422,6 +1440,7 @@ class Store:
             values = parse_json(data.decode(), "The file")
             if not isinstance(values, dict):
                 raise BadValue("The file must hold one JSON object.")
+            values = spell_settings(values)
             config = parse_settings(values)
         except (UnicodeDecodeError, BadValue) as error:
             raise StoreError(
@@ -2758,7 +2777,8 @@ class WorkerFile:
 class Spool:
     """Lines that can be read more than once: a pipe's bytes are kept in an unnamed file, out of memory."""
 
-    def __init__(self, store: Store, chunks: Iterable[bytes]) -> None:
+    def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
+        self.unit = unit  # what an error calls a line
         store.prepare()
         path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
@@ -3294,7 +3314,10 @@ def enqueue_bulk(
     keys: set[str] = set()
     for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
         if (id := said.get("id")) is not None and ids.setdefault(id, number) != number:
-            raise Refused(f"In line {number}: job '{id}' stands in line {ids[id]} too. Nothing was added.")
+            raise Refused(
+                f"In {lines.unit} {number}: job '{id}' stands in {lines.unit} {ids[id]} too. Nothing was added. "
+                "Give each an id of its own, or leave it out."
+            )
         if "unique" in said:
             keys.add(said["unique"])
     found = store.look_up(ids, keys) if ids or keys else None
@@ -3305,7 +3328,7 @@ def enqueue_bulk(
         there = store.look_again(found, ids, keys) if found else Found(None, 0, set(), {})
         if taken := there.ids & ids.keys():
             first = min(taken, key=ids.__getitem__)
-            raise Refused(f"In line {ids[first]}: {_taken(first)}")
+            raise Refused(f"In {lines.unit} {ids[first]}: {_taken(first)}")
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, cwd, config, now)
         for _, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
@@ -3362,7 +3385,7 @@ def _parse_lines(
         try:
             said = parse_job_line(line, now)
         except BadValue as error:
-            raise BadValue(f"In line {number}: {error}") from None
+            raise BadValue(f"In {lines.unit} {number}: {error}") from None
         if said is None:
             continue
         command = said["command"]
@@ -3380,11 +3403,15 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
-        raise BadValue(f"not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}.") from None
+        raise BadValue(f"Not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}. Give it in UTF-8.") from None
     if not text or text[0] == "#":
         return None
     if text[0] == "{":
-        return parse_spec(parse_json(text, "The job"), now)
+        try:
+            record = parse_json(text, "The job")
+        except BadValue as error:
+            raise BadValue(f'{error} A shell line that begins with {{ is written {{"command": "{{ ..."}}.') from None
+        return parse_spec(record, now)
     return {"command": parse_command(text)}
 
 
@@ -3517,7 +3544,10 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     with store.transaction() as change:
         for job in find_all(store, ids):
             if job.state in OVER:
-                raise Refused(f"Job '{job.id}' is {job.state} already and cannot be cancelled. Nothing was changed.")
+                raise Refused(
+                    f"Job '{job.id}' is {job.state} already and cannot be cancelled. Nothing was changed. "
+                    f"See it with: queuectl show {job.id}."
+                )
             if job.cancelled_at is None:
                 change.put(job, job := cancel_job(job, change.now))
             out.append(job)
@@ -3532,7 +3562,8 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
         for job in find_all(store, ids):
             if job.state not in ("failed", "dead"):
                 raise Refused(
-                    f"Job '{job.id}' is {job.state}; only a failed or dead job can be retried. Nothing was changed."
+                    f"Job '{job.id}' is {job.state}; only a failed or dead job can be retried. Nothing was changed. "
+                    f"See it with: queuectl show {job.id}."
                 )
             new = revive_job(job, change.now) if job.state == "dead" else retry_now(job, change.now)
             change.put(job, new)
@@ -5595,11 +5626,16 @@ def cli(ctx: click.Context, home: str | None) -> None:
         ctx.color = False
     elif os.environ.get("FORCE_COLOR"):
         ctx.color = True
+    if home == "":
+        raise click.UsageError("--home is empty. Give a directory.", ctx)
     ctx.obj = App(find_home(home))
     ctx.call_on_close(ctx.obj.store.close)
 
 
 # -- enqueue
+
+
+_NO_KEY: Final = "\0"  # what --unique holds where no key was given: no argument can
 
 
 class EnqueueCommand(click.Command):
@@ -5611,6 +5647,7 @@ class EnqueueCommand(click.Command):
         words = ctx.params.get("words", ())
         separated = len(given) > len(words) and given[len(given) - len(words) - 1] == "--"
         options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)} - {"words"}
+        options.add("--help")  # -h is left to commands: du -h, grep -h
         if not separated:
             for word in words[1:]:
                 if word.partition("=")[0].replace("_", "-") in options:
@@ -5653,7 +5690,9 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--cwd", metavar="DIR", help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
-@click.option("--unique", is_flag=False, flag_value="", metavar="[KEY]", help="Not while a job with KEY is active.")
+@click.option(
+    "--unique", is_flag=False, flag_value=_NO_KEY, metavar="[KEY]", help="Not while a job with KEY is active."
+)
 @click.option("--file", "path", metavar="FILE", help="One job a line, - for stdin; all or nothing.")
 @click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
 @click.option("--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code.")
@@ -5679,8 +5718,12 @@ def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, str
         raise click.UsageError("Give the job once: as words, with --command, --file or --stream.", ctx)
     if wait_ and (path is not None or stream or as_json_):
         raise click.UsageError("--wait is for one job's output: leave --file, --stream and --json out.", ctx)
-    auto_unique = more["unique"] == ""
-    if more["unique"] and not (words or command or path or stream or ctx.meta["unique_is_key"]):
+    auto_unique = more["unique"] == _NO_KEY
+    if (
+        more["unique"] is not None
+        and not auto_unique
+        and not (words or command or path or stream or ctx.meta["unique_is_key"])
+    ):
         words, auto_unique = (more["unique"],), True
     options = _spec_options(ctx, now, auto_unique, more)
     cwd = options["cwd"] if "cwd" in options else _here()
@@ -5736,9 +5779,10 @@ def _parse_words(ctx: click.Context, words: tuple[str, ...], now: str) -> dict[s
         if len(words) > 1:
             raise BadValue('A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.')
         try:
-            return parse_spec(parse_json(words[0], "The job"), now)
+            record = parse_json(words[0], "The job")
         except BadValue as error:
             raise BadValue(f"{error} For a shell line that begins with '{{' use: --command TEXT.") from None
+        return parse_spec(record, now)
     if len(words) == 1:
         return {"command": parse_command(words[0])}
     import shlex
@@ -5762,7 +5806,8 @@ def _spec_options(ctx: click.Context, now: str, auto_unique: bool, given: Mappin
     if given["tags"]:
         out["tags"] = parse_tags(list(given["tags"]))
     if given["cwd"] is not None:
-        out["cwd"] = parse_cwd(os.path.join(_here(), given["cwd"]) if given["cwd"] else "")
+        path = given["cwd"]
+        out["cwd"] = parse_cwd(path if path.startswith("/") or not path else os.path.join(_here(), path))
     return out
 
 
@@ -5780,16 +5825,19 @@ def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _env_pair(text: str) -> tuple[str, str]:
     key, has_value, value = text.partition("=")
-    if not has_value and key not in os.environ:
+    if not has_value and key and key not in os.environ:
         raise BadValue(f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE.")
-    return key, value if has_value else os.environ[key]
+    return key, value if has_value or not key else os.environ[key]  # without a name it is refused with the rest
 
 
 def _here() -> str:
+    """The directory of the call, as a job can remember it."""
     try:
-        return os.getcwd()
+        return parse_cwd(os.getcwd(), "current directory")
     except OSError as error:
         raise Refused(f"The current directory cannot be told ({error.strerror}). Give one: --cwd DIR.") from error
+    except BadValue as error:
+        raise Refused(f"{error} Or give another: --cwd DIR.") from error
 
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_unique: bool, in_json: bool) -> None:
@@ -5799,7 +5847,7 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_u
         whole = _read_whole(spool)
         if whole is not None:
             spool.close()
-            spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole))
+            spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole), "element")
         bulk = enqueue_bulk(app.store, spool, options, cwd, auto_unique, in_json)
     finally:
         spool.close()
@@ -5815,6 +5863,7 @@ def _chunks(path: str) -> Iterator[bytes]:
     try:
         with contextlib.ExitStack() as stack:
             stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+            yield stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of a command
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
     except OSError as error:
@@ -5822,15 +5871,22 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 
 def _read_whole(spool: Spool) -> list[Any] | None:
-    """The records of a file whose first line is `[` or `{` alone: one JSON array or object. None for others."""
-    first = next(spool.numbered(), (1, b""))[1].strip()
-    if first not in (b"[", b"{"):
+    """The records of a file whose first line, comments apart, is `[` or `{` alone, or begins with `[{`, which no
+    command does: one JSON array or object. None for others."""
+    import itertools
+
+    lines = itertools.dropwhile(lambda line: line[1].strip()[:1] in (b"", b"#"), spool.numbered())
+    number, first = next(lines, (1, b""))
+    if first.strip() not in (b"[", b"{") and not first.strip().startswith(b"[{"):
         return None
     try:
-        text = b"\n".join(line for _, line in spool.numbered()).decode()
+        text = b"\n".join([*[b""] * (number - 1), first, *(line for _, line in lines)]).decode()
     except UnicodeDecodeError:
-        raise BadValue("The file is not valid UTF-8.") from None
-    value = parse_json(text, "The file")
+        raise BadValue("The file is not valid UTF-8. Save it as UTF-8.") from None
+    try:
+        value = parse_json(text, "The file")
+    except BadValue as error:
+        raise BadValue(f"{error} Give one array of objects, or one job a line.") from None
     records = value if isinstance(value, list) else [value]
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
@@ -5854,7 +5910,7 @@ def _enqueue_stream(ctx: click.Context, options: dict[str, Any], cwd: str, auto_
             click.echo(accepted.job.id)
         except (BadValue, Refused) as error:
             failed = True
-            click.echo(f"Error: line {number}: {clean(str(error))}", err=True)
+            click.echo(f"Error: In line {number}: {clean(str(error))}", err=True)
     app.store.settle()
     if failed:
         ctx.exit(EXIT_REFUSED)

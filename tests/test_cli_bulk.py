@@ -136,6 +136,30 @@ def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run: Call, lis
     assert run("enqueue", "--file", listed(text)).out == "a\n"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"id":"a","command":"true"}]',
+        '# nightly\n\n[\n{"id":"a","command":"true"}\n]',
+        '\ufeff[\n{"id":"a","command":"true"}]',
+    ],
+    ids=["on one line", "after a comment", "after a byte order mark"],
+)
+def test_an_array_is_known_where_no_command_can_be_meant(run: Call, listed: Call, text: str) -> None:
+    # reading: `[` alone and `[{...` are no commands, so taking them for jobs would only make dead ones.
+    assert run("enqueue", "--file", listed(text)).out == "a\n"
+
+
+def test_an_error_in_an_array_names_the_element(run: Call, listed: Call) -> None:
+    text = json.dumps([{"command": "true"}, {"comand": "true"}], indent=2)
+    assert "In element 2: There is no field 'comand'" in run("enqueue", "--file", listed(text), code=2).err
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_command(run: Call, jobs: Jobs, listed: Call) -> None:
+    run("enqueue", "--file", listed("\ufeffecho one\n"))
+    assert commands(jobs) == ["echo one"]
+
+
 def test_an_array_may_come_from_standard_input(process: Call) -> None:
     text = json.dumps([{"id": "a", "command": "true"}], indent=2)
     assert process("enqueue", "--file", "-", input=text).out == "a\n"

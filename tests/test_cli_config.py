@@ -208,6 +208,15 @@ def test_config_unset_of_a_setting_that_was_never_set_is_no_error(run: Call) -> 
 # ---- written by hand ----
 
 
+def test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set(run: Call, home: Path) -> None:
+    run("config", "set", "max-retries", "5")
+    (home / "config.json").write_text('{"max-retries": 4}')
+    assert run("config", "get", "max_retries").out == "4\n"
+    run("config", "set", "max-retries", "6")
+    run("enqueue", "--id", "a", "true")
+    assert run("show", "a", "--json").json["max_retries"] == 6
+
+
 @pytest.mark.parametrize("text", ['{"max_retries": 9}', '{\n\n  "max_retries": 9\n}\n', '{"max_retries":9}\n'])
 def test_a_setting_written_by_hand_is_in_force(run: Call, home: Path, text: str) -> None:
     (home / "config.json").write_text(text)

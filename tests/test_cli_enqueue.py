@@ -399,6 +399,15 @@ def test_a_relative_cwd_is_taken_from_the_directory_of_the_call(process: Call, j
     assert stored.is_absolute() and stored.resolve() == (tmp_path / "work").resolve()
 
 
+def test_a_directory_whose_name_is_no_utf8_is_refused_and_does_not_spoil_the_queue(
+    run: Call, process: Call, tmp_path: Path
+) -> None:
+    here = tmp_path / "work\udcff"
+    here.mkdir()
+    assert "--cwd DIR" in process("enqueue", "true", cwd=here, code=1).err
+    assert process("enqueue", "--id", "a", "--cwd", "/", "true", cwd=here).out == "a\n" == run("list", "--ids").out
+
+
 def test_a_cwd_that_does_not_exist_yet_is_accepted(run: Call, jobs: Jobs) -> None:
     # reading: a missing cwd is a failed attempt (design, section 5), so it may appear until then.
     run("enqueue", "--cwd", "/does/not/exist/yet", "true")
@@ -498,6 +507,12 @@ def test_a_word_after_unique_is_its_key_beside_the_command_option(run: Call, job
 def test_the_only_word_after_unique_is_the_command(run: Call, jobs: Jobs) -> None:
     run("enqueue", "--unique", "echo hello")
     assert only(jobs)["command"] == "echo hello"
+
+
+@pytest.mark.parametrize("given", [["--unique="], ["--unique", ""]], ids=" ".join)
+def test_an_empty_unique_key_is_refused(run: Call, given: list[str]) -> None:
+    # reading: a script's variable that is not set must not become a key made from the command.
+    assert "'unique'" in run("enqueue", *given, "true", code=2).err
 
 
 def test_unique_before_two_dashes_takes_the_words_as_the_command(run: Call, jobs: Jobs) -> None:
