@@ -20,7 +20,7 @@ from real_processes import PROGRAM, Call, Gate, Terminal, is_alive, kill, said, 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
 
-CTRL_C = b"\x03"
+CTRL_C, CTRL_Z = b"\x03", b"\x1a"
 
 
 @pytest.fixture
@@ -102,6 +102,47 @@ def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(
     assert not is_alive(pid)
     assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
     process("doctor", code=0)
+
+
+def test_ctrl_c_ten_times_at_once_is_a_second_stop_and_no_more(
+    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call, process: Call
+) -> None:
+    shell, pid = busy_terminal
+    shell.type(CTRL_C * 10)
+    eventually(lambda: "Stopping" in shell.screen())
+    with contextlib.suppress(OSError):
+        shell.type(CTRL_C * 10)  # a signal that is already pending counts once: ten may have been one
+    eventually(shell.ended)
+    assert shell.child.returncode == 130, quiet(shell.screen())
+    assert not is_alive(pid)
+    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
+    process("doctor", code=0)
+
+
+def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
+    held: Call, terminal: Call, gate: Gate, eventually: Call, job: Call, enqueue: Call, worker: Call, reaches: Call,
+    process: Call,
+) -> None:  # fmt: skip
+    is_running = held("a")
+    shell = terminal("worker", "start", within=("/bin/sh", "-mc", '"$0" "$@"; echo has-halted; read line; fg'))
+    pid = is_running()
+    eventually(lambda: "started" in shell.screen())
+    shell.type(CTRL_Z)
+    eventually(lambda: "has-halted" in shell.screen())
+    enqueue("b", "true")
+    other = worker()  # it looks for orphans at once, and finds none
+    reaches("b", "completed")
+    assert is_alive(pid) and (job("a")["state"], job("a")["runs"]) == ("processing", 1)
+    other.terminate()
+    assert other.wait(20) == 0
+    shell.type(b"\n")
+    gate.open()
+    assert reaches("a", "completed")["runs"] == 1
+    enqueue("c", "true")
+    reaches("c", "completed")
+    shell.type(CTRL_C)
+    eventually(shell.ended)
+    quiet(shell.screen())
 
 
 def test_the_terminals_ctrl_c_does_not_reach_the_job(

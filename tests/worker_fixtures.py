@@ -108,12 +108,15 @@ def drain(process: Call) -> Call:
 
 @pytest.fixture
 def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
-    """`terminal("worker", "start")`: the command as a person runs it, on a pseudo-terminal."""
+    """`terminal("worker", "start")`: the command as a person runs it, on a pseudo-terminal.
+
+    `within` are words before it, such as a shell that runs it.
+    """
     opened: list[Terminal] = []
 
-    def call(*args: str) -> Terminal:
+    def call(*args: str, within: tuple[str, ...] = ()) -> Terminal:
         master, slave = pty.openpty()
-        words = [sys.executable, "-c", ON_A_TERMINAL, sys.executable, str(PROGRAM), *args]
+        words = [sys.executable, "-c", ON_A_TERMINAL, *within, sys.executable, str(PROGRAM), *args]
         child = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         opened.append(Terminal(child, master))

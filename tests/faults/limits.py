@@ -5,7 +5,7 @@
 Each is a worker at work while something runs out: the disk (in a name space of its own), the size of a file, its
 descriptors, its processes, the permission to write. What must hold: a command answers 0, or 3 and `Error:`; no job
 loses an attempt by it (F6); what was accepted runs once there is room again, and the home is sound. Prints one JSON
-object.
+object. Run by root it becomes somebody else first (ordinary.py), for whom `--here` stands.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults.real import PROGRAM, Queue  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
 
 SEED = os.environ.get("FAULTS_SEED", "limits")
 TMPFS_BYTES = 256 << 10
@@ -249,12 +251,34 @@ NAMES = {
 ON_A_TMPFS = ("full disk", "greedy job")
 
 
+def as_somebody(name: str, rounds: int, program: Path) -> int:
+    """The same as an ordinary user, in a copy of all this; prints why not where there is no way."""
+    from tests.faults.ordinary import ordinary
+
+    mounts = name in ON_A_TMPFS
+    with ordinary(program, HERE) as person:
+        if person is None:
+            print(json.dumps({"skipped": "needs setpriv, or a Python that others may start", "problems": []}))
+            return 0
+        if mounts and person.run("-c", "", own_mounts=True).returncode != 0:
+            print(json.dumps({"skipped": "needs `unshare -rUm`: nobody may mount here", "problems": []}))
+            return 0
+        words = [str(person.folder / "tests" / "faults" / "limits.py"), name, "--rounds", str(rounds), "--here"]
+        done = person.run(*words, own_mounts=mounts, timeout=100 + 60 * rounds)
+    print(done.stdout, end="")
+    print(done.stderr, end="", file=sys.stderr)
+    return done.returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--program", type=Path, default=PROGRAM)
+    parser.add_argument("--here", action="store_true", help="as whoever this is")
     given = parser.parse_args()
+    if not given.here:
+        return as_somebody(given.name, given.rounds, given.program)
     with tempfile.TemporaryDirectory(prefix="limits-") as folder:
         this = Limits(given.program, Path(folder), given.rounds)
         if given.name in ON_A_TMPFS:

@@ -42,6 +42,14 @@ APPENDED = """        self._append(b"".join(map(_line, bodies)))
 """
 NEW_JOURNAL = """        self._write_journal(marks, repeat, [])  # 5
 """
+REAPED = """            status = self._reap(slot, attempt, 0)
+"""
+FENCED_AND_REAPED = f"""            if attempt.ended is not None:
+                Fence(attempt.trace, attempt.kill_at).wait()
+{REAPED}"""
+PIDFD_USED = """                    signal.pidfd_send_signal(fd, number)
+            finally:
+                """
 
 MUTANTS = (
     Mutant(
@@ -170,6 +178,57 @@ MUTANTS = (
         "power.py",
         "worker start, claim and report",
     ),
+    Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
+    Mutant(
+        "recovery by files only",
+        (("_each({*named, *store.worker_names()}", "_each({*store.worker_names()}"),),
+        "storm.py",
+        "",
+    ),
+    Mutant("dead before gone", ((FENCED_AND_REAPED, REAPED),), "storm.py", ""),
+    Mutant(
+        "the output's lock is not looked at",
+        (("held = any(_is_log_held(path) for path in self.trace.logs)", "held = False"),),
+        "storm.py",
+        "",
+    ),
+    Mutant(
+        "the worker keeps its copy of the log",
+        (("        attempt.job_id = job.id\n        log.release()\n", "        attempt.job_id = job.id\n"),),
+        "storm.py",
+        "",
+    ),
+    Mutant(
+        "every worker is taken for dead",
+        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n", "        return fd\n"),),
+        "storm.py",
+        "",
+    ),
+    Mutant(
+        "a hand-back uses up the attempt",
+        (("attempts=job.attempts - 1)\n\n\ndef _end_run", "attempts=job.attempts)\n\n\ndef _end_run"),),
+        "limits.py",
+        "processes",
+    ),
+    Mutant(
+        "a full disk is the job's fault",
+        (('return outcome._replace(kind="handed_back", reason="the disk of its output is full")', "pass"),),
+        "limits.py",
+        "greedy job",
+    ),
+    Mutant(
+        "jobs are claimed without room for their output",
+        (("raise HostFault(f\"no space is left for output under '{self.store.logs_dir}'\")", "pass"),),
+        "limits.py",
+        "full disk",
+    ),
+    Mutant("a pidfd is left open", ((PIDFD_USED + "os.close(fd)", PIDFD_USED + "pass"),), "soak.py", ""),
+    Mutant(
+        "what the umask leaves is what a folder gets",
+        (("    os.chmod(path, 0o700)\n\n\ndef", "\n\ndef"),),
+        "limits.py",
+        "umask",
+    ),
     Mutant(
         "after a fold that failed nothing is synced",
         (("                self.fold()\n        if self._dirty", "                self.fold()\n            return\n"
@@ -178,6 +237,10 @@ MUTANTS = (
         "enqueue in a small queue",
     ),
 )  # fmt: skip
+
+
+# Suites that take no scenario: what they are told instead of `--all --first --scenario`.
+REAL = {"storm.py": ["--first"], "soak.py": ["--seconds", "45"], "limits.py": []}
 
 
 def changed(source: str, mutant: Mutant) -> str | None:
@@ -191,7 +254,11 @@ def changed(source: str, mutant: Mutant) -> str | None:
 
 def walk(program: Path, mutant: Mutant) -> list[str]:
     """What the walk finds first; a walk that does not even begin found something too."""
-    words = [str(HERE / mutant.script), "--all", "--first", "--program", str(program), "--scenario", mutant.scenario]
+    words = [str(HERE / mutant.script), "--program", str(program)]
+    if mutant.script in REAL:
+        words += REAL[mutant.script] + ([mutant.scenario] if mutant.scenario else [])
+    else:
+        words += ["--all", "--first", "--scenario", mutant.scenario]
     words += ["--only", mutant.only] if mutant.only else []
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     return list(json.loads(done.stdout)["problems"]) if done.stdout else done.stderr.splitlines()[-1:]

@@ -47,15 +47,13 @@ def _python_of(words: tuple[str, ...], env: dict[str, str]) -> str | None:
 
 
 @contextmanager
-def ordinary() -> Iterator[Person | None]:
+def ordinary(program: Path = ROOT / "queuectl.py", suites: Path = ROOT / "tests" / "faults") -> Iterator[Person | None]:
     """An ordinary user with a copy of all this; None where this machine has no way to be one."""
     folder = Path(tempfile.mkdtemp(prefix="ordinary-"))
     try:
         folder.chmod(0o755)
-        (folder / "tests" / "faults").mkdir(parents=True)
-        shutil.copy(ROOT / "queuectl.py", folder)
-        for name in ("real_processes.py", "faults/real.py", "faults/limits.py"):
-            shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+        shutil.copytree(suites, folder / "tests" / "faults", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(program, folder / "queuectl.py")
         import click
         import filelock
 

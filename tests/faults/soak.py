@@ -6,7 +6,7 @@
 Rounds of work (jobs that print, fail, run out of time, are cancelled or leave a daemon; retries, settings, hand edits,
 a second worker that is killed), each until all of it is over and purged. Then, idle: the worker's memory, descriptors,
 threads and processor time, and the disk under `.queuectl/`. The first fifth warms up; of the rest the medians of the
-first and the last third are compared. Prints the figures and exits 1 if one has grown.
+first and the last third are compared. Prints one JSON object; exit 1 with any problem.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -121,21 +121,22 @@ def figures(queue: Queue, pid: int) -> Figures:
     )
 
 
-def grown(samples: list[Figures]) -> list[str]:
-    """What has grown; prints each figure's course."""
+def grown(samples: list[Figures], report: dict[str, Any]) -> list[str]:
+    """What has grown; each figure's course goes into the report."""
     kept = samples[len(samples) // 5 :]
     third = max(1, len(kept) // 3)
     problems = []
     for name, values, (factor, more) in zip(Figures._fields, zip(*kept, strict=True), MAY_GROW, strict=True):
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
-        print(f"{name}: {first:.6g} at first, {last:.6g} at last, between {min(values):.6g} and {max(values):.6g}")
+        course = {"first": first, "last": last, "least": min(values), "most": max(values)}
+        report[name] = {key: round(value, 4) for key, value in course.items()}
         if last > first * factor + more:
             problems.append(f"{name} has grown from {first:.6g} to {last:.6g}")
     return problems
 
 
-def soak(program: Path, seconds: float, folder: Path, seed: str = SEED) -> list[str]:
-    """Run it; what has grown or went wrong. Prints the figures."""
+def soak(program: Path, seconds: float, folder: Path, seed: str) -> dict[str, Any]:
+    """Run it: the figures, and what has grown or went wrong."""
     queue, rng = Queue(program, folder), random.Random(seed)
     queue.call("config", "set", "backoff_base", "0.1")
     queue.call("enqueue", "--file", "-", "--delay", "30d", text="true\n" * STOCK)
@@ -153,9 +154,10 @@ def soak(program: Path, seconds: float, folder: Path, seed: str = SEED) -> list[
     finally:
         child.kill()
         child.wait()
-    said, problems = queue.said.read_text(errors="replace"), queue.faults_said()
-    print(f"{len(samples)} rounds in {seconds:g} s, {said.count(chr(10))} lines said, seed {seed!r}")
-    return problems + grown(samples)
+    report: dict[str, Any] = {"seed": seed, "seconds": seconds, "rounds": len(samples)}
+    report["lines said"] = queue.said.read_text(errors="replace").count("\n")
+    report["problems"] = queue.faults_said() + grown(samples, report)
+    return report
 
 
 def main() -> int:
@@ -165,9 +167,9 @@ def main() -> int:
     parser.add_argument("--seed", default=SEED)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        problems = soak(chosen.program, chosen.seconds, Path(folder), chosen.seed)
-    print(*problems, sep="\n") if problems else print("Nothing has grown.")
-    return bool(problems)
+        report = soak(chosen.program, chosen.seconds, Path(folder), chosen.seed)
+    print(json.dumps(report, indent=1))
+    return bool(report["problems"])
 
 
 if __name__ == "__main__":
