@@ -4604,6 +4604,7 @@ PATIENCE_S: Final = 0.1  # the main thread waits no longer for the store's lock:
 UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
 LAST_WORDS_S: Final = 2.0
+NO_THREADS: Final = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 MAIN: Final = -1  # where a slot's number is asked for and the main thread is meant
 GROUP_STOP_S: Final = 0.25  # how long a job's death by signal may come before our own stop signal is seen
 
@@ -4661,7 +4662,8 @@ class Worker:
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
         speaker = threading.Thread(target=self._speak, daemon=True)
-        speaker.start()
+        if not _started([speaker]):
+            raise Refused(NO_THREADS)
         try:
             return self._run()
         finally:
@@ -4677,10 +4679,12 @@ class Worker:
         poll.register(self.file.wake_fd, select.POLLIN)
         slots = [threading.Thread(target=self._slot_thread, args=(slot,), daemon=True) for slot in range(self.threads)]
         recovery = threading.Thread(target=self._recover_loop, daemon=True)
-        for thread in (*slots, recovery):
-            thread.start()
+        started = _started([recovery, *slots])
+        if len(started) <= self.threads:
+            self.fatal = Refused(NO_THREADS)
+            self._stop(f"Error: {self.fatal}")
         tick_at, woken = 0.0, True
-        while len(self._ended) < self.threads:
+        while len(self._ended) < len(started) - 1:
             now_s = time.monotonic()
             try:
                 self._obey_signals()
@@ -4705,7 +4709,7 @@ class Worker:
             if woken:
                 self.file.drain_wakes()
         self._quit.set()
-        for thread in (*slots, recovery):
+        for thread in started:
             thread.join()
         return self._leave()
 
@@ -5129,6 +5133,16 @@ class Worker:
 
 def _is_purge_due(mark: Mapping[str, Any], boot_s: float, pause_s: float) -> bool:
     return bool(boot_s >= max(mark["stepped_s"] + UNSURE_S, mark["purged_s"] + pause_s))
+
+
+def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
+    """Those of them that the system was willing to start."""
+    for number, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError:
+            return threads[:number]
+    return threads
 
 
 class Orphan(NamedTuple):

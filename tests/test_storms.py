@@ -230,6 +230,44 @@ def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store
     all_back(orphans, {}, eventually)
 
 
+THREADS_REFUSED = """
+import sys, threading
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+start, allowed = threading.Thread.start, iter(range(int(sys.argv.pop(1))))
+def refuse(thread):
+    if next(allowed, None) is None:
+        raise RuntimeError("can't start new thread")
+    start(thread)
+threading.Thread.start = refuse
+queuectl.main()
+"""
+
+
+@pytest.mark.parametrize("allowed", range(4))
+def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(
+    allowed: int, enqueue: Call, jobs: Call, run: Call
+):
+    for name in "abc":
+        enqueue(name, "sleep 0.2")
+    words = [
+        sys.executable,
+        "-c",
+        THREADS_REFUSED,
+        str(PROGRAM.parent),
+        str(allowed),
+        "worker",
+        "start",
+        "--count",
+        "3",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Error: The system starts no more threads" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert {job["state"] for job in jobs().values()} <= {"pending", "completed"}
+    assert run("worker", "list").out == ""
+
+
 FORK_REFUSED = """
 import errno, os, sys
 sys.path.insert(0, sys.argv.pop(1))
