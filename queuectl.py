@@ -53,11 +53,20 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
-import click
-from filelock import lock_descriptor, unlock_descriptor
+try:
+    from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
+
+    import click
+    from filelock import lock_descriptor, unlock_descriptor  # filelock 4.2
+
+    _ = click.Choice[str]  # Click 8.2
+except (ImportError, TypeError) as error:  # a checkout without its set-up, or with a system's older packages
+    sys.exit(
+        f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the packages of "
+        "requirements.txt. Install them with: python3 -m pip install -r requirements.txt, or run: uv run queuectl.py"
+    )
 
 __version__ = "0.1.0"
 
