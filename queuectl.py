@@ -1780,6 +1780,49 @@ class Store:
         self.read()
         return True
 
+    def news(self) -> Iterator[bytes | None]:
+        """The records that changed since the last call (at first: since the last fold), and the totals up to date.
+
+        None comes before the processing jobs that a new journal repeats: what ran before is over or among them.
+        Nothing is kept, so following costs what happens, however long the queue is.
+        """
+        while True:
+            latest = (
+                self._journal_id is not None and self._is_at_its_path()
+            )  # asked first: one that is not grows no more
+            for end, line, whole in _read_lines(self._fd, self._offset) if self._fd is not None else ():
+                body = _check_line(line) if whole else None
+                if body is None:
+                    break  # still being written, or about to be cut off
+                self._offset = end
+                if body.startswith(b'{"put"'):
+                    raws, rest = _split_change(body)
+                    self.totals = Totals.from_json(rest) if "counts" in rest else self.totals
+                    yield from raws
+            if latest:
+                return
+            self._reset()
+            if not (self.check_home() and self._attach(writable=False)):
+                self.read()
+                self._journal_id = None
+                return
+            yield None
+            yield from self._repeat
+
+    def _is_at_its_path(self) -> bool:
+        try:
+            info = os.stat(self.journal_path)
+        except FileNotFoundError:
+            return False
+        return (info.st_dev, info.st_ino) == self._journal_id
+
+    def last_dead(self, count: int) -> list[bytes]:
+        """The dead letters of the array that arrived last, the newest first; after `news`."""
+        if self._fd is not None and not self._base:
+            self._open_arrays(there=True)
+        lines = _array_lines_reversed(self._base["dlq"]) if "dlq" in self._base else iter(())
+        return [raw for raw, _ in zip(lines, range(count), strict=False)]
+
     def examine(self) -> list[str]:
         """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
         problems = []
@@ -3725,7 +3768,10 @@ def unset_setting(store: Store, name: str) -> object:
 
 def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings: without reading the queue."""
-    totals = store.read_totals()
+    return _overview(store, store.read_totals())
+
+
+def _overview(store: Store, totals: Totals) -> dict[str, Any]:
     now_s = store.clock()
     oldest = totals.oldest
     return {
@@ -3737,6 +3783,54 @@ def status(store: Store) -> dict[str, Any]:
         "config": {**default_settings(), **store.settings()},
         "home": store.home,
     }
+
+
+class Watch:
+    """What a live screen shows, followed through the journal: it costs what happens, not what is queued."""
+
+    FAILURES_MAX: Final = 50
+    RATES_MAX: Final = 500
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._running: dict[str, bytes] = {}
+        self._failed: dict[str, bytes] = {}  # by id, the latest last
+        self._rates: list[float] = []  # jobs completed a second, a number for each look
+        self._looked_s: float | None = None
+
+    def look(self) -> dict[str, Any]:
+        """`status` as it is now; with it the jobs that run, those that failed last, and the rates."""
+        completed = 0
+        for raw in self._store.news():
+            if raw is None:
+                self._running = {}
+                continue
+            id, state, _ = _head(raw)
+            if state == "processing":
+                self._running[id] = raw
+                continue
+            self._running.pop(id, None)
+            completed += state == "completed"
+            if state in ("failed", "dead") and b'"cancelled_at": ' not in raw:
+                self._failed.pop(id, None)
+                self._failed[id] = raw
+        now_s = time.monotonic()
+        if self._looked_s is None:
+            older = {_head(raw)[0]: raw for raw in reversed(self._store.last_dead(self.FAILURES_MAX))}
+            self._failed = {**{id: raw for id, raw in older.items() if b'"cancelled_at": ' not in raw}, **self._failed}
+        else:
+            self._rates = [*self._rates, completed / max(now_s - self._looked_s, 0.001)][-self.RATES_MAX :]
+        self._looked_s = now_s
+        self._failed = dict(list(self._failed.items())[-self.FAILURES_MAX :])
+        running = sorted(map(decode_job, self._running.values()), key=lambda job: job.started_at or "")
+        failed = sorted(map(decode_job, self._failed.values()), key=ended_at, reverse=True)
+        return {**_overview(self._store, self._store.totals), "running": running, "failed": failed,
+                "rates": self._rates}  # fmt: skip
+
+
+def ended_at(job: Job) -> str:
+    """When its last attempt ended."""
+    return str((job.history or [{}])[-1].get("finished_at") or job.updated_at)
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -5320,7 +5414,7 @@ def say_when(instant: str, now: str) -> str:
 
 def cut(line: str, width: int | None) -> str:
     """The line, cut to a terminal's width; in a pipe (None) lines are full."""
-    return line if width is None or len(line) <= width else line[: max(1, width - 1)] + "…"
+    return line if width is None or len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
 def job_line(job: Job, now: str, width: int | None) -> str:
@@ -5470,6 +5564,103 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
 
 def _prometheus_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+# -- The live screen of `status --watch`
+
+Piece = tuple[str, int | None]  # text, colour
+
+
+def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str) -> list[str]:
+    """The live screen: at most `rows` lines of at most `columns` characters, the most important first.
+
+    `outputs` has the last line of output of failed jobs by id.
+    """
+    counts, most = view["jobs"], max(*view["jobs"].values(), 1)
+    wide = max(len(f"{count:,}") for count in counts.values())
+    lines: list[list[Piece]] = [[("queuectl ", 1), (f"{clean(view['home'])}  {now[11:19]}Z  q ends", None)]]
+    if view["paused"]:
+        lines.append([("THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume", 33)])
+    for state, count in counts.items():
+        bar = _bar(count / most, columns - wide - 14)
+        lines.append([(f"{state:<10}", _COLOURS[state]), (f"  {count:>{wide},}  ", None), (bar, _COLOURS[state])])
+    rates = view["rates"][-10:]
+    speed = f"{sum(rates) / len(rates) if rates else 0:.1f} jobs/s"
+    lines.append([("throughput  ", None), (f"{speed}  ", 1), (_spark(view["rates"], columns - len(speed) - 14), 32)])
+    said = [f"workers: {sum(worker['threads'] for worker in view['workers'])}"]
+    if view["oldest_pending_s"] is not None:
+        said.append(f"oldest waiting: {say_duration(view['oldest_pending_s'])}")
+    if view["next_run_at"] is not None:
+        said.append(f"next retry or delayed job: {say_when(view['next_run_at'], now)}")
+    lines.append([("   ".join(said), None)])
+    for worker in view["workers"]:
+        if worker["trouble"] or worker["silent_s"] > 10:
+            lines.append([(worker_line(worker).strip(), 31)])
+    running = [
+        [(f"  {clean(job.id):<12}  {say_duration(_seconds_between(job.started_at or now, now)):>7}  ", None),
+         (clean(job.command), None)]
+        for job in view["running"]
+    ]  # fmt: skip
+    failed: list[list[Piece]] = []
+    for job in view["failed"]:
+        head = [(f"  {clean(job.id):<12}  ", None), (f"{job.state:<6}", _COLOURS[job.state])]
+        why = f"  {say_when(ended_at(job), now):>11}  {clean(outcome_words(job)):<21}"
+        failed.append([*head, (f"{why}  {clean(outputs.get(job.id) or job.reason or '')}", None)])
+    room = rows - len(lines)
+    if running and room < 6:
+        failed = []
+    shown = _share(len(running), len(failed), room - 2 * bool(running) - 2 * bool(failed))
+    for title, part, size in (("running", running, shown[0]), ("last failures", failed, shown[1])):
+        if size > 0:
+            more = f" ({size} of {len(part)})" if size < len(part) else ""
+            lines += [[], [(f"{title}{more}", 1)], *part[:size]]
+    return [_fit(line, columns) for line in lines[:rows]]
+
+
+def _share(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many lines each of two lists gets: what it needs, or half of the room and what the other leaves."""
+    half = room // 2
+    if second <= half:
+        return max(0, min(first, room - second)), second
+    return min(first, half), max(0, min(second, room - min(first, half)))
+
+
+def _fit(pieces: Sequence[Piece], columns: int) -> str:
+    """Pieces of a line, cut to the width, then coloured."""
+    out = ""
+    for text, colour in pieces:
+        part = cut(text, columns) if columns > 0 else ""
+        columns -= len(text)
+        out += paint(part, colour) if colour and part else part
+    return out
+
+
+def _bar(share: float, room: int) -> str:
+    eighths = math.ceil(8 * max(room, 0) * share)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _spark(rates: Sequence[float], room: int) -> str:
+    """The newest rates, as many as there is room for; the newest on the right."""
+    shown = rates[-room:] if room > 0 else []
+    most = max(shown, default=0) or 1
+    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * rate / most)] for rate in shown)
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    return max(0.0, instant_s(later) - instant_s(earlier))
+
+
+PLAIN_BLOCKS: Final = str.maketrans(
+    {**dict.fromkeys("█▉▊▋▌▆▇", "#"), **dict.fromkeys("▍▎▏▃▄▅", "="), "▁": "_", "▂": "-", "…": "~"}
+)
+
+
+def watch_line(view: Mapping[str, Any], now: str) -> str:
+    """The same in one line, for a pipe: time, the five counts, jobs a second."""
+    counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
+    speed = f", {view['rates'][-1]:.1f} jobs/s" if view["rates"] else ""
+    return f"{now}  {counts}{speed}{', PAUSED' if view['paused'] else ''}"
 
 
 def worker_line(worker: Mapping[str, Any]) -> str:
@@ -6015,21 +6206,155 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 
 @cli.command("status")
 @click.option("--check", is_flag=True, help="Exit 1 when jobs are due and no worker is alive.")
+@click.option("--watch", type=DURATION, is_flag=False, flag_value="1", metavar="[SECONDS]",
+              help="A live screen, drawn again every so often. [1]")  # fmt: skip
 @_as_json
 @click.pass_context
-def status_(ctx: click.Context, check: bool, as_json_: bool) -> None:
+def status_(ctx: click.Context, check: bool, watch: float | None, as_json_: bool) -> None:
     """Show how many jobs are in each state, the workers, and the settings in force.
+
+    --watch shows bars per state, throughput, what runs and for how long, and the last failures, until q or Ctrl+C;
+    in a pipe one line each time.
 
     \b
     Example:
-      queuectl status
+      queuectl status --watch
     """
     store: Store = ctx.obj.store
+    if watch is not None:
+        if check or as_json_:
+            raise click.UsageError("--watch goes with neither --json nor --check.", ctx)
+        ctx.exit(_watch(ctx, max(watch, WATCH_LEAST_S)))
     view = status(store)
     click.echo(as_json(view) if as_json_ else status_page(view, store.now()))
     if check and is_work_left_alone(view, store.now()):
         click.echo("Warning: jobs are due and no worker is alive. Start one: queuectl worker start", err=True)
         ctx.exit(EXIT_REFUSED)
+
+
+WATCH_LEAST_S: Final = 0.1
+
+
+def _watch(ctx: click.Context, seconds: float) -> int:
+    """Draw the live screen until it is ended; the exit code."""
+    store: Store = ctx.obj.store
+    watch = Watch(store)
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        while True:
+            click.echo(watch_line(watch.look(), store.now()))
+            time.sleep(seconds)
+    with Screen() as screen, contextlib.suppress(TerminalGone):
+        while True:
+            began, view = time.monotonic(), watch.look()
+            columns, rows = screen.size()
+            failed = view["failed"][:rows]
+            outputs = {job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed}
+            text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.now()))
+            screen.draw(click.unstyle(text) if ctx.color is False else text)
+            if (code := screen.wait(began + seconds)) is not None:
+                return code
+    return 129
+
+
+class TerminalGone(Exception):
+    """Nobody can see the screen any more; as SIGHUP says."""
+
+
+class Screen:
+    """The terminal's other screen while the block lasts; whatever ends the block, the terminal is as it was."""
+
+    ENTER, LEAVE = "\033[?1049h\033[?25l\033[?7l", "\033[?7h\033[?25h\033[?1049l"  # no cursor, no wrapping
+
+    def __enter__(self) -> Screen:
+        import signal
+        import termios
+
+        self._keys = sys.stdin.isatty()
+        self._mode = termios.tcgetattr(0) if self._keys else []
+        self._signals: list[int] = []
+        self._ear, self._mouth = os.pipe()  # a signal ends the wait for a key
+        os.set_blocking(self._ear, False)
+        os.set_blocking(self._mouth, False)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP)
+        self._before = {number: signal.signal(number, lambda got, _: self._signals.append(got)) for number in numbers}
+        signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+        self._enter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import signal
+
+        self._leave()
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for fd in (self._ear, self._mouth):
+            os.close(fd)
+
+    def _enter(self) -> None:
+        import tty
+
+        self._shown = ""
+        if self._keys:
+            tty.setcbreak(0)
+        self._write(self.ENTER)
+
+    def _leave(self) -> None:
+        import termios
+
+        with contextlib.suppress(TerminalGone, termios.error):
+            self._write(self.LEAVE)
+            if self._keys:
+                termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
+
+    def _write(self, text: str) -> None:
+        """One write: a frame is never seen half drawn."""
+        if "utf" not in sys.stdout.encoding.lower():
+            text = text.translate(PLAIN_BLOCKS)
+        try:
+            sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            discard_output(1)
+            raise TerminalGone from error
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows; 80 and 24 where the terminal does not know (a serial line, some of `expect`'s)."""
+        columns = rows = 0
+        with contextlib.suppress(OSError):
+            columns, rows = os.get_terminal_size(sys.stdout.fileno())
+        return columns or 80, rows or 24
+
+    def draw(self, text: str) -> None:
+        """Put these lines over what is there, without clearing it first; nothing where they are there already."""
+        if text != self._shown:
+            self._shown = text
+            self._write(f"\033[H{text}\033[K\033[J")
+
+    def wait(self, until: float) -> int | None:
+        """Until that time, a key or a signal; the exit code where it is the end, None where to draw again."""
+        import select
+        import signal
+
+        while not self._signals:
+            ears = [self._ear, *([0] if self._keys else [])]
+            ready, _, _ = select.select(ears, [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                return None
+            if 0 in ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):  # an arrow key is more than one byte
+                return 0
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._ear, 4096):
+                pass
+        number = self._signals.pop(0)
+        if number == signal.SIGTSTP:
+            self._leave()
+            handler = signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            signal.signal(number, handler)
+            self._enter()
+        self._shown = ""
+        return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number
 
 
 @cli.command("stats")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
-STATS, MEND = "test_cli_stats.py::", "faults/test_mend.py::"
+STATS, MEND, WATCH = "test_cli_stats.py::", "faults/test_mend.py::", "test_watch.py::"
 HANG_S = 120
 
 
@@ -621,6 +621,55 @@ MUTANTS = [
         "            end = next_one.end() if next_one else len(text)\n",
         "            end = len(text)\n",
         MEND + "test_lines_of_an_array_that_are_no_jobs_go_and_the_others_stay",
+    ),
+    Mutant(
+        "a frame's line is not cut",
+        "    return [_fit(line, columns) for line in lines[:rows]]\n",
+        "    return [_fit(line, 1000) for line in lines[:rows]]\n",
+        WATCH + "test_a_frame_fits_any_terminal",
+    ),
+    Mutant(
+        "small bars are lost",
+        "    eighths = math.ceil(8 * max(room, 0) * share)\n",
+        "    eighths = round(8 * max(room, 0) * share)\n",
+        WATCH + "test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost",
+    ),
+    Mutant(
+        "the rest of the old journal is passed over",
+        "_read_lines(self._fd, self._offset) if self._fd is not None else ():\n",
+        "_read_lines(self._fd, self._offset) if latest else ():\n",
+        WATCH + "test_a_watch_follows_claims_ends_and_failures",
+    ),
+    Mutant(
+        "half a line is taken in",
+        "                if body is None:\n                    break  # still being written, or about to be cut off\n"
+        "                self._offset = end\n",
+        "                self._offset = end\n                if body is None:\n                    break\n",
+        WATCH + "test_a_line_that_is_still_being_written_is_waited_for",
+    ),
+    Mutant(
+        "what ran before stays on the screen",
+        "                self._running = {}\n                continue\n",
+        "                continue\n",
+        WATCH + "test_a_watch_sees_what_a_reader_sees_whatever_is_folded_between",
+    ),
+    Mutant(
+        "the terminal keeps its mode",
+        "                termios.tcsetattr(0, termios.TCSADRAIN, self._mode)\n",
+        "                pass\n",
+        WATCH + "test_a_key_ends_it_and_the_terminal_is_as_before",
+    ),
+    Mutant(
+        "the terminal stays on the other screen",
+        "            self._write(self.LEAVE)\n",
+        "            pass\n",
+        WATCH + "test_a_signal_ends_it_and_the_terminal_is_as_before",
+    ),
+    Mutant(
+        "a new size is not seen",
+        "    return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number\n",
+        "    return None if number in (signal.SIGTSTP,) else 128 + number\n",
+        WATCH + "test_it_follows_the_size_of_the_terminal",
     ),
 ]
 
