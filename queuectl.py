@@ -5211,7 +5211,7 @@ class Worker:
         elif job.state == "failed":
             wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
             why = (job.reason or "").partition(";")[0]  # `show` has the rest
-            self.say(f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {wait_s:g} s")
+            self.say(f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {round(wait_s, 2):g} s")
         elif job.state == "pending":
             self.say(f"{job.id} handed back: {job.reason}")
         else:
@@ -5731,7 +5731,24 @@ class Group(click.Group):
 class Root(Group):
     """The one command group; here every error becomes its exit."""
 
-    aliases = {"metrics": "stats"}
+    def main(self, *args: Any, **more: Any) -> Any:
+        """As Click's own, but what it cannot print (help, an error where stderr is full) keeps its exit code too."""
+        code: Any = EXIT_STORAGE
+        try:
+            try:
+                code = super().main(*args, **{**more, "standalone_mode": False}) or 0
+            except click.Abort:
+                code = 130
+            except click.ClickException as error:
+                code = error.exit_code
+                error.show()
+        except OSError as error:
+            discard_output(1)
+            try:
+                click.echo(f"Error: The result could not be printed: {error.strerror}. Nothing was changed.", err=True)
+            except OSError:
+                discard_output(2)
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -5914,9 +5931,9 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_context
 def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, stream: bool, wait_: bool,
             as_json_: bool, **more: Any) -> None:  # fmt: skip
-    """Add a job: a shell line, a JSON object, or words that are kept as they are.
+    """Add a job and print its id.
 
-    Prints the job's id; the job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
+    The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
     '{'), or several words, kept word for word.
 
     \b
@@ -6211,7 +6228,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 @_as_json
 @click.pass_context
 def status_(ctx: click.Context, check: bool, watch: float | None, as_json_: bool) -> None:
-    """Show how many jobs are in each state, the workers, and the settings in force.
+    """Show the counts, the workers and the settings.
 
     --watch shows bars per state, throughput, what runs and for how long, and the last failures, until q or Ctrl+C;
     in a pipe one line each time.
@@ -6364,7 +6381,7 @@ class Screen:
 @click.option("--prometheus", is_flag=True, help="In the format of Prometheus' textfile collector.")
 @click.pass_context
 def stats_(ctx: click.Context, since: float | None, by: str | None, as_json_: bool, prometheus: bool) -> None:
-    """Count what completed and failed, and how long jobs waited and ran.
+    """Count what completed and failed, and how long it took.
 
     Wait is the time from enqueue to the first start. Of a job's attempts the last five are known one by one.
 
@@ -6454,7 +6471,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 
 
 @cli.command()
-@click.argument("ids", nargs=-1, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All jobs that are not over now.")
 @click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
 @_as_json
@@ -6549,7 +6566,9 @@ def _show_ended(wanted: Sequence[str], ended: Mapping[str, Job | None], in_json:
 @_ids
 @click.pass_context
 def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
-    """Cancel jobs: waiting ones go to the dead letter queue, running ones are stopped first.
+    """Cancel waiting jobs, and stop running ones.
+
+    They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
 
     \b
     Example:
@@ -6572,7 +6591,7 @@ def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
 @_ids
 @click.pass_context
 def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
-    """Make failed jobs due now; bring dead ones back as 'dlq retry' does.
+    """Make failed jobs due now, bring dead ones back.
 
     \b
     Example:
@@ -6588,9 +6607,9 @@ def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
 @_ids
 @click.pass_context
 def rerun(ctx: click.Context, ids: tuple[str, ...]) -> None:
-    """Add a new job like that one, whatever its state, and print its id.
+    """Add a new job like that one and print its id.
 
-    It starts as soon as a worker is free, with attempts at zero; the old job stays as it is.
+    It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state, stays as it is.
 
     \b
     Example:
@@ -6686,9 +6705,15 @@ def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("Nobody is there to be asked. Give --yes to do it.", ctx)
-    if not click.confirm(question, err=True):
-        click.echo("Nothing was changed.", err=True)
-        ctx.exit(EXIT_REFUSED)
+    code = EXIT_REFUSED
+    try:
+        if click.confirm(question, err=True):
+            return
+    except click.Abort as abort:  # after Ctrl+C or Ctrl+D the cursor stands behind the question
+        code = EXIT_REFUSED if isinstance(abort.__context__, EOFError) else 130
+        click.echo(err=True)
+    click.echo("Nothing was changed.", err=True)
+    ctx.exit(code)
 
 
 def _finish_purge(app: App, gone: Sequence[Job]) -> None:
@@ -6725,7 +6750,9 @@ def dlq() -> None:
 @_match
 @click.pass_context
 def dlq_list(ctx: click.Context, as_json_: bool, limit: int | None, match: str | None) -> None:
-    """List the dead letters: id, attempts, last outcome, when, last line of output.
+    """List the dead letters.
+
+    A line has the id, attempts made, last outcome, when that was, and the last line of output.
 
     \b
     Example:
@@ -6760,7 +6787,7 @@ def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
 
 
 @dlq.command("retry")
-@click.argument("ids", nargs=-1, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All dead letters but the cancelled ones.")
 @_match
 @click.option("--cancelled", is_flag=True, help="With --all: the cancelled ones too.")
@@ -6769,7 +6796,7 @@ def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
 @click.pass_context
 def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: str | None, cancelled: bool,
               spread: float | None, command: str | None, **more: Any) -> None:  # fmt: skip
-    """Bring dead letters back: pending, attempts at zero, changed where you say so.
+    """Bring dead letters back, changed where you say so.
 
     \b
     Example:
@@ -6793,7 +6820,7 @@ def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: s
 
 
 @dlq.command("purge")
-@click.argument("ids", nargs=-1, metavar="ID...")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 @click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
 @_yes
@@ -6992,7 +7019,8 @@ def worker_stop(ctx: click.Context, now: bool, timeout: float | None) -> None:
     Example:
       queuectl worker stop --timeout 1m
     """
-    store: Store = ctx.obj.store
+    app: App = ctx.obj
+    store = app.store
     store.check_home()
     names = [info.name for info in store.live_workers()]
     for name in names:
@@ -7005,7 +7033,8 @@ def worker_stop(ctx: click.Context, now: bool, timeout: float | None) -> None:
                 "end; end them with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    click.echo(f"{say_count(len(names), 'worker')} stopped." if names else "No worker was running.")
+    app.made = f"{say_count(len(names), 'worker')} stopped." if names else None
+    click.echo(app.made or "No worker was running.")
 
 
 @worker.command("list")

@@ -136,6 +136,46 @@ def test_an_id_that_could_not_be_printed_is_told_in_the_error(run: Call, home: P
     assert run("list", "--ids").out == "job-7\n"
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "--help"], ["status"]], ids=" ".join)
+def test_what_cannot_be_printed_is_an_error_of_storage(arguments: list[str], home: Path) -> None:
+    import queuectl
+
+    with open("/dev/full", "wb") as full:
+        program = [sys.executable, str(queuectl.__file__), *arguments]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 3 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
+
+
+@FULL
+@pytest.mark.parametrize("arguments, code", [(["enqueue"], 2), (["show", "nosuch"], 1), (["--home", "/", "x"], 2)])
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str], code: int, home: Path) -> None:
+    import queuectl
+
+    with open("/dev/full", "wb") as full:
+        program = [sys.executable, str(queuectl.__file__), *arguments]
+        assert subprocess.run(program, stdout=subprocess.DEVNULL, stderr=full, timeout=60).returncode == code
+
+
+@FULL
+def test_a_stop_that_could_not_be_told_is_told_in_the_error(process: Call, home: Path) -> None:
+    import queuectl
+
+    process("worker", "start", "--detach")
+    with open("/dev/full", "wb") as full:
+        program = [sys.executable, str(queuectl.__file__), "worker", "stop"]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 3 and "1 worker stopped" in done.stderr
+
+
+def test_an_empty_home_option_is_refused(run: Call) -> None:
+    # reading: a script's variable that is not set must not lead to another queue.
+    assert "--home" in run("--home", "", "list", code=2).err
+
+
 # ---- one value, one program ----
 
 

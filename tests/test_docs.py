@@ -95,6 +95,12 @@ def test_help_begins_with_one_sentence(path: tuple[str, ...], command: click.Com
     assert not rest or rest.startswith("\n"), f"the first sentence does not end with its line: {first!r}"
 
 
+@pytest.mark.parametrize(("path", "command"), [case for case in COMMANDS if isinstance(case.values[1], click.Group)])
+def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...], command: click.Command, run: Call) -> None:
+    cut = [line for line in run(*path, "--help").out.split("Commands:")[1].splitlines() if line.endswith("...")]
+    assert not cut, f"too long for the list: {cut}"
+
+
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
 def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: click.Command) -> None:
     examples = examples_of(command)
