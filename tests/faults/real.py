@@ -46,11 +46,11 @@ if kind == "bare":
     bare()
 if kind == "prints":
     os.write(1, b"some output\\n" * 500)
-if kind in ("forks", "leaves", "leaves bare"):
+if kind in ("forks", "leaves", "leaves bare", "late"):
     if os.fork() == 0:
         if kind != "forks":
             os.setsid()
-        if kind == "leaves bare":
+        if kind in ("leaves bare", "late"):
             bare()
         time.sleep(float(seconds))
         note("end")
