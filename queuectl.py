@@ -934,8 +934,8 @@ def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: st
     """
     if changes.get("max_retries") is not None and max(1, changes["max_retries"]) <= job.attempts:
         raise Refused(
-            f"Job '{job.id}' has made {job.attempts} attempts already: max_retries must be above that. "
-            "Nothing was changed."
+            f"Job '{job.id}' has made {job.attempts} attempts already, so max_retries cannot be "
+            f"{changes['max_retries']}. Nothing was changed. Give {job.attempts + 1} or more."
         )
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
@@ -3630,10 +3630,14 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
     with store.transaction() as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
-                hint = f" Change it on its way back: queuectl dlq retry {job.id}." if job.state == "dead" else ""
+                hint = (
+                    "Change it on its way back: queuectl dlq retry"
+                    if job.state == "dead"
+                    else "See it with: queuectl show"
+                )
                 raise Refused(
-                    f"Job '{job.id}' is {job.state}; only a pending or failed job can be edited. Nothing was changed."
-                    f"{hint}"
+                    f"Job '{job.id}' is {job.state}; only a pending or failed job can be edited. Nothing was changed. "
+                    f"{hint} {job.id}."
                 )
             change.put(job, new := edit_job(job, changes, store.config().backoff_max, change.now))
             out.append(new)
@@ -5808,7 +5812,7 @@ class StateType(click.Choice[str]):
 DURATION: Final = DurationType()
 _as_json = click.option("--json", "as_json_", is_flag=True, help="Print one JSON value.")
 _match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
-_limit = click.option("--limit", type=click.IntRange(0), metavar="N", help="At most N jobs.")
+_limit = click.option("--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 _id = click.argument("id", metavar="ID")
