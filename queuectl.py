@@ -93,6 +93,7 @@ ID_CHARS_MAX: Final = 128
 TAGS_MAX: Final = 32
 TAG_CHARS_MAX: Final = 64
 ENV_MAX: Final = 1_000
+AFTER_MAX: Final = 1_000  # jobs that one job may come after
 PRIORITY_MAX: Final = 1_000_000
 RETRIES_MAX: Final = 1_000
 DURATION_MAX_S: Final = 100 * 365 * 86_400
@@ -368,6 +369,8 @@ def setting_from_text(name: str, text: str) -> object:
 #     it never exceeds max(1, max_retries). `runs` counts claims and never falls.
 # J3  A completed job never changes; it can only be purged.
 # J4  `seq`, the order of arrival, never changes: a retried or revived job keeps its place.
+# J5  A job comes `after` earlier ones only (lower seq), so there are no cycles; a later one of that name is another.
+#     None waits that needs a dead one: it dies in the transaction that ends the other. Who is gone holds up nothing.
 # If you add a state, also change: STATES, the drawing on top, check_job, the state machine's test.
 
 
@@ -584,6 +587,20 @@ def parse_tags(value: object, name: str = "tags") -> list[str]:
     return list(dict.fromkeys(value))
 
 
+def parse_after(value: object, name: str = "after") -> list[Any]:
+    """`["a7", {"id": "b2", "any": true}]`, each job once; the stricter where one is named both ways."""
+    if not isinstance(value, list) or len(value) > AFTER_MAX:
+        raise BadValue(f"'{name}' must be a list of at most {AFTER_MAX} ids, not {_shown(value)}.")
+    parents: dict[str, bool] = {}
+    for item in value:
+        said = item if isinstance(item, dict) else {"id": item}
+        if said.keys() - {"id", "any"} or not isinstance(said.get("any", False), bool):
+            raise BadValue(f'\'{name}\' has {_shown(item)}. Give an id, or {{"id": ID, "any": true}}.')
+        id = parse_id(said.get("id"), name)
+        parents[id] = said.get("any", False) and parents.get(id, True)
+    return [{"id": id, "any": True} if any_end else id for id, any_end in parents.items()]
+
+
 def _instant_field(value: object, name: str) -> str:
     """An instant as it stands in a file: any ISO 8601 with a zone, made canonical."""
     if isinstance(value, str) and len(value) == 24 and value[4:17:3] + value[19] + value[23] == "--T::.Z":
@@ -627,7 +644,7 @@ FIELD_CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "cwd": parse_cwd,
     "env": parse_env,
     "tags": parse_tags,
-    "after": _list_of(object),
+    "after": parse_after,
     "no_retry_on": parse_exit_codes,
     "worker": _string(ID_CHARS_MAX),
     "slot": _count,
@@ -739,6 +756,7 @@ class Spec(NamedTuple):
     cwd: str | None = None
     env: dict[str, str] | None = None
     tags: list[str] | None = None
+    after: list[Any] | None = None
     no_retry_on: str | None = None
 
 
@@ -782,7 +800,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
 
 
 def _unknown_field(name: str) -> str:
-    if name in JOB_FIELDS and name != "after":
+    if name in JOB_FIELDS:
         return f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).lower()
     plain = re.sub(r"_(s|secs?|seconds|ms)$", "", plain)
@@ -800,8 +818,36 @@ def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
         priority=spec.priority or 0,
         timeout=config.job_timeout if spec.timeout is None else spec.timeout,
         created_at=now, updated_at=now, run_at=run_at if run_at is None or run_at > now else None,
-        cwd=spec.cwd, env=spec.env or None, tags=spec.tags or None, no_retry_on=spec.no_retry_on,
+        cwd=spec.cwd, env=spec.env or None, tags=spec.tags or None, after=spec.after or None,
+        no_retry_on=spec.no_retry_on,
     )  # fmt: skip
+
+
+# -- What a job comes after.
+
+
+def parents_of(job: Job | Spec) -> dict[str, bool]:
+    """The jobs that this one comes after, each with whether any end of it will do."""
+    return {item["id"] if isinstance(item, dict) else item: isinstance(item, dict) for item in job.after or ()}
+
+
+def needed_by(job: Job) -> list[str]:
+    """The jobs without whose completion this one dies."""
+    return [id for id, any_end in parents_of(job).items() if not any_end]
+
+
+def die_after(job: Job, parent: str, now: str) -> Job:
+    """The waiting job, dead because one that it comes after is."""
+    return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=_after_reason(parent))
+
+
+def has_died_after(job: Job) -> bool:
+    """Whether it is dead for no other reason than that: it comes back together with the other."""
+    return job.state == "dead" and any(job.reason == _after_reason(parent) for parent in needed_by(job))
+
+
+def _after_reason(parent: str) -> str:
+    return f"job {parent}, which it comes after, is dead"
 
 
 # -- Transitions.
@@ -920,9 +966,10 @@ def revive_job(job: Job, now: str) -> Job:
 
 
 def rerun_job(job: Job, id: str, seq: int, now: str) -> Job:
-    """A new job like that one, due now: its command, limits, directory, variables, tags, key and unknown fields."""
+    """A new job like that one, due now: its command, limits, directory, variables, tags, key and unknown fields. What
+    it came after is not asked for again."""
     return revive_job(job, now)._replace(
-        id=id, seq=seq, runs=0, created_at=now, worker=None, slot=None, history=None
+        id=id, seq=seq, runs=0, created_at=now, after=None, worker=None, slot=None, history=None
     )  # fmt: skip
 
 
@@ -975,6 +1022,17 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     if job.run_at is None or job.run_at <= now:
         return True
     return job.state == "failed" and job.run_at > add_seconds(now, backoff_max_s + 1)
+
+
+def full_tags(limits: Mapping[str, int], running: Iterable[Job]) -> frozenset[str]:
+    """The tags of which as many jobs run as their limit allows."""
+    if not limits:
+        return frozenset()
+    counts = dict.fromkeys(limits, 0)
+    for job in running:
+        for tag in counts.keys() & set(job.tags or ()):
+            counts[tag] += 1
+    return frozenset(tag for tag, count in counts.items() if count >= limits[tag])
 
 
 def array_of(state: str) -> str:
@@ -1722,13 +1780,17 @@ class Store:
             self.processing[id] = job or decode_job(raw)
         else:
             self.processing.pop(id, None)
+        for index in self._waiting.values():
             if state in WAITING:
-                for index in self._waiting.values():
-                    index.add(raw, id, seq)
+                index.add(raw, id, seq)
+            if index.holders:
+                index.note(id, None if state in OVER else seq)
 
     def _delete(self, id: str) -> None:
         self.overlay[id] = None
         self.processing.pop(id, None)
+        for index in self._waiting.values():
+            index.note(id, None)
 
     def _open_arrays(self, there: bool) -> list[str]:
         """Open the arrays that header or intent name; the names of the others, which a person changed."""
@@ -1850,6 +1912,7 @@ class Store:
         conflicts: list[str] = []
         seen: dict[str, str] = {}
         marks: dict[str, Fingerprint] = {}
+        written: list[Job] = []
         for name in edited:
             records, marks[name] = self._parse_array(name)
             for number, record in enumerate(records, 1):
@@ -1860,6 +1923,8 @@ class Store:
                 if job.id in seen:
                     raise self._edit_refused(name, f"job '{job.id}' also stands in {seen[job.id]}.json")
                 seen[job.id] = name
+                if job.after and "seq" not in record:
+                    written.append(job)
                 raw = encode_job(job)
                 if job.id not in journal:
                     self._put(raw)
@@ -1876,11 +1941,32 @@ class Store:
                 f"{name}.json was edited while jobs in it were changing; those stay as the queue has them, "
                 f"and the edited file is kept as '{path}'."
             )
+        self._check_order(written)
+        self._end_by_edit(format_instant(max(mark.mtime_ns for mark in marks.values()) / 1e9))
         for name, mark in marks.items():
             self._known[name].append(mark)
         self._recount()
         if locked and self._fd is not None:
             self._append(b"".join(map(_line, self._taken_bodies(marks))))
+
+    def _check_order(self, written: Sequence[Job]) -> None:
+        """Refuse a new job by hand that comes after one which does not stand before it: it would wait for nobody."""
+        parents = self._find_raws({id for job in written for id in parents_of(job)})
+        for job in written:
+            for id in parents_of(job).keys() & parents.keys():
+                if _seq(parents[id]) >= job.seq:
+                    why = f"job '{job.id}' comes after '{id}', which does not stand before it"
+                    raise self._edit_refused(array_of(job.state), why)
+
+    def _end_by_edit(self, at: str) -> None:
+        """End the waiting jobs that need one which is dead (J5), as an edit or a backup may have it."""
+        change = Transaction(self, at)
+        for id, state, seq in map(_head, self._find_raws(self.waiting().holders).values()):
+            if state == "dead":
+                change.end_children(id, seq)
+        for _, new in change.changes.values():
+            if new is not None:
+                self._put(encode_job(new))
 
     def _taken_bodies(self, marks: Mapping[str, Fingerprint]) -> list[bytes]:
         """The journal lines of a transaction that puts the whole overlay and names the edited files it came from."""
@@ -2009,6 +2095,7 @@ class Store:
         problems = [problem for name in ARRAYS for problem in self._salvage_array(name)]
         problems += self._salvage_journal(judge)
         expected = self.totals
+        self._end_by_edit(self.now())
         self._recount()
         if any(expected.counts) and expected.counts != self.totals.counts:
             problems.append(miscounted(expected.counts, self.totals.counts))
@@ -2122,16 +2209,14 @@ class Store:
         raws = {id: self.overlay[id] for id in ids if id in self.overlay}
         rest = [id for id in ids if id not in raws]
         for base in self._base.values() if rest else ():
-            raws |= {id: raw for id, (_, raw) in _places(base, rest).items()}
+            raws |= {id: raw for id, _, raw in _among(base, rest)}
         return {id: raw for id, raw in raws.items() if raw is not None}
 
     def peek(self, id: str) -> Job:
         """A job that is known to be there, whether or not the queue was loaded. Under the lock or not."""
         if not self._loaded and self._fd is not None:
-            journal = self._journal_bytes(0)
-            at = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode()) + 1
-            if at > 0:
-                return self._decode(journal[at : journal.index(b"\t", at)].rstrip(b","))
+            if raw := _last_record(self._journal_bytes(0), id):
+                return self._decode(raw)
             if not self._base:
                 self._open_arrays(there=True)
         job = self.job(id)
@@ -2144,20 +2229,22 @@ class Store:
         except BadValue as error:
             raise StoreError(f"A record of '{self.home}' cannot be used: {error} See: queuectl doctor.") from error
 
-    def raws(self, reverse: bool = False) -> Iterator[bytes]:
-        """Every record, in order of arrival (or the reverse), as raw lines."""
+    def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
+        """Every record (of these arrays), in order of arrival or the reverse, as raw lines."""
         import heapq
 
-        overlay = sorted(filter(None, self.overlay.values()), key=_seq, reverse=reverse)
-        streams: list[Iterable[bytes]] = [overlay]
-        for base in self._base.values():
+        mine = (raw for raw in self.overlay.values() if raw and array_of(_head(raw)[1]) in arrays)
+        streams: list[Iterable[bytes]] = [sorted(mine, key=_seq, reverse=reverse)]
+        for name, base in self._base.items():
+            if name not in arrays:
+                continue
             lines = _array_lines_reversed(base) if reverse else (raw for _, raw in _array_lines(base))
             streams.append(raw for raw in lines if _head(raw)[0] not in self.overlay)
         return heapq.merge(*streams, key=_seq, reverse=reverse)
 
     def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
         """Every job in those states, in order of arrival (or the reverse)."""
-        for raw in self.raws(reverse):
+        for raw in self.raws(reverse, {array_of(state) for state in states}):
             if _head(raw)[1] in states:
                 yield self._decode(raw)
 
@@ -2188,11 +2275,15 @@ class Store:
         return found, None
 
     def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
-        """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for."""
-        if key not in self._waiting:
+        """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for, and
+        anew when other tags have a limit."""
+        limited = self._config[2].limits if self._config else {}
+        index = self._waiting.get(key)
+        if index is None or index.limited != limited.keys():
             cap_s = self.config().backoff_max
-            self._waiting[key] = Waiting(self.overlay, self._base.get("jobs"), self.now(), cap_s, accept)
-        return self._waiting[key]
+            index = Waiting(self.overlay, self._base.get("jobs"), self.now(), cap_s, limited, accept)
+            self._waiting[key] = index
+        return index
 
     def meet_new_clock(self, most_s: float = math.inf) -> None:
         """After the clock was set back: what seems to wait beyond any backoff is due (`is_ready`)."""
@@ -2212,7 +2303,7 @@ class Store:
                 return self._look(ids, keys)
         except OSError as error:
             raise self._failed(error) from error
-        return Found(None, 0, set(), {})
+        return Found(None, 0, {}, set(), {})
 
     def look_again(self, found: Found, ids: Collection[str], keys: Collection[str]) -> Found:
         """Under the lock: the same, true now. Where the journal only grew, only the new part is searched."""
@@ -2220,37 +2311,33 @@ class Store:
             return self._look(ids, keys)
         tail = self._journal_bytes(found.end)
         for id in ids:
-            if (named := _last_named(tail, id)) is not None:
-                (found.ids.add if named else found.ids.discard)(id)
+            if (raw := _last_record(tail, id)) is not None:
+                found.jobs[id] = raw
+                found.folded.discard(id)
         for key in keys:
             holders = _holders(tail, key)
-            if found.keys.get(key) in holders or _last_named(tail, found.keys.get(key, "")) is False:
+            if found.keys.get(key) in holders or _last_record(tail, found.keys.get(key, "")) == b"":
                 found.keys.pop(key, None)
             found.keys.update((key, id) for id, active in holders.items() if active)
         return found
 
     def _look(self, ids: Collection[str], keys: Collection[str]) -> Found:
         if not self._base and self._open_arrays(there=True):
-            return Found(None, 0, set(), {})  # a fold or an edit came between: `look_again` does it under the lock
+            return Found(None, 0, {}, set(), {})  # a fold or an edit came between: `look_again` does it under the lock
         journal = self._journal_bytes(0)
-        named = {id: _last_named(journal, id) for id in ids}
-        taken = {id for id, there in named.items() if there}
-        unknown = {id for id, there in named.items() if there is None}
-        for base in self._base.values():
-            if len(unknown) > 4:
-                taken |= {id for _, raw in _array_lines(base) if (id := _head(raw)[0]) in unknown}
-            else:
-                taken |= {id for id in unknown if _find(base, id) is not None}
+        jobs = {id: raw for id in ids if (raw := _last_record(journal, id)) is not None}
+        rest = [id for id in ids if id not in jobs]
+        folded = {id: raw for base in self._base.values() for id, _, raw in _among(base, rest)}
         holding: dict[str, str] = {}
         for key in keys:
             holders = _holders(journal, key)
             for offset in _search(self._base["jobs"].fd, _key_needle(key)):
                 raw = _line_at(self._base["jobs"].fd, max(2, _start_of_line(self._base["jobs"].fd, offset)))
                 id = _head(raw)[0]
-                if id not in holders and _last_named(journal, id) is None:
+                if id not in holders and _last_record(journal, id) is None:
                     holders[id] = _is_active(raw, key)
             holding.update((key, id) for id, active in holders.items() if active)
-        return Found(self._journal_id, self._offset, taken, holding)
+        return Found(self._journal_id, self._offset, {**folded, **jobs}, set(folded), holding)
 
     def _journal_bytes(self, start: int) -> bytes:
         assert self._fd is not None
@@ -2358,16 +2445,43 @@ class Store:
     def _hints_after(self, change: Transaction) -> tuple[str | None, str | None]:
         """`oldest` and `next_run_at` after this change; the index is asked only where they may have gone."""
         oldest, next_run_at = self.totals.oldest, self.totals.next_run_at
-        olds = [old for old, _ in change.changes.values() if old is not None and old.state in WAITING]
-        if any(old.created_at == oldest or (old.run_at or "-") == next_run_at for old in olds):
-            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys())
-        for _, new in change.changes.values():
-            if new is not None and new.state in WAITING:
+        gone, ended, again = False, [], set[str]()
+        for id, (old, new) in change.changes.items():
+            if old is None or old is new:
+                continue
+            if old.state in WAITING:
+                gone = gone or old.created_at == oldest or (old.run_at or "-") == next_run_at
+            is_over = new is None or new.state in OVER
+            if is_over and old.state not in OVER:
+                ended.append(id)
+            elif old.state in OVER and not is_over:  # who waits for it, waits once more
+                again |= {job.id for job in self.waiting().children(id, old.seq)}
+        if gone or again:
+            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)
+        if ended and not self.waiting().holders.keys().isdisjoint(ended):
+            hints = self.waiting().freed_hints(change.now, ended, change.changes.keys())
+            oldest = min(filter(None, (oldest, hints[0])), default=None)
+            next_run_at = min(filter(None, (next_run_at, hints[1])), default=None)
+        for old, new in change.changes.values():
+            if new is None or old is new or new.state not in WAITING:
+                continue
+            if not (new.after and self._is_held(new, change)):
                 if new.run_at is None:
                     oldest = min(oldest or new.created_at, new.created_at)
                 else:
                     next_run_at = min(next_run_at or new.run_at, new.run_at)
         return oldest, next_run_at
+
+    def _is_held(self, job: Job, change: Transaction) -> bool:
+        """Whether one that the job comes after is not over after this change."""
+        if job.id in change.held or not self._loaded:
+            return job.id in change.held
+        index = self.waiting()
+        for id in parents_of(job):
+            _, new = change.changes.get(id, (None, None))
+            if (new.seq < job.seq and new.state not in OVER) if new else index.is_going(id, job.seq):
+                return True
+        return False
 
     def _append(self, data: bytes) -> None:
         """Whole lines to the journal's end, by one write; cut back what only half arrived (S6)."""
@@ -2382,8 +2496,9 @@ class Store:
         self._offset += len(data)
         self._dirty = True
 
-    def accept_bulk(self, make: Callable[[str, int], Iterator[bytes]], large: bool) -> int:
-        """Append the new jobs whose raw records `make(now, n)` yields, in bounded memory; how many there were.
+    def accept_bulk(self, make: Callable[[str, int], Iterator[tuple[bytes, str | None]]], large: bool) -> int:
+        """Append the new jobs that `make(now, n)` yields, in bounded memory; how many there were. It yields the raw
+        record of each, and from when it can start: "" is now, None when others are over, or never.
 
         All or nothing: every line but the last says `more`, and what `make` raises cuts back to where it began.
         A `large` bulk is folded under the same lock, so that no follower has to hold it in its overlay.
@@ -2401,23 +2516,25 @@ class Store:
             before, totals, now = self._offset, self.totals, self.now()
             batch: list[bytes] = []
             oldest, next_run_at = totals.oldest, totals.next_run_at
-            count = 0
+            count = dead = 0
             try:
-                for raw in make(now, totals.n):
+                for raw, start_at in make(now, totals.n):
                     if len(batch) == LINE_JOBS_MAX:
                         self._append(_line(_change_body(batch, (), {"more": True})))
                         batch = []
                     batch.append(raw)
                     count += 1
-                    run_at = decode_job(raw).run_at if b'"run_at": ' in raw else None
-                    if run_at is None:
+                    if start_at:
+                        next_run_at = min(next_run_at or start_at, start_at)
+                    elif start_at is not None:
                         oldest = oldest or now
-                    else:
-                        next_run_at = min(next_run_at or run_at, run_at)
+                    elif _head(raw)[1] == "dead":
+                        dead += 1
                 if not batch:
                     return 0
                 pending, *others = totals.counts
-                self.totals = Totals((pending + count, *others), totals.n + count, oldest, next_run_at)
+                counts = (pending + count - dead, *others[:-1], others[-1] + dead)
+                self.totals = Totals(counts, totals.n + count, oldest, next_run_at)
                 self._append(_line(_change_body(batch, (), self.totals.as_json())))
             except BaseException:
                 self._offset, self.totals = before, totals
@@ -2506,7 +2623,7 @@ class Store:
         """
         assert self._fd is not None
         spans = []
-        n, batched = Totals.from_json(self._header).n, 0
+        before, batched = Totals.from_json(self._header), 0
         start = self._start
         for end, line, whole in _read_lines(self._fd, start):
             body = _check_line(line) if whole else None
@@ -2514,10 +2631,13 @@ class Store:
                 return None
             tail = json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :])
             batched += body.count(b"\t{")
-            if "del" in tail or "taken" in tail or (not tail.get("more") and tail["n"] - n != batched):
+            if "del" in tail or "taken" in tail:
                 return None
             if not tail.get("more"):
-                n, batched = tail["n"], 0
+                totals = Totals.from_json(tail)
+                if not totals.n - before.n == totals.counts[0] - before.counts[0] == batched:
+                    return None
+                before, batched = totals, 0
             spans.append((start, end))
             start = end
         return None if batched else spans
@@ -2587,7 +2707,7 @@ class Store:
         if base is None:
             return [], sorted(mine.values(), key=_seq)
         edits: list[tuple[int, int, bytes | None]] = []
-        for id, (offset, old) in _places(base, self.overlay.keys()).items():
+        for id, offset, old in _among(base, self.overlay.keys()):
             new = mine.pop(id, None)
             if new != old:
                 edits.append((offset, offset + len(old), new))
@@ -2858,95 +2978,255 @@ class Transaction:
         self.store = store
         self.now = now
         self.changes: dict[str, tuple[Job | None, Job | None]] = {}
+        self.held: set[str] = set()  # new jobs that come after others which are not over
 
     def job(self, id: str) -> Job | None:
         """The job as this transaction sees it."""
         return self.changes[id][1] if id in self.changes else self.store.job(id)
 
     def put(self, old: Job | None, new: Job) -> None:
-        """Add a job (`old` is None) or put its next state in its place."""
+        """Add a job (`old` is None) or put its next state in its place; whoever waits for one that dies dies too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
+        if new.state == "dead" and old is not None and old.state != "dead":
+            self.end_children(new.id, new.seq)
+
+    def end_children(self, id: str, seq: int) -> None:
+        """The waiting jobs that needed that one, which is dead, die, and those that needed them (J5)."""
+        dead = [(id, seq)]
+        for parent, seq in dead:  # grows on the way
+            for child in self.store.waiting().children(parent, seq):
+                before, there = self.changes.get(child.id, (child, child))
+                if there is not None and there.state in WAITING and parent in needed_by(there):
+                    self.changes[child.id] = (before, die_after(there, parent, self.now))
+                    dead.append((child.id, child.seq))
+
+    def is_over(self, id: str) -> bool:
+        """Whether a job that was changed is over now, or gone."""
+        new = self.changes[id][1]
+        return new is None or new.state in OVER
+
+    def running(self) -> Iterator[Job]:
+        """The jobs that are processing after this change."""
+        jobs = {**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}
+        return (job for job in jobs.values() if job is not None and job.state == "processing")
 
     def delete(self, old: Job) -> None:
         self.changes[old.id] = (old, None)
 
 
 class Found(NamedTuple):
-    """What a search before an enqueue found: taken ids, and unique keys with the active job that holds each."""
+    """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
+    journal does not name, and unique keys with the active job that holds each."""
 
     journal: tuple[int, int] | None
     end: int
-    ids: set[str]
+    jobs: dict[str, bytes]
+    folded: set[str]
     keys: dict[str, str]
+
+
+Rank = tuple[int, tuple[str, ...]]  # (-priority, those of the job's tags that have a limit)
+_PLAIN: Final[Rank] = (0, ())
+
+
+@dataclass(slots=True)
+class _Held:
+    """A job that comes after others: where it waits once those of them that are not over (`left`) are."""
+
+    left: set[str]
+    rank: Rank = _PLAIN
+    run_at: str | None = None
+    seq: int = 0
+    offset: int = -1
 
 
 class Waiting:
     """Which jobs wait, in claim order: a list of places to look, never the truth itself.
 
-    For a job in the array that can start any time it keeps 8 bytes, its line's offset, by priority; for others
-    an entry in a heap. An entry whose job has changed since is passed over when it comes up, so nothing has to be
-    removed, and a claim that could not be written has done no harm.
+    For a job in the array that can start any time it keeps 8 bytes, its line's offset; for others an entry in a heap.
+    An entry whose job has changed since is passed over when it comes up, so nothing has to be removed, and a claim
+    that could not be written has done no harm. Both are kept by priority and by tags with a limit: what waits for a
+    limit that is used up is passed over as one. A job that comes after others enters when the last of them is over.
     """
 
     def __init__(
         self, overlay: Mapping[str, bytes | None], base: Base | None, now: str, backoff_max_s: float,
-        accept: Callable[[Job], bool] | None = None,
+        limited: Collection[str], accept: Callable[[Job], bool] | None = None,
     ) -> None:  # fmt: skip
         from array import array
 
         self._overlay = overlay
+        self._base = base
         self._accept = accept
         self._now = now
         self._backoff_max_s = backoff_max_s
+        self.limited = frozenset(limited)
         self._fd = -1 if base is None else base.fd
-        self._fixed: dict[int, array[int]] = {}
-        self._next: dict[int, int] = {}  # by priority: the first entry of _fixed that may still wait
-        self._heaps: dict[int, list[tuple[int, str, int]]] = {}  # by priority: (seq, id, offset or -1)
+        self._fixed: dict[Rank, array[int]] = {}
+        self._next: dict[Rank, int] = {}  # the first entry of _fixed that may still wait
+        self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset or -1)
+        self._held: dict[str, _Held] = {}  # by id: the jobs not over that come after others
+        self.holders: dict[str, list[str]] = {}  # these others, each with those whom it holds or held
+        self._going: dict[str, int] = {}  # those of these others that are not over, with their seq
+        self._unknown: set[str] = set()  # taken for such until somebody asks, as if they came first
         if base is not None:
-            plain = self._fixed.setdefault(0, array("Q"))
+            plain = self._fixed.setdefault(_PLAIN, array("Q"))
             for offset, lines in _array_chunks(base):
                 for line in lines:
                     if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
-                        if accept is None and _is_plain(line):
+                        if accept is None and self._is_plain(line):
                             plain.append(offset)
                         else:
                             job = decode_job(line.rstrip(b","))
                             if accept is not None and not accept(job):
                                 pass
+                            elif job.after:
+                                self._hold(job, offset)
                             elif job.run_at is None:
-                                self._fixed.setdefault(job.priority, array("Q")).append(offset)
+                                self._fixed.setdefault(self._rank(job), array("Q")).append(offset)
                             else:
                                 self._timed.append((job.run_at, job.seq, job.id, offset))
                     offset += len(line) + 1
-        self._priorities = sorted(self._fixed, reverse=True)
+        self._ranks = sorted(self._fixed)
         for id, raw in overlay.items():
             if raw is not None:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
+                elif state == "processing" and b'"after": ' in raw:
+                    job = decode_job(raw)
+                    if accept is None or accept(job):
+                        self._hold(job, -1)  # it may wait again
         self._release_far(now, backoff_max_s)
 
-    def add(self, raw: bytes, id: str, seq: int, offset: int = -1) -> None:
+    def add(self, raw: bytes, id: str, seq: int) -> None:
         """A job that waits now."""
+        job = None if self._accept is None and self._is_plain(raw) else decode_job(raw)
+        if job is None:
+            self._push(_PLAIN, (seq, id, -1))
+        elif self._accept is None or self._accept(job):
+            if not (job.after and self._hold(job, -1).left):
+                self._enter(self._rank(job), job.run_at, (seq, id, -1))
+
+    def _is_plain(self, raw: bytes) -> bool:
+        return _is_plain(raw) and not (self.limited and b'"tags": ' in raw)
+
+    def _rank(self, job: Job) -> Rank:
+        return -job.priority, tuple(sorted(self.limited.intersection(job.tags or ())))
+
+    def _enter(self, rank: Rank, run_at: str | None, entry: tuple[int, str, int]) -> None:
         import heapq
 
-        job = None if self._accept is None and _is_plain(raw) else decode_job(raw)
-        if job is not None and self._accept is not None and not self._accept(job):
-            return
-        if job is not None and job.run_at is not None:
-            heapq.heappush(self._timed, (job.run_at, seq, id, offset))
+        if run_at is None:
+            self._push(rank, entry)
         else:
-            self._push(job.priority if job else 0, (seq, id, offset))
+            heapq.heappush(self._timed, (run_at, *entry))
 
-    def _push(self, priority: int, entry: tuple[int, str, int]) -> None:
+    def _push(self, rank: Rank, entry: tuple[int, str, int]) -> None:
         import heapq
 
-        if priority not in self._heaps:
-            self._heaps[priority] = []
-            self._priorities = sorted({*self._fixed, *self._heaps}, reverse=True)
-        heapq.heappush(self._heaps[priority], entry)
+        if rank not in self._heaps:
+            self._heaps[rank] = []
+            self._ranks = sorted({*self._fixed, *self._heaps})
+        heapq.heappush(self._heaps[rank], entry)
+
+    # -- Jobs that come after others
+
+    def _hold(self, job: Job, offset: int) -> _Held:
+        held = self._held.get(job.id)
+        if held is None:
+            held = self._held[job.id] = _Held(set())
+            for parent in parents_of(job):
+                if parent not in self.holders:
+                    self.holders[parent] = []
+                    self._unknown.add(parent)
+                    self._going[parent] = -1
+                self.holders[parent].append(job.id)
+                if self._going.get(parent, job.seq) < job.seq:
+                    held.left.add(parent)
+        held.rank, held.run_at, held.seq, held.offset = self._rank(job), job.run_at, job.seq, offset
+        return held
+
+    def note(self, id: str, seq: int | None) -> None:
+        """A job is there and not over, with that seq; or (None) it is over, or gone."""
+        if id not in self.holders or self._going.get(id) == seq:
+            return
+        self._unknown.discard(id)
+        if seq is None:
+            del self._going[id]
+        else:
+            self._going[id] = seq
+        for child in self.holders[id]:
+            held = self._held[child]
+            if seq is not None and seq < held.seq:
+                held.left.add(id)
+            elif id in held.left:
+                held.left.remove(id)
+                if not held.left:
+                    self._enter(held.rank, held.run_at, (held.seq, child, held.offset))
+
+    def _look_up_unknown(self) -> None:
+        """Look up what others are held for, all at once: it may stand anywhere in a long array."""
+        if self._unknown:
+            unknown, self._unknown = self._unknown, set()
+            going = self._going_among(unknown)
+            for id in unknown:
+                self.note(id, going.get(id))
+
+    def _going_among(self, ids: Collection[str]) -> dict[str, int]:
+        """The seq of those of these jobs that are not over. Who is not there any more, is; so is who is in dlq.json."""
+        raws = [raw for id in ids if (raw := self._overlay.get(id))]
+        rest = [id for id in ids if id not in self._overlay]
+        if rest and self._base is not None:
+            raws += [raw for _, _, raw in _among(self._base, rest)]
+        return {id: seq for id, state, seq in map(_head, raws) if state not in OVER}
+
+    def is_going(self, id: str, seq: int) -> bool:
+        """Whether a job of that name, earlier than `seq`, is there and not over."""
+        self._look_up_unknown()
+        going = self._going if id in self.holders else self._going_among([id])
+        return going.get(id, seq) < seq
+
+    def _is_held(self, id: str) -> bool:
+        return id in self._held and bool(self._held[id].left)
+
+    def children(self, id: str, seq: int) -> Iterator[Job]:
+        """The waiting jobs that come after that one."""
+        for child in self.holders.get(id, ()):
+            held = self._held[child]
+            if held.seq > seq and (raw := self._raw(child, held.offset)):
+                yield decode_job(raw)
+
+    def held(self) -> Iterator[tuple[Job, set[str]]]:
+        """The waiting jobs that come after some that are not over, with these."""
+        self._look_up_unknown()
+        for id, held in self._held.items():
+            if held.left and (raw := self._raw(id, held.offset)):
+                yield decode_job(raw), held.left
+
+    def is_named(self, job: Job) -> bool:
+        """Whether a waiting job comes after that one, which may be over."""
+        return any(self.children(job.id, job.seq))
+
+    def _freed(self, ended: Collection[str], skip: Collection[str]) -> dict[str, _Held]:
+        """Whom nothing holds any more once these jobs are over."""
+        ids = {id for parent in ended for id in self.holders.get(parent, ()) if id not in skip}
+        return {id: held for id in ids if (held := self._held[id]).left and held.left.issubset(ended)}
+
+    def freed_hints(self, now: str, ended: Collection[str], skip: Collection[str]) -> tuple[str | None, str | None]:
+        """What `hints` would say of these alone."""
+        self._look_up_unknown()
+        oldest = next_run_at = None
+        for id, held in sorted(self._freed(ended, skip).items(), key=lambda item: item[1].seq):
+            if held.run_at is None and oldest is None and (raw := self._raw(id, held.offset)):
+                oldest = _created_at(raw)
+            elif held.run_at is not None and self._raw(id, held.offset):
+                next_run_at = min(next_run_at or held.run_at, held.run_at)
+        return oldest, next_run_at
+
+    # -- What comes next
 
     def _raw(self, id: str, offset: int) -> bytes | None:
         """The record of an entry as it is now, where it still waits."""
@@ -2960,12 +3240,13 @@ class Waiting:
         """Move the entries whose time has come to where claims look."""
         import heapq
 
+        self._look_up_unknown()
         self._now = now
         while self._timed and self._timed[0][0] <= now:
             run_at, seq, id, offset = heapq.heappop(self._timed)
             raw = self._raw(id, offset)
-            if raw is not None and (job := decode_job(raw)).run_at == run_at:
-                self._push(job.priority, (seq, id, offset))
+            if raw is not None and (job := decode_job(raw)).run_at == run_at and not self._is_held(id):
+                self._push(self._rank(job), (seq, id, offset))
 
     def _release_far(self, now: str, backoff_max_s: float) -> None:
         """After the clock was set back: failed jobs whose wait would be longer than any backoff are due."""
@@ -2977,17 +3258,17 @@ class Waiting:
             found = self._raw(*entry[2:]) if entry[0] > far else None
             job = decode_job(found) if found is not None else None
             if job is not None and is_ready(job, now, backoff_max_s):
-                self._push(job.priority, entry[1:])
+                self._push(self._rank(job), entry[1:])
             else:
                 kept.append(entry)
         heapq.heapify(kept)
         self._timed = kept
 
-    def _tops(self, priority: int, skip: Collection[str]) -> Iterator[tuple[int, bytes]]:
-        """(seq, raw) of the first job that waits in the array, and of the first in the heap, of that priority."""
+    def _tops(self, rank: Rank, skip: Collection[str]) -> Iterator[tuple[int, bytes]]:
+        """(seq, raw) of the first job that waits in the array, and of the first in the heap, of that rank."""
         import heapq
 
-        fixed, at = self._fixed.get(priority, ()), self._next.get(priority, 0)
+        fixed, at = self._fixed.get(rank, ()), self._next.get(rank, 0)
         passed = True  # whether every entry up to here has surely left: a skipped one may come back
         while at < len(fixed):
             raw = _line_at(self._fd, fixed[at])
@@ -2998,12 +3279,12 @@ class Waiting:
             at += 1
             passed = passed and id in self._overlay
             if passed:
-                self._next[priority] = at
-        heap, held = self._heaps.get(priority, []), []
+                self._next[rank] = at
+        heap, held = self._heaps.get(rank, []), []
         while heap:
             seq, id, offset = heap[0]
             found = self._raw(id, offset)
-            if found is not None and not self._is_ready_at(found, priority):
+            if found is not None and not self._is_ready_at(found, rank):
                 found = None  # it was changed since; another entry stands for it
             if found is not None and id not in skip:
                 yield seq, found
@@ -3014,22 +3295,39 @@ class Waiting:
         for entry in held:
             heapq.heappush(heap, entry)
 
-    def _is_ready_at(self, raw: bytes, priority: int) -> bool:
-        if priority == 0 and _is_plain(raw):
+    def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
+        if rank == _PLAIN and self._is_plain(raw):
             return True
         job = decode_job(raw)
-        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)
+        return self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and not self._is_held(job.id)
 
-    def first(self, now: str) -> Job | None:
-        """The job to claim next: higher priority first, then order of arrival."""
+    def first(self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None) -> Job | None:
+        """The job to claim next, after that change: higher priority first, then order of arrival; none with a tag
+        that is full."""
         self._release(now)
-        for priority in self._priorities:
-            if top := min(self._tops(priority, ()), default=None):
-                return decode_job(top[1])
-        return None
+        skip: Collection[str] = change.changes.keys() if change else ()
+        best: tuple[int, int, bytes] | None = None
+        for rank in self._ranks:
+            if best is not None and rank[0] > best[0]:
+                break
+            if full.isdisjoint(rank[1]):
+                for seq, raw in self._tops(rank, skip):
+                    if best is None or seq < best[1]:
+                        best = rank[0], seq, raw
+        if change is not None and self.holders:
+            ended = [id for id, (old, _) in change.changes.items() if old is not None and change.is_over(id)]
+            freed = [(held.rank[0], held.seq, id) for id, held in self._freed(ended, skip).items()
+                     if (held.run_at or "") <= now and full.isdisjoint(held.rank[1])]  # fmt: skip
+            for least, seq, id in sorted(freed):
+                if best is not None and (least, seq) > best[:2]:
+                    break
+                if found := self._raw(id, self._held[id].offset):
+                    best = least, seq, found
+                    break
+        return decode_job(best[2]) if best else None
 
     def is_empty(self) -> bool:
-        """Whether no job waits."""
+        """Whether no job waits but for others to be over."""
         return self.hints(self._now, ()) == (None, None)
 
     def hints(self, now: str, skip: Collection[str]) -> tuple[str | None, str | None]:
@@ -3037,18 +3335,20 @@ class Waiting:
         import heapq
 
         self._release(now)
-        tops = [min(self._tops(priority, skip), default=None) for priority in self._priorities]
+        tops = [min(self._tops(rank, skip), default=None) for rank in self._ranks]
         oldest = min(filter(None, tops), default=None)
         held = []
         next_run_at = None
         while self._timed:
             run_at, _, id, offset = self._timed[0]
             raw = self._raw(id, offset)
-            if raw is not None and id not in skip and decode_job(raw).run_at == run_at:
+            if raw is not None and (self._is_held(id) or decode_job(raw).run_at != run_at):
+                raw = None
+            if raw is not None and id not in skip:
                 next_run_at = run_at
                 break
             entry = heapq.heappop(self._timed)
-            if raw is not None and id in skip:
+            if raw is not None:
                 held.append(entry)
         for entry in held:
             heapq.heappush(self._timed, entry)
@@ -3082,10 +3382,10 @@ def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_plain(raw: bytes) -> bool:
-    """Whether a waiting job surely has priority 0 and no time to wait for. The first `"priority"` is the job's own:
-    what stands before it is no object, and quotes inside a text are escaped."""
+    """Whether a waiting job surely has priority 0, and no time and no job to wait for. The first `"priority"` is its
+    own: what stands before it is no object, and quotes inside a text are escaped."""
     at = raw.find(b'"priority": ')
-    return raw[at + 12 : at + 14] == b"0," and b'"run_at": ' not in raw
+    return raw[at + 12 : at + 14] == b"0," and b'"run_at": ' not in raw and b'"after": ' not in raw
 
 
 def _created_at(raw: bytes) -> str:
@@ -3210,12 +3510,17 @@ def _array_pieces(
     yield b"[\n]\n" if separator == b"[\n" else b"\n]\n"
 
 
-def _places(base: Base, ids: Collection[str]) -> dict[str, tuple[int, bytes]]:
-    """(offset, record) of those of `ids` that stand in a canonical array."""
-    if len(ids) > 8:
-        wanted = set(ids)
-        return {id: (at, raw) for at, raw in _array_lines(base) if (id := _head(raw)[0]) in wanted}
-    return {id: place for id in ids if (place := _find(base, id)) is not None}
+def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
+    """(id, offset, record) of those of `ids` that stand in a canonical array: by one pass where they are many."""
+    if len(ids) <= 8:
+        for id in ids:
+            if place := _find(base, id):
+                yield id, *place
+        return
+    wanted = set(ids)
+    for at, raw in _array_lines(base):
+        if (id := _head(raw)[0]) in wanted:
+            yield id, at, raw
 
 
 def _find(base: Base, id: str) -> tuple[int, bytes] | None:
@@ -3257,16 +3562,16 @@ def _offset_after(base: Base, seq: int) -> int:
     return low
 
 
-def _last_named(journal: bytes, id: str) -> bool | None:
-    """Whether the journal's last word on that id is a put (True) or a del (False); None where it says nothing."""
+def _last_record(journal: bytes, id: str) -> bytes | None:
+    """The journal's last word on that id: its record, b"" where it was deleted; None where it says nothing."""
     put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
     at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
     while at >= 0:
         end = journal.index(b"]", at + len(_DELETED))
         if quoted in journal[at:end]:
-            return False
+            return b""
         at = journal.find(_DELETED, end)
-    return True if put >= 0 else None
+    return journal[put + 1 : journal.index(b"\t", put + 1)].rstrip(b",") if put >= 0 else None
 
 
 _DELETED: Final = b'\t], "del": ['
@@ -3285,7 +3590,7 @@ def _holders(journal: bytes, key: str) -> dict[str, bool]:
         start = journal.rfind(b"\t", 0, at) + 1
         raw = journal[start : journal.index(b"\t", at)].rstrip(b",")
         id = _head(raw)[0]
-        out[id] = _is_active(raw, key) and _last_named(journal, id) is True
+        out[id] = _is_active(raw, key) and bool(_last_record(journal, id))
         at = journal.find(needle, at + 1)
     return out
 
@@ -3319,8 +3624,10 @@ def unique_key(command: str, cwd: str) -> str:
 
 
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
-    """Add one job, or find the active one that holds its unique key. Refuses a taken id."""
-    ids, keys = [spec.id] if spec.id else [], [spec.unique] if spec.unique else []
+    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come after a job
+    that is not there; where one that it needs is dead, it is dead from the start."""
+    parents = parents_of(spec)
+    ids, keys = [*parents, *([spec.id] if spec.id else [])], [spec.unique] if spec.unique else []
     found = store.look_up(ids, keys) if ids or keys else None
     with store.transaction(light=True) as change:
         if found is not None:
@@ -3328,14 +3635,35 @@ def enqueue_job(store: Store, spec: Spec) -> Accepted:
             if spec.unique in found.keys:
                 there = store.peek(found.keys[spec.unique])
                 return Accepted(there, duplicate=True)
-            if spec.id in found.ids:
-                raise _taken(spec.id or "")
+            if spec.id and found.jobs.get(spec.id):
+                raise _taken(spec.id)
+            for parent in parents.keys() & found.folded:
+                there = decode_job(found.jobs[parent])
+                change.put(there, there)  # so that no follower has to search the arrays for it
         seq = store.totals.n + 1
         id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
-        job = new_job(spec, id, seq, store.config(), change.now)
+        states = {parent: _head(raw)[1] for parent in parents if found and (raw := found.jobs.get(parent))}
+        job, is_held = _accept(spec, id, seq, store.config(), change.now, states)
         change.put(None, job)
+        if is_held:
+            change.held.add(id)
     store.wake_workers()
     return Accepted(job)
+
+
+def _accept(spec: Spec, id: str, seq: int, config: Config, now: str, states: Mapping[str, str]) -> tuple[Job, bool]:
+    """The new job, dead where one that it needs is, and whether it is held by others. `states`: of the jobs there."""
+    job = new_job(spec, id, seq, config, now)
+    for parent in parents_of(job):
+        if parent not in states:
+            raise Refused(
+                f"There is no job '{parent}' to come after; only a job that is there, or stands in an earlier line, "
+                "can be named. Nothing was added. See them all with: queuectl list."
+            )
+    for parent in needed_by(job):
+        if states[parent] == "dead":
+            return die_after(job, parent, now), False
+    return job, any(states[parent] not in OVER for parent in parents_of(job))
 
 
 def _taken(id: str) -> Refused:
@@ -3364,6 +3692,7 @@ def enqueue_bulk(
     now = store.now()
     ids: dict[str, int] = {}
     keys: set[str] = set()
+    named: set[str] = set()
     for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
         if (id := said.get("id")) is not None and ids.setdefault(id, number) != number:
             raise Refused(
@@ -3372,36 +3701,52 @@ def enqueue_bulk(
             )
         if "unique" in said:
             keys.add(said["unique"])
-    found = store.look_up(ids, keys) if ids or keys else None
+        named |= parents_of(Spec(**said)).keys() if "after" in said else set()
+    wanted = ids.keys() | named
+    found = store.look_up(wanted, keys) if wanted or keys else None
     bulk = Bulk(0, bytearray(), [])
 
-    def records(now: str, n: int) -> Iterator[bytes]:
+    def records(now: str, n: int) -> Iterator[tuple[bytes, str | None]]:
         config = store.config()
-        there = store.look_again(found, ids, keys) if found else Found(None, 0, set(), {})
-        if taken := there.ids & ids.keys():
+        there = store.look_again(found, wanted, keys) if found else Found(None, 0, {}, set(), {})
+        states = {id: _head(raw)[1] for id, raw in there.jobs.items() if raw}
+        if taken := states.keys() & ids.keys():
             first = min(taken, key=ids.__getitem__)
             raise Refused(f"In {lines.unit} {ids[first]}: {_taken(first)}")
+        stands_for: dict[str, str] = {}
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, cwd, config, now)
-        for _, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
+        for number, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
             key = said.get("unique")
             if key is not None and key in there.keys:
                 bulk.ids.extend(b"%s\n" % there.keys[key].encode())
                 if keep_records:
                     bulk.records.append(encode_json({**job_to_dict(store.peek(there.keys[key])), "duplicate": True}))
+                if said.get("id") in named:  # later lines that name this one mean the job it stands for
+                    stands_for[said["id"]], states[there.keys[key]] = there.keys[key], "pending"
                 continue
+            if "after" in said and stands_for:
+                parents = parents_of(Spec(**said)).items()
+                said["after"] = parse_after([{"id": stands_for.get(id, id), "any": any_end} for id, any_end in parents])
             n += 1
             id = said.get("id") or make_id(ms, n)
+            start_at: str | None
             if not said:
-                raw = plain.encode(id, n, command)
+                raw, start_at = plain.encode(id, n, command), plain.start_at
             else:
-                raw = encode_job(new_job(Spec(**said), id, n, config, now))
-            if key is not None:
-                there.keys[key] = id
+                try:
+                    job, is_held = _accept(Spec(**said), id, n, config, now, states)
+                except Refused as error:
+                    raise Refused(f"In {lines.unit} {number}: {error}") from None
+                if id in named:
+                    states[id] = job.state
+                if key is not None and job.state != "dead":
+                    there.keys[key] = id
+                raw, start_at = encode_job(job), None if is_held or job.state == "dead" else job.run_at or ""
             bulk.ids.extend(b"%s\n" % id.encode())
             if keep_records:
                 bulk.records.append(raw)
-            yield raw
+            yield raw, start_at
 
     added = store.accept_bulk(records, large=lines.size > SMALL_BYTES)
     if added:
@@ -3415,7 +3760,9 @@ class _PlainRecords:
     def __init__(self, options: Mapping[str, Any], cwd: str, config: Config, now: str) -> None:
         from json.encoder import encode_basestring
 
-        record = encode_job(new_job(Spec(**{"cwd": cwd, **options, "command": "x"}), "x", 1, config, now))
+        job = new_job(Spec(**{"cwd": cwd, **options, "command": "x"}), "x", 1, config, now)
+        self.start_at = job.run_at or ""
+        record = encode_job(job)
         self._rest = record.split(b'"command": "x"', 1)[1]
         self._quote = encode_basestring
 
@@ -3432,7 +3779,7 @@ def _parse_lines(
     No fields where it says nothing but a command and needs no key: such jobs are encoded without making a Spec.
     """
     base = {"cwd": cwd, **options}
-    plain = not auto_unique and "unique" not in options
+    plain = not auto_unique and options.keys().isdisjoint(("unique", "after"))
     for number, line in lines.numbered():
         try:
             said = parse_job_line(line, now)
@@ -3478,12 +3825,13 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 
 class Turn(NamedTuple):
-    """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, and the one it
-    claimed: none where there are hooks, which take the slot's time first."""
+    """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, the one it claimed
+    (none where there are hooks, which take the slot's time first), and whether the report left others one to claim."""
 
     reported: Job | None
     claimed: Job | None
     hooks: Mapping[str, str] = {}
+    frees: bool = False
 
 
 class TagFilter(NamedTuple):
@@ -3520,16 +3868,26 @@ def take_turn(
                 reported = report_job(job, done[1], config, random.uniform(-1, 1), change.now)
                 change.put(job, reported)
                 hooks = hooks_of(reported, config) if config.on_dead or config.on_finish else hooks
-        if (
-            claim
-            and not hooks
-            and not config.paused
-            and not store.is_suspect
-            and (ready := _waiting_for(store, only).first(change.now))
-        ):
+        may_claim = claim and not hooks and not config.paused and not store.is_suspect
+        if may_claim and (ready := _first(change, only, config)):
             claimed = claim_job(ready, worker, slot, change.now)
             change.put(ready, claimed)
-    return Turn(reported, claimed, hooks)
+        frees = reported is not None and _frees(change, reported, config)
+    return Turn(reported, claimed, hooks, frees)
+
+
+def _frees(change: Transaction, job: Job, config: Config) -> bool:
+    """Whether this job's report left something for others to claim: it was waited for, or counted for a limit."""
+    is_waited_for = job.state in OVER and job.id in change.store.waiting().holders
+    if is_waited_for or (config.limits and not config.limits.keys().isdisjoint(job.tags or ())):
+        return _first(change, TagFilter(), config) is not None
+    return False
+
+
+def _first(change: Transaction, only: TagFilter, config: Config) -> Job | None:
+    """The job that such a worker claims next, as things are after this change."""
+    full = full_tags(config.limits, change.running()) if config.limits else frozenset()
+    return _waiting_for(change.store, only).first(change.now, full, change)
 
 
 def _waiting_for(store: Store, only: TagFilter) -> Waiting:
@@ -3544,7 +3902,33 @@ def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
         if not any(only) or not pending + processing + failed:
             return not pending + processing + failed
         running = any(only.takes(job) for job in store.processing.values())
-        return not running and _waiting_for(store, only).is_empty()
+        return not (running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only))
+
+
+def _is_any_freed_later(store: Store, only: TagFilter) -> bool:
+    """Whether a job that fits, and comes after others, may still start: only if a live worker takes each of these."""
+    headers = [info.header for info in store.live_workers()]
+    takers = [only, *(TagFilter(tuple(head.get("tags") or ()), tuple(head.get("not_tags") or ())) for head in headers)]
+    ends: dict[str, bool] = {}
+    for job, left in sorted(store.waiting().held(), key=lambda item: item[0].seq):  # parents first (J5)
+        for id, parent in store.find_jobs(left - ends.keys()).items():
+            ends[id] = parent.state == "processing" or any(taker.takes(parent) for taker in takers)
+        ends[job.id] = any(taker.takes(job) for taker in takers) and all(ends.get(id, True) for id in left)
+        if ends[job.id] and only.takes(job):
+            return True
+    return False
+
+
+def why_drain_waits(store: Store, only: TagFilter) -> str | None:
+    """What a person must do before a drain can end; None where the jobs do it."""
+    config, now = store.config(), store.now()
+    if config.paused:
+        return "The queue is paused: the drain waits. Go on with: queuectl resume"
+    shut = frozenset(tag for tag, most in config.limits.items() if most == 0)
+    index = _waiting_for(store, only) if shut and not store.processing else None
+    if index is None or index.first(now, shut) is not None or index.hints(now, ())[0] is None:
+        return None
+    return f"The limit of {', '.join(sorted(shut))} is 0: the drain waits. Change it with: queuectl config set limits"
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
@@ -3591,7 +3975,8 @@ def unknown_job(id: str) -> Refused:
 
 
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Waiting jobs die; running ones are marked and stopped by whoever runs them. Refuses jobs that are over."""
+    """Waiting jobs die, and with them who needs them; running ones are marked and stopped by whoever runs them.
+    Refuses jobs that are over."""
     out = []
     with store.transaction() as change:
         for job in find_all(store, ids):
@@ -3603,23 +3988,28 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
             if job.cancelled_at is None:
                 change.put(job, job := cancel_job(job, change.now))
             out.append(job)
+        out += [new for _, new in change.changes.values() if new is not None and new.id not in ids]
     store.wake_workers()
     return out
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Failed jobs are due now; dead ones are revived. Refuses all others."""
+    """Failed jobs are due now; dead ones are revived, with those that died for it. Refuses all others."""
     out = []
     with store.transaction() as change:
+        dead = []
         for job in find_all(store, ids):
             if job.state not in ("failed", "dead"):
                 raise Refused(
                     f"Job '{job.id}' is {job.state}; only a failed or dead job can be retried. Nothing was changed. "
                     f"See it with: queuectl show {job.id}."
                 )
-            new = revive_job(job, change.now) if job.state == "dead" else retry_now(job, change.now)
-            change.put(job, new)
-            out.append(new)
+            if job.state == "dead":
+                dead.append(job)
+            else:
+                out.append(retry_now(job, change.now))
+                change.put(job, out[-1])
+        out += _revive(change, dead, {}, None, *_coming_back(store, dead))
     store.wake_workers()
     return out
 
@@ -3661,13 +4051,14 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 def revive_jobs(
     store: Store, ids: Sequence[str], changes: Mapping[str, Any] | None = None, spread_s: float | None = None
 ) -> list[Job]:
-    """Dead letters, back as pending with attempts at zero and with these fields changed. Refuses a job not dead.
+    """Dead letters, back as pending with attempts at zero and with these fields changed; with them those that died
+    for this reason only. Refuses a job that is not dead, or needs one that stays dead.
 
     `spread_s` lets them start evenly over that time.
     """
     with store.transaction() as change:
         jobs = [check_dead(job) for job in find_all(store, ids)]
-        out = _revive(change, jobs, changes or {}, spread_s)
+        out = _revive(change, jobs, changes or {}, spread_s, *_coming_back(store, jobs))
     store.wake_workers()
     return out
 
@@ -3675,11 +4066,13 @@ def revive_jobs(
 def revive_all(
     store: Store, text: str | None, cancelled: bool, changes: Mapping[str, Any], spread_s: float | None
 ) -> list[Job]:
-    """Every dead letter that matches; the cancelled ones only where asked for: somebody did not want them."""
+    """Every dead letter that matches, unless it needs one that stays dead; the cancelled ones only where asked for:
+    somebody did not want them."""
     with store.transaction() as change:
         dead = store.jobs(states=("dead",))
         jobs = [job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)]
-        out = _revive(change, jobs, changes, spread_s)
+        back, _ = _coming_back(store, jobs)
+        out = _revive(change, [job for job in jobs if job.id in back], changes, spread_s, back, {})
     store.wake_workers()
     return out
 
@@ -3694,42 +4087,95 @@ def check_dead(job: Job) -> Job:
     return job
 
 
-def _revive(change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None) -> list[Job]:
+def _coming_back(store: Store, jobs: Sequence[Job]) -> tuple[dict[str, Job], dict[str, str]]:
+    """Those of these dead jobs that can be revived, with the others that died only for them; and for each that cannot
+    the job that it needs and that stays dead."""
+    chosen = {job.id: job for job in jobs}
+    dead, back, kept = set(), dict[str, Job](), dict[str, str]()
+    for raw in store.raws(arrays=("dlq",)) if jobs else ():  # who is needed comes first (J5)
+        id, _, _ = _head(raw)
+        dead.add(id)
+        job = chosen.get(id) or (decode_job(raw) if b'"after": ' in raw else None)
+        needed = needed_by(job) if job is not None else []
+        if job is None or not (id in chosen or (has_died_after(job) and not back.keys().isdisjoint(needed))):
+            continue
+        if stays := [id for id in needed if id in dead and id not in back]:
+            kept[id] = stays[0]
+        else:
+            back[id] = job
+    return back, kept
+
+
+def _revive(
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None,
+    back: dict[str, Job], kept: dict[str, str],
+) -> list[Job]:  # fmt: skip
     out = []
     begin = changes.get("run_at", change.now)
     for number, job in enumerate(jobs):
+        if parent := kept.get(job.id):
+            raise Refused(
+                f"Job '{job.id}' comes after '{parent}', which is dead. Nothing was changed. Bring that one back, and "
+                f"this one comes with it if it died for nothing else: queuectl dlq retry {parent}."
+            )
         if spread_s:
             changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(jobs))}
-        new = edit_job(revive_job(job, change.now), changes, 0, change.now)
-        change.put(job, new)
+        new = edit_job(revive_job(back.pop(job.id), change.now), changes, 0, change.now)
         out.append(new)
+        change.put(job, new)
+    for job in back.values():
+        out.append(revive_job(job, change.now))
+        change.put(job, out[-1])
     return out
 
 
-def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> list[Job]:
-    """Delete for good the jobs that are over and that `chosen(job, now)` picks; gives them back."""
+class Purged(NamedTuple):
+    """What became of a purge: the jobs that are gone, and those that stay because a job that waits names them."""
+
+    gone: list[Job]
+    kept: list[Job]
+
+
+def choose_purged(store: Store, chosen: Callable[[Job, str], bool], now: str) -> Purged:
+    """Which of the jobs that are over and that `chosen(job, now)` picks a purge would take."""
+    waiting = store.waiting()
+    out = Purged([], [])
+    for job in store.jobs(states=OVER):
+        if chosen(job, now):
+            (out.kept if waiting.is_named(job) else out.gone).append(job)
+    return out
+
+
+def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> Purged:
+    """Delete for good the jobs that are over and that `chosen(job, now)` picks, unless a waiting one names them."""
     with store.transaction() as change:
-        out = [job for job in store.jobs(states=OVER) if chosen(job, change.now)]
-        for job in out:
+        out = choose_purged(store, chosen, change.now)
+        for job in out.gone:
             change.delete(job)
     return out
 
 
 def purge_completed(store: Store, seconds: float, place: Place, most_s: float) -> tuple[list[Job], Place | None]:
-    """Delete those jobs of the next piece of the array that were completed that long ago; gives them, and the place
-    to go on from. A queue of any length is gone through in short transactions."""
+    """Delete those jobs of the next piece of the array that were completed that long ago and that no waiting one
+    names; gives them, and the place to go on from. A queue of any length is gone through in short transactions."""
     with store.transaction(most_s=most_s) as change:
         out, place_after = store.completed_before(add_seconds(change.now, -seconds), place, PURGE_JOBS)
+        out = [job for job in out if not store.waiting().is_named(job)]
         for job in out:
             change.delete(job)
     return out, place_after
 
 
 def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Delete these dead letters for good. Refuses a job that is not dead."""
+    """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting one names."""
     with store.transaction() as change:
         out = [check_dead(job) for job in find_all(store, ids)]
         for job in out:
+            if child := next(store.waiting().children(job.id, job.seq), None):
+                raise Refused(
+                    f"Job '{job.id}' cannot be purged: job '{child.id}', which waits, comes after it. Nothing was "
+                    f"changed. See it with: queuectl show {child.id}."
+                )
             change.delete(job)
     return out
 
@@ -3868,6 +4314,10 @@ def why_waiting(store: Store, job: Job) -> str | None:
         held = f"held by worker {job.worker}, slot {job.slot}"
         stopping = ", being cancelled" if job.cancelled_at else ""
         return held + stopping if alive else held + ", which is dead; the next live worker takes the job back"
+    parents = store.find_jobs(parents_of(job))
+    if going := [parent.id for parent in parents.values() if parent.state not in OVER and parent.seq < job.seq]:
+        more = f" and {len(going) - 3} more" if len(going) > 3 else ""
+        return f"waiting for {'job' if len(going) == 1 else 'jobs'} {', '.join(going[:3])}{more}"
     now = store.now()
     if not is_ready(job, now, store.config().backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
@@ -3878,6 +4328,8 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
+    if full := full_tags(store.config().limits, store.processing.values()).intersection(job.tags or ()):
+        return f"the limit of tag {min(full)} is used up"
     return "waiting for a free slot"
 
 
@@ -3947,6 +4399,7 @@ def _examine_jobs(store: Store) -> Iterator[str]:
     """Each job in one place and in order, its fields fit, and the counts true."""
     seen: dict[str, int] = {}
     counts = dict.fromkeys(STATES, 0)
+    dead: set[str] = set()
     last = -1
     for raw in store.raws():
         try:
@@ -3954,6 +4407,10 @@ def _examine_jobs(store: Store) -> Iterator[str]:
         except BadValue as error:
             yield f"A record cannot be used: {error}"
             continue
+        if job.state == "dead":
+            dead.add(job.id)
+        elif job.state in WAITING and (needed := dead.intersection(needed_by(job))):  # earlier ones (J5)
+            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
         counts[job.state] += 1
         seen[job.id] = seen.get(job.id, 0) + 1
         if job.seq < last:
@@ -4742,7 +5199,7 @@ class Worker:
         self._last_words = threading.Event()
         self._work = threading.Condition()
         self._round = 0  # rises whenever there may be something to claim
-        self._told_paused = False
+        self._told_why = False
         self._signals_told = 0
         self._clock_mark: dict[str, Any] = {}
         self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
@@ -4920,9 +5377,9 @@ class Worker:
         if not self._executor.running and is_drained(self.store, self.only, PATIENCE_S):
             self.stopping = True
             self._call_slots()
-        elif self.store.config().paused and not self._told_paused:
-            self._told_paused = True
-            self.say("The queue is paused: the drain waits. Go on with: queuectl resume")
+        elif not self._told_why and (why := why_drain_waits(self.store, self.only)):
+            self._told_why = True
+            self.say(why)
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: show life, meet a clock that was set, fold, sync, purge."""
@@ -5207,6 +5664,9 @@ class Worker:
             return
         if job.state in WAITING:
             self.file.wake()
+        if turn.frees:
+            self._call_slots()
+            self.store.wake_workers(but=self.name)
         last = (job.history or [{}])[-1]
         took_s = instant_s(last["finished_at"]) - instant_s(last["started_at"]) if last.get("started_at") else 0.0
         text = f"{job.id} {job.state}"
@@ -5433,7 +5893,8 @@ def job_line(job: Job, now: str, width: int | None) -> str:
 def dead_line(job: Job, last_output: str, now: str, width: int | None) -> str:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
     ended = say_when(job.finished_at or now, now)
-    why = job.reason or "" if job.outcome is None or job.reason == "cancelled" else outcome_words(job)
+    own = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
+    why = outcome_words(job) if own else job.reason or ""
     head = f"{clean(job.id):<12}  {job.attempts:>3}  {clean(why):<21}  {ended:>11}"
     return cut(f"{head}  {clean(last_output or job.command)}", width)
 
@@ -5924,6 +6385,8 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--delay", type=DURATION, help="Start that much later.")
 @click.option("--cwd", metavar="DIR", help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
+@click.option("--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable).")
+@click.option("--after-any", multiple=True, metavar="ID", help="Start when it is over, completed or dead (repeatable).")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
 @click.option(
     "--unique", is_flag=False, flag_value=_NO_KEY, metavar="[KEY]", help="Not while a job with KEY is active."
@@ -6036,6 +6499,8 @@ def _spec_options(ctx: click.Context, now: str, auto_unique: bool, given: Mappin
         "no_retry_on": given["no_retry_on"],
     }
     out |= {name: FIELD_CHECKS[name](value, name) for name, value in plain.items() if value is not None}
+    if given["after"] or given["after_any"]:
+        out["after"] = parse_after([*given["after"], *({"id": id, "any": True} for id in given["after_any"])])
     if given["delay"] is not None:
         out["wait_s"] = given["delay"]
     if given["tags"]:
@@ -6587,8 +7052,10 @@ def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
     app.done(app.made)
     for job in jobs:
         left = job.state == "processing" and app.store.job(job.id)
-        still = left and left.state == "processing"
-        click.echo(f"Job {job.id} is running: stopping it." if still else f"Job {job.id} is cancelled.")
+        if left and left.state == "processing":
+            click.echo(f"Job {job.id} is running: stopping it.")
+        else:
+            click.echo(f"Job {job.id} is {'cancelled' if job.id in ids else f'dead: {job.reason}'}.")
 
 
 @cli.command()
@@ -6604,7 +7071,9 @@ def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
     app: App = ctx.obj
     jobs = retry_jobs(app.store, ids)
     app.done(say_ids("Retrying", jobs))
-    _echo_all(f"Job {job.id} is {job.state}, due now." for job in jobs)
+    _echo_all(
+        f"Job {job.id} is {job.state}, due now." if job.id in ids else f"Job {job.id} is pending again." for job in jobs
+    )
 
 
 @cli.command()
@@ -6695,12 +7164,14 @@ def purge(ctx: click.Context, states: tuple[str, ...], older_than: float | None,
     if dry_run:
         app.store.read()
         now = app.store.now()
-        count = sum(1 for job in app.store.jobs(states=chosen) if is_older(job, now, older_than))
-        click.echo(f"{say_count(count, 'job')} would be purged.")
+        picked = choose_purged(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than), now)
+        click.echo(f"{say_count(len(picked.gone), 'job')} would be purged.")
+        _say_kept(picked.kept)
         return
     _confirm(ctx, yes, f"Delete {' and '.join(chosen)} jobs for good?")
-    gone = purge_jobs(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than))
-    _finish_purge(app, gone)
+    purged = purge_jobs(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than))
+    _finish_purge(app, purged.gone)
+    _say_kept(purged.kept)
 
 
 def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
@@ -6718,6 +7189,12 @@ def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
         click.echo(err=True)
     click.echo("Nothing was changed.", err=True)
     ctx.exit(code)
+
+
+def _say_kept(kept: Sequence[Job]) -> None:
+    if kept:
+        ids = f"{', '.join(job.id for job in kept[:3])}{' ...' if len(kept) > 3 else ''}"
+        click.echo(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}", err=True)
 
 
 def _finish_purge(app: App, gone: Sequence[Job]) -> None:
@@ -6841,10 +7318,11 @@ def dlq_purge(ctx: click.Context, ids: tuple[str, ...], every: bool, older_than:
     app: App = ctx.obj
     _confirm(ctx, yes, f"Delete {len(ids) or 'these'} dead letters for good?")
     if ids:
-        gone = purge_dead(app.store, ids)
+        purged = Purged(purge_dead(app.store, ids), [])
     else:
-        gone = purge_jobs(app.store, lambda job, now: job.state == "dead" and is_older(job, now, older_than))
-    _finish_purge(app, gone)
+        purged = purge_jobs(app.store, lambda job, now: job.state == "dead" and is_older(job, now, older_than))
+    _finish_purge(app, purged.gone)
+    _say_kept(purged.kept)
 
 
 # -- config

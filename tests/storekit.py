@@ -167,7 +167,9 @@ def check_hints(store: q.Store, now: str) -> None:
 
     A wait that has passed is still named by `next_run_at` until something looks; then it counts as startable.
     """
-    waiting = [job for job in store.jobs(states=q.WAITING)]
+    going = {job.id: job.seq for job in store.jobs() if job.state not in q.OVER}
+    free = [job for job in store.jobs() if all(going.get(id, job.seq) >= job.seq for id in q.parents_of(job))]
+    waiting = [job for job in free if job.state in q.WAITING]
     oldest, next_run_at = store.totals.oldest, store.totals.next_run_at
     startable = [job for job in waiting if job.run_at is None or next_run_at is None or job.run_at < next_run_at]
     assert all((job.run_at or "") <= now for job in startable), f"{next_run_at} is not the next time"

@@ -11,10 +11,11 @@ clock turned by hand, and effects are not synced: what a power loss takes is the
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ class Row:
     cancelled: bool = False
     worker: str | None = None
     recoveries: int = 0
-    over_at: float = 0
+    after: tuple[tuple[str, bool], ...] = ()  # ids, each with whether any end will do
+    tag: str | None = None
+    died_after: bool = False  # for no reason but that one of these is dead
+    over_at: float = field(default=0, compare=False)
 
 
 class Queue(RuleBasedStateMachine):
@@ -76,6 +80,7 @@ class Queue(RuleBasedStateMachine):
         self.late: list[q.Job] = []  # runs that are no longer: their reports come late
         self.completed: dict[str, bytes] = {}  # J3
         self.stepped_back = False
+        self.limits: dict[str, int] = {}
         self.real_os, q.os = os, Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
         self.store.follow()
         self.other.follow()
@@ -96,9 +101,35 @@ class Queue(RuleBasedStateMachine):
     def change(self, id: str, **values: object) -> None:
         self.rows[id] = replace(self.rows[id], **values)  # type: ignore[arg-type]
 
+    def claimed(self, id: str, worker: str) -> None:
+        row = self.rows[id]
+        self.change(id, state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker=worker)
+
     def added(self, id: str, **values: object) -> None:
         self.n += 1
         self.rows[id] = Row(self.n, **values)  # type: ignore[arg-type]
+
+    def is_full(self, tag: str | None) -> bool:
+        running = sum(row.tag == tag for row in self.rows.values() if row.state == "processing")
+        return tag in self.limits and running >= self.limits[tag]
+
+    def parents(self, id: str) -> list[str]:
+        """Those that are there: a later job of the same name is another."""
+        names = [parent for parent, _ in self.rows[id].after if parent in self.rows]
+        return [parent for parent in names if self.rows[parent].seq < self.rows[id].seq]
+
+    def needed(self, id: str) -> list[str]:
+        return [parent for parent in self.parents(id) if (parent, False) in self.rows[id].after]
+
+    def is_dead(self, id: str) -> bool:
+        return id in self.rows and self.rows[id].state == "dead"
+
+    def spread_deaths(self) -> None:
+        """J5: what needs a dead job, and waits, is dead too. Parents have the lower `seq`, so one pass will do."""
+        for id in sorted(self.rows, key=lambda id: self.rows[id].seq):
+            if self.rows[id].state in q.WAITING and any(map(self.is_dead, self.needed(id))):
+                event("died with a job that it came after")
+                self.change(id, state="dead", died_after=True)
 
     def acting(self, second: bool) -> Watched:
         """The store that does the next thing: the worker's own, or the other process's."""
@@ -118,18 +149,22 @@ class Queue(RuleBasedStateMachine):
         ids = [
             id
             for id, row in self.rows.items()
-            if row.state in q.WAITING and (row.due <= now or (row.state == "failed" and row.due > now + 3601))
+            if row.state in q.WAITING
+            and (row.due <= now or (row.state == "failed" and row.due > now + 3601))
+            and not self.is_full(row.tag)
+            and all(self.rows[parent].state in q.OVER for parent in self.parents(id))
         ]
         return sorted(ids, key=lambda id: (-self.rows[id].priority, self.rows[id].seq))
 
     # -- Enqueue
 
     @rule(second=st.booleans(), priority=st.sampled_from([0, 0, 0, 5, -5]), wait_s=st.sampled_from([None, None, 1, 60]),
-          max_retries=st.integers(0, 3))  # fmt: skip
-    def enqueues(self, second: bool, priority: int, wait_s: int | None, max_retries: int) -> None:
-        job = enqueue(self.acting(second), priority=priority, wait_s=wait_s, max_retries=max_retries)
+          max_retries=st.integers(0, 3), tag=st.sampled_from([None, None, "gpu", "net"]))  # fmt: skip
+    def enqueues(self, second: bool, priority: int, wait_s: int | None, max_retries: int, tag: str | None) -> None:
+        tags = [tag] if tag else None
+        job = enqueue(self.acting(second), priority=priority, wait_s=wait_s, max_retries=max_retries, tags=tags)
         assert job.id not in self.rows
-        self.added(job.id, priority=priority, due=self.clock.at + (wait_s or 0), max_retries=max_retries)
+        self.added(job.id, priority=priority, due=self.clock.at + (wait_s or 0), max_retries=max_retries, tag=tag)
 
     @rule(number=NUMBERS, key=st.sampled_from([None, *KEYS]), second=st.booleans())
     def enqueues_with_id_or_key(self, number: int, key: str | None, second: bool) -> None:
@@ -147,6 +182,41 @@ class Queue(RuleBasedStateMachine):
         else:
             enqueue(store, id, unique=key)
             self.added(id, unique=key)
+
+    @precondition(lambda self: self.rows)
+    @rule(numbers=st.lists(NUMBERS, min_size=1, max_size=3), any_end=st.booleans(), second=st.booleans(),
+          wait_s=st.sampled_from([None, None, 1]), in_bulk=st.booleans(), priority=st.sampled_from([0, 5]))  # fmt: skip
+    def enqueues_after(self, numbers: list[int], any_end: bool, second: bool, wait_s: int | None, in_bulk: bool,
+                       priority: int) -> None:  # fmt: skip
+        parents = list(dict.fromkeys(self.pick(number, *q.STATES) for number in numbers))
+        last = {"id": parents[-1], "any": True} if any_end else parents[-1]
+        after = [*parents[:-1], last]
+        event(f"after a {self.rows[parents[0]].state} job")
+        id = f"after{self.n}"
+        if in_bulk:
+            line = {"id": id, "command": "true", "after": after, "priority": priority, "delay": wait_s}
+            bulk(self.acting(second), "true", json.dumps(line))
+            first = next(job for job in self.listed(second) if job.seq == self.n + 1)
+            self.added(first.id)
+        else:
+            enqueue(self.acting(second), id, after=after, priority=priority, wait_s=wait_s)
+        self.added(
+            id,
+            priority=priority,
+            due=self.clock.at + (wait_s or 0),
+            after=tuple((parent, any_end and parent == parents[-1]) for parent in parents),
+        )
+        self.spread_deaths()
+
+    def listed(self, second: bool) -> list[q.Job]:
+        store = self.acting(second)
+        store.follow()
+        return list(store.jobs())
+
+    @rule(number=NUMBERS, second=st.booleans())
+    def enqueues_after_an_unknown_one(self, number: int, second: bool) -> None:
+        with pytest.raises(q.Refused):
+            enqueue(self.acting(second), after=[f"nobody{number}"])
 
     @rule(count=st.integers(1, 8), second=st.booleans(), bad=st.booleans())
     def enqueues_a_bulk(self, count: int, second: bool, bad: bool) -> None:
@@ -172,21 +242,23 @@ class Queue(RuleBasedStateMachine):
             assert self.rows[job.id].state in q.WAITING
         else:
             assert (job.id if job else None) == (ready[0] if ready else None)
+            if any(self.is_full(row.tag) for row in self.rows.values() if row.state in q.WAITING):
+                event(f"a limit holds jobs up while {'another' if job else 'none'} is claimed")
         if job is not None:
             row = self.rows[job.id]
-            self.change(job.id, state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker=worker)
+            self.claimed(job.id, worker)
             assert (job.attempts, job.runs, job.worker) == (row.attempts + 1, row.runs + 1, worker)
 
     @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
-    @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, BAD, HANDED_BACK]), second=st.booleans())
-    def reports(self, number: int, outcome: q.Outcome, second: bool) -> None:
+    @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, BAD, HANDED_BACK]), second=st.booleans(),
+          claims=st.booleans())  # fmt: skip
+    def reports(self, number: int, outcome: q.Outcome, second: bool, claims: bool) -> None:
         id = self.pick(number, "processing")
-        row, running = self.rows[id], self.running(id)
-        store = self.acting(second)
-        after = q.take_turn(
-            store, row.worker or "", running.slot or 0, (running, outcome), False, q.TagFilter()
-        ).reported
-        assert after is not None
+        row, running, ready = self.rows[id], self.running(id), self.ready()
+        claims = claims and not self.stepped_back
+        done = (running, outcome)
+        turn = q.take_turn(self.acting(second), row.worker or "", running.slot or 0, done, claims, q.TagFilter())
+        assert turn.reported is not None
         self.late.append(running)
         row = replace(row, worker=None)
         if row.cancelled:
@@ -201,7 +273,17 @@ class Queue(RuleBasedStateMachine):
             self.rows[id] = replace(row, state="dead")
         else:
             self.rows[id] = replace(row, state="failed", due=self.clock.at + 2**row.attempts)
-        assert after.state == self.rows[id].state
+        self.spread_deaths()
+        assert turn.reported.state == self.rows[id].state
+        if claims:
+            next_ones = [other for other in self.ready() if other != id]
+            assert (turn.claimed.id if turn.claimed else None) == (next_ones[0] if next_ones else None)
+        if turn.claimed is not None:
+            event(f"claimed what the report {'allowed' if turn.claimed.id not in ready else 'did not change'}")
+            self.claimed(turn.claimed.id, running.worker or "")
+        if set(self.ready()) - {*ready, id}:
+            event("a report leaves something for others")
+            assert turn.frees
 
     def run_again(self) -> list[q.Job]:
         """Runs that are over, of jobs that run once more."""
@@ -228,7 +310,8 @@ class Queue(RuleBasedStateMachine):
     def is_not_believed(self, run: q.Job, outcome: q.Outcome, second: bool) -> None:
         store = self.acting(second)
         before = journal(self.home).read_bytes()
-        turn = q.take_turn(store, run.worker or "", run.slot or 0, (run, outcome), False, q.TagFilter())
+        slot = 10_000  # its own may hold another by now, which a turn there would give back (W1)
+        turn = q.take_turn(store, run.worker or "", slot, (run, outcome), False, q.TagFilter())
         assert turn.reported is None and journal(self.home).read_bytes() == before
         assert q.recover(store, run, False) is None
 
@@ -251,6 +334,7 @@ class Queue(RuleBasedStateMachine):
                 self.rows[id] = replace(row, state="dead", attempts=row.attempts - 1)
             else:
                 self.rows[id] = replace(row, state="pending", attempts=row.attempts - 1, due=0)
+            self.spread_deaths()
 
     # -- What people do
 
@@ -266,6 +350,7 @@ class Queue(RuleBasedStateMachine):
             return
         q.cancel_jobs(self.acting(second), [id])
         self.change(id, cancelled=True, **({} if state == "processing" else {"state": "dead"}))
+        self.spread_deaths()
 
     @precondition(lambda self: self.rows)
     @rule(number=NUMBERS, second=st.booleans())
@@ -275,6 +360,8 @@ class Queue(RuleBasedStateMachine):
         if self.rows[id].state not in ("failed", "dead"):
             with pytest.raises(q.Refused):
                 q.retry_jobs(self.acting(second), [id])
+            return
+        if self.refuses_to_revive(id, second):
             return
         q.retry_jobs(self.acting(second), [id])
         if self.rows[id].state == "dead":
@@ -287,6 +374,8 @@ class Queue(RuleBasedStateMachine):
     def revives(self, number: int, second: bool, later: bool, priority: int | None) -> None:
         id = self.pick(number, "dead")
         changes: dict[str, object] = {}
+        if self.refuses_to_revive(id, second):
+            return
         if later:
             changes["run_at"] = q.format_instant(self.clock.at + 30)
         if priority is not None:
@@ -331,16 +420,42 @@ class Queue(RuleBasedStateMachine):
         (new,) = q.rerun_jobs(self.acting(second), [id])
         assert new.id not in self.rows
         row = self.rows[id]
-        self.added(new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique)
+        self.added(new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag)
+
+    def refuses_to_revive(self, id: str, second: bool) -> bool:
+        if self.rows[id].state != "dead" or not any(map(self.is_dead, self.needed(id))):
+            return False
+        event("revival of a job that needs a dead one")
+        with pytest.raises(q.Refused):
+            q.revive_jobs(self.acting(second), [id])
+        return True
 
     def revived(self, id: str) -> None:
-        self.change(id, state="pending", attempts=0, due=0, cancelled=False, recoveries=0)
+        """And those that died for it only, unless something else that they need is dead."""
+        back = [id]
+        for other in sorted(self.rows, key=lambda id: self.rows[id].seq):
+            needed = self.needed(other)
+            if self.is_dead(other) and self.rows[other].died_after and set(back) & set(needed):
+                if not any(self.is_dead(parent) for parent in needed if parent not in back):
+                    event("revived with a job that it came after")
+                    back.append(other)
+        for id in back:
+            self.change(id, state="pending", attempts=0, due=0, cancelled=False, recoveries=0, died_after=False)
+
+    def named(self) -> set[str]:
+        return {parent for id, row in self.rows.items() if row.state in q.WAITING for parent in self.parents(id)}
 
     @precondition(lambda self: any(row.state in q.OVER for row in self.rows.values()))
     @rule(second=st.booleans(), state=st.sampled_from(q.OVER))
     def purges(self, second: bool, state: str) -> None:
-        gone = q.purge_jobs(self.acting(second), lambda job, now: job.state == state)
-        assert {job.id for job in gone} == {id for id, row in self.rows.items() if row.state == state}
+        gone = q.purge_jobs(self.acting(second), lambda job, now: job.state == state).gone
+        over = {id for id, row in self.rows.items() if row.state == state}
+        if named := self.named() & over:
+            event("a job that is named stays")
+            if state == "dead":
+                with pytest.raises(q.Refused):
+                    q.purge_dead(self.acting(second), list(over))
+        assert {job.id for job in gone} == over - named
         for job in gone:
             del self.rows[job.id]
             self.completed.pop(job.id, None)
@@ -358,7 +473,7 @@ class Queue(RuleBasedStateMachine):
         old = {
             id for id, row in self.rows.items() if row.state == "completed" and row.over_at <= self.clock.at - keep_s
         }
-        assert {job.id for job in gone} == old
+        assert {job.id for job in gone} == old - self.named()
         event(f"{'some' if gone else 'none'} purged by a worker")
         for job in gone:
             del self.rows[job.id]
@@ -375,16 +490,18 @@ class Queue(RuleBasedStateMachine):
         gone = data.draw(st.sampled_from([None, *mine]))
         running = gone is not None and self.rows[gone].state == "processing"
         new = f"hand{self.n}"
+        parent = data.draw(st.sampled_from([None, *self.rows]))
+        after = {} if parent is None else {"after": [parent]}
 
         def change(jobs: list[dict[str, object]]) -> list[dict[str, object]]:
             kept = [job for job in jobs if job["id"] != gone]
             return [
                 *({**job, "priority": 3} if job["id"] == changed else job for job in kept),
-                {"id": new, "command": "x"},
+                {"id": new, "command": "x", **after},
             ]
 
         edit(self.home, change, indent=indent, at=self.clock.at)
-        self.added(new)
+        self.added(new, after=() if parent is None else ((parent, False),))
         if changed is not None and changed != gone:
             self.change(changed, priority=3)
         if running:
@@ -392,6 +509,7 @@ class Queue(RuleBasedStateMachine):
         elif gone is not None:
             del self.rows[gone]
             self.completed.pop(gone, None)
+        self.spread_deaths()
 
     # -- Time, folds, restarts, crashes
 
@@ -405,6 +523,11 @@ class Queue(RuleBasedStateMachine):
         self.stepped_back = True
         self.store.meet_new_clock()
         self.other.meet_new_clock()
+
+    @rule(limits=st.dictionaries(st.sampled_from(["gpu", "net"]), st.integers(0, 2)), second=st.booleans())
+    def limits_change(self, limits: dict[str, int], second: bool) -> None:
+        q.set_setting(self.acting(second), "limits", ",".join(f"{tag}={most}" for tag, most in limits.items()))
+        self.limits = limits
 
     @rule(second=st.booleans())
     def folds(self, second: bool) -> None:
@@ -484,13 +607,13 @@ class Queue(RuleBasedStateMachine):
             bulk(store, *(f'{{"id": "crash{first + number}", "command": "x"}}' for number in range(3)))
         elif what == "cancel" and ids:
             self.change(ids[0], state="dead", cancelled=True)
+            self.spread_deaths()
             q.cancel_jobs(store, [ids[0]])
-        elif what == "revive" and dead:
+        elif what == "revive" and dead and not any(map(self.is_dead, self.needed(dead[0]))):
             self.revived(dead[0])
             q.revive_jobs(store, [dead[0]])
         elif what == "claim" and not self.stepped_back and (ready := self.ready()):
-            row = self.rows[ready[0]]
-            self.change(ready[0], state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker="w1")
+            self.claimed(ready[0], "w1")
             claim(store, "w1")
 
     # -- What holds after each step
@@ -513,7 +636,8 @@ class Queue(RuleBasedStateMachine):
             job.id: Row(
                 job.seq, job.state, job.attempts, job.runs, job.max_retries, job.priority, job.unique,
                 self.rows[job.id].due if job.id in self.rows else 0, job.cancelled_at is not None, job.worker,
-                job.recoveries or 0,
+                job.recoveries or 0, tuple(q.parents_of(job).items()),
+                job.tags[0] if job.tags else None, q.has_died_after(job),
             )
             for job in jobs
         }  # fmt: skip

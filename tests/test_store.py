@@ -409,7 +409,7 @@ def test_a_transaction_of_several_lines_is_one_change(
             change.put(dead, q.revive_job(dead, change.now))
     assert list(seen(opened())) == ids[count // 2 :]
     q.cancel_jobs(store, list(listing(store)))
-    assert len(q.purge_jobs(store, lambda job, now: True)) == count - count // 2
+    assert len(q.purge_jobs(store, lambda job, now: True).gone) == count - count // 2
     assert seen(opened()) == {} == listing(store) and q.examine(opened()) == []
 
 
@@ -421,9 +421,9 @@ def test_what_makes_a_bulk_stop_half_way_leaves_no_trace(
     enqueue(store, "a")
     before, totals = journal(home).read_bytes(), store.totals
 
-    def make(now: str, n: int) -> Iterator[bytes]:
+    def make(now: str, n: int) -> Iterator[tuple[bytes, str]]:
         for number in range(8):
-            yield q.encode_job(q.new_job(q.Spec("x"), f"x{number}", n + 1 + number, q.Config(), now))
+            yield q.encode_job(q.new_job(q.Spec("x"), f"x{number}", n + 1 + number, q.Config(), now)), ""
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -398,7 +398,7 @@ def rerun(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def purge(q: ModuleType, store: Any) -> Iterator[None]:
-    assert len(q.purge_jobs(store, lambda job, now: job.id in ("gone", "rip"))) == 2
+    assert len(q.purge_jobs(store, lambda job, now: job.id in ("gone", "rip")).gone) == 2
     yield
     store.settle()
 
