@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from drained_jobs import COMPLETED, DEAD, FAILED, IN_ORDER, PENDING
 
-pytest_plugins = ["drained_home"]
+pytest_plugins = ["drained_home", "worker_fixtures"]
 
 Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
@@ -345,6 +345,23 @@ def test_purge_without_a_terminal_needs_yes(run: Call, jobs: Jobs, drained_copy:
     before = jobs()
     run("purge", code=2, input=answer)
     assert jobs() == before
+
+
+@pytest.mark.parametrize("command", [["purge"], ["dlq", "purge", "--all"], ["dlq", "purge", "boom"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "typed, code", [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"\x04", 1), (b"\x03", 130)], ids=["y", "n", "-", "^D", "^C"]
+)
+def test_on_a_terminal_purge_asks_and_does_nothing_without_a_yes(
+    run: Call, terminal: Call, eventually: Call, drained_copy: Path, command: list[str], typed: bytes, code: int
+) -> None:
+    shell = terminal(*command)
+    eventually(lambda: shell.screen().endswith("[y/N]: "))
+    shell.type(typed)
+    eventually(shell.ended)
+    assert shell.child.returncode == code, shell.screen()
+    assert shell.screen().endswith("\n") and ("Nothing was changed." in shell.screen()) == (code != 0)
+    left = set(run("list", "--ids").lines)
+    assert ("boom" in left) == (code != 0) and (left == set(IN_ORDER)) == (code != 0)
 
 
 def test_purge_of_an_empty_queue_is_no_error(run: Call) -> None:

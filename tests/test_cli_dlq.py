@@ -149,6 +149,25 @@ def test_dlq_retry_of_all_leaves_cancelled_jobs_out_that_match(run: Call, draine
     assert dead(run) == ["killed", "stubborn", "picky", "gone"]
 
 
+def test_dlq_retry_of_all_takes_cancelled_jobs_too_where_it_is_told_so(run: Call, drained_copy: Path) -> None:
+    run("dlq", "retry", "--all", "--cancelled")
+    assert dead(run) == []
+
+
+def test_dlq_retry_spreads_the_starts_over_a_time(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    run("dlq", "retry", "--all", "--spread", "10h")
+    starts = [jobs()[name].get("run_at", "") for name in ENDED_BY_THEMSELVES]
+    assert len(set(starts)) == len(starts) and starts == sorted(starts)
+
+
+def test_dlq_retry_changes_the_job_on_its_way_back(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+    changes = ["--command", "echo mended", "--timeout", "10m", "--max-retries", "7", "--priority", "2", "--env", "A=1"]
+    run("dlq", "retry", "boom", *changes, "--at", "2099-01-01T00:00:00Z")
+    named = ("command", "timeout", "max_retries", "priority", "env", "run_at")
+    expected = ["echo mended", 600, 7, 2, {"A": "1"}, "2099-01-01T00:00:00.000Z"]
+    assert [jobs()["boom"][name] for name in named] == expected
+
+
 def test_dlq_retry_of_all_with_an_empty_dlq_is_no_error(run: Call) -> None:
     # reading: as with `purge`, nothing to do is not a failure.
     run("dlq", "retry", "--all", code=0)

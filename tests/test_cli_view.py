@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from drained_jobs import COMPLETED, DEAD, FAILED, IN_ORDER, PENDING
 
-pytest_plugins = ["drained_home"]
+pytest_plugins = ["drained_home", "worker_fixtures"]
 
 Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
@@ -474,6 +475,18 @@ def test_wait_for_several_jobs_is_0_only_if_all_completed(
 @pytest.mark.parametrize("arguments", [["waiting"], ["flaky"], ["ok", "waiting"], ["--all"]])
 def test_wait_that_runs_out_of_time_is_124(process: Call, drained: Path, arguments: list[str]) -> None:
     process("wait", *arguments, "--timeout", "0.1", code=124)
+
+
+def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run: Call, terminal: Call, eventually: Call) -> None:
+    run("enqueue", "--id", "a", "true")
+    shell = terminal("wait", "a")
+    eventually(lambda: "Waiting" in shell.screen())
+    shell.child.send_signal(signal.SIGSTOP)  # so that it never sees the job dead, only gone
+    run("cancel", "a")
+    run("dlq", "purge", "a", "--yes")
+    shell.child.send_signal(signal.SIGCONT)
+    eventually(shell.ended)
+    assert shell.child.returncode == 1 and "Job a was purged" in shell.screen()
 
 
 def test_wait_for_all_of_an_empty_queue_is_0(process: Call) -> None:
