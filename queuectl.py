@@ -2951,6 +2951,7 @@ class Spool:
 
     def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
         self.unit = unit  # what an error calls a line
+        self.seen: Callable[[int], None] | None = None  # is told how many bytes were read, for a progress bar
         store.prepare()
         path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
@@ -2965,7 +2966,15 @@ class Spool:
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line without its newline)."""
-        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)), 1)
+        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)) if self.seen is None else self._told(), 1)
+
+    def _told(self) -> Iterator[bytes]:
+        told = 0
+        for end, line, _ in _read_lines(self.fd, 0):
+            yield line
+            if self.seen is not None and (end - told > CHUNK_BYTES or end == self.size):
+                self.seen(end - told)
+                told = end
 
     def close(self) -> None:
         os.close(self.fd)
@@ -5876,27 +5885,72 @@ def say_when(instant: str, now: str) -> str:
     return f"in {say_duration(seconds)}" if seconds > 0 else f"{say_duration(-seconds)} ago"
 
 
+def _cells(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char) for char in text)
+
+
 def cut(line: str, width: int | None) -> str:
     """The line, cut to a terminal's width; in a pipe (None) lines are full."""
-    return line if width is None or len(line) <= width else line[: max(0, width - 1)] + "…"
+    if width is None or _cells(line) <= width:
+        return line
+    end, used = 0, 0
+    while (used := used + _cells(line[end])) < width:
+        end += 1
+    return line[:end] + "…"
 
 
-def job_line(job: Job, now: str, width: int | None) -> str:
+Piece = tuple[str, int | None]  # text, colour
+Row = list[Piece]  # a line; of a table the first piece is the id
+TABLE_ROWS: Final = 200  # the first so many rows say how wide the ids are
+
+
+def _fit(row: Sequence[Piece], width: int | None) -> str:
+    """A row, cut to the width, then coloured."""
+    out = ""
+    for text, colour in row:
+        part = text if width is None else cut(text, width) if width > 0 else ""
+        width = None if width is None else width - _cells(text)
+        out += paint(part, colour) if colour and part else part
+    return out
+
+
+def _aligned(rows: Iterable[Row], width: int | None) -> Iterator[Row]:
+    """The rows, their ids as wide as the widest (on a terminal at most a third of it)."""
+    import itertools
+
+    rest = iter(rows)
+    first = list(itertools.islice(rest, TABLE_ROWS))
+    widest = max((len(row[0][0]) for row in first), default=0)
+    wide = max(12, widest if width is None else min(widest, width // 3))
+    for row in itertools.chain(first, rest):
+        yield [(f"{row[0][0]:<{wide}}", row[0][1]), *row[1:]]
+
+
+def table(rows: Iterable[Row], width: int | None) -> Iterator[str]:
+    """One line a row, columns aligned."""
+    return (_fit(row, width) for row in _aligned(rows, width))
+
+
+def job_row(job: Job, now: str) -> Row:
     """One job of a list: id, state, attempts, when, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
-    head = f"{clean(job.id):<12}  {job.state:<10}  {made:>5}  {say_when(when, now):>11}  "
-    line = cut(head + clean(job.command), width)
-    return line.replace(job.state, paint(job.state, _COLOURS[job.state]), 1) if job.state in line else line
+    state: list[Piece] = [("  ", None), (f"{job.state:<10}", _COLOURS[job.state])]
+    return [(clean(job.id), None), *state, (f"  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}", None)]
 
 
-def dead_line(job: Job, last_output: str, now: str, width: int | None) -> str:
+def dead_row(job: Job, last_output: str, now: str) -> Row:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
     ended = say_when(job.finished_at or now, now)
     own = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
     why = outcome_words(job) if own else job.reason or ""
-    head = f"{clean(job.id):<12}  {job.attempts:>3}  {clean(why):<21}  {ended:>11}"
-    return cut(f"{head}  {clean(last_output or job.command)}", width)
+    text = f"  {job.attempts:>3}  {clean(why):<21}  {ended:>11}  {clean(last_output or job.command)}"
+    return [(clean(job.id), None), (text, None)]
 
 
 def outcome_words(job: Job) -> str:
@@ -5936,6 +5990,8 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     rows += [f"{paint(state, _COLOURS[state])}: {count}" for state, count in view["jobs"].items()]
     rows.append(f"workers: {sum(worker['threads'] for worker in view['workers'])}")
     rows += [worker_line(worker) for worker in view["workers"]]
+    if is_work_left_alone(view, now):
+        rows.append(paint("JOBS ARE DUE and no worker is running. Start one with: queuectl worker start", 33))
     if view["oldest_pending_s"] is not None:
         rows.append(f"oldest waiting job: {say_duration(view['oldest_pending_s'])}")
     if view["next_run_at"] is not None:
@@ -6033,8 +6089,6 @@ def _prometheus_text(text: str) -> str:
 
 # -- The live screen of `status --watch`
 
-Piece = tuple[str, int | None]  # text, colour
-
 
 def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str) -> list[str]:
     """The live screen: at most `rows` lines of at most `columns` characters, the most important first.
@@ -6043,7 +6097,7 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
     """
     counts, most = view["jobs"], max(*view["jobs"].values(), 1)
     wide = max(len(f"{count:,}") for count in counts.values())
-    lines: list[list[Piece]] = [[("queuectl ", 1), (f"{clean(view['home'])}  {now[11:19]}Z  q ends", None)]]
+    lines: list[Row] = [[("queuectl ", 1), (f"{clean(view['home'])}  {now[11:19]}Z  q ends", None)]]
     if view["paused"]:
         lines.append([("THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume", 33)])
     for state, count in counts.items():
@@ -6061,14 +6115,14 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > 10:
             lines.append([(worker_line(worker).strip(), 31)])
-    running = [
-        [(f"  {clean(job.id):<12}  {say_duration(_seconds_between(job.started_at or now, now)):>7}  ", None),
-         (clean(job.command), None)]
+    running: list[Row] = [
+        [(f"  {clean(job.id)}", None),
+         (f"  {say_duration(_seconds_between(job.started_at or now, now)):>7}  {clean(job.command)}", None)]
         for job in view["running"]
     ]  # fmt: skip
-    failed: list[list[Piece]] = []
+    failed: list[Row] = []
     for job in view["failed"]:
-        head = [(f"  {clean(job.id):<12}  ", None), (f"{job.state:<6}", _COLOURS[job.state])]
+        head: Row = [(f"  {clean(job.id)}", None), (f"  {job.state:<6}", _COLOURS[job.state])]
         why = f"  {say_when(ended_at(job), now):>11}  {clean(outcome_words(job)):<21}"
         failed.append([*head, (f"{why}  {clean(outputs.get(job.id) or job.reason or '')}", None)])
     room = rows - len(lines)
@@ -6078,7 +6132,7 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
     for title, part, size in (("running", running, shown[0]), ("last failures", failed, shown[1])):
         if size > 0:
             more = f" ({size} of {len(part)})" if size < len(part) else ""
-            lines += [[], [(f"{title}{more}", 1)], *part[:size]]
+            lines += [[], [(f"{title}{more}", 1)], *_aligned(part[:size], columns)]
     return [_fit(line, columns) for line in lines[:rows]]
 
 
@@ -6088,16 +6142,6 @@ def _share(first: int, second: int, room: int) -> tuple[int, int]:
     if second <= half:
         return max(0, min(first, room - second)), second
     return min(first, half), max(0, min(second, room - min(first, half)))
-
-
-def _fit(pieces: Sequence[Piece], columns: int) -> str:
-    """Pieces of a line, cut to the width, then coloured."""
-    out = ""
-    for text, colour in pieces:
-        part = cut(text, columns) if columns > 0 else ""
-        columns -= len(text)
-        out += paint(part, colour) if colour and part else part
-    return out
 
 
 def _bar(share: float, room: int) -> str:
@@ -6548,7 +6592,9 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_u
         if whole is not None:
             spool.close()
             spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole), "element")
-        bulk = enqueue_bulk(app.store, spool, options, cwd, auto_unique, in_json)
+        with _progress(2 * spool.size, "Adding") as advance:  # each line is looked at twice
+            spool.seen = advance if sys.stderr.isatty() else None
+            bulk = enqueue_bulk(app.store, spool, options, cwd, auto_unique, in_json)
     finally:
         spool.close()
     if bulk.added:
@@ -6650,7 +6696,7 @@ def list_(ctx: click.Context, states: tuple[str, ...], tags: tuple[str, ...], ma
         _echo_all(job.id for job in jobs)
     else:
         now, width = store.now(), _width()
-        _echo_all(job_line(job, now, width) for job in jobs)
+        _echo_all(table((job_row(job, now) for job in jobs), width))
 
 
 def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
@@ -7201,8 +7247,10 @@ def _finish_purge(app: App, gone: Sequence[Job]) -> None:
     if gone:
         app.done(f"{say_count(len(gone), 'job')} purged.")
     try:
-        for job in gone:
-            remove_logs(app.store.logs_dir, job.id, job.runs)
+        with _progress(len(gone), "Deleting output") as advance:
+            for job in gone:
+                remove_logs(app.store.logs_dir, job.id, job.runs)
+                advance(1)
     except OSError as error:
         app.store.warn(f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}.")
     click.echo(f"{say_count(len(gone), 'job')} purged.")
@@ -7248,7 +7296,8 @@ def dlq_list(ctx: click.Context, as_json_: bool, limit: int | None, match: str |
         _echo_all(_json_array(jobs))
         return
     now, width = store.now(), _width()
-    _echo_all(dead_line(job, last_line(log_path(store.logs_dir, job.id, job.runs)), now, width) for job in jobs)
+    rows = (dead_row(job, last_line(log_path(store.logs_dir, job.id, job.runs)), now) for job in jobs)
+    _echo_all(table(rows, width))
 
 
 @dlq.command("show")
@@ -7469,11 +7518,35 @@ def worker_start(ctx: click.Context, count: int | None, tags: tuple[str, ...], n
         _detach(ctx, words)
         return
 
-    def say(text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends nothing
-            click.echo("\n".join(map(clean, text.split("\n"))), err=True)
+    with _speaker(store, drain and not any(only)) as say:
+        code = Worker(store, threads, only, drain, say).run()
+    ctx.exit(code)
 
-    ctx.exit(Worker(store, threads, only, drain, say).run())
+
+@contextlib.contextmanager
+def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
+    """Prints what a worker says; a drain on a terminal has a progress bar under it, of what the queue still holds."""
+    bar = click.progressbar(length=1, label="Draining") if with_bar and sys.stderr.isatty() else None
+    shown = ""
+
+    def say(text: str) -> None:
+        nonlocal shown
+        erase, shown = f"\r{' ' * len(shown)}\r" if shown else "", progress() if bar else ""
+        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends nothing
+            lines = "\n".join(map(clean, text.split("\n")))
+            click.echo(f"{erase}{lines}\n{shown}", err=True, nl=False)
+
+    def progress() -> str:
+        pending, processing, _, failed, _ = store.totals.counts
+        if not bar or not (left := pending + processing + failed):
+            return ""
+        bar.length = max(bar.length or 0, left)
+        bar.make_step(max(0, bar.length - left - bar.pos))
+        return bar.format_progress_line()
+
+    yield say
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"\r{' ' * len(shown)}\r" if shown else "", err=True, nl=False)
 
 
 def _detach(ctx: click.Context, words: list[str]) -> None:

@@ -671,6 +671,30 @@ MUTANTS = [
         "    return None if number in (signal.SIGTSTP,) else 128 + number\n",
         WATCH + "test_it_follows_the_size_of_the_terminal",
     ),
+    Mutant(
+        "wide characters count as narrow",
+        '2 if unicodedata.east_asian_width(char) in "WF" else',
+        '1 if unicodedata.east_asian_width(char) in "WF" else',
+        "test_cli_view.py::test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too",
+    ),
+    Mutant(
+        "a table is not aligned",
+        '        yield [(f"{row[0][0]:<{wide}}", row[0][1]), *row[1:]]\n',
+        '        yield [(f"{row[0][0]:<12}", row[0][1]), *row[1:]]\n',
+        "test_cli_view.py::test_columns_are_aligned_whatever_the_ids",
+    ),
+    Mutant(
+        "progress bars in a pipe",
+        "    if not sys.stderr.isatty():\n        yield lambda steps: None\n        return\n",
+        "",
+        "test_cli_view.py::test_a_progress_bar_on_a_terminal_and_none_in_a_pipe",
+    ),
+    Mutant(
+        "no bar beside a drain",
+        '            click.echo(f"{erase}{lines}\\n{shown}", err=True, nl=False)\n',
+        '            click.echo(f"{erase}{lines}\\n", err=True, nl=False)\n',
+        "test_cli_view.py::test_a_progress_bar_on_a_terminal_and_none_in_a_pipe",
+    ),
 ]
 
 

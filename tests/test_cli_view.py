@@ -215,6 +215,57 @@ def test_no_color_means_no_colour_on_a_terminal(three: None, command: str) -> No
     assert not COLOUR.search(on_a_terminal(command, NO_COLOR="1"))
 
 
+def test_the_state_is_coloured_and_not_an_id_that_sounds_like_one(process: Call, run: Call) -> None:
+    run("enqueue", "--id", "pending-1", "true")
+    assert re.match(r"pending-1 +\x1b\[36mpending +\x1b\[0m", process("list", env={"FORCE_COLOR": "1"}).out)
+
+
+# ---- tables, bars ----
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["dlq", "list"]])
+def test_columns_are_aligned_whatever_the_ids(run: Call, arguments: list[str]) -> None:
+    for name in ("a", "an-id-of-thirty-characters-here"):
+        run("enqueue", "--id", name, "command")
+        run("cancel", name)
+    first, second = run(*arguments).lines
+    assert first.index("cancelled" if "dlq" in arguments else "dead") == second.index(
+        "cancelled" if "dlq" in arguments else "dead"
+    )
+
+
+def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run: Call) -> None:
+    run("enqueue", "--id", "a" * 128, "x" * 200)
+    run("enqueue", "--id", "b", "\u65e5\u672c\u8a9e" * 60)
+    lines = COLOUR.sub("", on_a_terminal("list", COLUMNS="80")).splitlines()
+    wide = [sum(2 if ord(char) > 0x3000 else 1 for char in line) for line in lines]
+    assert len(lines) == 2 and all(70 < width <= 80 for width in wide), wide
+
+
+BAR = re.compile(r"\[[#-]{10,}\] +\d+%")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["enqueue", "--file", "FILE"], ["wait", "--all"], ["worker", "start", "--drain"], ["purge", "--yes"]]
+)
+def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
+    run: Call, process: Call, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "jobs.txt").write_text("true\n" * 5)
+    words = [str(tmp_path / "jobs.txt") if word == "FILE" else word for word in arguments]
+    for where in ("terminal", "pipe"):
+        if arguments[0] == "purge":
+            run("enqueue", "--id", "a", "true")
+            run("cancel", "a")
+        elif arguments[0] == "worker":
+            run("enqueue", "true")
+        if where == "terminal":
+            assert BAR.search(on_a_terminal(*words))
+        else:
+            found = process(*words)
+            assert not re.search(r"[\x1b\r%]|Adding|Waiting|Draining|Deleting", found.out + found.err)
+
+
 # ---- show ----
 
 
@@ -398,6 +449,12 @@ def test_status_check_is_1_when_a_job_is_due_and_no_worker_lives(run: Call) -> N
 def test_status_check_is_0_when_no_job_is_due_yet(run: Call) -> None:
     run("enqueue", "--delay", "1h", "true")
     run("status", "--check", code=0)
+
+
+def test_status_says_that_jobs_are_due_and_nobody_runs_them(run: Call) -> None:
+    assert "no worker is running" not in run("status").out
+    run("enqueue", "true")
+    assert "no worker is running" in run("status").out
 
 
 def test_status_check_still_prints_the_status(run: Call) -> None:

@@ -71,7 +71,7 @@ def test_a_frame_says_what_there_is() -> None:
     ]
     assert "throughput  5.0 jobs/s  ▁▅█" in lines
     assert "workers: 0   oldest waiting: 90 s" in lines
-    assert "  run0             75 s  command of run0" in lines
+    assert "  run0           75 s  command of run0" in lines
     assert any(line.startswith("  bad0          dead") and "exit code 3" in line for line in lines)
     assert lines[-1].endswith("30 s ago  exit code 3            the disk is not mounted")
 
