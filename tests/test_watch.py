@@ -72,7 +72,7 @@ def test_a_frame_says_what_there_is() -> None:
     assert "throughput  5.0 jobs/s  ▁▅█" in lines
     assert "workers: 0   oldest waiting: 90 s" in lines
     assert "  run0           75 s  command of run0" in lines
-    assert any(line.startswith("  bad0          dead") and "exit code 3" in line for line in lines)
+    assert any(line.startswith("  bad0        dead") and "exit code 3" in line for line in lines)
     assert lines[-1].endswith("30 s ago  exit code 3            the disk is not mounted")
 
 
@@ -224,7 +224,8 @@ def test_a_key_ends_it_and_the_terminal_is_as_before(
 ) -> None:
     watching.type(keys)
     if code is None:  # an arrow key: it goes on
-        watching.type(b"x")
+        count = len(frames_of(watching))
+        eventually(lambda: len(frames_of(watching)) > count + 9)
         os.kill(watching.child.pid, signal.SIGTERM)
     assert ends(watching, eventually) == (143 if code is None else code)
 
