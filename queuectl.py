@@ -590,7 +590,7 @@ def parse_tags(value: object, name: str = "tags") -> list[str]:
 def parse_after(value: object, name: str = "after") -> list[Any]:
     """`["a7", {"id": "b2", "any": true}]`, each job once; the stricter where one is named both ways."""
     if not isinstance(value, list) or len(value) > AFTER_MAX:
-        raise BadValue(f"'{name}' must be a list of at most {AFTER_MAX} ids, not {_shown(value)}.")
+        raise BadValue(f"'{name}' is {_shown(value)}. Give a list of at most {AFTER_MAX} ids.")
     parents: dict[str, bool] = {}
     for item in value:
         said = item if isinstance(item, dict) else {"id": item}

@@ -444,6 +444,7 @@ BAD_BYTES = [
     Bad("a file with an escape", ["enqueue", "--file", "/nonexistent/\x1b[31m\u202e"], "nonexistent"),
     Bad("a setting with an escape", ["config", "set", "\x9b31m", "1"], "setting"),
     Bad("a field with an escape", job('"\\u001b[31m":1'), "field"),
+    Bad("show of an id that sets the title", ["show", "a\x1b]0;title\x07\x9b2J\rb"], "no job", REFUSED),
     Bad("logs of an id with a newline", ["logs", "a\nb"], "no job", REFUSED),
 ]
 
@@ -512,6 +513,20 @@ BAD_NUMBERS = [
     Bad("deep nesting in a field", job('"tags":' + "[" * 5000 + "]" * 5000), "tags|deeply"),
     Bad("deep nesting in a line", ["enqueue", "--file", "-"], "deeply", stdin=line('{"a":' * 100_000)),
     Bad("deep nesting in an array", ["enqueue", "--file", "-"], "deeply|JSON", stdin="[\n" + "[" * 100_000),
+    Bad("an after that is no list", job('"after":"waiting"'), "after"),
+    Bad("an after of a number", job('"after":[5]'), "after"),
+    Bad("an after with another key", job('"after":[{"id":"waiting","some":true}]'), "after"),
+    Bad("an after whose any is a word", job('"after":[{"id":"waiting","any":"yes"}]'), "after"),
+    Bad("after an unknown job", ["enqueue", "--after", "nosuch", "true"], "nosuch", REFUSED),
+    Bad("after any end of an unknown job", ["enqueue", "--after-any", "nosuch", "true"], "nosuch", REFUSED),
+    Bad("after itself", ["enqueue", "--id", "own", "--after", "own", "true"], "own", REFUSED),
+    Bad(
+        "a line after a later one",
+        ["enqueue", "--file", "-"],
+        "later-on",
+        REFUSED,
+        '{"command":"a","after":["later-on"]}\n{"id":"later-on","command":"b"}\n',
+    ),
     Bad("33 tags", job('"tags":' + json.dumps([str(n) for n in range(33)])), "32"),
     Bad("a tag of 65 characters", ["enqueue", "--tag", "x" * 65, "true"], "64"),
     Bad("a cwd of 5000 characters", ["enqueue", "--cwd", "/" + "x" * 5000, "true"], "4096"),
