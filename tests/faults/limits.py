@@ -32,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 
 SEED = os.environ.get("FAULTS_SEED", "limits")
 TMPFS_BYTES = 256 << 10
+ROOM_BYTES = 8192  # free, and yet too little for the output of a job
 PATIENCE_S = 40.0
 
 
@@ -82,9 +83,10 @@ class Limits:
                 raise AssertionError(f"within {PATIENCE_S:g} s it did not come true that {what}: {said}")
             time.sleep(0.05)
 
-    def trouble(self) -> bool:
-        """Whether `status` says that a worker claims nothing, and why."""
-        return any(worker.get("trouble") for worker in json.loads(self.queue.call("status", "--json"))["workers"])
+    def trouble(self) -> str:
+        """Why a worker claims nothing, as `status` says it."""
+        workers = json.loads(self.queue.call("status", "--json"))["workers"]
+        return " ".join(worker["trouble"] for worker in workers if worker.get("trouble"))
 
     def all_complete(self) -> None:
         """Every accepted job completes in its first attempt."""
@@ -133,7 +135,8 @@ def full_disk(this: Limits) -> None:
                 this.enqueue("--command", f"echo more; : {'x' * 1500}")
             this.queue.call("list")
             this.queue.call("config", "set", "max_retries", str(number % 5 + 1), codes=(0, 3))
-            this.until("the worker says that it claims nothing", this.trouble)
+            os.truncate(filler, filler.stat().st_size - ROOM_BYTES)
+            this.until("the worker says that there is no room", lambda: "left for output" in this.trouble())
             filler.unlink()
             this.until("the trouble is over", lambda: not this.trouble())
             this.enqueue("echo again")
@@ -150,8 +153,9 @@ def greedy_job(this: Limits) -> None:
             this.until("the disk is full", this.trouble)
             this.until("it is cancelled", this.cancels_greedy)
             this.until("it is gone", lambda: this.queue.jobs()["greedy"]["state"] == "dead")
-            if (attempts := this.queue.jobs()["greedy"]["attempts"]) > 1:
-                this.problems.append(f"the greedy job lost {attempts} attempts")
+            for attempt in this.queue.jobs()["greedy"]["history"]:
+                if attempt["outcome"] == "exited":
+                    this.problems.append(f"the full disk was the greedy job's fault: {attempt}")
             this.queue.call("purge", "--state", "dead", "--yes")
             this.all_complete()
 

@@ -47,9 +47,12 @@ REAPED = """            status = self._reap(slot, attempt, 0)
 FENCED_AND_REAPED = f"""            if attempt.ended is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
 {REAPED}"""
-PIDFD_USED = """                    signal.pidfd_send_signal(fd, number)
-            finally:
-                """
+SETTINGS_READ = """        return _read_all(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_dir"""
 
 MUTANTS = (
     Mutant(
@@ -222,7 +225,12 @@ MUTANTS = (
         "limits.py",
         "full disk",
     ),
-    Mutant("a pidfd is left open", ((PIDFD_USED + "os.close(fd)", PIDFD_USED + "pass"),), "soak.py", ""),
+    Mutant(
+        "the settings are left open",
+        ((SETTINGS_READ, SETTINGS_READ.replace("os.close(fd)", "pass")),),
+        "soak.py",
+        "",
+    ),
     Mutant(
         "what the umask leaves is what a folder gets",
         (("    os.chmod(path, 0o700)\n\n\ndef", "\n\ndef"),),

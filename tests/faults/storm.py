@@ -265,6 +265,10 @@ def storm(
         if not (first and this.problems):
             this.settle()
             this.judge()
+    except AssertionError as error:
+        this.problems.append(str(error))
+    except subprocess.TimeoutExpired as error:
+        this.problems.append(f"hang: {error}")
     finally:
         this.clear_away()
     return {"seed": seed, **this.figures, "problems": this.problems}
