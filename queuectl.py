@@ -4855,8 +4855,8 @@ class Fence:
         if status is None:
             return False
         if self.trace.session is not None and status.session == self.trace.session:
-            if pid == self.trace.session and abs(status.start_s - (self.trace.start_s or 0)) < 2:
-                self._session_known = True  # its leader is the one we started, so the whole session is ours
+            if pid == self.trace.session:  # its leader is the one we started: then the whole session is ours
+                self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2
         if status.state in "ZX":
             return False
         if self._session_known and status.session == self.trace.session:

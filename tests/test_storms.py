@@ -230,6 +230,20 @@ def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store
     all_back(orphans, {}, eventually)
 
 
+def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        trace = queuectl.Trace("mark", "/home", (), child.pid, queuectl.boot_clock_s())
+        fence = queuectl.Fence(trace, 0.0)
+        fence.look()
+        assert fence.living == [child.pid]
+        fence.trace = trace._replace(start_s=queuectl.boot_clock_s() - 100)  # ours had begun long before
+        fence.look()
+        assert fence.living == []
+    finally:
+        kill(child)
+
+
 THREADS_REFUSED = """
 import sys, threading
 sys.path.insert(0, sys.argv.pop(1))

@@ -40,6 +40,20 @@ if kind != "goes on":
     except BlockingIOError:
         note("overlap")
     note("start")
+    for word in sys.argv[7:]:
+        if word == "alone":  # its tag has a limit of one
+            alone = os.open(os.path.join(folder, "alone.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            os.set_inheritable(alone, True)
+            try:
+                fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                note("overlap")
+        else:  # the job that it comes after
+            try:
+                fcntl.flock(os.open(os.path.join(folder, word + ".lock"), os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
+                assert "end" in open(os.path.join(folder, word + ".notes")).read()
+            except (OSError, AssertionError):
+                note("early")
 if kind in ("deaf", "leaves"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if kind == "bare":
@@ -63,7 +77,7 @@ sys.exit(kind == "fails")
 
 
 class Note(NamedTuple):
-    word: str  # start, end, overlap
+    word: str  # start, end; overlap, early
     run: int
     worker: int  # the pid in its name
 
@@ -100,12 +114,12 @@ class Queue:
     def counts(self) -> dict[str, int]:
         return dict(json.loads(self.call("status", "--json"))["jobs"])
 
-    def command(self, kind: str, seconds: float) -> str:
-        """The shell line of a job that tells on itself."""
+    def command(self, kind: str, seconds: float, *more: str) -> str:
+        """The shell line of a job that tells on itself; `more` is "alone", or the job that it comes after."""
         words = [sys.executable, "-S", "-E", "-I", str(self.script), str(self.folder)]
         return (
             f'exec {shlex.join(words)} "$QUEUECTL_JOB_ID" {shlex.quote(kind)} {seconds:.2f} '
-            '"${QUEUECTL_RUN##*/}" "${QUEUECTL_WORKER%%-*}"'
+            f'"${{QUEUECTL_RUN##*/}}" "${{QUEUECTL_WORKER%%-*}}" {shlex.join(more)}'
         )
 
     def notes(self, id: str) -> list[Note]:
@@ -120,7 +134,7 @@ class Queue:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
         except BlockingIOError:
             return True

@@ -3,9 +3,10 @@
     python tests/faults/storm.py                                           the short form: 30 s, 40 kills
     python tests/faults/storm.py --seconds 900 --kills 1000 --jobs 3000    the full form; --seed TEXT, --program FILE
 
-Three workers of three threads; jobs that fork, leave their session, clear their environment, ignore SIGTERM, fail or
-run out of time. It goes on until all three figures are reached. Then everything is let go on, and what is over is
-compared with what the jobs themselves wrote down. Prints one JSON object; exit 1 with any problem.
+Three workers of three threads; jobs that fork, leave their session, clear their environment, ignore SIGTERM, fail, run
+out of time, come after others, or must be alone. It goes on until all three figures are reached. Then everything is let
+go on, and what is over is compared with what the jobs themselves wrote down. Prints one JSON object; exit 1 with any
+problem.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Storm:
         self.commands: list[tuple[float, str, subprocess.Popen[str]]] = []
         self.later: list[tuple[float, subprocess.Popen[str], int]] = []  # signals to be sent, and when
         self.kinds: dict[str, str] = {}
+        self.parents: dict[str, str] = {}  # of jobs that come after another
         self.ids: list[str] = []  # printed
         self.cancels: set[str] = set()  # asked for, whatever came of it
         self.figures: Counter[str] = Counter()
@@ -87,7 +89,14 @@ class Storm:
         more: dict[str, Any] = {"timeout": 0.6, "max_retries": 1} if kind == "late" else {"timeout": 0}
         if kind == "fails":
             more["max_retries"] = 2
-        return {"id": id, "command": self.queue.command(kind, seconds), **more}
+        words = []
+        if self.rng.random() < 0.15:
+            more["tags"] = words = ["alone"]
+        if self.ids and self.rng.random() < 0.15:
+            self.parents[id] = self.rng.choice(self.ids[-20:])
+            more["after"] = [self.parents[id]]
+            words = [*words, self.parents[id]]
+        return {"id": id, "command": self.queue.command(kind, seconds, *words), **more}
 
     def enqueue(self) -> None:
         self.begin("enqueue", "enqueue", json.dumps(self.job()))
@@ -212,17 +221,20 @@ class Storm:
         self.figures["printed ids"] = len(self.ids)
         self.problems += [f"lost: {id} was printed and is not there" for id in set(self.ids) - jobs.keys()]
         for id, job in jobs.items():
-            self.judge_job(id, job, self.queue.notes(id))
+            parent = jobs.get(self.parents.get(id, ""))
+            self.judge_job(id, job, self.queue.notes(id), parent is not None and parent["state"] == "dead")
         self.problems += [f"traceback: {line}" for line in self.queue.faults_said()]
         self.problems += [f"left: process {pid}" for pid in processes_below(self.queue.folder)]
         self.problems += [f"left: something of {id}" for id in jobs if self.queue.lives(id)]
         self.queue.call("doctor")
 
-    def judge_job(self, id: str, job: dict[str, Any], notes: list[Note]) -> None:
+    def judge_job(self, id: str, job: dict[str, Any], notes: list[Note], parent_is_dead: bool) -> None:
         kind, tell = self.kinds[id], self.problems.append
         self.figures["runs"] += sum(note.word == "start" for note in notes)
         if any(note.word == "overlap" for note in notes):
             tell(f"overlapping: {id} ({kind}): {notes}")
+        if any(note.word == "early" for note in notes):
+            tell(f"early: {id} ({kind}) began before {self.parents[id]} was over: {notes}")
         times = Counter(note[:2] for note in notes)
         if any(count > 1 for count in times.values()):
             tell(f"doubled: a run of {id} ({kind}) twice: {notes}")
@@ -231,11 +243,12 @@ class Storm:
         for run, worker in ends.items():
             if run < last and worker not in self.hard and kind not in DIES:
                 tell(f"doubled: run {run} of {id} ({kind}) ended under worker {worker}, unharmed, and it ran again")
-        if job["state"] == "completed" and (job["runs"] not in ends or kind in DIES):
+        if job["state"] == "completed" and (job["runs"] not in ends or kind in DIES or parent_is_dead):
             tell(f"completed without its end: {id} ({kind}): {job}, {notes}")
         if job["state"] == "dead":
             rightly = (
                 kind in DIES
+                or parent_is_dead
                 or (job["reason"] == "cancelled" and id in self.cancels)
                 or job.get("recoveries", 0) > RECOVERIES_MAX
             )
@@ -260,6 +273,7 @@ def storm(
     this.queue.call("config", "set", "backoff_base", "0.2")
     this.queue.call("config", "set", "grace_period", "0.5")
     this.queue.call("config", "set", "lock_timeout", "30")
+    this.queue.call("config", "set", "limits", "alone=1")
     try:
         this.rage(seconds, kills, jobs, first)
         if not (first and this.problems):
