@@ -1090,6 +1090,7 @@ NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that was p
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
 FOLD_BYTES_S: Final = 2 << 20
+LOOKS_MAX: Final = 20_000  # records that a completion looks at before it gives up
 HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
 _BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
 
@@ -2222,6 +2223,20 @@ class Store:
         job = self.job(id)
         assert job is not None
         return job
+
+    def ids_like(self, prefix: str, states: Collection[str], most: int) -> list[str]:
+        """At most so many ids that begin so, of jobs in those states, for completion: a search for bytes, and never
+        more than LOOKS_MAX records are looked at. After a read."""
+        import itertools
+
+        heads: Iterator[tuple[str, str, int]] = map(_head, self.raws(reverse=True))
+        if prefix:
+            mine = (_head(raw) for raw in self.overlay.values() if raw)
+            bases = [self._base[name] for name in {array_of(state) for state in states} if name in self._base]
+            arrays = (_head(raw) for base in bases for raw in _records_like(base, prefix))
+            heads = itertools.chain(mine, (head for head in arrays if head[0] not in self.overlay))
+        near = (id for id, state, _ in itertools.islice(heads, LOOKS_MAX) if id.startswith(prefix) and state in states)
+        return list(itertools.islice(near, most))
 
     def _decode(self, raw: bytes) -> Job:
         try:
@@ -3538,6 +3553,13 @@ def _find(base: Base, id: str) -> tuple[int, bytes] | None:
         if _start_of_line(base.fd, offset) == offset:  # else it stands inside a record, in a field of the user's
             return offset, _line_at(base.fd, offset)
     return None
+
+
+def _records_like(base: Base, prefix: str) -> Iterator[bytes]:
+    """The records of a canonical array whose id begins so."""
+    for offset in _search(base.fd, b'{"id": "%s' % prefix.encode("utf-8", "replace")):
+        if _start_of_line(base.fd, offset) == offset:
+            yield _line_at(base.fd, offset)
 
 
 def _search(fd: int, needle: bytes) -> Iterator[int]:
@@ -6319,8 +6341,33 @@ _as_json = click.option("--json", "as_json_", is_flag=True, help="Print one JSON
 _match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option("--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
-_id = click.argument("id", metavar="ID")
+COMPLETED_MAX: Final = 100  # ids that a shell is offered
+_COMPLETES: Final = {"cancel": (*WAITING, "processing"), "retry": ("failed", "dead"), "edit": WAITING, "dlq": ("dead",)}
+
+
+def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
+    group = ctx.parent.info_name if ctx.parent else None
+    states = _COMPLETES.get("dlq" if group == "dlq" else ctx.info_name or "", STATES)
+    store = Store(find_home(ctx.find_root().params.get("home")), lambda text: None)
+    try:
+        store.read()
+        return store.ids_like(incomplete, states, COMPLETED_MAX)
+    except (QueueError, OSError):
+        return []
+    finally:
+        store.close()
+
+
+def _complete_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir" if param.name in ("cwd", "home") else "file")]
+
+
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
+_some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
+_id = click.argument("id", metavar="ID", shell_complete=_complete_ids)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6351,7 +6398,8 @@ def _width() -> int | None:
         "token_normalize_func": lambda word: word.replace("_", "-"),
     },
 )
-@click.option("--home", metavar="DIR", help="The queue's directory (else QUEUECTL_HOME).")
+@click.option("--home", metavar="DIR", shell_complete=_complete_paths,
+              help="The queue's directory (else QUEUECTL_HOME).")  # fmt: skip
 @click.version_option(__version__, prog_name="queuectl")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None) -> None:
@@ -6427,7 +6475,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
 @click.option("--delay", type=DURATION, help="Start that much later.")
-@click.option("--cwd", metavar="DIR", help="Where it runs. [here]")
+@click.option("--cwd", metavar="DIR", shell_complete=_complete_paths, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option("--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable).")
 @click.option("--after-any", multiple=True, metavar="ID", help="Start when it is over, completed or dead (repeatable).")
@@ -6435,7 +6483,8 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--unique", is_flag=False, flag_value=_NO_KEY, metavar="[KEY]", help="Not while a job with KEY is active."
 )
-@click.option("--file", "path", metavar="FILE", help="One job a line, - for stdin; all or nothing.")
+@click.option("--file", "path", metavar="FILE", shell_complete=_complete_paths,
+              help="One job a line, - for stdin; all or nothing.")  # fmt: skip
 @click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
 @click.option("--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code.")
 @_as_json
@@ -6986,7 +7035,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 
 
 @cli.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_some_ids
 @click.option("--all", "every", is_flag=True, help="All jobs that are not over now.")
 @click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
 @_as_json
@@ -7265,7 +7314,7 @@ class DlqGroup(Group):
 
 @cli.group(cls=DlqGroup)
 def dlq() -> None:
-    """See the dead letter queue, bring its jobs back, or delete them.
+    """See the dead letters, bring them back, or delete them.
 
     \b
     Example:
@@ -7317,7 +7366,7 @@ def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
 
 
 @dlq.command("retry")
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_some_ids
 @click.option("--all", "every", is_flag=True, help="All dead letters but the cancelled ones.")
 @_match
 @click.option("--cancelled", is_flag=True, help="With --all: the cancelled ones too.")
@@ -7350,7 +7399,7 @@ def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: s
 
 
 @dlq.command("purge")
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@_some_ids
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 @click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
 @_yes
@@ -7618,7 +7667,7 @@ def worker_list(ctx: click.Context, as_json_: bool) -> None:
 @click.option("--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept.")
 @click.pass_context
 def doctor(ctx: click.Context, fix: bool) -> None:
-    """Check every store and the journal; say what is wrong with them.
+    """Check every store and the journal for damage.
 
     Changes nothing without --fix, which keeps every job whose line is whole, and copies of the files as they were in
     .queuectl/aside. A job that only a damaged line of the journal knows becomes a dead letter: its command may not be
@@ -7641,6 +7690,28 @@ def doctor(ctx: click.Context, fix: bool) -> None:
             f"{say_count(len(problems), 'problem')} in '{store.home}'. Repair it with: queuectl doctor --fix."
         )
     click.echo(f"All is well with '{clean(store.home)}'.")
+
+
+# -- completion
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"], case_sensitive=False))
+def completion(shell: str) -> None:
+    """Print the script by which a shell completes words.
+
+    It completes commands, options, states and the ids of jobs. For bash and zsh put eval "$(queuectl completion bash)"
+    (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is printed as ~/.config/fish/completions/queuectl.fish.
+
+    \b
+    Example:
+      queuectl completion bash
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "queuectl", "_QUEUECTL_COMPLETE").source(), nl=False)
 
 
 def main() -> None:

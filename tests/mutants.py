@@ -695,6 +695,24 @@ MUTANTS = [
         '            click.echo(f"{erase}{lines}\\n", err=True, nl=False)\n',
         "test_cli_view.py::test_a_progress_bar_on_a_terminal_and_none_in_a_pipe",
     ),
+    Mutant(
+        "a completion offers jobs in any state",
+        "if id.startswith(prefix) and state in states)\n",
+        "if id.startswith(prefix))\n",
+        "test_completion.py::test_ids_are_those_that_the_command_takes",
+    ),
+    Mutant(
+        "a completion looks at the whole queue",
+        "itertools.islice(heads, LOOKS_MAX)",
+        "itertools.islice(heads, None)",
+        "test_completion.py::test_a_completion_looks_at_a_bounded_number_of_records",
+    ),
+    Mutant(
+        "a damaged queue is a traceback at a Tab",
+        "    except (QueueError, OSError):\n        return []\n",
+        "    except LookupError:\n        return []\n",
+        "test_completion.py::test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing",
+    ),
 ]
 
 

@@ -1,0 +1,158 @@
+"""`completion`: the script of each shell, tried in that shell. A shell that is not installed is named in the skip."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import queuectl as q
+from tests.storekit import Watched
+
+Call = Callable[..., Any]
+SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"], "fish": ["fish"]}
+CASES = [
+    ("queuectl show nightly-b", "queuectl show nightly-backup"),
+    ("queuectl list --state proc", "queuectl list --state processing"),
+    ("queuectl list --rev", "queuectl list --reverse"),
+    ("queuectl dlq pur", "queuectl dlq purge"),
+    ("queuectl dlq retry nightly-d", "queuectl dlq retry nightly-dead"),
+    ("queuectl cancel nightly-", "queuectl cancel nightly-backup"),
+]
+
+
+@pytest.fixture
+def queue(run: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs, one of them dead, and `queuectl` on the PATH."""
+    run("enqueue", "--id", "nightly-backup", "true")
+    run("enqueue", "--id", "nightly-dead", "true")
+    run("cancel", "nightly-dead")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "queuectl"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(Path(q.__file__))])} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+class Typist:
+    """An interactive shell on a terminal of its own."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.master, slave = pty.openpty()
+        self.child = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        self.shown = ""
+        os.write(self.master, keys.encode())
+
+    def shows(self, text: str, seconds: float = 30) -> bool:
+        """Whether that text comes to be shown."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown and time.monotonic() < deadline:
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
+        return text in self.shown
+
+
+@pytest.fixture(params=["bash", "zsh"])
+def typist(request: pytest.FixtureRequest, queue: None) -> Iterator[Typist]:
+    """That shell, with the script loaded as the README says."""
+    shell = request.param
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    typist = Typist(SHELLS[shell])
+    ready = 'PS1="> "; ' + (
+        "autoload -Uz compinit && compinit -D; " if shell == "zsh" else "bind 'set bell-style none'; "
+    )
+    typist.type(ready + f'eval "$(queuectl completion {shell})"; echo rea""dy\n')
+    assert typist.shows("ready"), typist.shown
+    yield typist
+    typist.child.kill()
+    typist.child.wait(10)
+    os.close(typist.master)
+
+
+def test_a_tab_completes_ids_states_options_and_commands(typist: Typist) -> None:
+    for typed, whole in CASES:
+        # What the shell has made of the line is seen by running it as the words of an echo.
+        typist.type(f"{typed}\t\x01echo \x05 = end\n")
+        assert typist.shows(f"{whole} = end"), f"{typed!r}: {typist.shown!r}"
+        assert typist.shows("= end\r\n")
+
+
+@pytest.mark.parametrize("typed, whole", CASES)
+def test_fish_completes_ids_states_options_and_commands(queue: None, typed: str, whole: str) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    script = f"queuectl completion fish | source; complete -C {shlex.quote(typed)}"
+    done = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True, timeout=60)
+    offered = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+    assert offered == [whole.split()[-1]], done
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "BASH"])
+def test_the_script_names_the_program(run: Call, shell: str) -> None:
+    assert "_QUEUECTL_COMPLETE" in run("completion", shell).out
+
+
+def test_another_shell_is_refused(run: Call) -> None:
+    run("completion", "tcsh", code=2)
+
+
+def complete(process: Call, line: str) -> list[str]:
+    """What a shell is offered at the end of that line."""
+    env = {"_QUEUECTL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    return [word.partition(",")[2] for word in process(env=env).lines if word]
+
+
+@pytest.mark.parametrize(
+    "line, offered",
+    [
+        ("queuectl show ", ["nightly-dead", "nightly-backup"]),
+        ("queuectl cancel ", ["nightly-backup"]),
+        ("queuectl retry ", ["nightly-dead"]),
+        ("queuectl dlq show night", ["nightly-dead"]),
+        ("queuectl logs nothing-like-it", []),
+        ("queuectl wait ü", []),
+    ],
+)
+def test_ids_are_those_that_the_command_takes(process: Call, queue: None, line: str, offered: list[str]) -> None:
+    assert complete(process, line) == offered
+
+
+def test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing(process: Call, queue: None, home: Path) -> None:
+    (home / "jobs.json").write_text("damaged")
+    assert complete(process, "queuectl show ") == []
+
+
+def test_the_home_on_the_line_is_the_one_that_is_looked_at(process: Call, queue: None, tmp_path: Path) -> None:
+    assert complete(process, f"queuectl --home {tmp_path / 'none'} show ") == []
+
+
+def test_a_completion_looks_at_a_bounded_number_of_records(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Watched(home)
+    for number in range(30):
+        q.enqueue_job(store, q.Spec("true", id=f"job{number}"))
+    store.fold()
+    store.read()
+    monkeypatch.setattr(q, "LOOKS_MAX", 10)
+    assert store.ids_like("job", ("dead",), 100) == []
+    assert len(store.ids_like("job", ("pending",), 100)) == 10
+    assert store.ids_like("job", ("pending",), 3) == ["job0", "job1", "job2"]
+    assert store.ids_like("", ("pending",), 2) == ["job29", "job28"]
+    assert store.ids_like("job2", ("pending",), 2) == ["job2", "job20"]
