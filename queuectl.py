@@ -5443,21 +5443,24 @@ class Worker:
 
     def _purge_old(self) -> None:
         """`keep_completed`: now and then, by one worker, a pass over the array, a piece at each tick."""
-        keep_s, boot_s = self.store.config().keep_completed, boot_clock_s()
-        pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
-        if self._purge_place is None and keep_s and _is_purge_due(self._clock_mark, boot_s, pause_s):
-            self._clock_mark = self.store.clock_mark() or self._clock_mark  # another worker may have made the pass
-            if _is_purge_due(self._clock_mark, boot_s, pause_s):
-                mark = {**self._clock_mark, "purged_s": boot_s}
-                self.store.write_clock_mark(mark, PATIENCE_S)
-                self._clock_mark, self._purge_place = mark, Place()
-        if self._purge_place is not None and keep_s and boot_s >= self._clock_mark["stepped_s"] + UNSURE_S:
-            gone, self._purge_place = purge_completed(self.store, keep_s, self._purge_place, PATIENCE_S)
-            for job in gone:
-                with contextlib.suppress(OSError):
-                    remove_logs(self.store.logs_dir, job.id, job.runs)
-            if gone:
-                self.say(f"Purged {len(gone)} jobs that were completed longer ago than keep_completed.")
+        keep_s, boot_s, mark = self.store.config().keep_completed, boot_clock_s(), self._clock_mark
+        if not keep_s or boot_s < mark["stepped_s"] + UNSURE_S:
+            return
+        if self._purge_place is None:
+            pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
+            if boot_s >= mark["purged_s"] + pause_s:
+                mark = self.store.clock_mark() or mark  # another worker may have made the pass
+            if boot_s < mark["purged_s"] + pause_s:
+                return
+            mark = {**mark, "purged_s": boot_s}
+            self.store.write_clock_mark(mark, PATIENCE_S)
+            self._clock_mark, self._purge_place = mark, Place()
+        gone, self._purge_place = purge_completed(self.store, keep_s, self._purge_place, PATIENCE_S)
+        for job in gone:
+            with contextlib.suppress(OSError):
+                remove_logs(self.store.logs_dir, job.id, job.runs)
+        if gone:
+            self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
     def _check_file(self) -> None:
         if self.fatal is None and not self.file.is_linked():
@@ -5727,10 +5730,6 @@ class Worker:
                 self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
                 pause_s = RECOVERY_S
             self._quit.wait(pause_s)
-
-
-def _is_purge_due(mark: Mapping[str, Any], boot_s: float, pause_s: float) -> bool:
-    return bool(boot_s >= max(mark["stepped_s"] + UNSURE_S, mark["purged_s"] + pause_s))
 
 
 def _started(threads: list[threading.Thread]) -> list[threading.Thread]:

@@ -149,8 +149,8 @@ MUTANTS = [
     ),
     Mutant(
         "a purge does not wait after the clock was set",
-        '    return bool(boot_s >= max(mark["stepped_s"] + UNSURE_S, ',
-        "    return bool(boot_s >= max(0, ",
+        '        if not keep_s or boot_s < mark["stepped_s"] + UNSURE_S:\n',
+        "        if not keep_s:\n",
         "test_keep_completed.py",
     ),
     Mutant(
