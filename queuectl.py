@@ -4592,6 +4592,7 @@ def _ended(view: Mapping[str, Any]) -> int:
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
+CUT: Final = ".cut"  # ending of what was kept of a log when it was cut
 HOOK_S: Final = 30  # a hook may run that long
 HOOK_LINES: Final = 20  # of the job's output are given to a hook
 HOOK_BYTES: Final = 16_384  # at most
@@ -4981,6 +4982,11 @@ def _writes_to(pid: int, path: str) -> bool:
 
 
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
+#
+# One that grows beyond log_max is cut: what it holds newest is copied to PATH.cut, then it is truncated, where O_APPEND
+# goes on. PATH.cut begins with a line of two numbers for whoever reads it: the bytes left out before it, and the size
+# the log had then, by which recovery knows on which side of the truncation a worker was killed. Offsets below are of
+# the whole output, so they hold over cuts and renames.
 
 
 def has_room(logs_dir: str) -> bool:
@@ -5005,6 +5011,8 @@ class SlotLog:
         self._logs_dir = logs_dir
         self.path = slot_log_path(logs_dir, worker, slot)
         self._fd: int | None = None
+        self._cutting = threading.Lock()  # a log is not renamed while it is cut
+        self._was_cut = False
 
     def open(self) -> int:
         """The log's descriptor: open, empty, locked. Raises HostFault."""
@@ -5017,7 +5025,7 @@ class SlotLog:
                 os.close(fd)
                 raise HostFault(f"the log '{self.path}' is locked by another process")
         except FileExistsError:  # left by a fault between two steps; its bytes are kept
-            self._keep(self.path + f".{os.urandom(3).hex()}")
+            self._keep(self.path, self.path + f".{os.urandom(3).hex()}")
             return self.open()
         except OSError as error:
             raise HostFault(f"the log '{self.path}' cannot be created: {error.strerror}") from error
@@ -5037,22 +5045,52 @@ class SlotLog:
             fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return  # deleted under us: the next run gets a new one
-        if os.fstat(fd).st_size == 0:
+        if os.fstat(fd).st_size == 0 and not self._was_cut:
             for power in range(9):  # another slot's child holds a copy until its exec is done: 128 ms at the most
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
                 time.sleep(0.00025 * 2**power)
         os.close(fd)
-        self._keep(log_path(self._logs_dir, id, run))
+        path = log_path(self._logs_dir, id, run)
+        with self._cutting:
+            if self._was_cut:
+                self._was_cut = False
+                self._keep(self.path + CUT, path + CUT)
+            self._keep(self.path, path)
 
-    def _keep(self, path: str) -> None:
+    def cut(self, most: int) -> bool:
+        """Where the running log, with what was copied aside before, takes more than `most` bytes: copy its newest half
+        of that aside, and truncate it. What is written in the moment between is lost too. May raise OSError."""
+        try:
+            if os.stat(self.path).st_size <= most // 2:
+                return False
+        except FileNotFoundError:
+            return False
+        with self._cutting, _log_parts(self.path) as parts:
+            if not parts or parts[-1].first or sum(part.size for part in parts) <= most:
+                return False
+            log, new = parts[-1], self.path + CUT + ".new"
+            try:
+                _copy_aside(log, most // 2, new)
+                os.truncate(self.path, 0)
+            except OSError:  # a full disk: the newest megabyte goes through memory
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)
+                kept = os.pread(log.fd, CHUNK_BYTES, max(0, log.size - CHUNK_BYTES))
+                os.truncate(self.path, 0)
+                _write_aside(new, log.base + log.size - len(kept), log.size, [kept])
+            os.rename(new, self.path + CUT)
+            self._was_cut = True
+            return True
+
+    def _keep(self, source: str, path: str) -> None:
         try:
             try:
-                os.rename(self.path, path)
+                os.rename(source, path)
             except FileNotFoundError:
                 make_dir(os.path.dirname(path))
-                os.rename(self.path, path)
+                os.rename(source, path)
         except OSError as error:
             raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
 
@@ -5064,15 +5102,94 @@ class SlotLog:
         self.release()
 
 
+class _LogPart(NamedTuple):
+    """One of a log's two files: what was copied aside (`first` is where its output begins), or the log itself."""
+
+    fd: int
+    first: int
+    size: int  # of its output
+    base: int  # where that stands in the whole output
+
+
+@contextlib.contextmanager
+def _log_parts(path: str) -> Iterator[list[_LogPart]]:
+    """The files of a log that are there, open."""
+    parts: list[_LogPart] = []
+    try:
+        base = 0
+        for name in (path + CUT, path):
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                parts.append(_LogPart(fd, 0, 0, 0))
+                first = 0
+                if name != path:
+                    base, _, first = _cut_head(fd)
+                parts[-1] = _LogPart(fd, first, size := os.fstat(fd).st_size - first, base)
+                base += size
+        yield parts
+    finally:
+        for part in parts:
+            os.close(part.fd)
+
+
+def _cut_head(fd: int) -> tuple[int, int, int]:
+    """The two numbers at the beginning of what was copied aside, and where its output begins; zeros where they are
+    not (written half)."""
+    found = re.match(rb"(\d+) (\d+)[^\n]*\n", os.pread(fd, 200, 0))
+    return (int(found[1]), int(found[2]), found.end()) if found else (0, 0, 0)
+
+
+def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) -> None:
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+        _write_whole(fd, b"%d %d (bytes left out before this, size of the log when it was cut)\n" % (left_out, size))
+        for piece in pieces:
+            _write_whole(fd, piece)
+    finally:
+        os.close(fd)
+
+
+def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
+    """The log's last `keep` bytes, and what comes while they are copied (as much again at most), to a new file."""
+    start = max(0, log.size - keep)
+
+    def pieces() -> Iterator[bytes]:
+        at = start
+        while at < start + 2 * keep and (chunk := os.pread(log.fd, CHUNK_BYTES, at)):
+            yield chunk
+            at += len(chunk)
+
+    _write_aside(new, log.base + start, log.size, pieces())
+
+
 def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
     """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
     with contextlib.suppress(OSError):  # a log that cannot be kept is no reason to keep the job (F5)
-        if os.stat(source).st_size == 0 or os.path.exists(target):
+        _end_cut(source)
+        if os.path.exists(source + CUT):
+            make_dir(os.path.dirname(target))
+            os.rename(source + CUT, target + CUT)
+        if os.path.exists(target) or (os.stat(source).st_size == 0 and not os.path.exists(target + CUT)):
             os.unlink(source)
         else:
             make_dir(os.path.dirname(target))
             os.rename(source, target)
+
+
+def _end_cut(source: str) -> None:
+    """End a cut that a dead worker began: where it had truncated the log already, the copy is whole."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = os.open(source + CUT + ".new", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            truncated = os.stat(source).st_size < _cut_head(fd)[1]
+        finally:
+            os.close(fd)
+        if truncated:
+            os.rename(source + CUT + ".new", source + CUT)
+        else:
+            os.unlink(source + CUT + ".new")
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -5088,55 +5205,62 @@ def remove_logs(logs_dir: str, id: str, runs: int) -> None:
     """Delete the output of every run of a purged job."""
     for run in range(1, runs + 1):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(log_path(logs_dir, id, run))
+            os.unlink(path := log_path(logs_dir, id, run))
+            os.unlink(path + CUT)
 
 
-def read_log(path: str, start: int = 0) -> Iterator[bytes]:
-    """The bytes of a log from `start` on, in pieces; nothing where there is no file."""
+def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of a log's output from `start` on; nothing where there is none. An offset beyond what was asked
+    for, or read before, says that what stood between was left out."""
+    while True:
+        cut = _inode(path + CUT)
+        with _log_parts(path) as parts:
+            for part in parts:
+                start = max(start, part.base)
+                while chunk := os.pread(part.fd, CHUNK_BYTES, part.first + start - part.base):
+                    if _inode(path + CUT) != cut:
+                        break
+                    yield start, chunk
+                    start += len(chunk)
+        if _inode(path + CUT) == cut:
+            return
+
+
+def _inode(path: str) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.stat(path).st_ino
     except FileNotFoundError:
-        return
-    try:
-        while chunk := os.pread(fd, CHUNK_BYTES, start):
-            yield chunk
-            start += len(chunk)
-    finally:
-        os.close(fd)
+        return 0
 
 
 def tail_start(path: str, lines: int) -> int:
-    """Where the last `lines` lines of a log begin."""
-    try:
-        size = os.stat(path).st_size
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return 0
-    try:
-        at = size
-        if lines == 0:
-            return size
-        last = os.pread(fd, 1, size - 1) if size else b""
-        wanted = lines + (last == b"\n")  # a newline at the very end begins no line
-        while at > 0:
-            start = max(0, at - CHUNK_BYTES)
-            chunk = os.pread(fd, at - start, start)
-            if chunk.count(b"\n") >= wanted:
-                cut = len(chunk)
-                for _ in range(wanted):
-                    cut = chunk.rindex(b"\n", 0, cut)
-                return start + cut + 1
-            wanted -= chunk.count(b"\n")
-            at = start
-        return 0
-    finally:
-        os.close(fd)
+    """The offset at which the last `lines` lines of a log's output begin."""
+    with _log_parts(path) as parts:
+        end = parts[-1].base + parts[-1].size if parts else 0
+        if lines == 0 or not parts:
+            return end
+        wanted = lines
+        for part in reversed(parts):
+            at = part.first + part.size
+            if at > part.first and part.base + part.size == end and os.pread(part.fd, 1, at - 1) == b"\n":
+                wanted += 1  # a newline at the very end begins no line
+            while at > part.first:
+                start = max(part.first, at - CHUNK_BYTES)
+                chunk = os.pread(part.fd, at - start, start)
+                if chunk.count(b"\n") >= wanted:
+                    cut = len(chunk)
+                    for _ in range(wanted):
+                        cut = chunk.rindex(b"\n", 0, cut)
+                    return part.base + start - part.first + cut + 1
+                wanted -= chunk.count(b"\n")
+                at = start
+        return parts[0].base
 
 
 def last_lines(path: str, lines: int, bytes_max: int) -> str:
     """The last lines of output, at most so many bytes of them."""
     data = b""
-    for piece in read_log(path, tail_start(path, lines)):
+    for _, piece in read_log(path, tail_start(path, lines)):
         data = (data + piece)[-bytes_max:]
     return data.decode("utf-8", "replace")
 
@@ -5200,7 +5324,7 @@ UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
 LAST_WORDS_S: Final = 2.0
 NO_THREADS: Final = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
-MAIN: Final = -1  # where a slot's number is asked for and the main thread is meant
+MAIN, CUTTING = -1, -2  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
 GROUP_STOP_S: Final = 0.25  # how long a job's death by signal may come before our own stop signal is seen
 
 
@@ -5224,7 +5348,7 @@ class Worker:
         self._hard = False  # the running jobs are being handed back
         self._stopped_at = -math.inf
         self._troubles: dict[int, str | None] = {}  # by slot
-        self._quit = threading.Event()  # ends the recovery thread
+        self._quit = threading.Event()  # ends the threads beside the slots
         self._ended: set[int] = set()  # slots whose thread is done
         self._stop_seen = threading.Event()
         self._last_words = threading.Event()
@@ -5232,6 +5356,7 @@ class Worker:
         self._round = 0  # rises whenever there may be something to claim
         self._told_why = False
         self._signals_told = 0
+        self._logs: dict[int, SlotLog] = {}  # by slot
         self._clock_mark: dict[str, Any] = {}
         self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
         self._quiet_since = 0.0
@@ -5273,13 +5398,13 @@ class Worker:
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
         slots = [threading.Thread(target=self._slot_thread, args=(slot,), daemon=True) for slot in range(self.threads)]
-        recovery = threading.Thread(target=self._recover_loop, daemon=True)
-        started = _started([recovery, *slots])
-        if len(started) <= self.threads:
+        others = [threading.Thread(target=loop, daemon=True) for loop in (self._recover_loop, self._cut_loop)]
+        started = _started([*others, *slots])
+        if len(started) < len(others) + self.threads:
             self.fatal = Refused(NO_THREADS)
             self._stop(f"Error: {self.fatal}")
         tick_at, woken = 0.0, True
-        while len(self._ended) < len(started) - 1:
+        while len(self._ended) < len(started) - len(others):
             now_s = time.monotonic()
             try:
                 self._obey_signals()
@@ -5525,7 +5650,7 @@ class Worker:
 
     def _slot(self, slot: int) -> None:
         """Report, claim, run, again; until told to stop with nothing left to report."""
-        log = SlotLog(self.store.logs_dir, self.name, slot)
+        log = self._logs[slot] = SlotLog(self.store.logs_dir, self.name, slot)
         done: tuple[Job, Outcome] | None = None
         while not (self.stopping and done is None):
             seen = self._round
@@ -5715,7 +5840,17 @@ class Worker:
         else:
             self.say(f"{text}: {job.reason}")
 
-    # -- Recovery
+    # -- Cutting logs, and recovery, each in a thread of its own: both may take long
+
+    def _cut_loop(self) -> None:
+        busy = False  # what was cut just now soon has to be again
+        while not self._quit.wait(TICK_S / 5 if busy else TICK_S):
+            try:
+                most = self.store.config().log_max
+                busy = any([self._logs[slot].cut(most) for slot in list(self._executor.running)])
+                self._have_trouble(CUTTING, None)
+            except Exception as error:  # also a fault of ours
+                self._have_trouble(CUTTING, f"a log cannot be cut: {error}")
 
     def _recover_loop(self) -> None:
         fences: Fences = {}
@@ -6986,7 +7121,8 @@ def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: i
         click.echo(f"Job '{id}' has not run yet.", err=True)
         return
     if show_path:
-        click.echo(_log_of(store, job, run)[0])
+        path = _log_of(store, job, run)[0]
+        _echo_all(name for name in (path + CUT, path) if name == path or os.path.exists(name))
         return
     last = (run if attempt is not None else math.inf) if follow else 0
     _print_output(store, job, max(1, run), last, tail)
@@ -7002,17 +7138,19 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
         moved = False
         if at is None:
             at = tail_start(path, tail) if tail is not None else 0
-        for piece in read_log(path, at):
+        for offset, piece in read_log(path, at):
             if running:
                 # A slot's file is believed only if the record, read afterwards, still names slot and run.
                 store.refresh()
                 job = find_all(store, [job.id])[0]
                 if moved := _log_of(store, job, run) != (path, True):
                     break
+            if offset > at:
+                click.echo(f"({offset - at} bytes of output were left out here: log_max)", err=True)
             out.write(piece)
-            at += len(piece)
+            at = offset + len(piece)
         out.flush()
-        if moved:
+        if moved or (running and not last and _log_of(store, job, run) != (path, True)):
             continue
         if not running and job.runs > run and run < last:
             run, at, tail = run + 1, None, None  # the next attempt
