@@ -33,6 +33,11 @@ class Running:
         self.log.release()
         self.written = 0
 
+    def ends(self) -> None:
+        """Its output is closed, so that nothing holds the log's lock."""
+        os.close(self.fd)
+        self.fd = os.open(os.devnull, os.O_WRONLY)
+
     def writes(self, size: int) -> None:
         self.written += os.write(self.fd, WHOLE[self.written : self.written + size])
 
@@ -109,6 +114,7 @@ def test_a_follower_reads_everything_that_was_not_left_out(running: Running, ste
 def test_a_log_that_was_cut_and_then_printed_nothing_is_kept(running: Running) -> None:
     running.writes(MOST + 1)
     running.log.cut(MOST)
+    running.ends()
     running.log.finish("a", 1)
     assert kept(q.log_path(running.folder, "a", 1)) == WHOLE[MOST + 1 - MOST // 2 : MOST + 1]
     running.log.open()
@@ -169,7 +175,7 @@ def test_a_log_is_read_on_while_it_is_cut(running: Running, monkeypatch: pytest.
         at = offset + len(piece)
         if at == 1000:
             running.log.cut(MOST)
-            running.writes(500)
+            running.writes(5000)  # beyond where the reader stands in the file
     assert (at, gaps) == (running.written, 1)
 
 
