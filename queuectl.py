@@ -965,11 +965,12 @@ def revive_job(job: Job, now: str) -> Job:
     )  # fmt: skip
 
 
-def rerun_job(job: Job, id: str, seq: int, now: str) -> Job:
-    """A new job like that one, due now: its command, limits, directory, variables, tags, key and unknown fields. What
-    it came after is not asked for again."""
+def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) -> Job:
+    """A new job like that one, with its command, limits, directory, variables, tags, key and unknown fields: due now,
+    or once those jobs that it comes after are over that are not."""
+    after = [item for item in job.after or () if (item["id"] if isinstance(item, dict) else item) in not_over]
     return revive_job(job, now)._replace(
-        id=id, seq=seq, runs=0, created_at=now, after=None, worker=None, slot=None, history=None
+        id=id, seq=seq, runs=0, created_at=now, after=after or None, worker=None, slot=None, history=None
     )  # fmt: skip
 
 
@@ -4071,9 +4072,11 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     is: whoever enqueues with it while one of them is active finds that one."""
     out = []
     with store.transaction() as change:
-        ms = int(instant_s(change.now) * 1000)
-        for seq, job in enumerate(find_all(store, ids), store.totals.n + 1):
-            change.put(None, new := rerun_job(job, make_id(ms, seq), seq, change.now))
+        ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
+        parents = store.find_jobs({id for job in jobs for id in parents_of(job)})
+        not_over = {id for id, parent in parents.items() if parent.state not in OVER}
+        for seq, job in enumerate(jobs, store.totals.n + 1):
+            change.put(None, new := rerun_job(job, make_id(ms, seq), seq, not_over, change.now))
             out.append(new)
     store.wake_workers()
     return out

@@ -194,6 +194,15 @@ def test_a_rerun_holds_the_unique_key_of_its_job(run: Call, drained_copy: Path) 
     assert run("enqueue", "--unique=nightly", "true").lines == [new]
 
 
+def test_a_rerun_waits_for_what_is_not_over_of_that_which_its_job_comes_after(
+    run: Call, jobs: Jobs, drained_copy: Path
+) -> None:
+    run("enqueue", "--id", "child", "--after-any", "boom", "--after", "ok", "--after", "waiting", "true")
+    run("enqueue", "--id", "free", "--after", "ok", "--after-any", "boom", "true")
+    child, free = run("rerun", "child", "free").lines
+    assert jobs()[child]["after"] == ["waiting"] and "after" not in jobs()[free]
+
+
 def test_a_rerun_keeps_the_fields_of_a_users_own(run: Call, home: Path, jobs: Jobs) -> None:
     (home / "jobs.json").write_text('[{"id": "a", "command": "true", "owner": "me"}]')
     (new,) = run("rerun", "a").lines

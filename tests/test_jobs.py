@@ -889,7 +889,7 @@ def test_a_rerun_is_a_new_job_that_says_the_same() -> None:
     }
     asked |= {"tags": ["t"], "no_retry_on": "3", "extra": {"owner": "me"}}
     for state, old in STATES.items():
-        new = q.rerun_job(old._replace(**asked), "new", 9, LATER)
+        new = q.rerun_job(old._replace(**asked), "new", 9, (), LATER)
         assert new == job(seq=9)._replace(id="new", created_at=LATER, updated_at=LATER, **asked), state
         assert q.check_job(new) is None
 

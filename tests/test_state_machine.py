@@ -420,7 +420,11 @@ class Queue(RuleBasedStateMachine):
         (new,) = q.rerun_jobs(self.acting(second), [id])
         assert new.id not in self.rows
         row = self.rows[id]
-        self.added(new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag)
+        after = tuple(item for item in row.after if item[0] in self.rows and self.rows[item[0]].state not in q.OVER)
+        event(f"rerun of a job that comes after {'some' if after else 'none'}")
+        self.added(
+            new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag, after=after
+        )
 
     def refuses_to_revive(self, id: str, second: bool) -> bool:
         if self.rows[id].state != "dead" or not any(map(self.is_dead, self.needed(id))):
