@@ -28,8 +28,8 @@ def told(run: Call, tmp_path: Path) -> Call:
         run("config", "set", name, f'printf "%s " {name} >> {tmp_path}/told; cat >> {tmp_path}/told')
 
     def read() -> list[tuple[str, str, Any]]:
-        lines = (tmp_path / "told").read_text().splitlines() if (tmp_path / "told").exists() else []
-        pairs = [line.split(" ", 1) for line in lines]
+        text = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+        pairs = [line.split(" ", 1) for line in text.split("\n")[:-1]]  # the last one is still being written
         return [(name, json.loads(text)["id"], json.loads(text)) for name, text in pairs]
 
     return read
