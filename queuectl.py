@@ -6399,6 +6399,8 @@ class Group(click.Group):
 class Root(Group):
     """The one command group; here every error becomes its exit."""
 
+    aliases = {"metrics": "stats"}
+
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what it cannot print (help, an error where stderr is full) keeps its exit code too."""
         code: Any = EXIT_STORAGE
