@@ -933,10 +933,15 @@ def backoff_s(config: Config, attempt: int, spread: float) -> float:
     return max(0.0, min(min(wait, config.backoff_max) * (1 + config.backoff_jitter * spread), config.backoff_max))
 
 
-def recover_job(job: Job, rebooted: bool, now: str) -> Job:
-    """The job of a dead worker, back in the queue with its attempt given back; dead when that happened too often."""
-    outcome = Outcome("handed_back", reason="the machine was restarted" if rebooted else "its worker died")
-    recoveries = (job.recoveries or 0) + (0 if rebooted else 1)
+def recover_job(job: Job, excused: bool, now: str) -> Job:
+    """The job of a dead worker, back in the queue with its attempt given back; dead when that happened too often.
+
+    Excused is what a job cannot be the cause of: the machine was restarted, or the worker had been told to stop and
+    was killed when a service manager's patience ended.
+    """
+    why = "the machine was restarted, or its worker killed while it stopped" if excused else "its worker died"
+    outcome = Outcome("handed_back", reason=why)
+    recoveries = (job.recoveries or 0) + (0 if excused else 1)
     if job.cancelled_at is None and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
         return _end_run(job, outcome, now, "dead", why)._replace(attempts=job.attempts - 1, recoveries=recoveries)
@@ -3973,13 +3978,13 @@ def _is_run_of(job: Job, worker: str, run: int) -> bool:
     return job.state == "processing" and job.worker == worker and job.runs == run
 
 
-def recover(store: Store, orphan: Job, rebooted: bool) -> Job | None:
+def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
     """Take back the job of a dead worker, of whose run nothing lives any more. None where it was not its own."""
     with store.transaction() as change:
         job = change.job(orphan.id)
         if job is None or not _is_run_of(job, orphan.worker or "", orphan.runs):
             return None
-        back = recover_job(job, rebooted, change.now)
+        back = recover_job(job, excused, change.now)
         change.put(job, back)
     store.wake_workers()
     return back
@@ -5454,7 +5459,7 @@ class Worker:
             "pid": os.getpid(), "started_at": self.store.now(), "boot_id": boot_id(),
             "lock": self.store.lock_id(), "threads": self.threads, "tags": self.only.tags,
             "not_tags": self.only.not_tags,
-            "trouble": None,
+            "trouble": None, "stopping": False,
         }  # fmt: skip
         self.file = self.store.create_worker(self.name, self._header, self.threads)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
@@ -5476,6 +5481,8 @@ class Worker:
         self.stopping = True
         self._stopped_at = time.monotonic()
         self._stop_seen.set()
+        self._header["stopping"] = True  # if it is killed now, that is not its jobs' fault
+        self.file.write_header(self._header)
         self.say(text)
         self._call_slots()
 
@@ -5887,7 +5894,7 @@ class Orphan(NamedTuple):
     job: Job
     fence: Fence
     lock_fd: int
-    rebooted: bool
+    excused: bool
 
 
 Fences = dict[tuple[str, int], Orphan]  # by job and run
@@ -5951,7 +5958,8 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
     mark = f"{store.lock_id()}/{job.worker}/{job.id}/{job.runs}"
     logs = (slot_log_path(store.logs_dir, job.worker or "", slot), log_path(store.logs_dir, job.id, job.runs))
     trace = Trace(mark, store.home, logs, row.get("session") if ours else None, row.get("start") if ours else None)
-    return Orphan(job, Fence(trace, time.monotonic() + store.config().grace_period), lock_fd, rebooted)
+    fence = Fence(trace, time.monotonic() + store.config().grace_period)
+    return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
 
 
 def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> None:
@@ -5965,7 +5973,7 @@ def _give_back_orphan(store: Store, fences: Fences, key: tuple[str, int], say: C
     job, lock_fd = fences[key].job, fences[key].lock_fd
     name = job.worker or ""
     keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
-    back = recover(store, job, fences[key].rebooted)
+    back = recover(store, job, fences[key].excused)
     if back is not None:
         say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
     if all(other.job.worker != name for other_key, other in fences.items() if other_key != key):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -22,6 +23,14 @@ from typing import Any
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 
 Call = Callable[..., Any]
+
+
+def readme_block(name: str) -> str:
+    """What stands between `<!-- name -->` and `<!-- /name -->` in the README, without the fence."""
+    readme = (PROGRAM.parent / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- /{name} -->", readme, re.DOTALL)
+    assert found, f"README.md has no block <!-- {name} -->"
+    return found[1]
 
 
 # -- nothing left behind

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from conftest import Result
+from real_processes import readme_block
 
 import queuectl
 
@@ -57,13 +58,6 @@ def examples_of(command: click.Command) -> list[str]:
     """The command lines under "Example:" in a command's help."""
     _, _, rest = help_of(command).partition("\nExample")
     return [line.strip() for line in rest.splitlines() if line.strip().startswith("queuectl ")]
-
-
-def block(text: str, name: str) -> str:
-    """What stands between `<!-- name -->` and `<!-- /name -->`, without the fence."""
-    found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- /{name} -->", text, re.DOTALL)
-    assert found, f"README.md has no block <!-- {name} -->"
-    return found[1]
 
 
 def section(text: str, title: str) -> str:
@@ -131,7 +125,7 @@ def test_the_first_lines_of_the_readme_hold_set_up_and_session() -> None:
     start = "\n".join(README.splitlines()[:FIRST_LINES])
     for mark in ("<!-- /run-command -->", "<!-- /test-command -->", "<!-- session -->"):
         assert mark in start, f"{mark} comes later than line {FIRST_LINES}"
-    assert 5 <= len([line for line in block(README, "session").splitlines() if line.startswith("$ ")]) <= 6
+    assert 5 <= len([line for line in readme_block("session").splitlines() if line.startswith("$ ")]) <= 6
     assert start.count("```") == 6, "the session's end comes later"
 
 
@@ -196,7 +190,7 @@ def test_the_exit_codes_of_the_readme_are_the_programs() -> None:
 
 def session_steps() -> list[tuple[str, str]]:
     """(command line, output as it stands in the README) of the session."""
-    steps = re.split(r"^\$ ", block(README, "session"), flags=re.MULTILINE)
+    steps = re.split(r"^\$ ", readme_block("session"), flags=re.MULTILINE)
     assert steps[0] == "", "the session does not begin with a command"
     return [(line, output) for line, _, output in (step.partition("\n") for step in steps[1:])]
 

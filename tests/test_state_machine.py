@@ -316,17 +316,17 @@ class Queue(RuleBasedStateMachine):
         assert q.recover(store, run, False) is None
 
     @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
-    @rule(worker=st.sampled_from(["w1", "w2"]), second=st.booleans(), rebooted=st.booleans())
-    def worker_dies(self, worker: str, second: bool, rebooted: bool) -> None:
+    @rule(worker=st.sampled_from(["w1", "w2"]), second=st.booleans(), excused=st.booleans())
+    def worker_dies(self, worker: str, second: bool, excused: bool) -> None:
         """All that it ran is recovered (once: a second finder finds nothing)."""
         ids = [id for id, row in self.rows.items() if row.worker == worker]
         assume(ids)
         for id in ids:
             row, orphan = self.rows[id], self.running(id)
-            back = q.recover(self.acting(second), orphan, rebooted)
-            assert back is not None and q.recover(self.acting(not second), orphan, rebooted) is None
+            back = q.recover(self.acting(second), orphan, excused)
+            assert back is not None and q.recover(self.acting(not second), orphan, excused) is None
             self.late.append(orphan)
-            row = replace(row, worker=None, recoveries=row.recoveries + (not rebooted))
+            row = replace(row, worker=None, recoveries=row.recoveries + (not excused))
             if row.cancelled:
                 self.rows[id] = replace(row, state="dead")
             elif row.recoveries > q.RECOVERIES_MAX:

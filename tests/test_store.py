@@ -1809,12 +1809,12 @@ def test_a_report_of_a_run_that_was_taken_back_is_not_believed(
     store = opened()
     enqueue(store, "a")
     first = claim(store, "w")
-    assert first is not None and q.recover(opened(), first, rebooted=False) is not None
+    assert first is not None and q.recover(opened(), first, excused=False) is not None
     assert report(store, first, outcome) is None
     second = claim(store, worker)
     assert second is not None and second.runs == 2
     before = journal(home).read_bytes()
-    assert report(store, first, outcome) is None and q.recover(store, first, rebooted=False) is None
+    assert report(store, first, outcome) is None and q.recover(store, first, excused=False) is None
     assert journal(home).read_bytes() == before
     assert report(store, second, OK).state == "completed"  # type: ignore[union-attr]
     assert report(store, second, BAD) is None and seen(opened())["a"].state == "completed"

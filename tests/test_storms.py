@@ -185,10 +185,10 @@ def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
     fences: queuectl.Fences = {}
     recover = queuectl.recover
 
-    def cannot(store: queuectl.Store, orphan: queuectl.Job, rebooted: bool) -> queuectl.Job | None:
+    def cannot(store: queuectl.Store, orphan: queuectl.Job, excused: bool) -> queuectl.Job | None:
         if orphan.id == next(iter(fences))[0]:
             raise queuectl.StoreError("not this one")
-        return recover(store, orphan, rebooted)
+        return recover(store, orphan, excused)
 
     def step() -> bool:
         with contextlib.suppress(queuectl.StoreError):

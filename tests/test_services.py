@@ -1,0 +1,175 @@
+"""The README's crontab and its unit, used as cron and systemd use them; what a manager's stop does to jobs."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import PROGRAM, Call, is_alive, kill, readme_block, said
+
+pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Path:
+    """A user's home directory, where queuectl is installed and nothing else is."""
+    folder = tmp_path / "me"
+    program = folder / ".local/bin/queuectl"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(PROGRAM))} "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+# -- cron
+
+
+def crontab(account: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The README's crontab for that account: its variables as they stand, and its commands by their time."""
+    variables, commands = {}, {}
+    for line in readme_block("crontab").replace("/home/me", str(account)).splitlines():
+        if entry := re.fullmatch(r"(@\w+|(?:\S+ ){4}\S+) +(.*)", line):
+            assert "%" not in entry[2], "cron takes % for a line's end"
+            commands[entry[1]] = entry[2]
+        elif line:
+            name, _, value = line.partition("=")
+            variables[name] = value
+    return variables, commands
+
+
+@pytest.fixture
+def cron(account: Path) -> Call:
+    """`cron("@reboot")`: what that line prints, run as cron runs it."""
+    variables, commands = crontab(account)
+    own = {"HOME": str(account), "LOGNAME": "me", "SHELL": "/bin/sh", "PATH": "/usr/bin:/bin"}
+
+    def call(when: str, command: str | None = None) -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command or commands[when]],
+            env=own | variables, cwd=account, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    return call
+
+
+def test_the_crontab_of_the_readme_works(cron: Call, account: Path, eventually: Call) -> None:
+    backup = account / "bin/backup"
+    backup.parent.mkdir()
+    backup.write_text('#!/bin/sh\necho "$QUEUECTL_JOB_ID in $PWD" >> nights\n')
+    backup.chmod(0o755)
+    assert cron("30 2 * * *") == cron("30 2 * * *") == ""  # the second night finds the first one waiting
+    assert "no worker is alive" in cron("0 * * * *")
+    assert cron("@reboot").startswith("Worker ")
+    nights = account / "nights"
+    eventually(lambda: nights.exists() and nights.read_text())
+    assert re.fullmatch(rf"\S+ in {re.escape(str(account))}\n", nights.read_text())
+    eventually(lambda: '"completed"' in cron("", "queuectl list --json"))
+    assert cron("0 * * * *") == ""
+    assert sorted(path.name for path in account.iterdir()) == [".local", "bin", "nights", "queue"]
+    assert "queue" in cron("", "queuectl worker stop") or not cron("", "queuectl worker list")
+
+
+# -- systemd
+
+
+@pytest.fixture
+def unit(account: Path) -> Path:
+    path = account / ".config/systemd/user/queuectl.service"
+    path.parent.mkdir(parents=True)
+    path.write_text(readme_block("unit"))
+    return path
+
+
+def test_systemd_finds_no_fault_with_the_unit_of_the_readme(unit: Path, account: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here")
+    env = {"HOME": str(account), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(account)}
+    words = ["systemd-analyze", "verify", "--user", str(unit)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.fixture
+def service(unit: Path, account: Path, start: Call, monkeypatch: pytest.MonkeyPatch, run: Call, job: Call) -> Call:
+    """`service()`: the unit's ExecStart, run as it says, in a group of its own; the queue is the unit's."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.optionxform = str  # type: ignore[assignment,method-assign]  # its keys are not lower case
+    settings.read(unit)
+    section = settings["Service"]
+    assert (section["KillMode"], section["Restart"]) == ("mixed", "on-failure")
+    name, _, value = section["Environment"].replace("%h", str(account)).partition("=")
+    monkeypatch.setenv(name, value)
+    words = shlex.split(section["ExecStart"].replace("%h", str(account)))
+    assert words[0] == str(account / ".local/bin/queuectl")
+    return lambda: start(*words[1:], start_new_session=True)
+
+
+def group(leader: int) -> set[int]:
+    """Every process of a service, as its control group holds them: here all that descend from the worker."""
+    found, again = {leader}, True
+    while again:
+        again = False
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            except OSError:
+                continue
+            if parent in found and int(entry.name) not in found:
+                found.add(int(entry.name))
+                again = True
+    return found
+
+
+@pytest.fixture
+def long_job(run: Call, tmp_path: Path, written: Call) -> Call:
+    """A job that runs on at its first start and succeeds at its second; called: its pid, once it runs."""
+    note = tmp_path / "pid"
+    path = shlex.quote(str(note))
+
+    def call() -> int:
+        return int(written(note))
+
+    call.command = f"[ ! -e {path} ] || exit 0; echo $$ > {path}; sleep 600"  # type: ignore[attr-defined]
+    return call
+
+
+def stop_all(service: Any, eventually: Call) -> None:
+    """TERM to the whole group."""
+    for pid in group(service.pid):
+        os.kill(pid, signal.SIGTERM)
+
+
+def stop_mixed(service: Any, eventually: Call) -> None:
+    """TERM to the main process; when patience is over, KILL to the whole group."""
+    everyone = group(service.pid)
+    service.terminate()
+    eventually(lambda: "Stopping" in said(service))
+    for pid in everyone:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stop", [stop_all, stop_mixed])
+def test_a_managers_stop_costs_the_running_job_nothing(
+    stop: Call, service: Call, long_job: Call, enqueue: Call, reaches: Call, eventually: Call
+) -> None:
+    enqueue("a", long_job.command, "--timeout", "0")
+    first = service()
+    pid = long_job()
+    stop(first, eventually)
+    first.wait(20)
+    eventually(lambda: not is_alive(pid))
+    second = service()
+    done = reaches("a", "completed")
+    assert (done["attempts"], done["runs"], done.get("recoveries")) == (1, 2, None)
+    kill(second)
