@@ -92,6 +92,7 @@ TEXT_CHARS_MAX: Final = 4_096  # cwd, unique key
 ID_CHARS_MAX: Final = 128
 TAGS_MAX: Final = 32
 TAG_CHARS_MAX: Final = 64
+TAG: Final = rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}"
 ENV_MAX: Final = 1_000
 AFTER_MAX: Final = 1_000  # jobs that one job may come after
 PRIORITY_MAX: Final = 1_000_000
@@ -249,11 +250,11 @@ def _bytes(value: object, name: str) -> int:
 
 def _limits(value: object, name: str) -> dict[str, int]:
     """`gpu=1,net=4`: tag to how many of its jobs may run at once."""
-    out = {}
+    out: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in _text(value, name).split(","))):
         tag, _, count = (piece.strip() for piece in part.partition("="))
-        if not tag or not re.fullmatch(r"\d{1,6}", count, re.ASCII):
-            raise BadValue(f"'{name}' has {_shown(part)}. Give tags with a number each: gpu=1,net=4.")
+        if not re.fullmatch(TAG, tag) or tag in out or not re.fullmatch(r"\d{1,6}", count, re.ASCII):
+            raise BadValue(f"'{name}' has {_shown(part)}. Give each tag once with a number: gpu=1,net=4.")
         out[tag] = int(count)
     return out
 
@@ -579,7 +580,7 @@ def parse_tags(value: object, name: str = "tags") -> list[str]:
     if not isinstance(value, list) or len(value) > TAGS_MAX:
         raise BadValue(f"'{name}' is {_shown(value)}. Give a list of at most {TAGS_MAX} tags.")
     for tag in value:
-        if not isinstance(tag, str) or not re.fullmatch(rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}", tag):
+        if not isinstance(tag, str) or not re.fullmatch(TAG, tag):
             raise BadValue(
                 f"'{name}' has {_shown(tag)}. Give tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
             )

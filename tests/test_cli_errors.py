@@ -390,6 +390,8 @@ BAD_SETTINGS = [
     setting("limits", "gpu=many", "with a word for a number"),
     setting("limits", "gpu=-1", "below zero"),
     setting("limits", "=1", "without a tag"),
+    setting("limits", "gpu=1,gpu=2", "with a tag twice"),
+    setting("limits", "a b=1", "with a tag that no job can have"),
     setting("fsync", "sometimes", "of an unknown kind"),
     setting("lock_timeout", "long", "as a word"),
     setting("keep_completed", "a while", "as words"),
