@@ -6392,7 +6392,7 @@ class Failure(click.ClickException):
     """An error of ours as Click shows it: `Error: ` and the text, with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(clean(message))
+        super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # Click's own classes set it per class
 
 
@@ -6420,6 +6420,8 @@ class Root(Group):
                 code = 130
             except click.ClickException as error:
                 code = error.exit_code
+                if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # a help page keeps its lines
+                    error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
                 error.show()
         except OSError as error:
             discard_output(1)
@@ -6432,9 +6434,6 @@ class Root(Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:
-            error.message = clean(error.message)  # type: ignore[misc]  # Click repeats what was typed
-            raise
         except QueueError as error:
             text, made = str(error), ctx.obj.made if isinstance(ctx.obj, App) else None
             if made:

@@ -62,6 +62,12 @@ def test_the_list_of_commands_names_each(run: Call, command: list[str]) -> None:
     assert re.search(rf"^\s+{command[-1]}\b", run(*command[:-1], "--help").out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", [[], ["dlq"], ["config"], ["worker"]], ids=" ".join)
+def test_a_group_without_a_command_shows_its_help_on_stderr(run: Call, group: list[str]) -> None:
+    answer = run(*group, code=2)
+    assert (answer.out, answer.err) == ("", run(*group, "--help").out)
+
+
 def test_logs_help_warns_of_a_job_that_opens_dev_stderr(run: Call) -> None:
     assert "/dev/stderr" in run("logs", "--help").out
 
