@@ -1,0 +1,342 @@
+"""Jobs after others and limits with real workers, and what they cost: over processes, in chains, fans and diamonds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_processes import Call, Gate, kill, said
+
+import queuectl as q
+from tests.storekit import BAD, OK, Watched, bulk, claim, enqueue, journal, report, run_next
+
+pytest_plugins = ["worker_fixtures"]
+
+Opener = Callable[[], Watched]
+
+
+@pytest.fixture
+def opened(home: Path) -> Any:
+    stores: list[Watched] = []
+
+    def call() -> Watched:
+        stores.append(Watched(home))
+        return stores[-1]
+
+    yield call
+    for store in stores:
+        store.put_away()
+
+
+def lines(jobs: list[dict[str, Any]]) -> str:
+    return "\n".join(json.dumps({"command": "true", **job}) for job in jobs)
+
+
+def order_of(path: Path) -> list[str]:
+    return path.read_text().split()
+
+
+# ---- real workers
+
+workers = pytest.mark.usefixtures("nothing_left", "quick")
+
+
+@workers
+def test_limits_are_exact_over_three_worker_processes(
+    run: Call, start: Call, jobs: Call, tmp_path: Path, eventually: Call
+) -> None:
+    """Each job notes its start and its end; so many as the limit allows must run at once, and never more."""
+    run("config", "set", "limits", "gpu=2,net=1")
+    notes = tmp_path / "notes"
+    note = f"echo {{}} $QUEUECTL_JOB_ID >> {shlex.quote(str(notes))}"
+    command = f"{note.format('+')}; sleep 0.05; {note.format('-')}"
+    kinds = [["gpu"], ["net"], ["gpu", "net"], []]
+    names = [f"{'-'.join(kinds[n % 4]) or 'plain'}-{n}" for n in range(80)]
+    many = [{"id": name, "command": command, "tags": kinds[n % 4]} for n, name in enumerate(names)]
+    run("enqueue", "--file", "-", input=lines(many))
+    children = [start("worker", "start", "--drain", "--count", "3") for _ in range(3)]
+    assert [child.wait(120) for child in children] == [0, 0, 0], [said(child) for child in children]
+    assert {job["state"] for job in jobs().values()} == {"completed"}
+    running: set[str] = set()
+    most = {"gpu": 0, "net": 0, "plain": 0}
+    for mark, id in map(str.split, notes.read_text().splitlines()):
+        (running.add if mark == "+" else running.discard)(id)
+        for tag in most:
+            most[tag] = max(most[tag], sum(tag in id for id in running))
+    assert (most["gpu"], most["net"]) == (2, 1) and most["plain"] > 1
+
+
+@workers
+def test_a_full_tag_holds_up_no_other_job_and_a_change_of_the_limit_is_followed_at_once(
+    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, eventually: Call, job: Call
+) -> None:
+    run("config", "set", "limits", "gpu=1")
+    worker("--count", "3")
+    enqueue("first", gate.wait, "--tag", "gpu")
+    reaches("first", "processing")
+    enqueue("second", gate.wait, "--tag", "gpu", "--priority", "9")
+    enqueue("other", "true")
+    reaches("other", "completed")
+    assert job("second")["state"] == "pending"
+    assert run("show", "second").lines[-1].endswith("the limit of tag gpu is used up")
+    run("config", "set", "limits", "gpu=2")
+    reaches("second", "processing", 5)
+    gate.open()
+    reaches("second", "completed")
+
+
+@workers
+def test_a_report_wakes_another_process_for_what_it_frees(
+    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, eventually: Call
+) -> None:
+    """What the first worker's report frees fits the second one only."""
+    run("config", "set", "limits", "gpu=1")
+    worker("--not-tag", "second")
+    enqueue("a", gate.wait, "--tag", "gpu")
+    reaches("a", "processing")
+    other = worker("--tag", "second")
+    enqueue("b", "true", "--tag", "gpu", "--tag", "second")
+    enqueue("c", "true", "--tag", "second", "--after", "a")
+    gate.open()
+    reaches("b", "completed", 10)
+    reaches("c", "completed", 10)
+    eventually(lambda: "b completed" in said(other) and "c completed" in said(other))
+
+
+@workers
+def test_a_chain_of_a_thousand_runs_in_order(run: Call, drain: Call, jobs: Call, tmp_path: Path) -> None:
+    path = tmp_path / "order"
+    note = f"echo $QUEUECTL_JOB_ID >> {path}"
+    chain = [{"id": f"c{n}", "command": note, **({"after": [f"c{n - 1}"]} if n else {})} for n in range(1000)]
+    run("enqueue", "--file", "-", input=lines(chain))
+    drain("--count", "4", timeout=240)
+    assert order_of(path) == [job["id"] for job in chain]
+
+
+@workers
+def test_a_diamond_waits_for_both_sides(run: Call, drain: Call, tmp_path: Path, enqueue: Call) -> None:
+    path = tmp_path / "order"
+    note = f"sleep 0.05; echo $QUEUECTL_JOB_ID >> {path}"
+    enqueue("top", note)
+    enqueue("left", note, "--after", "top")
+    enqueue("right", f"sleep 0.3; {note}", "--after", "top")
+    enqueue("bottom", note, "--after", "left", "--after", "right", "--priority", "9")
+    drain("--count", "4")
+    assert order_of(path) == ["top", "left", "right", "bottom"]
+
+
+@workers
+def test_a_parent_of_five_thousand_frees_them_all(run: Call, drain: Call, jobs: Call, tmp_path: Path) -> None:
+    path = tmp_path / "order"
+    parent = {"id": "parent", "command": f"sleep 0.2; echo $QUEUECTL_JOB_ID >> {path}"}
+    child = {"command": f"[ -e {path} ]", "after": ["parent"]}
+    run("enqueue", "--file", "-", input=lines([parent, *[child] * 5000]))
+    drain("--count", "3", timeout=240)
+    assert run("status", "--json").json["jobs"]["completed"] == 5001
+
+
+@workers
+def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(
+    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, job: Call
+) -> None:
+    """A cancelled job whose worker was killed: recovery makes it dead, and in the same line who needs it."""
+    first = worker()
+    enqueue("a", gate.wait)
+    reaches("a", "processing")
+    enqueue("b", "true", "--after", "a")
+    enqueue("c", "true", "--after-any", "a")
+    run("pause")
+    kill(first)
+    run("cancel", "a")
+    assert [job(id)["state"] for id in "abc"] == ["dead", "dead", "pending"]
+    run("resume")
+    worker()
+    reaches("c", "completed")
+
+
+@workers
+def test_a_drain_leaves_what_waits_for_jobs_that_nobody_takes(
+    run: Call, enqueue: Call, drain: Call, job: Call, worker: Call, start: Call, gate: Gate, reaches: Call
+) -> None:
+    enqueue("a", gate.wait, "--tag", "x")
+    enqueue("b", "true", "--tag", "y", "--after", "a")
+    enqueue("c", "true", "--tag", "x", "--after", "b")
+    enqueue("d", "true", "--tag", "y")
+    drain("--tag", "y")
+    assert [job(id)["state"] for id in "abcd"] == ["pending", "pending", "pending", "completed"]
+    other = worker("--tag", "x")
+    reaches("a", "processing")
+    child = start("worker", "start", "--drain", "--tag", "y")  # now somebody takes what b waits for
+    reaches("a", "processing")
+    gate.open()
+    assert child.wait(20) == 0
+    assert job("b")["state"] == "completed"
+    reaches("c", "completed")
+    assert other.poll() is None
+
+
+@workers
+def test_a_drain_of_all_waits_for_what_is_held_and_delayed(run: Call, enqueue: Call, drain: Call, job: Call) -> None:
+    enqueue("a", "exit 3", "--max-retries", "2")
+    enqueue("b", "true", "--after-any", "a", "--delay", "1s")
+    enqueue("c", "true", "--after", "b")
+    drain(code=1)
+    assert [job(id)["state"] for id in "abc"] == ["dead", "completed", "completed"]
+
+
+# ---- one transaction, one line
+
+
+def last_line(home: Path) -> dict[str, Any]:
+    line = journal(home).read_bytes().splitlines()[-1]
+    return dict(json.loads(line[9:].replace(b"\t", b"")))
+
+
+def family(store: Watched) -> None:
+    enqueue(store, "a", max_retries=1)
+    enqueue(store, "b", after=["a"])
+    enqueue(store, "c", after=["b"])
+    enqueue(store, "d", after=[{"id": "a", "any": True}])
+
+
+def dead_ids(home: Path) -> list[str]:
+    return [job["id"] for job in last_line(home)["put"] if job["state"] == "dead"]
+
+
+def test_the_line_that_ends_a_job_ends_who_needs_it(home: Path, opened: Opener) -> None:
+    store = opened()
+    family(store)
+    assert run_next(store, BAD).state == "dead"
+    assert dead_ids(home) == ["a", "b", "c"]
+    assert last_line(home)["counts"] == [1, 0, 0, 0, 3]
+    q.revive_jobs(store, ["a"])
+    assert [job["id"] for job in last_line(home)["put"]] == ["a", "b", "c"]
+    q.cancel_jobs(store, ["a"])
+    assert dead_ids(home) == ["a", "b", "c"]
+    q.revive_jobs(store, ["a"])
+    running = claim(store)
+    assert running is not None
+    q.cancel_jobs(store, ["a"])  # still processing: nobody dies yet
+    assert dead_ids(home) == []
+    assert q.recover(store, store.processing["a"], False) is not None
+    assert dead_ids(home) == ["a", "b", "c"]
+
+
+def test_who_is_freed_by_a_report_is_claimed_in_the_same_line(home: Path, opened: Opener) -> None:
+    store = opened()
+    enqueue(store, "a")
+    enqueue(store, "plain")
+    enqueue(store, "b", after=["a"], priority=5)
+    one = claim(store, slot=1)
+    assert one is not None
+    turn = q.take_turn(store, "w", 1, (one, OK), True, q.TagFilter())
+    assert turn.claimed is not None and turn.claimed.id == "b"
+    assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
+
+
+def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
+    store = opened()
+    q.set_setting(store, "limits", "gpu=1")
+    for id in "ab":
+        enqueue(store, id, tags=["gpu"])
+    one = claim(store, slot=1)
+    assert one is not None and claim(store, slot=2) is None
+    turn = q.take_turn(store, "w", 1, (one, OK), True, q.TagFilter())
+    assert turn.claimed is not None and turn.claimed.id == "b" and not turn.frees
+
+
+def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing(home: Path, opened: Opener) -> None:
+    store, other = opened(), opened()
+    bulk(store, "true", '{"id": "a", "command": "x"}', "true")
+    store.fold()
+    other.follow()
+    light = opened()
+    enqueue(light, "b", after=["a"])
+    assert not light._loaded
+    assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
+    enqueue(light, "c", after=["a"])  # the journal names it now
+    assert [job["id"] for job in last_line(home)["put"]] == ["c"]
+    other.follow()
+    assert other.totals.counts == (5, 0, 0, 0, 0)
+    assert q.examine(opened()) == []
+
+
+def test_a_later_job_of_that_name_is_another(opened: Opener) -> None:
+    store = opened()
+    family(store)
+    q.cancel_jobs(store, ["a"])
+    q.cancel_jobs(store, ["d"])
+    q.purge_dead(store, ["a"])
+    enqueue(store, "a", after=["b"])  # dead from the start, and b does not wait for it
+    assert listing_state(store, "a") == "dead"
+    q.revive_jobs(store, ["b"])
+    assert [listing_state(store, id) for id in "abc"] == ["pending"] * 3
+    assert [run_next(store).id for _ in range(3)] == ["b", "c", "a"]
+
+
+def listing_state(store: Watched, id: str) -> str:
+    store.follow()
+    job = store.job(id)
+    assert job is not None
+    return job.state
+
+
+# ---- what it costs
+
+
+class Counted:
+    """Stands in for `os` in queuectl and counts the reads."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "pread":
+            self.reads += 1
+        return getattr(os, name)
+
+
+@pytest.mark.parametrize("priority", [0, 9])
+@pytest.mark.parametrize("record", [{"tags": ["gpu"]}, {"after": ["root"]}])
+def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
+    home: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any], priority: int
+) -> None:
+    store = opened()
+    q.set_setting(store, "limits", "gpu=1")
+    enqueue(store, "root", tags=["gpu"], priority=10)
+    held = json.dumps({"command": "true", "priority": priority, **record})
+    bulk(store, *[held] * 2000, *["true"] * 20)
+    store.fold()
+    assert (first := claim(store)) is not None and first.id == "root"
+    monkeypatch.setattr(q, "os", counted := Counted())
+    for _ in range(10):
+        assert (job := run_next(store)).tags is None and job.after is None
+    assert counted.reads < 200
+
+
+def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
+    store = opened()
+    bulk(store, *["true"] * 3000)
+    store.fold()
+    store.follow()
+    index = store.waiting()
+    assert [(len(places), places.itemsize) for places in index._fixed.values()] == [(3000, 8)]
+    assert not (index._held or index.holders or index._timed or any(index._heaps.values()))
+
+
+def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened: Opener) -> None:
+    """Attempts of a held job that fails and is tried again: its parents are known without a search."""
+    store = opened()
+    enqueue(store, "a")
+    run_next(store)
+    store.fold()
+    enqueue(store, "b", after=["a"])
+    assert (job := claim(store)) is not None
+    store.fold()
+    report(store, job, q.Outcome("handed_back"))
+    assert (job := claim(store)) is not None and job.id == "b"
