@@ -123,6 +123,25 @@ def small(q: ModuleType, home: str) -> None:
     close_store(store)
 
 
+def family(q: ModuleType, home: str) -> None:
+    """`run` is processing; others come after it and after each other, some in the arrays and some in the journal."""
+    small(q, home)
+    store = open_store(q, home)
+    q.enqueue_job(store, q.Spec("true", id="child", after=["run"], tags=["gpu"], cwd="/"))
+    q.enqueue_job(store, q.Spec("true", id="any", after=[{"id": "run", "any": True}], tags=["gpu"], cwd="/"))
+    store.fold()
+    q.enqueue_job(store, q.Spec("true", id="grandchild", after=["child"], cwd="/"))
+    q.enqueue_job(store, q.Spec("true", id="stillborn", after=["dead"], cwd="/"))
+    close_store(store)
+
+
+def limited(q: ModuleType, home: str) -> None:
+    family(q, home)
+    store = open_store(q, home)
+    q.set_setting(store, "limits", "gpu=1,t=0")
+    close_store(store)
+
+
 def unfolded(q: ModuleType, home: str) -> None:
     """All states in the arrays, and in the journal changes to both."""
     small(q, home)
@@ -135,9 +154,9 @@ def unfolded(q: ModuleType, home: str) -> None:
     close_store(store)
 
 
-def _with(setting: str, value: str) -> Build:
+def _with(setting: str, value: str, begin: Build = small) -> Build:
     def build(q: ModuleType, home: str) -> None:
-        small(q, home)
+        begin(q, home)
         store = open_store(q, home)
         q.set_setting(store, setting, value)
         close_store(store)
@@ -199,6 +218,18 @@ def backup(q: ModuleType, home: str) -> None:
     shutil.rmtree(os.path.join(home, ".queuectl"))
     extra = {"id": "late", "command": "true", "state": "dead"}
     _edit(home, "jobs.json", [*_records(home, "jobs.json"), extra])
+
+
+def edited_parent(q: ModuleType, home: str) -> None:
+    """By hand: a dead job that waiting ones need, and a new one that comes after it."""
+    family(q, home)
+    store = open_store(q, home)
+    store.fold()
+    close_store(store)
+    jobs = _records(home, "jobs.json")
+    over = {"state": "dead", "finished_at": "2026-11-24T08:15:30.123Z"}
+    jobs = [{**job, **over} if job["id"] == "child" else job for job in jobs]
+    _edit(home, "jobs.json", [*jobs, {"id": "hand", "command": "true", "after": ["child"]}])
 
 
 def touched(q: ModuleType, home: str) -> None:
@@ -282,6 +313,28 @@ def enqueue_cli(q: ModuleType, store: Any) -> Iterator[None]:
     yield
 
 
+def enqueue_after(q: ModuleType, store: Any) -> Iterator[None]:
+    """After a job of the arrays, which goes into the line too, and one of the journal; dead from the start."""
+    q.enqueue_job(store, q.Spec("echo one", after=["done", "grandchild"], cwd="/"))
+    yield
+    store.sync()
+    q.enqueue_job(store, q.Spec("echo two", after=["stillborn"], cwd="/"))
+    yield
+    store.settle()
+
+
+def bulk_after(q: ModuleType, store: Any) -> Iterator[None]:
+    """Some of them dead from the start."""
+    jobs = [{"id": f"n{number}", "after": ["dead" if number == 2 else f"n{number - 1}"]} for number in range(1, 6)]
+    jobs[0]["after"] = ["run"]
+    spool = q.Spool(store, [json.dumps({"command": "true", **job}).encode() + b"\n" for job in jobs])
+    added = q.enqueue_bulk(store, spool, {}, "/", False, False).added
+    spool.close()
+    assert added == 5
+    yield
+    store.settle()
+
+
 def bulk(q: ModuleType, store: Any) -> Iterator[None]:
     text = b"".join(b"echo %d\n" % number for number in range(9)) + b'{"id": "last", "command": "x", "delay": 5}\n'
     spool = q.Spool(store, [text[:50], text[50:]])
@@ -317,6 +370,34 @@ def report_dies(q: ModuleType, store: Any) -> Iterator[None]:
     _turn(q, store, (store.job("run"), q.Outcome("timed_out")), claim=False)
     yield
     store.fold()
+
+
+def report_parent(code: int) -> Steps:
+    """The end of a job that others come after, and the claim of what it allows."""
+
+    def steps(q: ModuleType, store: Any) -> Iterator[None]:
+        store.follow()
+        turn = _turn(q, store, (store.job("run"), exit_code(q, code)))
+        assert turn.claimed is not None
+        yield
+        if turn.claimed.tags:
+            assert turn.claimed.id in ("child", "any")
+        _turn(q, store, (turn.claimed, exit_code(q, 0)))
+        yield
+        store.sync()
+        store.fold()
+
+    return steps
+
+
+def cancel_family(q: ModuleType, store: Any) -> Iterator[None]:
+    """A waiting parent and who needs it, back again, and the purge that keeps who is named."""
+    cli(q, store.home, "cancel", "child")
+    yield
+    cli(q, store.home, "dlq", "retry", "child")
+    yield
+    cli(q, store.home, "purge", "--yes")
+    yield
 
 
 def work(q: ModuleType, store: Any) -> Iterator[None]:
@@ -480,6 +561,16 @@ SCENARIOS = (
     Scenario("cancel running", small, cancel_running),
     Scenario("cancel running of a dead worker", small, cancel_recovered),
     Scenario("dlq retry", small, revive),
+    Scenario("enqueue after others", family, enqueue_after),
+    Scenario("enqueue after others beside a live worker", family, enqueue_after, before=live_worker),
+    Scenario("bulk after others", family, bulk_after),
+    Scenario("bulk after others, large", family, bulk_after, limits=TINY),
+    Scenario("report of a job that others come after", limited, report_parent(0), is_worker=True),
+    Scenario(
+        "death of a job that others come after", _with("no_retry_on", "7", limited), report_parent(7), is_worker=True
+    ),
+    Scenario("cancel, retry and purge among jobs after others", family, cancel_family),
+    Scenario("hand edit that ends who needs a job", edited_parent, enqueue, is_edited=True),
     Scenario("edit", unfolded, edit_two),
     Scenario("rerun", small, rerun),
     Scenario("purge", small, purge),
