@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
+AFTER, SCHEDULE = "test_cli_after.py::", "test_schedule.py::"
 STATS, MEND, WATCH = "test_cli_stats.py::", "faults/test_mend.py::", "test_watch.py::"
 HANG_S = 120
 
@@ -737,6 +738,120 @@ MUTANTS = [
         "    except (QueueError, OSError):\n        return []\n",
         "    except LookupError:\n        return []\n",
         "test_completion.py::test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing",
+    ),
+    Mutant(
+        "a job that dies leaves who needs it",
+        "            self.end_children(new.id, new.seq)\n",
+        "            pass\n",
+        SCHEDULE + "test_the_line_that_ends_a_job_ends_who_needs_it",
+    ),
+    Mutant(
+        "a death stops at the next of kin",
+        "                    dead.append((child.id, child.seq))\n",
+        "                    pass\n",
+        SCHEDULE + "test_the_line_that_ends_a_job_ends_who_needs_it",
+    ),
+    Mutant(
+        "who takes any end dies too",
+        "there.state in WAITING and parent in needed_by(there):\n",
+        "there.state in WAITING and parent in parents_of(there):\n",
+        SCHEDULE + "test_the_line_that_ends_a_job_ends_who_needs_it",
+    ),
+    Mutant(
+        "who is freed is not due",
+        "        if ended and not self.waiting().holders.keys().isdisjoint(ended):\n",
+        "        if ended and self.waiting().holders is None:\n",
+        AFTER + "test_a_parent_that_ends_makes_the_other_due",
+    ),
+    Mutant(
+        "who waits for a revived job is still due",
+        "                again |= {job.id for job in self.waiting().children(id, old.seq)}\n",
+        "                pass\n",
+        AFTER + "test_a_parent_that_ends_makes_the_other_due",
+    ),
+    Mutant(
+        "a new job that is held is due",
+        "            change.held.add(id)\n",
+        "            pass\n",
+        AFTER + "test_a_job_that_waits_for_another_is_not_due",
+    ),
+    Mutant(
+        "a purge takes who is named",
+        "            (out.kept if waiting.is_named(job) else out.gone).append(job)\n",
+        "            out.gone.append(job)\n",
+        AFTER + "test_a_job_that_a_waiting_one_names_is_not_purged",
+    ),
+    Mutant(
+        "a revival brings back who still needs a dead job",
+        "        if stays := [id for id in needed if id in dead and id not in back]:\n",
+        "        if stays := [id for id in needed if id not in dead and id not in back]:\n",
+        AFTER + "test_who_died_for_another_reason_stays",
+    ),
+    Mutant(
+        "a revival brings back nobody else",
+        "(has_died_after(job) and not back.keys().isdisjoint(needed))",
+        "(has_died_after(job) and back.keys().isdisjoint(back))",
+        AFTER + "test_who_died_for_that_reason_comes_back",
+    ),
+    Mutant(
+        "a limit is one too high",
+        "if count >= limits[tag])\n",
+        "if count > limits[tag])\n",
+        SCHEDULE + "test_a_limit_counts_the_report_of_the_same_turn",
+    ),
+    Mutant(
+        "a limit still counts what was just reported",
+        "{**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}",
+        "{**self.store.processing}",
+        SCHEDULE + "test_a_limit_counts_the_report_of_the_same_turn",
+    ),
+    Mutant(
+        "what a report allows is not claimed with it",
+        "        if change is not None and self.holders:\n",
+        "        if change is None and self.holders:\n",
+        SCHEDULE + "test_who_is_freed_by_a_report_is_claimed_in_the_same_line",
+    ),
+    Mutant(
+        "nobody hears of what a report allows",
+        "        return _first(change, TagFilter(), config) is not None\n",
+        "        return False\n",
+        SCHEDULE + "test_a_report_says_that_it_left_something_for_others",
+    ),
+    Mutant(
+        "a later job of that name is waited for",
+        "            if seq is not None and seq < held.seq:\n",
+        "            if seq is not None:\n",
+        SCHEDULE + "test_a_later_job_of_that_name_is_another",
+    ),
+    Mutant(
+        "followers must search for whom a new job names",
+        "                change.put(there, there)  # so",
+        "                pass  # so",
+        SCHEDULE + "test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing",
+    ),
+    Mutant(
+        "other limits are seen at the next fold only",
+        "        if index is None or index.limited != limited.keys():\n",
+        "        if index is None:\n",
+        SCHEDULE + "test_a_limit_that_is_set_or_raised_later_holds_from_then_on",
+    ),
+    Mutant(
+        "an edit leaves who needs a dead job waiting",
+        "        self._end_by_edit(format_instant(",
+        "        str(format_instant(",
+        AFTER + "test_a_hand_written_job_after_a_dead_one_is_dead",
+    ),
+    Mutant(
+        "a bulk's dead jobs are folded into jobs.json",
+        "                if not totals.n - before.n == totals.counts[0] - before.counts[0] == batched:\n",
+        "                if not totals.n - before.n == batched:\n",
+        AFTER + "test_a_file_after_a_dead_job_is_dead_as_a_whole",
+    ),
+    Mutant(
+        "a drain ends before what a live worker allows",
+        "        if ends[job.id] and only.takes(job):\n",
+        "        if ends[job.id] and not only:\n",
+        SCHEDULE + "test_a_drain_goes_on_while_a_live_worker_takes_what_is_waited_for",
     ),
 ]
 

@@ -239,6 +239,33 @@ def test_who_is_freed_by_a_report_is_claimed_in_the_same_line(home: Path, opened
     assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
 
 
+def test_a_report_says_that_it_left_something_for_others(opened: Opener) -> None:
+    store = opened()
+    q.set_setting(store, "limits", "gpu=1")
+    enqueue(store, "a")
+    enqueue(store, "b", after=["a"])
+    enqueue(store, "c", tags=["gpu"])
+    enqueue(store, "d", tags=["gpu"], after=["c"])
+    frees = []
+    for _ in "abcd":
+        job = claim(store, slot=1)
+        assert job is not None
+        turn = q.take_turn(store, "w", 1, (job, OK), False, q.TagFilter())
+        frees.append((job.id, turn.frees))
+    assert frees == [("a", True), ("b", False), ("c", True), ("d", False)]
+
+
+def test_doctor_names_a_job_that_waits_although_it_needs_a_dead_one(opened: Opener) -> None:
+    store = opened()
+    family(store)
+    with store.transaction() as change:
+        job = change.job("a")
+        assert job is not None
+        change.changes["a"] = job, q.cancel_job(job, change.now)
+    (problem,) = q.examine(opened())
+    assert "'b'" in problem and "'a'" in problem
+
+
 def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
     store = opened()
     q.set_setting(store, "limits", "gpu=1")
@@ -248,6 +275,35 @@ def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
     assert one is not None and claim(store, slot=2) is None
     turn = q.take_turn(store, "w", 1, (one, OK), True, q.TagFilter())
     assert turn.claimed is not None and turn.claimed.id == "b" and not turn.frees
+
+
+def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened: Opener) -> None:
+    store = opened()
+    for id in "abc":
+        enqueue(store, id, tags=["gpu"])
+    assert claim(store) is not None
+    q.set_setting(store, "limits", "gpu=1")
+    assert claim(store) is None
+    q.set_setting(store, "limits", "gpu=2")
+    assert claim(store) is not None and claim(store) is None
+
+
+def test_a_drain_goes_on_while_a_live_worker_takes_what_is_waited_for(opened: Opener) -> None:
+    store, only = opened(), q.TagFilter(("y",))
+    enqueue(store, "a", tags=["x"])
+    enqueue(store, "b", tags=["z"], after=["a"])
+    enqueue(store, "c", tags=["y"], after=["b"])
+    assert q.is_drained(store, only)
+    header = {"pid": 1, "started_at": store.now(), "threads": 1, "tags": ["x", "z"], "not_tags": [], "trouble": None}
+    file = store.create_worker("1-abc", header, 1)
+    assert not q.is_drained(store, only)
+    file.write_header({**header, "tags": ["x"]})
+    assert q.is_drained(store, only)
+    file.close()
+    running = claim(store)
+    assert running is not None and q.is_drained(store, only)
+    assert not q.is_drained(store, q.TagFilter(("z",)))
+    assert not q.is_drained(store, q.TagFilter())
 
 
 def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing(home: Path, opened: Opener) -> None:
