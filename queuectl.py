@@ -4781,9 +4781,10 @@ class Executor:
                 Fence(attempt.trace, attempt.kill_at).wait()
         assert status is not None
         code, number = (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
-        if attempt.ended is not None:
-            return Outcome(attempt.ended, code, number, attempt.reason)
-        return Outcome("exited" if number is None else "signalled", code, number)
+        kind: OutcomeKind = "exited" if number is None else "signalled"
+        if attempt.ended is not None and attempt.ended != "signalled":  # a cancelled job may have exited all the same
+            kind = attempt.ended
+        return Outcome(kind, code, number, attempt.reason)
 
     def _reap(self, slot: int, attempt: Attempt, flags: int) -> int | None:
         """The exit status of an attempt that has ended, which is dropped first: its pid may soon be another's (X1)."""

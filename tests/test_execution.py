@@ -334,7 +334,8 @@ def test_a_cancelled_job_stays_processing_while_it_tidies_up_and_is_dead_even_if
     assert job("a")["state"] == "processing" and job("a")["cancelled_at"]
     run("cancel", "a", code=0)  # already being cancelled
     gate.open()
-    assert reaches("a", "dead")["reason"] == "cancelled"
+    ended = reaches("a", "dead")
+    assert (ended["reason"], ended["outcome"], ended["exit_code"]) == ("cancelled", "exited", 0)
 
 
 # -- the output
