@@ -55,6 +55,7 @@ class Storm:
         self.figures: Counter[str] = Counter()
         self.problems: list[str] = []
         self.number = 0
+        self.told = folder / "told"
 
     # -- acts
 
@@ -111,6 +112,11 @@ class Storm:
             self.cancels.add(id)
             self.begin("cancel", "cancel", id)
 
+    def edit(self) -> None:
+        if self.ids:
+            id, priority = self.rng.choice(self.ids[-30:]), self.rng.randrange(-2, 3)
+            self.begin("edit", "edit", id, "--priority", str(priority), "--env", f"EDITED={priority}")
+
     def kill(self) -> None:
         child = self.rng.choice(self.workers)
         self.hard.add(child.pid)
@@ -163,7 +169,7 @@ class Storm:
             self.ids += [line.rstrip("\n") for line in out.splitlines(keepends=True) if line.endswith("\n")]
         if "Traceback" in err:
             self.problems.append(f"traceback: {what}: {err}")
-        allowed = {"enqueue": (0, -9), "cancel": (0, 1, -9)}[what]
+        allowed = {"enqueue": (0, -9), "cancel": (0, 1, -9), "edit": (0, 1, -9)}[what]
         if child.returncode not in allowed:
             self.problems.append(f"{what}: exit {child.returncode}: {err}")
         self.figures[f"{what} commands"] += 1
@@ -177,7 +183,7 @@ class Storm:
         self.figures["looks"] += 1
 
     def rage(self, seconds: float, kills: int, jobs: int, first: bool) -> None:
-        acts = [self.enqueue] * 3 + [self.enqueue_many] * 2 + [self.cancel] * 2
+        acts = [self.enqueue] * 3 + [self.enqueue_many] * 2 + [self.cancel] * 2 + [self.edit]
         acts += [self.kill] * 4 + [self.stop] * 2 + [self.end]
         began = watched = time.monotonic()
         while time.monotonic() < began + seconds or self.figures["kills"] < kills or len(self.ids) < jobs:
@@ -223,6 +229,7 @@ class Storm:
         for id, job in jobs.items():
             parent = jobs.get(self.parents.get(id, ""))
             self.judge_job(id, job, self.queue.notes(id), parent is not None and parent["state"] == "dead")
+        self.judge_hooks(jobs)
         self.problems += [f"traceback: {line}" for line in self.queue.faults_said()]
         self.problems += [f"left: process {pid}" for pid in processes_below(self.queue.folder)]
         self.problems += [f"left: something of {id}" for id in jobs if self.queue.lives(id)]
@@ -257,6 +264,16 @@ class Storm:
         if job["state"] not in ("completed", "dead"):
             tell(f"stuck: {id} ({kind}) is {job['state']}")
 
+    def judge_hooks(self, jobs: dict[str, Any]) -> None:
+        """`on_finish` was run at most once for a job, and only for one that is over, by its last run."""
+        marks = self.told.read_text().splitlines() if self.told.exists() else []
+        self.figures["hooks"] = len(marks)
+        runs = [tuple(mark.split("/")[2:4]) for mark in marks]  # lock, worker, job, run, hook
+        self.problems += [f"told twice: {run}" for run, count in Counter(runs).items() if count > 1]
+        for id, run in runs:
+            if jobs[id]["state"] not in ("completed", "dead") or jobs[id]["runs"] != int(run):
+                self.problems.append(f"told too soon: run {run} of {jobs[id]}")
+
     def clear_away(self) -> None:
         for child in [*self.workers, *(child for _, _, child in self.commands)]:
             child.kill()
@@ -274,6 +291,7 @@ def storm(
     this.queue.call("config", "set", "grace_period", "0.5")
     this.queue.call("config", "set", "lock_timeout", "30")
     this.queue.call("config", "set", "limits", "alone=1")
+    this.queue.call("config", "set", "on_finish", f'echo "$QUEUECTL_RUN" >> {this.told}')
     try:
         this.rage(seconds, kills, jobs, first)
         if not (first and this.problems):
