@@ -6455,6 +6455,8 @@ class Root(Group):
                 text = f"{text.replace(' Nothing was changed.', '')} The change was made before that: {made}"
             raise Failure(text, error.exit_code) from error
         except (KeyboardInterrupt, click.Abort):
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the cursor stands behind "^C"
             if isinstance(ctx.obj, App) and ctx.obj.made:
                 click.echo(f"Interrupted. The change was made before that: {clean(ctx.obj.made)}", err=True)
             ctx.exit(130)
@@ -6820,9 +6822,10 @@ def _chunks(path: str) -> Iterator[bytes]:
     try:
         with contextlib.ExitStack() as stack:
             stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-            yield stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of a command
-            while chunk := stream.read(CHUNK_BYTES):
-                yield chunk
+            chunk = stream.read(CHUNK_BYTES)
+            yield chunk.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of a command
+            while len(chunk) == CHUNK_BYTES:  # a shorter one was the end; a terminal would go on to ask for more
+                yield (chunk := stream.read(CHUNK_BYTES))
     except OSError as error:
         raise BadValue(f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin.") from error
 

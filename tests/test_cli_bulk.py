@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["worker_fixtures"]
+
 Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
 
@@ -63,6 +65,15 @@ def test_commands_and_json_objects_may_stand_in_one_file(run: Call, jobs: Jobs, 
 def test_standard_input_is_read_for_a_dash(process: Call) -> None:
     text = '# nightly\n{"id":"a","command":"true"}\n\n{"id":"b","command":"false"}\n'
     assert process("enqueue", "--file", "-", input=text).out == "a\nb\n"
+
+
+def test_typed_jobs_end_with_one_ctrl_d(run: Call, terminal: Call, eventually: Call) -> None:
+    shell = terminal("enqueue", "--file", "-")
+    shell.type(b"echo one\n")
+    eventually(lambda: "echo one\r\n" in shell.screen())
+    shell.type(b"\x04")
+    eventually(shell.ended)
+    assert run("list", "--ids").out.strip() in shell.screen() and shell.child.returncode == 0
 
 
 @pytest.mark.parametrize(
