@@ -103,18 +103,22 @@ def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: c
         assert shlex.split(example)[1:][: len(path)] == list(path), f"an example of something else: {example}"
 
 
+def parsed(line: str) -> None:
+    """Let Click parse a command line as the program does, options and values included, and not run it."""
+    words = shlex.split(line)[1:]
+    context = queuectl.cli.make_context("queuectl", list(words))
+    called: click.Command | None = queuectl.cli
+    while isinstance(called, click.Group) and words:
+        name = words.pop(0)
+        called = called.get_command(context, name)
+        assert called is not None, f"no such command in: {line}"
+        context = called.make_context(name, list(words), parent=context)
+
+
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
 def test_examples_in_help_are_no_usage_errors(path: tuple[str, ...], command: click.Command, home: Path) -> None:
-    """Parsed by Click as the program does it, options and values included, and not run."""
     for example in examples_of(command):
-        words = shlex.split(example)[1:]
-        context = queuectl.cli.make_context("queuectl", list(words))
-        called: click.Command | None = queuectl.cli
-        while isinstance(called, click.Group) and words:
-            name = words.pop(0)
-            called = called.get_command(context, name)
-            assert called is not None, f"no such command in: {example}"
-            context = called.make_context(name, list(words), parent=context)
+        parsed(example)
         assert not list(home.iterdir()), f"parsing alone has made something in the home: {example}"
 
 
@@ -158,6 +162,14 @@ def test_the_readme_names_no_command_that_is_not_there() -> None:
                 found = command.get_command(click.Context(command), word)
                 assert found is not None, f"'queuectl {path}' is no command"
                 command = found
+
+
+@pytest.mark.parametrize("title", ["Beside its peers", "Troubleshooting"])
+def test_what_the_readme_tells_to_type_is_no_usage_error(title: str, home: Path) -> None:
+    lines = re.findall(r"`(queuectl [^`]+)`", section(README, title))
+    assert len(lines) >= 8
+    for line in lines:
+        parsed(line)
 
 
 def test_the_configuration_table_is_the_programs() -> None:
