@@ -2165,7 +2165,7 @@ class Store:
         try:
             for number, (_, line, whole) in enumerate(_read_lines(fd, 0), 1):
                 try:
-                    body = _check_line(line) if whole else None
+                    body = _check_line(line)  # whole without its newline too: then nothing but that is missing
                     if body is None:
                         raise BadValue("its checksum does not fit" if whole else "it is unfinished")
                     if body.startswith(b'{"format"'):
@@ -3407,20 +3407,17 @@ def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
     return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
 
 
-_BETWEEN: Final = re.compile(r"[\s,\[\]\ufeff]*")
-_NEXT_OBJECT: Final = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
-
-
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
+    between, following = re.compile(r"[\s,\[\]\ufeff]*"), re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
     at = 0
-    while (at := _BETWEEN.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
+    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
         try:
             end = _read_json(text, at)[1] if text[at] == "{" else at
         except (ValueError, RecursionError):
             end = at
         if end == at:
-            next_one = _NEXT_OBJECT.search(text, at + 1)
+            next_one = following.search(text, at + 1)
             end = next_one.end() if next_one else len(text)
         yield at, end
         at = end
@@ -6150,7 +6147,8 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if name.endswith("_at") and isinstance(value, str):
             text = f"{value}  ({say_when(value, now)})"
-        rows.append(f"{clean(name) + ':':<14} {clean(text)}")
+        text = clean(text)
+        rows.append(f"{clean(name) + ':':<14} {paint(text, _COLOURS[job.state]) if name == 'state' else text}")
     for entry in job.history or ():
         ended = {key: entry[key] for key in ("exit_code", "signal") if key in entry}
         detail = "".join(f" {key.replace('_', ' ')} {value}" for key, value in ended.items())

@@ -853,6 +853,12 @@ MUTANTS = [
         "        if ends[job.id] and not only:\n",
         SCHEDULE + "test_a_drain_goes_on_while_a_live_worker_takes_what_is_waited_for",
     ),
+    Mutant(
+        "a whole line without its newline is no line",
+        "                    body = _check_line(line)  # whole without",
+        "                    body = _check_line(line) if whole else None  # whole without",
+        MEND + "test_a_last_line_that_lacks_nothing_but_its_newline_is_kept",
+    ),
 ]
 
 

@@ -123,6 +123,12 @@ def test_a_torn_tail_goes_aside(template, copy, run):
     assert jobs_of(copy) == jobs_of(template)
 
 
+def test_a_last_line_that_lacks_nothing_but_its_newline_is_kept(template, copy, run):
+    put(copy, JOURNAL, (copy / JOURNAL).read_bytes()[:-1])
+    fix(copy, run)
+    assert jobs_of(copy) == jobs_of(template)
+
+
 def test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides(template, copy, run):
     lines = lines_of(copy)
     (at,) = [number for number, line in enumerate(lines) if b'"id": "new"' in line]
