@@ -3763,6 +3763,7 @@ def enqueue_bulk(
             first = min(taken, key=ids.__getitem__)
             raise Refused(f"In {lines.unit} {ids[first]}: {_taken(first)}")
         stands_for: dict[str, str] = {}
+        made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, cwd, config, now)
         for number, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
@@ -3770,7 +3771,8 @@ def enqueue_bulk(
             if key is not None and key in there.keys:
                 bulk.ids.extend(b"%s\n" % there.keys[key].encode())
                 if keep_records:
-                    bulk.records.append(encode_json({**job_to_dict(store.peek(there.keys[key])), "duplicate": True}))
+                    raw = made.get(key) or encode_job(store.peek(there.keys[key]))
+                    bulk.records.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
                 if said.get("id") in named:  # later lines that name this one mean the job it stands for
                     stands_for[said["id"]], states[there.keys[key]] = there.keys[key], "pending"
                 continue
@@ -3792,6 +3794,8 @@ def enqueue_bulk(
                 if key is not None and job.state != "dead":
                     there.keys[key] = id
                 raw, start_at = encode_job(job), None if is_held or job.state == "dead" else job.run_at or ""
+                if key is not None and keep_records:
+                    made[key] = raw
             bulk.ids.extend(b"%s\n" % id.encode())
             if keep_records:
                 bulk.records.append(raw)
@@ -6718,6 +6722,8 @@ def _spec(fields: dict[str, Any], auto_unique: bool) -> Spec:
 
 
 def _show_accepted(accepted: Accepted, in_json: bool) -> None:
+    if has_died_after(accepted.job):
+        click.echo(f"Job {accepted.job.id} is dead from the start: {accepted.job.reason}.", err=True)
     if in_json:
         click.echo(as_json({**job_to_dict(accepted.job), **({"duplicate": True} if accepted.duplicate else {})}))
     else:

@@ -225,7 +225,8 @@ def test_who_needs_a_job_that_dies_dies_in_the_report(run: Call, jobs: Jobs, fam
 
 def test_a_job_after_a_dead_one_is_dead_at_once_and_no_error(run: Call, jobs: Jobs, family: None) -> None:
     run("cancel", "a")
-    assert run("enqueue", "--id", "x", "--after", "b", "true").lines == ["x"]
+    answer = run("enqueue", "--id", "x", "--after", "b", "true")
+    assert answer.lines == ["x"] and "job b, which it comes after, is dead" in answer.err
     assert run("enqueue", "--id", "y", "--after-any", "b", "true").lines == ["y"]
     shown = run("enqueue", "--id", "z", "--after-any", "a", "--after", "x", "--json", "true").json
     assert (shown["state"], shown["reason"]) == ("dead", "job x, which it comes after, is dead")

@@ -345,3 +345,9 @@ def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jo
             assert stream.wait(20) == 0
         finally:
             stream.kill()
+
+
+def test_a_duplicate_of_an_earlier_line_is_shown_as_that_line_s_job(run: Call) -> None:
+    lines = '{"id":"x1","command":"a","unique":"k"}\n{"id":"x2","command":"b","unique":"k"}\n'
+    first, second = run("enqueue", "--json", "--file", "-", input=lines).json
+    assert second == {**first, "duplicate": True} and first["id"] == "x1"
