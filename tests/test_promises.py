@@ -71,6 +71,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "a table has one job a line, its id first": (
             "test_list_has_one_line_a_job_with_its_id_first test_a_command_of_several_lines_is_one_line_of_the_table"
         ),
+        "progress bars only on a terminal": "test_a_progress_bar_on_a_terminal_and_none_in_a_pipe",
         "in a pipe lines are never cut": "test_a_line_in_a_pipe_is_never_cut",
         "several ids: all or none": (
             "test_cancel_of_several_jobs_is_all_or_none test_retry_of_several_jobs_is_all_or_none "
@@ -299,7 +300,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "fsync": "test_a_good_setting_is_taken",
         "lock_timeout": "test_a_lock_held_too_long_is_a_store_error",
         "keep_completed": "test_a_worker_purges_what_was_completed_long_ago test_zero_keeps_everything",
-        "log_max": "test_a_good_setting_is_taken test_fifty_megabytes_of_output_are_kept",
+        "log_max": "test_the_newest_half_is_kept_and_then_what_comes test_fifty_megabytes_of_output_are_kept",
         "on_dead, on_finish": (
             "test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second "
             "test_a_hook_gets_the_job_and_its_last_output_as_one_json_value "
@@ -350,6 +351,9 @@ PROMISES: dict[str, dict[str, str]] = {
             "test_doctor_finds_nothing_wrong_after_a_drain test_doctor_names_a_damaged_file_and_leaves_it_alone"
         ),
         "--fix": "test_a_damaged_store_is_mended test_nothing_is_mended_while_a_worker_lives",
+        "completion bash, zsh, fish: ids and states complete": (
+            "test_a_tab_completes_ids_states_options_and_commands test_fish_completes_ids_states_options_and_commands"
+        ),
         "a job that writes > /dev/stderr": "test_logs_help_warns_of_a_job_that_opens_dev_stderr",
     },
 }
