@@ -1209,6 +1209,13 @@ def _head(raw: bytes) -> tuple[str, str, int]:
         ) from None
 
 
+def _decode(raw: bytes) -> Job:
+    try:
+        return decode_job(raw)
+    except BadValue as error:
+        raise StoreError(f"A record of the queue cannot be used: {error} See: queuectl doctor.") from error
+
+
 def _check_line(line: bytes) -> bytes | None:
     """The body of a whole, undamaged journal line (without its newline), else None."""
     try:
@@ -1802,7 +1809,7 @@ class Store:
         id, state, seq = _head(raw)
         self.overlay[id] = raw
         if state == "processing":
-            self.processing[id] = job or decode_job(raw)
+            self.processing[id] = job or _decode(raw)
         else:
             self.processing.pop(id, None)
         for index in self._waiting.values():
@@ -2213,21 +2220,21 @@ class Store:
             return self.processing[id]
         if id in self.overlay:
             raw = self.overlay[id]
-            return None if raw is None else self._decode(raw)
+            return None if raw is None else _decode(raw)
         for base in self._base.values():
             if place := _find(base, id):
-                return self._decode(place[1])
+                return _decode(place[1])
         return None
 
     def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
         """Those of these jobs that are there."""
-        return {id: self._decode(raw) for id, raw in self._find_raws(ids).items()}
+        return {id: _decode(raw) for id, raw in self._find_raws(ids).items()}
 
     def find_ended(self, ids: Collection[str]) -> dict[str, Job | None]:
         """Those of these jobs that are over, or (None) that are not there any more."""
         raws = self._find_raws(ids)
         ended: dict[str, Job | None] = {id: None for id in ids if id not in raws}
-        return ended | {id: self._decode(raw) for id, raw in raws.items() if _head(raw)[1] in OVER}
+        return ended | {id: _decode(raw) for id, raw in raws.items() if _head(raw)[1] in OVER}
 
     def _find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
         """The records of those that are there; one pass over an array where there are more than a few."""
@@ -2241,7 +2248,7 @@ class Store:
         """A job that is known to be there, whether or not the queue was loaded. Under the lock or not."""
         if not self._loaded and self._fd is not None:
             if raw := _last_record(self._journal_bytes(0), id):
-                return self._decode(raw)
+                return _decode(raw)
             if not self._base:
                 self._open_arrays(there=True)
         job = self.job(id)
@@ -2262,12 +2269,6 @@ class Store:
         near = (id for id, state, _ in itertools.islice(heads, LOOKS_MAX) if id.startswith(prefix) and state in states)
         return list(itertools.islice(near, most))
 
-    def _decode(self, raw: bytes) -> Job:
-        try:
-            return decode_job(raw)
-        except BadValue as error:
-            raise StoreError(f"A record of '{self.home}' cannot be used: {error} See: queuectl doctor.") from error
-
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
         """Every record (of these arrays), in order of arrival or the reverse, as raw lines."""
         import heapq
@@ -2285,7 +2286,7 @@ class Store:
         """Every job in those states, in order of arrival (or the reverse)."""
         for raw in self.raws(reverse, {array_of(state) for state in states}):
             if _head(raw)[1] in states:
-                yield self._decode(raw)
+                yield _decode(raw)
 
     def completed_before(self, instant: str, place: Place, most: int) -> tuple[list[Job], Place | None]:
         """Up to `most` jobs that were completed by then, of the next piece of jobs.json, and where to read on. Within
@@ -2304,7 +2305,7 @@ class Store:
                     any_old = True
                     id, state, _ = _head(line)
                     if state == "completed" and id not in self.overlay:
-                        job = self._decode(line.rstrip(b","))
+                        job = _decode(line.rstrip(b","))
                         found += [job] if (job.finished_at or "") <= instant else []
                 offset += len(line) + 1
                 if len(found) >= most:
@@ -3127,7 +3128,7 @@ class Waiting:
                     if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
                         if accept is None and is_plain(line):
                             plain.append(offset)
-                        elif accept is None or accept(decode_job(line.rstrip(b","))):
+                        elif accept is None or accept(_decode(line.rstrip(b","))):
                             job = glance(line)
                             if job.after:
                                 self._hold(job, offset)
@@ -3142,13 +3143,13 @@ class Waiting:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
-                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(decode_job(raw))):
+                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(_decode(raw))):
                     self._hold(glance(raw), -1)  # it may wait again
         self._release_far(now, backoff_max_s)
 
     def add(self, raw: bytes, id: str, seq: int) -> None:
         """A job that waits now."""
-        job = None if self._accept is None and self._is_plain(raw) else decode_job(raw)
+        job = None if self._accept is None and self._is_plain(raw) else _decode(raw)
         if job is None:
             self._push(_PLAIN, (seq, id, -1))
         elif self._accept is None or self._accept(job):
@@ -3242,14 +3243,14 @@ class Waiting:
         for child in self.holders.get(id, ()):
             held = self._held[child]
             if held.seq > seq and (raw := self._raw(child, held.offset)):
-                yield decode_job(raw)
+                yield _decode(raw)
 
     def held(self) -> Iterator[tuple[Job, set[str]]]:
         """The waiting jobs that come after some that are not over, with these."""
         self._look_up_unknown()
         for id, held in self._held.items():
             if held.left and (raw := self._raw(id, held.offset)):
-                yield decode_job(raw), held.left
+                yield _decode(raw), held.left
 
     def is_named(self, job: Job) -> bool:
         """Whether a waiting job comes after that one, which may be over."""
@@ -3290,7 +3291,7 @@ class Waiting:
         while self._timed and self._timed[0][0] <= now:
             run_at, seq, id, offset = heapq.heappop(self._timed)
             raw = self._raw(id, offset)
-            if raw is not None and (job := decode_job(raw)).run_at == run_at and not self._is_held(id):
+            if raw is not None and (job := _decode(raw)).run_at == run_at and not self._is_held(id):
                 self._push(self._rank(job), (seq, id, offset))
 
     def _release_far(self, now: str, backoff_max_s: float) -> None:
@@ -3301,7 +3302,7 @@ class Waiting:
         kept = []
         for entry in self._timed:
             found = self._raw(*entry[2:]) if entry[0] > far else None
-            job = decode_job(found) if found is not None else None
+            job = _decode(found) if found is not None else None
             if job is not None and is_ready(job, now, backoff_max_s):
                 self._push(self._rank(job), entry[1:])
             else:
@@ -3343,7 +3344,7 @@ class Waiting:
     def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
         if rank == _PLAIN and self._is_plain(raw):
             return True
-        job = decode_job(raw)
+        job = _decode(raw)
         return self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and not self._is_held(job.id)
 
     def first(self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None) -> Job | None:
@@ -3369,7 +3370,7 @@ class Waiting:
                 if found := self._raw(id, self._held[id].offset):
                     best = least, seq, found
                     break
-        return decode_job(best[2]) if best else None
+        return _decode(best[2]) if best else None
 
     def is_empty(self) -> bool:
         """Whether no job waits but for others to be over."""
@@ -3387,7 +3388,7 @@ class Waiting:
         while self._timed:
             run_at, _, id, offset = self._timed[0]
             raw = self._raw(id, offset)
-            if raw is not None and (self._is_held(id) or decode_job(raw).run_at != run_at):
+            if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):
                 raw = None
             if raw is not None and id not in skip:
                 next_run_at = run_at
@@ -3646,7 +3647,7 @@ def _holders(journal: bytes, key: str) -> dict[str, bool]:
 
 def _is_active(raw: bytes, key: str) -> bool:
     """Whether a record that the search hit really is an active job with that unique key."""
-    return _head(raw)[1] in (*WAITING, "processing") and decode_job(raw).unique == key
+    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key
 
 
 # ======== 5. OPERATIONS ========

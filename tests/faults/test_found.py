@@ -376,3 +376,13 @@ def test_a_tail_that_cannot_be_kept_aside_leaves_no_file_at_each_try(home, run):
     with standing_in(queuectl, Nth("write", 1, "ENOSPC")):
         run("enqueue", "true", code=3)
     assert list(home.glob(".queuectl/aside/*")) == []
+
+
+def test_a_record_that_the_disk_changed_is_a_storage_error_for_whoever_looks_for_what_waits(home, run):
+    run("enqueue", "--id", "a", "true")
+    run("enqueue", "--id", "b", "--priority", "1", "true")
+    array = home / "jobs.json"
+    times = array.stat()
+    array.write_bytes(array.read_bytes().replace(b'"attempts"', b'"attempt_"'))
+    os.utime(array, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "cannot be used" in run("cancel", "a", code=3).err
