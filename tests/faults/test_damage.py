@@ -28,6 +28,7 @@ from tests.faults.scenarios import WORKER, close_store, copy_home, live_worker, 
 
 JOURNAL, WORKER_FILE = ".queuectl/journal.jsonl", f".queuectl/workers/{WORKER}"
 SAMPLES = {"jobs.json": 900, "dlq.json": 500, "config.json": 250, JOURNAL: 900, WORKER_FILE: 100}  # files in CI
+FILES = ("jobs.json", "dlq.json", "config.json", JOURNAL)
 WAYS = ("flipped", "deleted", "doubled", "NUL", "cut", "spliced")
 LOOKS = (
     ("list",), ("status",), ("doctor",), ("list", "--json", "--reverse"), ("show", "a"), ("show", "run", "--json"),
@@ -43,7 +44,8 @@ CHANGES = (
 EVERY = tuple(filter(None, itertools.chain(*itertools.zip_longest(CHANGES, LOOKS))))
 
 
-def damaged(data: bytes, at: int, way: str, dice: random.Random) -> bytes:
+def damaged(data: bytes, at: int, way: str) -> bytes:
+    dice = random.Random(f"{SEED} {at} {way}")
     byte, rest = data[at : at + 1], data[at + 1 :]
     if way == "spliced":  # a piece from elsewhere in its place, as when a block is written to the wrong sector
         start, size = dice.randrange(len(data)), dice.randint(1, 200)
@@ -149,11 +151,10 @@ def target(run, monkeypatch):
 def try_all(target, name, chosen, each, by_disk=False):
     """Each damaged file meets `each` of the commands, which take turns."""
     data = (target.template / name).read_bytes()
-    dice = random.Random(f"{SEED} {name}")
     commands = itertools.cycle(EVERY)
     problems = []
     for at, way in chosen:
-        bad = damaged(data, at, way, dice)
+        bad = damaged(data, at, way)
         for command in itertools.islice(commands, each):
             if text := target.meet(name, bad, command, by_disk):
                 problems.append(f"{name} {way} at {at}, {' '.join(command)}: {text}")
@@ -196,7 +197,7 @@ def test_every_byte_that_the_disk_changed_in_an_array_makes_no_traceback(target,
 def test_doctor_sees_a_byte_that_the_disk_changed_in_an_array(target, name):
     data = (target.template / name).read_bytes()
     for at, way in sample(every(target, name, ("flipped",)), 40):
-        bad = damaged(data, at, way, random.Random(at))
+        bad = damaged(data, at, way)
         copy_home(target.template, target.home)
         put_in_place(target.home / name, bad)
         assert target.run("doctor", code=3).out, f"at {at}"

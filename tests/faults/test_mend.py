@@ -18,9 +18,10 @@ import queuectl as q
 from tests.faults.effects import FaultyOs, standing_in
 from tests.faults.points import SEED
 from tests.faults.scenarios import close_store, copy_home, live_worker, open_store, unfolded
-from tests.faults.test_damage import FILES, SAMPLE, WAYS, damaged
+from tests.faults.test_damage import FILES, WAYS, damaged
 
 JOURNAL = ".queuectl/journal.jsonl"
+SAMPLE = 80  # damaged files per store
 
 
 @pytest.fixture
