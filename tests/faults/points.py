@@ -35,7 +35,7 @@ from tests.faults.scenarios import NOW_S, SCENARIOS, Scenario, close_store, copy
 
 PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
 SAMPLE = 1_500  # points in all
-DOUBLE = 6  # second crashes per scenario in the sample; with --all one for every fourth kill
+DOUBLE = 6  # second crashes per scenario in the sample; with --all one for every third kill
 SEED = 20261124
 HAS_SAID_SO = ("may have been stored", "The change was made")  # F2: how an error says that the change may be there
 
@@ -287,7 +287,7 @@ def walk(
         if not whole and len(chosen) > quota:
             chosen = sorted(dice.sample(chosen, quota))
         kills = [number for number, fault in enumerate(chosen) if "killed" in fault.what]
-        doubles = set(kills[::4] if whole else dice.sample(kills, min(DOUBLE, len(kills))))
+        doubles = set(kills[::3] if whole else dice.sample(kills, min(DOUBLE, len(kills))))
         return this.points(chosen, doubles, dice, first)._replace(seed=seed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

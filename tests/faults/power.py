@@ -4,9 +4,10 @@
     python tests/faults/power.py --all            all of them
 
 A disk keeps for sure what was synced: a file's bytes by its own fsync, a name by its directory's. Of the rest it may
-have kept nothing, all, the names without the bytes, the bytes without the names, half of the last write, or the later
-bytes of a file and NULs before them. What a person or script was told is done must be there (fsync `normal`); a
-worker's own progress may be lost, but never half.
+have kept nothing, all, the names without the bytes, the bytes without the names, half of the last write, the later
+bytes of a file and NULs before them, or any of the writes and names (by dice). What a person or script was told is
+done must be there (fsync `normal`); a worker's own progress may be lost, but never half. A command that comes next is
+kept too, though it reads no more than the journal's end.
 An array that was written anew has another inode in an image than the real disk would show; so it is known by size and
 checksum there.
 """
@@ -20,6 +21,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -33,10 +35,10 @@ from filelock import lock_descriptor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults import points  # noqa: E402
-from tests.faults.effects import SCRATCH, Fault, FaultyOs, all_faults, standing_in  # noqa: E402
-from tests.faults.scenarios import SCENARIOS, Scenario, copy_home  # noqa: E402
+from tests.faults.effects import HANG_S, SCRATCH, Fault, FaultyOs, all_faults, standing_in  # noqa: E402
+from tests.faults.scenarios import SCENARIOS, Scenario, close_store, copy_home, open_store  # noqa: E402
 
-SAMPLE = 4_000  # images in all, of which half are another's double
+SAMPLE = 2_600  # images in all, and some scenarios have fewer
 DIR = -1  # stands for a directory among the files
 FIFO = -2
 KINDS = (
@@ -48,6 +50,7 @@ KINDS = (
     "NULs before later bytes",
     "NULs in the first write",
     "half of the names",
+    *(f"dice {number}" for number in range(8)),
 )
 
 Event = tuple[Any, ...]
@@ -84,10 +87,15 @@ class File:
     synced: bytes = b""
     since: list[tuple[int, bytes | None]] = field(default_factory=list)
 
-    def content(self, kept: str = "everything") -> bytes:
+    def content(self, kept: str = "everything", dice: random.Random | None = None) -> bytes:
         data = bytearray(self.synced)
         for number, (at, piece) in enumerate(self.since):
             last = number == len(self.since) - 1
+            if dice is not None:
+                if dice.random() < 0.4:
+                    continue
+                if piece is not None and last and dice.random() < 0.5:
+                    piece = piece[: dice.randrange(len(piece))]
             if piece is None:
                 del data[at:]
                 continue
@@ -174,7 +182,12 @@ class Disk:
     def image(self, kind: str) -> dict[str, bytes | int]:
         """What the disk may hold after a power loss now: path to bytes, or DIR or FIFO."""
         names = dict(self.synced)
-        if kind not in ("nothing unsynced", "bytes without names"):
+        dice = random.Random(f"{kind} {len(self.since)} {len(self.files)}") if kind.startswith("dice") else None
+        if dice is not None:
+            for change in self.since:
+                if dice.random() < 0.6 and (change[1] is None or change[1] in names):
+                    _change(names, change)
+        elif kind not in ("nothing unsynced", "bytes without names"):
             for change in self.since[: len(self.since) // 2 if kind == "half of the names" else None]:
                 _change(names, change)
         out: dict[str, bytes | int] = {}
@@ -182,7 +195,7 @@ class Disk:
             if path == self.home or os.path.dirname(path) in out:
                 bare = kind in ("nothing unsynced", "names without bytes")
                 file = self.files[number] if number >= 0 else None
-                out[path] = number if file is None else file.synced if bare else file.content(kind)
+                out[path] = number if file is None else file.synced if bare else file.content(kind, dice)
         return out
 
 
@@ -262,6 +275,37 @@ class PowerWalk(points.Walk):
                 told = events.count(("accepted",))
                 yield f"nothing unsynced after {fault}", disk.image("nothing unsynced"), told, told
 
+    def check_after_boot(self, allowed: list[points.State]) -> list[str]:
+        """The home as the machine finds it that has started again."""
+        boot_id = self.q.boot_id
+        try:
+            self.q.boot_id = lambda: "another boot"  # type: ignore[attr-defined]
+            return self.check(allowed)
+        finally:
+            self.q.boot_id = boot_id  # type: ignore[attr-defined]
+
+    def check_next(self, allowed: list[points.State]) -> list[str]:
+        """What is accepted next, by a command that does not load the queue, is there after the next load too."""
+        q, boot_id = self.q, self.q.boot_id
+        signal.alarm(HANG_S)
+        try:
+            q.boot_id = lambda: "another boot"  # type: ignore[attr-defined]
+            with standing_in(q, FaultyOs(lock_descriptor)):
+                store = open_store(q, self.home)
+                q.enqueue_job(store, q.Spec("true", id="next", cwd="/"))
+                store.settle()
+                close_store(store)
+                seen = self.look()
+                if seen["jobs"].pop("next", None) is None:
+                    return ["the next job that was accepted is lost"]
+                seen["n"] = next((state["n"] for state in allowed if state["jobs"] == seen["jobs"]), None)
+                return [] if seen in allowed else ["with the next job the others are neither before nor after"]
+        except Exception as error:  # a home that takes no job is the finding
+            return [f"takes no job: {type(error).__name__}: {error}"]
+        finally:
+            signal.alarm(0)
+            q.boot_id = boot_id  # type: ignore[attr-defined]
+
     def power_loss(self, quota: int | None, dice: random.Random, first: bool = False) -> points.Report:
         """Check a sample of the images, or all; and of the errors that a command survives."""
         seen: set[bytes] = set()
@@ -281,7 +325,10 @@ class PowerWalk(points.Walk):
         problems = []
         for what, image, low, high in chosen:
             restore(image, self.home, self.template)
-            problems += [f"{what}: {text}" for text in self.check(self.states[low : high + 1])]
+            problems += [f"{what}: {text}" for text in self.check_after_boot(self.states[low : high + 1])]
+            if "NULs" in what or "dice" in what:
+                restore(image, self.home, self.template)
+                problems += [f"{what}: {text}" for text in self.check_next(self.states[low : high + 1])]
             if first and problems:
                 break
         return points.Report(self.scenario.name, 0, len(self.trace), len(chosen), 0, problems)
