@@ -128,8 +128,11 @@ class Ended(NamedTuple):
     signal: int | None
 
 
-def in_child(work: Callable[[Callable[[bytes], None]], None]) -> Ended:
-    """Call `work(say)` in a forked child; what it said before its end, and how it ended.
+def in_child(
+    work: Callable[[Callable[[bytes], None]], None], meanwhile: Callable[[int], None] = lambda pid: None
+) -> Ended:
+    """Call `work(say)` in a forked child; what it said before its end, and how it ended. `meanwhile(pid)` is called
+    here before the child's end is waited for.
 
     The child has its own copy of everything and ends without running this process's exit handlers.
     """
@@ -150,6 +153,7 @@ def in_child(work: Callable[[Callable[[bytes], None]], None]) -> Ended:
         finally:
             os._exit(code)
     os.close(target)
+    meanwhile(pid)
     said = b""
     while piece := os.read(source, 1 << 16):
         said += piece

@@ -104,7 +104,9 @@ class Walk:
         assert self.look() == self.states[-1], "something after the last change changes the queue"
         assert not (problems := self.check(self.states)), problems
 
-    def _child(self, work: Callable[[Callable[[bytes], None]], None]) -> Ended:
+    def _child(
+        self, work: Callable[[Callable[[bytes], None]], None], meanwhile: Callable[[int], None] = lambda pid: None
+    ) -> Ended:
         def guarded(say: Callable[[bytes], None]) -> None:
             try:
                 work(say)
@@ -115,7 +117,7 @@ class Walk:
             except BaseException as error:  # every other one is a finding
                 say(f"FAULT {type(error).__name__}: {error}".encode())
 
-        return in_child(guarded)
+        return in_child(guarded, meanwhile)
 
     @contextmanager
     def _limits(self) -> Iterator[None]:
@@ -130,10 +132,13 @@ class Walk:
         self.q.Store = functools.partial(self.q.Store, clock=lambda: NOW_S)  # type: ignore[attr-defined]
         store = open_store(self.q, self.home)
         if self.scenario.before:
-            with standing_in(self.q, FaultyOs(lock_descriptor)):
-                self._kept = self.scenario.before(self.q, store)  # its lock lasts as long as this process
-                close_store(store)
+            self._begin(store, self.scenario.before)
         yield from self.scenario.steps(self.q, store)
+
+    def _begin(self, store: Any, before: Callable[[ModuleType, Any], Any]) -> None:
+        with standing_in(self.q, FaultyOs(lock_descriptor)):
+            self._kept = before(self.q, store)  # its lock lasts as long as this process
+            close_store(store)
 
     def run(self, fault: Fault) -> Ended:
         """The scenario on a fresh copy, with that fault."""

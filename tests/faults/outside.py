@@ -1,0 +1,182 @@
+"""From outside: `strace` sees the effects that the wrapper counted, in that order, and gives them real errors.
+
+    python tests/faults/outside.py --scenario fold            its effects compared, and three points with real errors
+    python tests/faults/outside.py --points 5 --seed 7        five points in each scenario
+
+Prints one JSON object per scenario, as points.py does. Needs the right to trace an own child.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from filelock import lock_descriptor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.faults import points  # noqa: E402
+from tests.faults.effects import ERRORS, SCRATCH, Ended, Fault, FaultyOs, standing_in  # noqa: E402
+from tests.faults.scenarios import SCENARIOS, Scenario, copy_home  # noqa: E402
+
+CALLS = {
+    "open": "open", "openat": "open", "creat": "open", "read": "read", "readv": "read", "pread64": "pread",
+    "preadv": "pread", "preadv2": "pread", "write": "write", "writev": "write", "pwrite64": "pwrite",
+    "pwritev": "pwrite", "pwritev2": "pwrite", "sendfile": "write", "copy_file_range": "write", "fallocate": "write",
+    "fsync": "fsync", "fdatasync": "fsync", "sync_file_range": "fsync", "rename": "rename", "renameat": "rename",
+    "renameat2": "rename", "unlink": "unlink", "unlinkat": "unlink", "ftruncate": "ftruncate", "truncate": "truncate",
+    "mkdir": "mkdir", "mkdirat": "mkdir", "mknod": "mkfifo", "mknodat": "mkfifo", "utimensat": "utime",
+    "fchmod": "fchmod", "chmod": "chmod", "fchmodat": "chmod", "link": "link", "linkat": "link", "symlink": "symlink",
+    "symlinkat": "symlink", "rmdir": "rmdir", "flock": "lock",
+}  # fmt: skip
+ATTACH_S = 20
+BEGIN = "/the scenario begins here"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class RealOs(FaultyOs):
+    """Counts the effects, and lets each happen, the syncs too."""
+
+    def __init__(self, real_lock: Callable[..., bool]) -> None:
+        super().__init__(real_lock)
+        self.fsync: Any = partial(self._effect, "fsync", os.fsync)
+
+
+class Call(NamedTuple):
+    """A system call that touched the home: its name, and the how-manieth of that name it was in the process."""
+
+    name: str
+    number: int
+
+
+def calls_in(log: str, folder: str) -> list[Call]:
+    """The effects on files under that folder, from the outside."""
+    counts: Counter[str] = Counter()
+    found = []
+    for line in log.splitlines():
+        match = re.match(r"(?:\d+ +)?([a-z0-9_]+)\((.*)", line)
+        if match is None or match[1] not in CALLS:
+            continue
+        name, rest = match.groups()
+        counts[name] += 1
+        if BEGIN in rest:
+            found = []
+        listing = name == "openat" and "O_DIRECTORY" in rest and "O_NONBLOCK" in rest  # os.listdir: no effect
+        if (folder in rest or BOOT_ID in rest) and not listing and "LOCK_UN" not in rest:
+            found.append(Call(name, counts[name]))
+    return found
+
+
+class OutsideWalk(points.Walk):
+    """One scenario, watched by strace."""
+
+    def _begin(self, store: Any, before: Callable[[ModuleType, Any], Any]) -> None:
+        super()._begin(store, before)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(BEGIN)
+
+    def traced(self, *more: str) -> tuple[Ended, str]:
+        """The scenario on a fresh copy under strace with these further options; how it ended, and what strace saw."""
+        copy_home(self.template, self.home)
+        log = self.home.parent / "strace"
+        log.unlink(missing_ok=True)
+        tracer: list[subprocess.Popen[bytes]] = []
+
+        def work(say: Callable[[bytes], None]) -> None:
+            signal.sigwait([signal.SIGUSR1])
+            accepted = 0
+            try:
+                with self._limits(), standing_in(self.q, RealOs(lock_descriptor)) as effects:
+                    for _ in self._steps():
+                        accepted += 1
+            finally:
+                say(b"accepted\n" * accepted)
+            if not more:
+                say(json.dumps(effects.trace).encode() + b"\n")
+
+        def attach(pid: int) -> None:
+            words = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CALLS)}", *more]
+            tracer.append(subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.DEVNULL))
+            deadline = time.monotonic() + ATTACH_S
+            while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
+                if tracer[0].poll() is not None or time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    raise SystemExit("strace cannot attach here")
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGUSR1)
+
+        ended = self._child(work, attach)
+        tracer[0].wait()
+        return ended, log.read_text()
+
+    def compare(self) -> tuple[list[str], list[Call]]:
+        """What the wrapper and strace do not agree on, and the calls."""
+        ended, log = self.traced()
+        counted = json.loads(ended.said.splitlines()[-1])
+        calls = calls_in(log, str(self.home.parent))
+        seen = [CALLS[call.name] for call in calls]
+        if (counted := ["rename" if name == "replace" else name for name in counted]) == seen:
+            return [], calls
+        at = next((n for n, pair in enumerate(zip(counted, seen, strict=False)) if pair[0] != pair[1]), len(counted))
+        return [
+            f"wrapper: {len(counted)}, strace: {len(seen)}; from {at}: {counted[at : at + 4]}, {seen[at : at + 4]}"
+        ], []
+
+    def watch(self, number: int, dice: random.Random) -> points.Report:
+        """Compare, then give real errors at so many points."""
+        problems, calls = self.compare()
+        chosen = dice.sample(range(len(calls)), min(number, len(calls)))
+        for at in chosen:
+            call, error = calls[at], dice.choice(ERRORS)
+            ended, _ = self.traced("-e", f"inject={call.name}:error={error}:when={call.number}")
+            fault = Fault(at + 1, error)
+            problems += [f"{fault} ({call.name}): {text}" for text in self.judge(fault, ended)]
+        return points.Report(self.scenario.name, 0, len(calls), len(chosen), 0, problems)
+
+
+def watch(q: ModuleType, scenario: Scenario, number: int, seed: int) -> points.Report:
+    folder = Path(tempfile.mkdtemp(prefix="queuectl-outside-", dir=SCRATCH))
+    try:
+        walk = OutsideWalk(q, scenario, folder)
+        return walk.watch(number, random.Random(f"{seed} {scenario.name}"))._replace(seed=seed)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Watch queuectl's file effects from outside, with strace.")
+    parser.add_argument("--scenario", action="append", help="only this one (repeatable)")
+    parser.add_argument("--points", type=int, default=3, help="real errors per scenario (3)")
+    parser.add_argument("--seed", type=int, default=points.SEED)
+    parser.add_argument("--program", type=Path, default=points.PROGRAM, help="another queuectl.py")
+    given = parser.parse_args()
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # a child waits for it until strace is there
+    q = points.load_program(given.program)
+    bad = 0
+    for scenario in SCENARIOS:
+        if not given.scenario or scenario.name in given.scenario:
+            report = watch(q, scenario, given.points, given.seed)
+            print(json.dumps(report._asdict()), flush=True)
+            bad += len(report.problems)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
