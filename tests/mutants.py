@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
 AFTER, SCHEDULE = "test_cli_after.py::", "test_schedule.py::"
 STATS, MEND, WATCH = "test_cli_stats.py::", "faults/test_mend.py::", "test_watch.py::"
+FOUND, RECOVERY = "faults/test_found.py::", "test_recovery.py::"
 HANG_S = 120
 
 
@@ -362,13 +363,13 @@ MUTANTS = [
     ),
     Mutant(
         "a unique key is ignored when its job failed",
-        '    return _head(raw)[1] in (*WAITING, "processing") and decode_job(raw).unique == key\n',
+        '    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key\n',
         '    return _head(raw)[1] in ("pending", "processing") and decode_job(raw).unique == key\n',
         STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
     ),
     Mutant(
         "a unique key is believed unread",
-        "and decode_job(raw).unique == key\n",
+        "and _decode(raw).unique == key\n",
         "and True\n",
         STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
     ),
@@ -404,8 +405,8 @@ MUTANTS = [
     ),
     Mutant(
         "the unlinked lock is trusted",
-        "                if not os.fstat(fd).st_nlink:\n",
-        "                if os.fstat(fd).st_nlink < 0:\n",
+        '                if not _is_at(os.path.join(self.dir, "lock"), fd):',
+        "                if False:",
         STORE + "test_an_append_to_a_deleted_queue_is_refused",
     ),
     Mutant(
@@ -506,7 +507,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stale wait is believed",
-        "            if raw is not None and id not in skip and decode_job(raw).run_at == run_at:\n",
+        "            if raw is not None and id not in skip and _decode(raw).run_at == run_at:\n",
         "            if raw is not None and id not in skip:\n",
         STORE + "test_the_next_time_is_the_earliest_that_still_holds",
     ),
@@ -858,6 +859,66 @@ MUTANTS = [
         "                    body = _check_line(line)  # whole without",
         "                    body = _check_line(line) if whole else None  # whole without",
         MEND + "test_a_last_line_that_lacks_nothing_but_its_newline_is_kept",
+    ),
+    Mutant(
+        "a lock that is there no more is trusted, if it has a name",
+        '                if not _is_at(os.path.join(self.dir, "lock"), fd):',
+        "                if not os.fstat(fd).st_nlink:",
+        FOUND + "test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one",
+    ),
+    Mutant(
+        "a journal that was deleted is begun anew",
+        '                self._rebuild_journal("deleted")\n',
+        "                self._load(locked=True)\n",
+        FOUND + "test_a_journal_that_was_deleted_under_a_worker_is_written_anew_from_memory",
+    ),
+    Mutant(
+        "a sync does not wait for another thread's",
+        "        with self._syncing:\n            self._sync()\n",
+        "        self._sync()\n",
+        FOUND + "test_a_sync_waits_for_the_one_that_another_thread_began",
+    ),
+    Mutant(
+        "after a reboot the last line is believed",
+        '        if self._header.get("boot") != boot_id():\n            return False\n',
+        "",
+        FOUND + "test_what_is_accepted_after_a_power_loss_does_not_stand_behind_a_hole",
+    ),
+    Mutant(
+        "a damaged record is bad usage",
+        '    except BadValue as error:\n        raise StoreError(f"A record of the queue cannot be used',
+        '    except BadValue as error:\n        raise BadValue(f"A record of the queue cannot be used',
+        "faults/test_damage.py::test_a_byte_that_the_disk_changed_in_an_array_makes_no_traceback",
+    ),
+    Mutant(
+        "a line whose checksum is wrong is passed over",
+        "            if bad >= 0:\n                raise self._damaged(",
+        "            if False:\n                raise self._damaged(",
+        "faults/test_damage.py::test_a_damaged_file_is_answered_and_kept",
+    ),
+    Mutant(
+        "a failed job waits however far the clock went back",
+        "        far = add_seconds(now, backoff_max_s + 1)\n",
+        "        far = add_seconds(now, 9e9)\n",
+        "faults/test_clock.py",
+    ),
+    Mutant(
+        "no fence",
+        "        if not orphan.fence.step():\n            continue\n",
+        "",
+        RECOVERY + "test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives",
+    ),
+    Mutant(
+        "recovery by files only",
+        "    for name in {*named, *store.worker_names()} - held - {own}:\n",
+        "    for name in {*store.worker_names()} - held - {own}:\n",
+        RECOVERY + "test_jobs_are_recovered_also_when_the_dead_workers_file_is_missing",
+    ),
+    Mutant(
+        "dead before gone",
+        '    if job.state == "processing":\n        return job._replace(cancelled_at=now, updated_at=now)\n',
+        "",
+        "test_state_machine.py",
     ),
 ]
 

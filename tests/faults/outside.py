@@ -68,7 +68,7 @@ class Call(NamedTuple):
 def calls_in(log: str, folder: str) -> list[Call]:
     """The effects on files under that folder, from the outside."""
     counts: Counter[str] = Counter()
-    found = []
+    found: list[Call] = []
     for line in log.splitlines():
         match = re.match(r"(?:\d+ +)?([a-z0-9_]+)\((.*)", line)
         if match is None or match[1] not in CALLS:
