@@ -2748,7 +2748,8 @@ class Store:
             return [], sorted(mine.values(), key=_seq)
         edits: list[tuple[int, int, bytes | None]] = []
         for id, offset, old in _among(base, self.overlay.keys()):
-            new = mine.pop(id, None)
+            keeps_place = id in mine and _seq(mine[id]) == _seq(old)  # else: gone, or purged and its id given again
+            new = mine.pop(id) if keeps_place else None
             if new != old:
                 edits.append((offset, offset + len(old), new))
         last = _last_seq(base)

@@ -386,3 +386,20 @@ def test_a_record_that_the_disk_changed_is_a_storage_error_for_whoever_looks_for
     array.write_bytes(array.read_bytes().replace(b'"attempts"', b'"attempt_"'))
     os.utime(array, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "cannot be used" in run("cancel", "a", code=3).err
+
+
+def test_an_id_that_was_purged_and_given_again_stands_in_order_after_a_fold(home, run):
+    for id in ("a", "b", "c"):
+        run("enqueue", "--id", id, "true")
+    store = queuectl.Store(str(home), print)
+    store.follow()
+    job = queuectl.take_turn(store, "9-dead", 0, None, True, queuectl.TagFilter()).claimed
+    assert job is not None and job.id == "a"
+    queuectl.take_turn(store, "9-dead", 0, (job, queuectl.Outcome("exited", 0)), False, queuectl.TagFilter())
+    queuectl.purge_jobs(store, lambda job, now: job.id == "a")
+    queuectl.enqueue_job(store, queuectl.Spec("true", id="a", cwd="/"))
+    store.follow()
+    store.fold()
+    store.close()
+    assert [job["id"] for job in json.loads((home / "jobs.json").read_text())] == ["b", "c", "a"]
+    run("doctor")
