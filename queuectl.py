@@ -5679,6 +5679,7 @@ class Worker:
 
     def _slot(self, slot: int) -> None:
         """Report, claim, run, again; until told to stop with nothing left to report."""
+        self._abandon(slot, "a fault in the worker")  # what runs here still, though `_slot` ended by a fault (F4)
         log = self._logs[slot] = SlotLog(self.store.logs_dir, self.name, slot)
         done: tuple[Job, Outcome] | None = None
         while not (self.stopping and done is None):

@@ -244,6 +244,33 @@ def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
         kill(child)
 
 
+WAIT_FAILS = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+wait, times = queuectl.Executor.wait, iter(range(2))
+def fails(executor, slot):
+    if next(times, None) is not None:
+        raise LookupError("broken")
+    return wait(executor, slot)
+queuectl.Executor.wait = fails
+queuectl.main()
+"""
+
+
+def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
+    run: Call, enqueue: Call, job: Call, tmp_path: Path
+):
+    run("config", "set", "grace_period", "20")
+    lock, note = tmp_path / "lock", tmp_path / "note"
+    alone = f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}"
+    enqueue("a", f"trap '' TERM; {alone}; sleep 4")
+    words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (job("a")["state"], set(note.read_text().split())) == ("completed", {"alone"}), done.stderr
+
+
 THREADS_REFUSED = """
 import sys, threading
 sys.path.insert(0, sys.argv.pop(1))
