@@ -21,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 JOBS, STORE = "test_jobs.py::", "test_store.py::"
 AFTER, SCHEDULE = "test_cli_after.py::", "test_schedule.py::"
+STORMS, SECURITY = "test_storms.py::", "faults/test_security.py::"
 STATS, MEND, WATCH = "test_cli_stats.py::", "faults/test_mend.py::", "test_watch.py::"
 FOUND, RECOVERY = "faults/test_found.py::", "test_recovery.py::"
 HANG_S = 120
@@ -34,6 +35,54 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "recovery stops at the first that fails",
+        "        except (QueueError, OSError) as error:\n            failed = error\n",
+        "        except (QueueError, OSError):\n            raise\n",
+        STORMS + "test_an_orphan_that_cannot_be_given_back_holds_up_no_other",
+    ),
+    Mutant(
+        "what a fault left running is forgotten",
+        '        self._abandon(slot, "a fault in the worker")  #',
+        "        #",
+        STORMS + "test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again",
+    ),
+    Mutant(
+        "a session is ours for ever",
+        "                self._session_known = abs(",
+        "                self._session_known = self._session_known or abs(",
+        STORMS + "test_a_session_whose_number_is_anothers_by_now_is_left_alone",
+    ),
+    Mutant(
+        "late attempts are looked through while others begin",
+        "            for attempt in list(self.running.values()):  # a slot",
+        "            for attempt in self.running.values():  # a slot",
+        STORMS + "test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main_thread",
+    ),
+    Mutant(
+        "a link at the lock is followed",
+        "            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)\n",
+        "            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)\n",
+        SECURITY + "test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed",
+    ),
+    Mutant(
+        "a temporary file that stands there is written to",
+        "        os.unlink(path)\n    fd = os.open(path, _NEW, 0o600)\n",
+        "        pass\n    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)\n",
+        SECURITY + "test_links_at_the_temporary_names_are_removed_and_not_followed",
+    ),
+    Mutant(
+        "a pipe in the place of a file is waited for",
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe",
+        "os.O_RDONLY | os.O_CLOEXEC  # a pipe",
+        SECURITY + "test_a_pipe_in_the_place_of_a_file_does_not_hang_a_command",
+    ),
+    Mutant(
+        "what was typed reaches the terminal raw",
+        "            error.message = clean(error.message)",
+        "            error.message = error.message",
+        SECURITY + "test_nothing_of_a_job_reaches_the_terminal_raw",
+    ),
     Mutant(
         "memory changes before the append",
         '        self._append(b"".join(map(_line, bodies)))\n        self.totals = totals\n',
