@@ -508,8 +508,8 @@ MUTANTS = [
     ),
     Mutant(
         "recovery does not follow first",
-        "            with store.transaction():  # the worker is dead now: what it still wrote is its last word\n",
-        "            if True:\n",
+        "        with store.transaction():  # the worker is dead now: what it still wrote is its last word\n",
+        "        if True:\n",
         STORE + "test_recovery_knows_what_a_dead_worker_wrote_last",
     ),
     Mutant(
