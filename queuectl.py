@@ -5592,7 +5592,8 @@ class Worker:
         if mark.get("boot_id") != self._header["boot_id"] or abs(mark["offset_s"] - offset_s) > TICK_S:
             stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
             mark = {"boot_id": self._header["boot_id"], "offset_s": offset_s, "stepped_s": stepped_s, "purged_s": 0}
-            self.store.write_clock_mark(mark, PATIENCE_S)
+            with contextlib.suppress(StoreError):  # others learn it at the next pass
+                self.store.write_clock_mark(mark, PATIENCE_S)
         self._clock_mark = mark
 
     def _purge_old(self) -> None:

@@ -115,6 +115,22 @@ def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(
     assert "done" not in listing(store)
 
 
+def test_housekeeping_goes_on_where_the_mark_cannot_be_written(
+    store: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = house(store)
+    q.set_setting(store, "keep_completed", "0")
+    enqueue(store, "a")
+
+    def fails(mark: object, most_s: float) -> None:
+        raise q.StoreError("No space left on device.")
+
+    monkeypatch.setattr(store, "write_clock_mark", fails)
+    clock.at += 100
+    worker._keep_house(0)
+    assert not store._dirty and not store.fold_due(0)
+
+
 def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock, boot: Clock) -> None:
     one, two = house(store), house(store)
     q.set_setting(store, "keep_completed", "1d")
