@@ -7,6 +7,9 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -228,6 +231,23 @@ def test_the_session_of_the_readme_is_true(process: Call, home: Path, tmp_path: 
         output = result.out + result.err
         assert fits(expected, output), f"$ {line}\nREADME:\n{expected}\nnow:\n{output}"
         assert result.code in (0, 1), f"{line}: exit {result.code}"
+
+
+def words_in(picture: Path) -> set[str]:
+    """The texts of an SVG, one a piece of a terminal's line."""
+    return {(node.text or "").strip() for node in xml.etree.ElementTree.parse(picture).iter() if node.text}
+
+
+def test_the_picture_of_the_readme_shows_the_live_screen() -> None:
+    (name,) = re.findall(r"!\[.*\]\((tests/.*)\)", README)
+    assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(ROOT / name)
+
+
+@pytest.mark.slow
+def test_the_picture_can_be_recorded_again(tmp_path: Path) -> None:
+    new = tmp_path / "new.svg"
+    subprocess.run([sys.executable, str(ROOT / "tests/picture.py"), str(new)], check=True, timeout=200)
+    assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(new)
 
 
 # -- ARCHITECTURE.md
