@@ -1037,6 +1037,14 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
     )  # fmt: skip
 
 
+def end_without(job: Job, parent: str, now: str) -> Job:
+    """A waiting job that comes after one that was lost, whose end nobody knows: a dead letter for a person."""
+    return job._replace(
+        state="dead", run_at=None, updated_at=now, finished_at=now,
+        reason=f"it comes after job '{parent}', which damage took; let it run with: queuectl dlq retry {job.id}",
+    )  # fmt: skip
+
+
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     """Whether a waiting job's time has come.
 
@@ -2127,11 +2135,19 @@ class Store:
         problems = [problem for name in ARRAYS for problem in self._salvage_array(name)]
         problems += self._salvage_journal(judge)
         expected = self.totals
+        problems += self._end_lost()
         self._end_by_edit(self.now())
         self._recount()
         if any(expected.counts) and expected.counts != self.totals.counts:
             problems.append(miscounted(expected.counts, self.totals.counts))
         return problems
+
+    def _end_lost(self) -> Iterator[str]:
+        for raw in filter(None, list(self.overlay.values())):
+            job = decode_job(raw) if b'"after": ' in raw and _head(raw)[1] in WAITING else None
+            if job is not None and (lost := [id for id in parents_of(job) if not self.overlay.get(id)]):
+                self._put(encode_job(end_without(job, lost[0], self.now())))
+                yield f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
 
     def _salvage_array(self, name: str) -> Iterator[str]:
         path = self._paths[name]

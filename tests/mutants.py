@@ -969,6 +969,12 @@ MUTANTS = [
         "",
         "test_state_machine.py",
     ),
+    Mutant(
+        "who comes after a lost job runs",
+        "        problems += self._end_lost()\n",
+        "        pass\n",
+        MEND + "test_who_comes_after_a_job_that_was_lost_does_not_run_and_nor_do_those_after_it",
+    ),
 ]
 
 

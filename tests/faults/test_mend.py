@@ -173,6 +173,17 @@ def test_lines_of_an_array_that_are_no_jobs_go_and_the_others_stay(template, cop
     assert jobs_of(template).keys() - jobs_of(copy).keys() == {"c"}
 
 
+def test_who_comes_after_a_job_that_was_lost_does_not_run_and_nor_do_those_after_it(copy, run):
+    run("enqueue", "--id", "child", "--after", "c", "true")
+    run("enqueue", "--id", "grandchild", "--after", "child", "true")
+    run("enqueue", "--id", "other", "--after", "fail", "true")
+    data = (copy / "jobs.json").read_bytes()
+    put(copy, "jobs.json", data.replace(b'"id": "c"', b'"id": "c', 1))
+    assert "'child' comes after 'c', which is not there" in fix(copy, run)
+    there = jobs_of(copy)
+    assert [there[id].state for id in ("child", "grandchild", "other")] == ["dead", "dead", "pending"]
+
+
 def test_a_missing_array_is_made_anew_and_what_is_lost_is_counted(template, copy, run):
     (copy / "jobs.json").unlink()
     said = fix(copy, run)
