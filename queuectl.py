@@ -3756,19 +3756,7 @@ def enqueue_bulk(
     `options` are a Spec's fields that hold for every line that does not say otherwise; with `auto_unique` each
     job's unique key is made from its command and directory.
     """
-    now = store.now()
-    ids: dict[str, int] = {}
-    keys: set[str] = set()
-    named: set[str] = set()
-    for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
-        if (id := said.get("id")) is not None and ids.setdefault(id, number) != number:
-            raise Refused(
-                f"In {lines.unit} {number}: job '{id}' stands in {lines.unit} {ids[id]} too. Nothing was added. "
-                "Give each an id of its own, or leave it out."
-            )
-        if "unique" in said:
-            keys.add(said["unique"])
-        named |= parents_of(Spec(**said)).keys() if "after" in said else set()
+    ids, keys, named = _names_in(lines, options, cwd, auto_unique, store.now())
     wanted = ids.keys() | named
     found = store.look_up(wanted, keys) if wanted or keys else None
     bulk = Bulk(0, bytearray(), [])
@@ -3823,6 +3811,30 @@ def enqueue_bulk(
     if added:
         store.wake_workers()
     return bulk._replace(added=added)
+
+
+class _Names(NamedTuple):
+    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after."""
+
+    ids: dict[str, int]
+    keys: set[str]
+    parents: set[str]
+
+
+def _names_in(lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, now: str) -> _Names:
+    """That, after a check of every line. Refuses an id that stands in two lines."""
+    out = _Names({}, set(), set())
+    for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
+        if (id := said.get("id")) is not None and out.ids.setdefault(id, number) != number:
+            raise Refused(
+                f"In {lines.unit} {number}: job '{id}' stands in {lines.unit} {out.ids[id]} too. Nothing was added. "
+                "Give each an id of its own, or leave it out."
+            )
+        if "unique" in said:
+            out.keys.add(said["unique"])
+        if "after" in said:
+            out.parents.update(parents_of(Spec(**said)))
+    return out
 
 
 class _PlainRecords:
