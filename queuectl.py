@@ -2341,6 +2341,14 @@ class Store:
             self._waiting[key] = index
         return index
 
+    def has_after(self) -> bool:
+        """Whether any job that is not over may come after others: by the index where there is one, else the bytes."""
+        if None in self._waiting:
+            return bool(self._waiting[None].holders)
+        needle, base = b'"after": ', self._base.get("jobs")
+        in_journal = any(needle in raw for raw in self.overlay.values() if raw is not None)
+        return in_journal or (base is not None and next(_search(base.fd, needle), None) is not None)
+
     def meet_new_clock(self, most_s: float = math.inf) -> None:
         """After the clock was set back: what seems to wait beyond any backoff is due (`is_ready`)."""
         with self._locked(most_s):
@@ -2510,11 +2518,11 @@ class Store:
             is_over = new is None or new.state in OVER
             if is_over and old.state not in OVER:
                 ended.append(id)
-            elif old.state in OVER and not is_over:  # who waits for it, waits once more
+            elif old.state in OVER and not is_over and change.has_after():  # who waits for it, waits once more
                 again |= {job.id for job in self.waiting().children(id, old.seq)}
         if gone or again:
             oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)
-        if ended and not self.waiting().holders.keys().isdisjoint(ended):
+        if ended and change.has_after() and not self.waiting().holders.keys().isdisjoint(ended):
             hints = self.waiting().freed_hints(change.now, ended, change.changes.keys())
             oldest = min(filter(None, (oldest, hints[0])), default=None)
             next_run_at = min(filter(None, (next_run_at, hints[1])), default=None)
@@ -3045,6 +3053,7 @@ class Transaction:
         self.now = now
         self.changes: dict[str, tuple[Job | None, Job | None]] = {}
         self.held: set[str] = set()  # new jobs that come after others which are not over
+        self._has_after: bool | None = None
 
     def job(self, id: str) -> Job | None:
         """The job as this transaction sees it."""
@@ -3054,8 +3063,14 @@ class Transaction:
         """Add a job (`old` is None) or put its next state in its place; whoever waits for one that dies dies too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
-        if new.state == "dead" and old is not None and old.state != "dead":
+        if new.state == "dead" and old is not None and old.state != "dead" and self.has_after():
             self.end_children(new.id, new.seq)
+
+    def has_after(self) -> bool:
+        """Whether any job comes after others: a queue in which none does needs no index for that."""
+        if self._has_after is None:
+            self._has_after = self.store.has_after()
+        return self._has_after
 
     def end_children(self, id: str, seq: int) -> None:
         """The waiting jobs that needed that one, which is dead, die, and those that needed them (J5)."""

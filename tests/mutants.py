@@ -809,7 +809,7 @@ MUTANTS = [
     ),
     Mutant(
         "who is freed is not due",
-        "        if ended and not self.waiting().holders.keys().isdisjoint(ended):\n",
+        "        if ended and change.has_after() and not self.waiting().holders.keys().isdisjoint(ended):\n",
         "        if ended and self.waiting().holders is None:\n",
         AFTER + "test_a_parent_that_ends_makes_the_other_due",
     ),

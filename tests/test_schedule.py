@@ -375,6 +375,21 @@ def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
     assert counted.reads < 200
 
 
+def test_a_queue_in_which_no_job_comes_after_others_needs_no_index_for_that(opened: Opener) -> None:
+    store = opened()
+    enqueue(store, "oldest")
+    store.clock.at += 5  # type: ignore[attr-defined]  # the hints are not what the index is asked for
+    bulk(store, "true", '{"id": "a", "command": "x"}', '{"id": "b", "command": "x"}', "true")
+    store.fold()
+    other = opened()
+    q.cancel_jobs(other, ["a", "b"])
+    q.revive_jobs(other, ["a"])
+    assert not other._waiting
+    enqueue(store, "c", after=["a"])
+    q.cancel_jobs(other, ["a"])
+    assert other._waiting and listing_state(other, "c") == "dead"
+
+
 def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
     store = opened()
     bulk(store, *["true"] * 3000)
