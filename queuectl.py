@@ -7794,6 +7794,8 @@ def worker_start(ctx: click.Context, count: int | None, tags: tuple[str, ...], n
 @contextlib.contextmanager
 def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
     """Prints what a worker says; a drain on a terminal has a progress bar under it, of what the queue still holds."""
+    import shutil
+
     bar = click.progressbar(length=1, label="Draining") if with_bar and sys.stderr.isatty() else None
     shown = ""
 
@@ -7810,7 +7812,7 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
             return ""
         bar.length = max(bar.length or 0, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
-        return bar.format_progress_line()
+        return cut(bar.format_progress_line(), shutil.get_terminal_size().columns - 1)  # wrapped it could not be erased
 
     yield say
     with contextlib.suppress(OSError, ValueError):

@@ -266,6 +266,14 @@ def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
             assert not re.search(r"[\x1b\r%]|Adding|Waiting|Draining|Deleting", found.out + found.err)
 
 
+def test_the_bar_of_a_drain_is_no_wider_than_the_terminal(run: Call) -> None:
+    run("enqueue", "true")
+    run("enqueue", "true")
+    lines = re.split(r"[\r\n]+", on_a_terminal("worker", "start", "--drain", COLUMNS="40"))
+    bars = [line for line in lines if line.startswith("Draining")]
+    assert bars and all(len(line) < 40 for line in bars), bars
+
+
 # ---- show ----
 
 
