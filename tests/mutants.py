@@ -36,6 +36,18 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a worker that is killed while it stops is held against its jobs",
+        "        self.file.write_header(self._header)\n        self.say(text)\n",
+        "        self.say(text)\n",
+        "test_services.py::test_a_managers_stop_costs_the_running_job_nothing",
+    ),
+    Mutant(
+        "a missing package is a traceback",
+        "except (ImportError, TypeError) as error:  # a checkout",
+        "except NotImplementedError as error:  # a checkout",
+        "test_installing.py::test_a_checkout_without_its_packages_says_what_to_do",
+    ),
+    Mutant(
         "recovery stops at the first that fails",
         "        except (QueueError, OSError) as error:\n            failed = error\n",
         "        except (QueueError, OSError):\n            raise\n",

@@ -153,21 +153,21 @@ def test_the_archives_hold_what_they_should(sh: Sh, venv: None, checkout: Path, 
 # -- What is not set up says so
 
 
-def test_a_checkout_without_its_packages_says_what_to_do(checkout: Path) -> None:
-    words = [sys.executable, "-I", "-S", str(checkout / "queuectl.py"), "list"]
+def test_a_checkout_without_its_packages_says_what_to_do() -> None:
+    words = [sys.executable, "-I", "-S", str(ROOT / "queuectl.py"), "list"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1
     assert "pip install -r requirements.txt" in done.stderr
 
 
-def test_packages_that_are_too_old_are_told_in_one_line(checkout: Path, tmp_path: Path) -> None:
+def test_packages_that_are_too_old_are_told_in_one_line(tmp_path: Path) -> None:
     """Such as a distribution's Click 8.1, whose Choice cannot be told what it chooses from."""
     old = tmp_path / "old"
     old.mkdir()
     (old / "click.py").write_text("class Choice: pass\n")
     (old / "filelock.py").write_text("lock_descriptor = unlock_descriptor = None\n")
-    words = [sys.executable, "-S", str(checkout / "queuectl.py"), "list"]
+    words = [sys.executable, "-S", str(ROOT / "queuectl.py"), "list"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(old)})
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +176,103 @@ def test_a_managers_stop_costs_the_running_job_nothing(
     done = reaches("a", "completed")
     assert (done["attempts"], done["runs"], done.get("recoveries")) == (1, 2, None)
     kill(second)
+
+
+# -- A real manager: `systemd --user`, with a control group and a runtime directory of its own
+
+MANAGER = """
+for group; do echo $$ > "$group/cgroup.procs"; done
+mkdir -p /run/systemd
+mount -t tmpfs none /run/systemd
+mkdir /run/systemd/system       # for systemd, the sign that it is in charge; in this mount namespace only
+exec "$SYSTEMD" --user --unit=basic.target
+"""
+SYSTEMD = "/lib/systemd/systemd"
+
+
+def new_control_groups() -> list[Path]:
+    """One below our own in each hierarchy that systemd uses, so that the manager meets no other process."""
+    own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    groups = []
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, kind, options, *_ = line.split()
+        name = "" if kind == "cgroup2" else "name=systemd" if kind == "cgroup" and "name=systemd" in options else None
+        if name in own:
+            groups.append(Path(place + own[name]) / f"queuectl-test-{os.getpid()}")
+    for group in groups:
+        group.mkdir()
+    return groups
+
+
+@pytest.fixture
+def systemctl(unit: Path, account: Path, tmp_path: Path, eventually: Call) -> Iterator[Call]:
+    """`systemctl("start", "queuectl")`: what it prints."""
+    missing = [program for program in ("unshare", "systemctl", SYSTEMD) if not shutil.which(program)]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"{', '.join(missing)} not found: apt-get install systemd" if missing else "needs root")
+    runtime = tempfile.mkdtemp(prefix="q")  # short, for its sockets' sake
+    env = {"HOME": str(account), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": runtime, "SYSTEMD": SYSTEMD}
+    groups = new_control_groups()
+    with (tmp_path / "manager.log").open("wb") as log:
+        words = ["unshare", "-m", "sh", "-ec", MANAGER, "sh", *map(str, groups)]
+        manager = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def call(*words: str) -> str:
+        done = subprocess.run(["systemctl", "--user", *words], env=env, capture_output=True, text=True, timeout=60)
+        return done.stdout.strip()
+
+    try:
+        eventually(lambda: call("is-active", "basic.target") == "active")
+        yield call
+        call("exit")
+        manager.wait(30)
+    finally:
+        kill(manager)
+        for folder in (folder for group in groups for folder in sorted(group.rglob("*/"), reverse=True)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        for group in groups:
+            group.rmdir()
+        shutil.rmtree(runtime)
+
+
+@pytest.mark.engines
+def test_the_unit_under_a_running_systemd(
+    systemctl: Call, unit: Path, account: Path, monkeypatch: pytest.MonkeyPatch, enqueue: Call, run: Call, job: Call,
+    reaches: Call, written: Call, eventually: Call, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("QUEUECTL_HOME", str(account / "queue"))
+    unit.write_text(unit.read_text().replace("TimeoutStopSec=90", "TimeoutStopSec=2"))
+    systemctl("daemon-reload")
+    systemctl("start", "queuectl")
+
+    def begin(name: str) -> int:
+        """A job that runs on at its first start and succeeds at its second; its pid."""
+        note = tmp_path / name
+        path = shlex.quote(str(note))
+        enqueue(name, f"[ ! -e {path} ] || exit 0; echo $$ > {path}; sleep 600", "--timeout", "0")
+        return int(written(note))
+
+    pid = begin("stopped")
+    systemctl("stop", "queuectl")  # its patience ends while the job runs
+    assert not is_alive(pid)
+    systemctl("start", "queuectl")
+    done = reaches("stopped", "completed")
+    assert (done["attempts"], done["runs"], done.get("recoveries")) == (1, 2, None)
+
+    pid = begin("crashed")
+    os.kill(int(systemctl("show", "-p", "MainPID", "--value", "queuectl")), signal.SIGKILL)
+    done = reaches("crashed", "completed", 40)
+    assert (done["attempts"], done["runs"], done["recoveries"]) == (1, 2, 1)
+    assert not is_alive(pid)
+
+    begin("handed-back")
+    run("worker", "stop", "--now")
+    assert (job("handed-back")["state"], job("handed-back")["attempts"]) == ("pending", 0)
+    eventually(lambda: systemctl("is-active", "queuectl") == "inactive")
+
+    systemctl("start", "queuectl")
+    pid = begin("logged-out")
+    systemctl("exit")  # as at the end of the last session
+    eventually(lambda: not is_alive(pid))
+    assert job("logged-out")["runs"] == 1
