@@ -309,8 +309,8 @@ MUTANTS = [
     ),
     Mutant(
         "a fold forgets the overlay's deletes",
-        "        for id, (offset, old) in _places(base, self.overlay.keys()).items():\n",
-        "        for id, (offset, old) in _places(base, mine.keys()).items():\n",
+        "        for id, offset, old in _among(base, self.overlay.keys()):\n",
+        "        for id, offset, old in _among(base, mine.keys()):\n",
         STORE + "test_an_empty_array_is_an_empty_array",
     ),
     Mutant(
@@ -610,8 +610,8 @@ MUTANTS = [
     ),
     Mutant(
         "jobs are claimed while the journal is suspect",
-        "            and not store.is_suspect\n",
-        "",
+        " and not config.paused and not store.is_suspect\n",
+        " and not config.paused\n",
         STORE + "test_nothing_is_claimed_until_what_could_not_be_synced_is_written_anew",
     ),
     Mutant(
@@ -965,14 +965,14 @@ MUTANTS = [
     ),
     Mutant(
         "no fence",
-        "        if not orphan.fence.step():\n            continue\n",
-        "",
+        "    gone = [key for key, orphan in list(fences.items()) if orphan.fence.step()]\n",
+        "    gone = list(fences)\n",
         RECOVERY + "test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives",
     ),
     Mutant(
         "recovery by files only",
-        "    for name in {*named, *store.worker_names()} - held - {own}:\n",
-        "    for name in {*store.worker_names()} - held - {own}:\n",
+        "    _each({*named, *store.worker_names()} - held - {own}, ",
+        "    _each({*store.worker_names()} - held - {own}, ",
         RECOVERY + "test_jobs_are_recovered_also_when_the_dead_workers_file_is_missing",
     ),
     Mutant(
