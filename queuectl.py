@@ -6476,6 +6476,8 @@ class Root(Group):
 
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what it cannot print (help, an error where stderr is full) keeps its exit code too."""
+        if not more.pop("standalone_mode", True):
+            return super().main(*args, **{**more, "standalone_mode": False})
         code: Any = EXIT_STORAGE
         try:
             try:
