@@ -1006,7 +1006,8 @@ def judge(mutant: Mutant) -> str:
 
 def copy_tree(tree: Path, source: str) -> Path:
     """What the tests need, away from the checkout: pytest puts the copy's own root in the path."""
-    shutil.copy(ROOT / "pyproject.toml", tree)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "bench"))
     (tree / "queuectl.py").write_text(source)
     return tree
