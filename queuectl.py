@@ -65,7 +65,8 @@ try:
 except (ImportError, TypeError) as error:  # a checkout without its set-up, or with a system's older packages
     sys.exit(
         f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the packages of "
-        "requirements.txt. Install them with: python3 -m pip install -r requirements.txt, or run: uv run queuectl.py"
+        "requirements.txt. Set up: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt, then use "
+        ".venv/bin/python; or: uv run queuectl.py"
     )
 
 __version__ = "0.1.0"
