@@ -29,6 +29,7 @@ from tests.faults.real import PROGRAM, Queue  # noqa: E402
 SEED = os.environ.get("FAULTS_SEED", "soak")
 STOCK = 300  # jobs that wait all the time, so that there is something to hold
 IDLE_S = 3.0
+LEAST_ROUNDS = 4
 SETTLED_S = 2.5  # after this the worker has folded and synced what the work left
 PATIENCE_S = 120.0
 
@@ -45,7 +46,7 @@ class Figures(NamedTuple):
 
 
 # How much more the last third may hold than the first: a factor, and so much on top.
-MAY_GROW = ((1.03, 512), (1, 0), (1, 0), (1, 32), (1, 8), (1.5, 0.1))
+MAY_GROW = ((1.03, 512), (1, 0), (1, 0), (1, 32), (1, 8), (1.5, 1.0))
 
 
 def until_over(queue: Queue) -> None:
@@ -144,7 +145,7 @@ def soak(program: Path, seconds: float, folder: Path, seed: str) -> dict[str, An
     samples: list[Figures] = []
     ends = time.monotonic() + seconds
     try:
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or len(samples) < LEAST_ROUNDS:
             work(queue, len(samples), rng)
             samples.append(figures(queue, child.pid))
             print(f"round {len(samples)}: {samples[-1]}", file=sys.stderr, flush=True)

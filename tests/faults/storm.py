@@ -33,6 +33,7 @@ SEED = os.environ.get("FAULTS_SEED", "storm")
 WORKERS, THREADS = 3, 3
 BEAT_S = 0.12  # between two acts
 WATCH_S = 2.0  # between two looks whether what is over lives
+HOOK_S = 30.0  # as in queuectl.py
 STUCK_S = 40.0  # so long without a change, once there are no more faults
 RECOVERIES_MAX = 5  # a job whose workers died more often is rightly dead
 KINDS = ("plain", "plain", "forks", "leaves", "leaves bare", "bare", "deaf", "prints", "fails", "late")
@@ -231,8 +232,11 @@ class Storm:
             self.judge_job(id, job, self.queue.notes(id), parent is not None and parent["state"] == "dead")
         self.judge_hooks(jobs)
         self.problems += [f"traceback: {line}" for line in self.queue.faults_said()]
-        self.problems += [f"left: process {pid}" for pid in processes_below(self.queue.folder)]
         self.problems += [f"left: something of {id}" for id in jobs if self.queue.lives(id)]
+        deadline = time.monotonic() + HOOK_S + 15  # what watches over a hook outlives its killed worker by that
+        while (left := processes_below(self.queue.folder)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self.problems += [f"left: process {pid}" for pid in left]
         self.queue.call("doctor")
 
     def judge_job(self, id: str, job: dict[str, Any], notes: list[Note], parent_is_dead: bool) -> None:
