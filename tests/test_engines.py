@@ -13,6 +13,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import Call, is_alive, kill
+from real_processes import Call, is_alive, kill, processes_below
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = [pytest.mark.engines, pytest.mark.usefixtures("nothing_left")]
@@ -65,6 +66,9 @@ def daemons(folder: Path, *lines: list[str]) -> Iterator[None]:
                 one.wait(10)
             except subprocess.TimeoutExpired:
                 kill(one)
+        for pid in processes_below(folder):  # what they started and did not end: Slurm's steps
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def until_it_answers(words: list[str], env: dict[str, str], want: str) -> None:

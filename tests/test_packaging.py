@@ -142,3 +142,9 @@ def test_the_committed_settings_are_every_default() -> None:
 def test_the_top_level_holds_nothing_more() -> None:
     extra = set(committed("ls-tree", "--name-only", "HEAD").split()) - TOP_LEVEL
     assert not extra, f"{sorted(extra)}: the top level is fixed; put it below tests/ or .ci/"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # tests/ are no packages, so pytest collects only the first of two; each by itself would still pass.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), f"twice: {sorted({name for name in names if names.count(name) > 1})}"
