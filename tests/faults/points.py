@@ -34,7 +34,7 @@ from tests.faults.effects import HANG_S, SCRATCH, Ended, Fault, FaultyOs, all_fa
 from tests.faults.scenarios import NOW_S, SCENARIOS, Scenario, close_store, copy_home, open_store  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
-SAMPLE = 1_500  # points in all
+SAMPLE = 1_600  # points in all
 DOUBLE = 6  # second crashes per scenario in the sample; with --all one for every third kill
 SEED = 20261124
 HAS_SAID_SO = ("may have been stored", "The change was made")  # F2: how an error says that the change may be there
