@@ -95,7 +95,7 @@ TAGS_MAX: Final = 32
 TAG_CHARS_MAX: Final = 64
 TAG: Final = rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}"
 ENV_MAX: Final = 1_000
-AFTER_MAX: Final = 1_000  # jobs that one job may come after
+AFTER_MAX: Final = 10_000  # jobs that one job may come after
 PRIORITY_MAX: Final = 1_000_000
 RETRIES_MAX: Final = 1_000
 DURATION_MAX_S: Final = 100 * 365 * 86_400
@@ -2541,12 +2541,14 @@ class Store:
         """Whether one that the job comes after is not over after this change."""
         if job.id in change.held or not self._loaded:
             return job.id in change.held
-        index = self.waiting()
+        others = []
         for id in parents_of(job):
             _, new = change.changes.get(id, (None, None))
-            if (new.seq < job.seq and new.state not in OVER) if new else index.is_going(id, job.seq):
+            if new is None:
+                others.append(id)
+            elif new.seq < job.seq and new.state not in OVER:
                 return True
-        return False
+        return bool(others) and self.waiting().is_any_going(others, job.seq)
 
     def _append(self, data: bytes) -> None:
         """Whole lines to the journal's end, by one write; cut back what only half arrived (S6)."""
@@ -3262,11 +3264,11 @@ class Waiting:
             raws += [raw for _, _, raw in _among(self._base, rest)]
         return {id: seq for id, state, seq in map(_head, raws) if state not in OVER}
 
-    def is_going(self, id: str, seq: int) -> bool:
-        """Whether a job of that name, earlier than `seq`, is there and not over."""
+    def is_any_going(self, ids: Sequence[str], seq: int) -> bool:
+        """Whether one of these jobs, earlier than `seq`, is there and not over; looked up all at once."""
         self._look_up_unknown()
-        going = self._going if id in self.holders else self._going_among([id])
-        return going.get(id, seq) < seq
+        rest = self._going_among([id for id in ids if id not in self.holders])
+        return any((self._going if id in self.holders else rest).get(id, seq) < seq for id in ids)
 
     def _is_held(self, id: str) -> bool:
         return id in self._held and bool(self._held[id].left)
