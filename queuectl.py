@@ -712,8 +712,12 @@ class Glance(NamedTuple):
 
 def glance(raw: bytes) -> Glance:
     """That of a record of ours, at an eighth of what `decode_job` costs: an index is made of many."""
-    record, _ = _read_json(raw.decode())
-    return Glance(*map(record.get, Glance._fields))
+    try:
+        record, _ = _read_json(raw.decode())
+        return Glance(*(record[name] for name in Glance._fields[:3]), *map(record.get, Glance._fields[3:]))
+    except (ValueError, LookupError, TypeError) as error:  # bytes that the disk changed: no size or time tells of it
+        raise StoreError(f"A record cannot be used ({error}): {_shown(raw.decode('utf-8', 'replace'))}. Nothing was "
+                         "changed. See: queuectl doctor.") from error  # fmt: skip
 
 
 def check_job(job: Job) -> str | None:
