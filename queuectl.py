@@ -2335,7 +2335,7 @@ class Store:
                 return found, Place(base.known, offset) if any_old and offset < _array_end(base) else None
         return found, None
 
-    def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
+    def waiting(self, key: object = None, accept: Callable[[Job | Glance], bool] | None = None) -> Waiting:
         """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for, and
         anew when other tags have a limit."""
         limited = self._config[2].limits if self._config else {}
@@ -3140,7 +3140,7 @@ class Waiting:
 
     def __init__(
         self, overlay: Mapping[str, bytes | None], base: Base | None, now: str, backoff_max_s: float,
-        limited: Collection[str], accept: Callable[[Job], bool] | None = None,
+        limited: Collection[str], accept: Callable[[Job | Glance], bool] | None = None,
     ) -> None:  # fmt: skip
         from array import array
 
@@ -3167,9 +3167,11 @@ class Waiting:
                     if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
                         if accept is None and is_plain(line):
                             plain.append(offset)
-                        elif accept is None or accept(_decode(line.rstrip(b","))):
+                        else:
                             job = glance(line)
-                            if job.after:
+                            if accept is not None and not accept(job):
+                                pass  # not for this worker
+                            elif job.after:
                                 self._hold(job, offset)
                             elif job.run_at is None:
                                 self._fixed.setdefault(self._rank(job), array("Q")).append(offset)
@@ -3182,7 +3184,7 @@ class Waiting:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
-                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(_decode(raw))):
+                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(glance(raw))):
                     self._hold(glance(raw), -1)  # it may wait again
         self._release_far(now, backoff_max_s)
 
@@ -3341,7 +3343,7 @@ class Waiting:
         kept = []
         for entry in self._timed:
             found = self._raw(*entry[2:]) if entry[0] > far else None
-            job = _decode(found) if found is not None else None
+            job = _decode(found) if found is not None and _head(found)[1] == "failed" else None
             if job is not None and is_ready(job, now, backoff_max_s):
                 self._push(self._rank(job), entry[1:])
             else:
@@ -3945,7 +3947,7 @@ class TagFilter(NamedTuple):
     tags: tuple[str, ...] = ()
     not_tags: tuple[str, ...] = ()
 
-    def takes(self, job: Job) -> bool:
+    def takes(self, job: Job | Glance) -> bool:
         own = set(job.tags or ())
         return (not self.tags or not own.isdisjoint(self.tags)) and own.isdisjoint(self.not_tags)
 
