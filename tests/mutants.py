@@ -194,8 +194,8 @@ MUTANTS = [
     ),
     Mutant(
         "a hook is run beside the next job",
-        "            and not hooks\n",
-        "",
+        "claim and not hooks and not config.paused",
+        "claim and not config.paused",
         "test_hooks.py::test_no_job_starts_in_the_slot_while_its_hook_runs",
     ),
     Mutant(
@@ -388,7 +388,7 @@ MUTANTS = [
     ),
     Mutant(
         "the hints are not updated",
-        "            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys())\n",
+        "            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)\n",
         "            pass\n",
         STORE + "test_the_next_time_is_the_earliest_that_still_holds",
     ),
@@ -400,8 +400,8 @@ MUTANTS = [
     ),
     Mutant(
         "claims go by arrival alone",
-        "            self._priorities = sorted({*self._fixed, *self._heaps}, reverse=True)\n",
-        "            self._priorities = sorted({*self._fixed, *self._heaps})\n",
+        "            if best is not None and rank[0] > best[0]:\n",
+        "            if False:\n",
         STORE + "test_claims_go_by_priority_then_by_arrival",
     ),
     Mutant(
@@ -412,8 +412,9 @@ MUTANTS = [
     ),
     Mutant(
         "a revived job is not offered again",
-        "            if state in WAITING:\n                for index in self._waiting.values():\n",
-        '            if state == "failed":\n                for index in self._waiting.values():\n',
+        "            if state in WAITING:\n                index.add(raw, id, seq)\n            if index",
+        "            if state in WAITING and not (job and job.runs > job.attempts):\n"
+        "                index.add(raw, id, seq)\n            if index",
         STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
     ),
     Mutant(
@@ -490,8 +491,10 @@ MUTANTS = [
     ),
     Mutant(
         "a refused cancel has cancelled the first",
-        "                raise Refused(f\"Job '{job.id}' is {job.state} already and cannot be cancelled.",
-        '                break\n                Refused(f"',
+        "raise Refused(\n                    f\"Job '{job.id}' is {job.state} already and cannot be cancelled",
+        "store._commit(change)\n"
+        "                raise Refused(\n"
+        "                    f\"Job '{job.id}' is {job.state} already and cannot be cancelled",
         STORE + "test_a_refused_operation_changes_nothing",
     ),
     Mutant(
@@ -550,26 +553,26 @@ MUTANTS = [
     ),
     Mutant(
         "a stale entry of a heap is believed",
-        "            if found is not None and not self._is_ready_at(found, priority):\n",
+        "            if found is not None and not self._is_ready_at(found, rank):\n",
         "            if False:\n",
         STORE + "test_a_job_that_another_worker_failed_waits_for_its_backoff",
     ),
     Mutant(
         "a stale entry's time is believed",
-        "        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)\n",
-        "        return job.priority == priority\n",
+        "self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and",
+        "self._rank(job) == rank and",
         STORE + "test_a_job_that_another_worker_failed_waits_for_its_backoff",
     ),
     Mutant(
         "a stale entry's priority is believed",
-        "        return job.priority == priority and is_ready(job, self._now, self._backoff_max_s)\n",
-        "        return is_ready(job, self._now, self._backoff_max_s)\n",
+        "self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and",
+        "is_ready(job, self._now, self._backoff_max_s) and",
         STORE + "test_a_job_revived_with_another_priority_is_claimed_at_that",
     ),
     Mutant(
         "a stale wait is believed",
-        "            if raw is not None and id not in skip and _decode(raw).run_at == run_at:\n",
-        "            if raw is not None and id not in skip:\n",
+        "            if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):\n",
+        "            if raw is not None and self._is_held(id):\n",
         STORE + "test_the_next_time_is_the_earliest_that_still_holds",
     ),
     Mutant(

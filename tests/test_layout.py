@@ -1,5 +1,5 @@
-"""The shape of queuectl.py: its nine sections in order, none using what stands below it, and one home for
-each outside effect.
+"""The shape of queuectl.py: its nine sections in order, none using what stands below it, one home for each
+outside effect; and the lists of seeded faults, which go stale as it changes.
 
 What is checked is read from the syntax tree, so nothing here runs the program. The tables at the top are
 the whole rule; a change of the rule is a change of a table.
@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import mutants
+from tests.faults import mutants as fault_mutants
 
 SECTIONS = [
     "VOCABULARY & ERRORS",
@@ -236,6 +239,16 @@ def test_effects_are_called_through_their_module(source: str) -> None:
                 if alias.name in SPELLED_OUT and alias.asname not in (None, alias.name)
             ]
     assert not found, "write `import os` and `os.rename(...)`, so that every effect can be found:\n" + "\n".join(found)
+
+
+def test_every_seeded_fault_finds_its_line_once_and_its_test(source: str) -> None:
+    stale = [mutant.name for mutant in mutants.MUTANTS if source.count(mutant.old) != 1]
+    stale += [mutant.name for mutant in fault_mutants.MUTANTS if fault_mutants.changed(source, mutant) is None]
+    for mutant in mutants.MUTANTS:
+        path, _, name = mutant.test.partition("::")
+        if name and f"def {name}(" not in (PROGRAM.parent / "tests" / path).read_text():
+            stale.append(f"{mutant.name}: there is no {mutant.test}")
+    assert not stale, "write them anew, so that each is again what its name says:\n" + "\n".join(stale)
 
 
 # The checks themselves, on sources of a few lines: a green run means nothing until a seeded fault was red.
