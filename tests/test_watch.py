@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import pytest
-from real_processes import Call, Terminal
+from real_processes import Call, Terminal, started_with
 
 import queuectl as q
 from tests.storekit import BAD, OK, Watched, claim, enqueue, report
@@ -286,7 +286,8 @@ def test_stopped_and_continued_it_draws_again(watching: Terminal, eventually: Ca
 
 def test_in_a_pipe_it_is_a_line_each_time(run: Call, start: Callable[..., Any], eventually: Call) -> None:
     run("enqueue", "true")
-    child = start("status", "--watch", "0.1")
+    with started_with(signal.SIG_DFL, signal.SIGINT):  # ignored where the tests run in a script's background
+        child = start("status", "--watch", "0.1")
     lines = eventually(lambda: (found := child.log.read_text().splitlines())[2:] and found)
     assert re.fullmatch(r"\S+Z  1 pending, 0 processing, 0 completed, 0 failed, 0 dead(, [\d.]+ jobs/s)?", lines[0]), (
         lines[0]
