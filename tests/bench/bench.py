@@ -66,6 +66,32 @@ with open(sys.argv[1], "wb") as out:
 """
 
 
+# What many write instead of a queue: jobs in a table, claimed in a transaction, run by two threads.
+SQLITE_LOOP = """
+import sqlite3, subprocess, sys, threading
+path, count = sys.argv[1], int(sys.argv[2])
+db = sqlite3.connect(path)
+db.executescript("pragma journal_mode=wal; create table jobs (id integer primary key, command, state, code)")
+with db:
+    db.executemany("insert into jobs (command, state) values (?, 'pending')", [("true",)] * count)
+def work():
+    db = sqlite3.connect(path, isolation_level=None, timeout=30)
+    db.execute("pragma synchronous=normal")
+    while True:
+        row = db.execute(
+            "update jobs set state = 'processing' where id = (select id from jobs where state = 'pending' limit 1)"
+            " returning id, command"
+        ).fetchone()
+        if row is None:
+            return
+        code = subprocess.run(["sh", "-c", row[1]], stdin=subprocess.DEVNULL).returncode
+        db.execute("update jobs set state = 'completed', code = ? where id = ?", (code, row[0]))
+db.execute("create index waiting on jobs (id) where state = 'pending'")
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
 # A process counts as its own the peak of the one it was forked from. So a small one stands between.
 PEAK = """
 import resource, subprocess, sys
@@ -763,6 +789,35 @@ def recovery(bench: Bench) -> Iterator[Row]:
     yield alone("kill -9 of a worker alone, its jobs live on", alive, whole_seconds, below(10, "10 s"))
 
 
+def peers(bench: Bench) -> Iterator[Row]:
+    """other queues at the same work, where they are installed: parallel, a loop over SQLite, tsp, nq"""
+    count = bench.pick(1_500, 5_000)
+    show = per_second(count)
+    work = f"drain of {count:,} `true`, 2 at a time, start included"
+
+    def loop() -> float:
+        return timed([bench.python, "-c", SQLITE_LOOP, str(bench.fresh() / "jobs.db"), str(count)], bench.env)
+
+    samples = rounds(5, lambda: bench.drain("true", count), loop)
+    yield compared(work, samples, "SQLite loop", show=show, speed=True)
+    if shutil.which("parallel"):
+        words = ["parallel", "--will-cite", "-j2", "-a", str(bench.lines(count))]
+        samples = rounds(3, lambda: bench.drain("true", count), lambda: timed(words, bench.env))
+        yield compared(work, samples, "parallel", show=show, speed=True)
+    home, where = bench.fresh(), bench.fresh("peer")
+    env = {**bench.env, "TS_SOCKET": str(where / "socket"), "NQDIR": str(where), "TMPDIR": str(where)}
+    for name in ("tsp", "nq"):
+        if shutil.which(name):
+            timed([name, "true"], env)  # its daemon starts with the first
+            samples = rounds(15, partial(bench.queue, home, "enqueue", "true"), partial(timed, [name, "true"], env))
+            yield compared("one enqueue", samples, name)
+    if shutil.which("tsp"):
+        timed(["tsp", "-K"], env)
+    for name in ("parallel", "tsp", "nq"):
+        if not shutil.which(name):
+            yield Row(f"{name}: left out, it is not installed here", "-")
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     make.__name__.replace("_", "-"): make
     for make in (
@@ -780,6 +835,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
         idle,
         load,
         recovery,
+        peers,
     )
 }
 
