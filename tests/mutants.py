@@ -576,6 +576,18 @@ MUTANTS = [
         STORE + "test_the_next_time_is_the_earliest_that_still_holds",
     ),
     Mutant(
+        "a stale entry of a job that is held again is believed",
+        " and is_ready(job, self._now, self._backoff_max_s) and not self._is_held(job.id)",
+        " and is_ready(job, self._now, self._backoff_max_s)",
+        SCHEDULE + "test_what_a_dead_job_let_go_waits_again_when_it_is_revived",
+    ),
+    Mutant(
+        "a stale wait of a job that is held again is believed",
+        "if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):",
+        "if raw is not None and _decode(raw).run_at != run_at:",
+        SCHEDULE + "test_what_a_dead_job_let_go_waits_again_when_it_is_revived",
+    ),
+    Mutant(
         "a hole of NULs is taken for damage",
         "                if HOLE in line:\n",
         "                if False:\n",

@@ -335,6 +335,21 @@ def test_a_later_job_of_that_name_is_another(opened: Opener) -> None:
     assert [run_next(store).id for _ in range(3)] == ["b", "c", "a"]
 
 
+def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -> None:
+    """In the index an entry of each stays where claims and hints look: it must not be believed."""
+    store = opened()
+    enqueue(store, "a")
+    enqueue(store, "b", after=[{"id": "a", "any": True}])
+    enqueue(store, "c", after=[{"id": "a", "any": True}], wait_s=60)
+    q.cancel_jobs(store, ["a"])
+    assert store.waiting().first(store.now()).id == "b"  # type: ignore[union-attr]
+    q.revive_jobs(store, ["a"])
+    assert (job := claim(store)) is not None and job.id == "a"
+    assert claim(store) is None and store.totals[-2:] == (None, None)
+    report(store, job, OK)
+    assert run_next(store).id == "b" and store.totals.next_run_at is not None
+
+
 def listing_state(store: Watched, id: str) -> str:
     store.follow()
     job = store.job(id)
