@@ -1011,7 +1011,7 @@ def judge(mutant: Mutant) -> str:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         tree = copy_tree(Path(folder), source.replace(mutant.old, mutant.new))
         try:
-            done = run_tests(tree, [mutant.test])
+            done = run_tests(tree, [mutant.test], HANG_S)
         except subprocess.TimeoutExpired:
             return f"killed: {mutant.test} hangs"
     if done.returncode == 1:
@@ -1028,12 +1028,12 @@ def copy_tree(tree: Path, source: str) -> Path:
     return tree
 
 
-def run_tests(tree: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+def run_tests(tree: Path, names: list[str], limit_s: float | None = None) -> subprocess.CompletedProcess[str]:
     # A test that is marked to fail proves nothing by changing its mind.
     words = ["-q", "-x", "-p", "no:cacheprovider", "--tb=no", "-m", "not xfail and not slow and not bench"]
     tests = [str(tree / "tests" / name) for name in names]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *words, *tests], cwd=tree, capture_output=True, text=True, timeout=HANG_S
+        [sys.executable, "-m", "pytest", *words, *tests], cwd=tree, capture_output=True, text=True, timeout=limit_s
     )
 
 
