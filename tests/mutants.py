@@ -166,7 +166,7 @@ MUTANTS = [
         "a running job is edited",
         "            if job.state not in WAITING:\n                hint",
         "            if job.state in OVER:\n                hint",
-        "test_state_machine.py",
+        STORE + "test_a_running_job_is_not_edited",
     ),
     Mutant(
         "enqueue --wait follows one attempt",
@@ -994,7 +994,7 @@ MUTANTS = [
         "dead before gone",
         '    if job.state == "processing":\n        return job._replace(cancelled_at=now, updated_at=now)\n',
         "",
-        "test_state_machine.py",
+        JOBS + "test_an_event_in_a_state_that_allows_it_keeps_the_rules",
     ),
     Mutant(
         "who comes after a lost job runs",

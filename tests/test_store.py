@@ -257,6 +257,15 @@ def test_a_refused_operation_changes_nothing(home: Path, store: Watched) -> None
     assert journal(home).read_bytes() == before and store.totals.counts == (1, 0, 1, 0, 0)
 
 
+def test_a_running_job_is_not_edited(home: Path, store: Watched) -> None:
+    enqueue(store, "a")
+    assert claim(store) is not None
+    before = journal(home).read_bytes()
+    with pytest.raises(q.Refused, match="'a' is processing; only a pending or failed job can be edited"):
+        q.edit_jobs(store, ["a"], {"command": "false"})
+    assert journal(home).read_bytes() == before
+
+
 # -- Damage and torn tails (S5, F8)
 
 
