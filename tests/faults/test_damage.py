@@ -58,11 +58,21 @@ def whole_in_array(data: bytes) -> set[bytes]:
     return {line.rstrip(b",") for line in data.split(b"\n") if line.startswith(b'{"id": ')}
 
 
+def is_whole(line: bytes) -> bool:
+    return line[:9].lower() == b"%08x " % zlib.crc32(line[9:])  # a digit in upper case says the same
+
+
+def is_broken_inside(data: bytes) -> bool:
+    """Whether a whole line stands behind one of the journal's that is not: damage, and no unfinished tail."""
+    wholes = [is_whole(line) for line in data.split(b"\n")[:-1]]
+    return wholes != sorted(wholes, reverse=True)
+
+
 def put_by_journal(data: bytes) -> set[str]:
     """The jobs that the journal's lines put, up to the first that is not whole: counted without the program."""
     ids: set[str] = set()
     for line in data.split(b"\n")[:-1]:
-        if line[:8] != b"%08x" % zlib.crc32(line[9:]) or line[8:9] != b" ":
+        if not is_whole(line):
             break
         said = json.loads(line[9:])
         ids |= {job["id"] for job in said.get("put", ())}
@@ -133,6 +143,8 @@ class Damaged:
             return None  # an enqueue reads no more than the last line; its own stands whole behind the damage
         if there.code != 0:
             return f"accepted a change and is unreadable then: {there.err}"
+        if name == JOURNAL and is_broken_inside(data):
+            return "a line that is not whole was passed over"
         ids = {job["id"] for job in there.json}
         if name in ("jobs.json", "dlq.json"):
             whole = {queuectl._head(raw)[0] for raw in whole_in_array(data) if raw in self.raws.values()}
