@@ -264,7 +264,7 @@ def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
     run("config", "set", "grace_period", "20")
     lock, note = tmp_path / "lock", tmp_path / "note"
     alone = f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}"
-    enqueue("a", f"trap '' TERM; {alone}; sleep 4")
+    enqueue("a", f"trap '' TERM; {alone}; [ $(wc -l < {note}) -gt 1 ] || sleep 8")
     words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
