@@ -1633,6 +1633,12 @@ class Store:
         with self._locked(most_s):
             self._catch_up()
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside, no thread of this process holds the lock: halted with it, it would hold up everybody."""
+        with self._mutex:
+            yield
+
     def _attach(self, writable: bool) -> bool:
         """Open the journal at its path and read its header. False where there is none."""
         try:
@@ -5350,6 +5356,15 @@ def last_line(path: str) -> str:
     return lines[-1].strip()[:LAST_LINE_CHARS] if lines else ""
 
 
+def halt() -> None:
+    """Halt this process as Ctrl+Z asks, until it is continued; called where that does no harm."""
+    import signal
+
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
+
+
 def open_standard_descriptors() -> None:
     """Give a closed descriptor 0, 1 or 2 to /dev/null, so that no store or log ever becomes one of them."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -5422,6 +5437,7 @@ class Worker:
         self._unsaid: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.name = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.signals: list[int] = []  # the stop signals received, in order
+        self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
         self.stopping = False
         self.fatal: QueueError | None = None
         self._hard = False  # the running jobs are being handed back
@@ -5520,6 +5536,8 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(number, lambda number, _frame: self.signals.append(number))
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+            signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._executor = Executor(os.environb)
         self.store.prepare()
@@ -5540,7 +5558,11 @@ class Worker:
     # -- The main thread's chores
 
     def _obey_signals(self) -> None:
-        """First stop signal: claim nothing more. Second: hand the running jobs back."""
+        """Ctrl+Z: halt. First stop signal: claim nothing more. Second: hand the running jobs back."""
+        if self._halts:
+            self._halts.clear()
+            with self.store.at_rest():
+                halt()
         if len(self.signals) > self._signals_told:
             self._signals_told = len(self.signals)
             if not self.stopping:
@@ -7157,9 +7179,7 @@ class Screen:
         number = self._signals.pop(0)
         if number == signal.SIGTSTP:
             self._leave()
-            handler = signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-            signal.signal(number, handler)
+            halt()
             self._enter()
         self._shown = ""
         return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number

@@ -145,6 +145,28 @@ def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
     quiet(shell.screen())
 
 
+def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(
+    home: Path, worker: Call, process: Call, run: Call, eventually: Call
+) -> None:
+    """The lock is taken in another thread of the worker while the signal comes: it halts once that lets go."""
+    run("config", "set", "lock_timeout", "0.5")
+    run("enqueue", "--file", "-", input="true\n" * 3_000)
+    child = worker("--count", "2", process_group=0)  # the kernel halts no group that nobody could continue
+    for _ in range(40):
+        child.send_signal(signal.SIGTSTP)
+        eventually(lambda: state_of(child.pid) == "T")
+        run("enqueue", "true")
+        child.send_signal(signal.SIGCONT)
+        eventually(lambda: state_of(child.pid) != "T")
+    child.terminate()
+    assert child.wait(20) == 0
+
+
+def state_of(pid: int) -> str:
+    """A process's state as the kernel names it: T is halted."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_the_terminals_ctrl_c_does_not_reach_the_job(
     busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, tmp_path: Path
 ) -> None:
