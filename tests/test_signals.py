@@ -145,9 +145,7 @@ def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
     quiet(shell.screen())
 
 
-def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(
-    home: Path, worker: Call, process: Call, run: Call, eventually: Call
-) -> None:
+def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(worker: Call, run: Call, eventually: Call) -> None:
     """The lock is taken in another thread of the worker while the signal comes: it halts once that lets go."""
     run("config", "set", "lock_timeout", "0.5")
     run("enqueue", "--file", "-", input="true\n" * 3_000)
