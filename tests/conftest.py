@@ -5,10 +5,14 @@ This file alone knows how QueueCTL is called. When the program's API moves, it c
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import py_compile
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +22,20 @@ from typing import Any
 import click.testing
 import pytest
 
-PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
-sys.path.insert(0, str(PROGRAM.parent))
+SOURCE = Path(__file__).resolve().parent.parent / "queuectl.py"
+sys.path.insert(0, str(SOURCE.parent))
+
+
+def _compiled() -> Path:
+    """What `python queuectl.py` makes of the file at each start, made once: half of what a command costs."""
+    folder = Path(tempfile.mkdtemp(prefix="queuectl-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    compiled = folder / "queuectl.pyc"
+    py_compile.compile(str(SOURCE), str(compiled), doraise=True)
+    return compiled
+
+
+PROGRAM = _compiled()  # a program to run, in a folder to import it from
 
 
 @dataclass(frozen=True)

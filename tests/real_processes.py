@@ -20,14 +20,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
+ROOT = Path(__file__).resolve().parent.parent
 
 Call = Callable[..., Any]
 
 
 def readme_block(name: str) -> str:
     """What stands between `<!-- name -->` and `<!-- /name -->` in the README, without the fence."""
-    readme = (PROGRAM.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)```\n<!-- /{name} -->", readme, re.DOTALL)
     assert found, f"README.md has no block <!-- {name} -->"
     return found[1]

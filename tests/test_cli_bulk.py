@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -323,12 +324,10 @@ def test_options_hold_for_every_line_of_a_stream(process: Call, jobs: Jobs) -> N
 
 
 def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jobs: Jobs) -> None:
-    import queuectl
-
     # `process` gives its whole input at once, so this one talks to the program itself. Where the caller's
     # Python is told not to buffer, an answer that the program forgot to flush would come all the same.
     with subprocess.Popen(
-        [sys.executable, str(queuectl.__file__), "enqueue", "--stream"],
+        [sys.executable, str(PROGRAM), "enqueue", "--stream"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},

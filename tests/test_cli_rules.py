@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 
 Call = Callable[..., Any]
 
@@ -90,18 +91,16 @@ def test_the_current_directory_is_never_the_home(process: Call, tmp_path: Path) 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`installed("enqueue", "true")`: a copy of the program in `tmp_path/"place"`, with no home named."""
-    import queuectl
-
     # `process` runs the program where it lies, beside the committed stores, so this is its own call.
     place = tmp_path / "place"
     place.mkdir(mode=0o700)
-    shutil.copy(str(queuectl.__file__), place / "queuectl.py")
+    shutil.copy(PROGRAM, place)
     (tmp_path / "user").mkdir(mode=0o700)
     env = {key: value for key, value in os.environ.items() if key not in ("QUEUECTL_HOME", "XDG_CONFIG_HOME")}
     env["HOME"] = str(tmp_path / "user")
 
     def call(*args: str) -> str:
-        program = [sys.executable, str(place / "queuectl.py"), *args]
+        program = [sys.executable, str(place / PROGRAM.name), *args]
         return subprocess.run(program, capture_output=True, text=True, env=env, check=True, timeout=60).stdout
 
     return call
@@ -128,11 +127,9 @@ def test_a_program_that_lies_alone_uses_the_users_own_directory(installed: Calla
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_id_that_could_not_be_printed_is_told_in_the_error(run: Call, home: Path) -> None:
-    import queuectl
-
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, str(queuectl.__file__), "enqueue", "--id", "job-7", "true"],
+            [sys.executable, str(PROGRAM), "enqueue", "--id", "job-7", "true"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -148,10 +145,8 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system ha
 @FULL
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "--help"], ["status"]], ids=" ".join)
 def test_what_cannot_be_printed_is_an_error_of_storage(arguments: list[str], home: Path) -> None:
-    import queuectl
-
     with open("/dev/full", "wb") as full:
-        program = [sys.executable, str(queuectl.__file__), *arguments]
+        program = [sys.executable, str(PROGRAM), *arguments]
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 3 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
 
@@ -159,20 +154,16 @@ def test_what_cannot_be_printed_is_an_error_of_storage(arguments: list[str], hom
 @FULL
 @pytest.mark.parametrize("arguments, code", [(["enqueue"], 2), (["show", "nosuch"], 1), (["--home", "/", "x"], 2)])
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str], code: int, home: Path) -> None:
-    import queuectl
-
     with open("/dev/full", "wb") as full:
-        program = [sys.executable, str(queuectl.__file__), *arguments]
+        program = [sys.executable, str(PROGRAM), *arguments]
         assert subprocess.run(program, stdout=subprocess.DEVNULL, stderr=full, timeout=60).returncode == code
 
 
 @FULL
 def test_a_stop_that_could_not_be_told_is_told_in_the_error(process: Call, home: Path) -> None:
-    import queuectl
-
     process("worker", "start", "--detach")
     with open("/dev/full", "wb") as full:
-        program = [sys.executable, str(queuectl.__file__), "worker", "stop"]
+        program = [sys.executable, str(PROGRAM), "worker", "stop"]
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 3 and "1 worker stopped" in done.stderr
 

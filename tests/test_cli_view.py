@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 from drained_jobs import COMPLETED, DEAD, FAILED, IN_ORDER, PENDING
 
 pytest_plugins = ["drained_home", "worker_fixtures"]
@@ -43,12 +44,10 @@ def line_of(out: str, name: str) -> str:
 
 def on_a_terminal(*args: str, **env: str) -> str:
     """All that a command shows on a terminal."""
-    import queuectl
-
     ours, theirs = pty.openpty()
     shown = b""
     with subprocess.Popen(
-        [sys.executable, str(queuectl.__file__), *args],
+        [sys.executable, str(PROGRAM), *args],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Result
-from real_processes import PROGRAM, Call, Gate
+from conftest import PROGRAM, Result
+from real_processes import Call, Gate
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")

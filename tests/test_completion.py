@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 
 import queuectl as q
 from tests.storekit import Watched
@@ -40,7 +41,7 @@ def queue(run: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "queuectl"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(Path(q.__file__))])} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(PROGRAM)])} "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("TERM", "xterm")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 from real_processes import Call, Gate, is_alive, python_job, said
 
 pytest_plugins = ["worker_fixtures"]
@@ -561,8 +562,7 @@ def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(
     enqueue("good", "echo out")
     enqueue("bad", "exit 3", *ONCE)
     enqueue("slow", "trap '' TERM; sleep 60", "--timeout", "0.3", *ONCE)
-    program = Path(__file__).resolve().parent.parent
-    words = [sys.executable, "-c", ELSEWHERE, str(program), "worker", "start", "--drain", "--count", "3"]
+    words = [sys.executable, "-c", ELSEWHERE, str(PROGRAM.parent), "worker", "start", "--drain", "--count", "3"]
     assert subprocess.run(words, capture_output=True, timeout=60).returncode == 1
     assert [job(name)["state"] for name in ("good", "bad", "slow")] == ["completed", "dead", "dead"]
     assert (job("bad")["exit_code"], job("slow")["outcome"]) == (3, "timed_out")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import PROGRAM, Call, Gate, is_alive, kill, said
+from conftest import PROGRAM
+from real_processes import Call, Gate, is_alive, kill, said
 
 import queuectl as q
 

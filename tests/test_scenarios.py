@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SOURCE
 from real_processes import (
-    PROGRAM,
     Call,
     Gate,
     kill,
@@ -40,7 +40,7 @@ def checkout(tmp_path: Path) -> Path:
     """The project as a fresh clone has it: the program beside its empty stores."""
     path = tmp_path / "checkout"
     path.mkdir(mode=0o700)
-    shutil.copy(PROGRAM, path / "queuectl.py")
+    shutil.copy(SOURCE, path)
     for name in ("jobs.json", "dlq.json"):
         (path / name).write_text("[]\n")
     return path

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import PROGRAM, Call, is_alive, kill, readme_block, said
+from conftest import PROGRAM
+from real_processes import Call, is_alive, kill, readme_block, said
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left")

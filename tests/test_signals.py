@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import PROGRAM, Call, Gate, Terminal, is_alive, kill, said, started_with
+from conftest import PROGRAM
+from real_processes import Call, Gate, Terminal, is_alive, kill, said, started_with
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -381,13 +382,13 @@ def cron(tmp_path: Path) -> Call:
     checkout, user = tmp_path / "checkout", tmp_path / "user"
     for folder in (checkout, user):
         folder.mkdir(mode=0o700)
-    shutil.copy(PROGRAM, checkout / "queuectl.py")
+    shutil.copy(PROGRAM, checkout / PROGRAM.name)
     for name in ("jobs.json", "dlq.json"):
         (checkout / name).write_text("[]\n")
     bare = ["env", "-i", f"HOME={user}", "PATH=/usr/bin:/bin", "SHELL=/bin/sh"]
 
     def call(*args: str) -> str:
-        line = shlex.join([sys.executable, str(checkout / "queuectl.py"), *args])
+        line = shlex.join([sys.executable, str(checkout / PROGRAM.name), *args])
         done = subprocess.run(
             [*bare, "/bin/sh", "-c", line],
             cwd=user,

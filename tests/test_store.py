@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROGRAM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,6 @@ from tests.storekit import (
     run_next,
 )
 
-ROOT = Path(q.__file__).parent
 Opener = Callable[..., Watched]
 
 
@@ -1340,7 +1340,7 @@ for round in range(int(sys.argv[3])):
 
 
 def test_every_lock_free_read_during_folds_is_one_consistent_state(home: Path, opened: Opener) -> None:
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(home), str(ROOT), "120"]) as child:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(home), str(PROGRAM.parent), "120"]) as child:
         reads, last = 0, -1
         while child.poll() is None:
             reader = opened()
@@ -1374,7 +1374,9 @@ for number in range(40):
 
 
 def test_several_processes_that_append_at_once_lose_nothing(home: Path, opened: Opener) -> None:
-    children = [subprocess.Popen([sys.executable, "-c", APPENDER, str(home), str(ROOT), name]) for name in "abc"]
+    children = [
+        subprocess.Popen([sys.executable, "-c", APPENDER, str(home), str(PROGRAM.parent), name]) for name in "abc"
+    ]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     jobs = seen(opened())
     assert sorted(jobs) == sorted(f"{name}-{number}" for name in "abc" for number in range(40))

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import PROGRAM, Call, readme_block
+from conftest import PROGRAM
+from real_processes import Call, readme_block
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import ON_A_TERMINAL, PROGRAM, Call, Gate, Terminal, processes_below, said, started_with
+from conftest import PROGRAM
+from real_processes import ON_A_TERMINAL, Call, Gate, Terminal, processes_below, said, started_with
 
 
 @pytest.fixture
