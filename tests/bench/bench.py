@@ -11,8 +11,14 @@ machine was busy, and is left out; the last column counts. The rest is medians, 
 'xargs' and 'C' keep two commands going at once, as a worker with two threads does, without any records of
 them; 'import' is the start of Python with click and filelock, which no command can go below.
 
+CPU time is that of the whole tree, the jobs' own included, and steadier than a rate on a machine that others use.
+"Disk written" is what the kernel counts as sent to the disk for these processes, in pages: nothing on a tmpfs.
+
 Every run has a fresh home in a temporary directory, and the program is installed from this checkout into an
 environment of its own, so that it is compiled once, as for a user. It needs cc, xargs and pip's sources.
+The peers come by themselves too: requirements.txt beside this file into another environment, and programs that are
+missing from Debian's packages, unpacked in the temporary directory: nothing is installed. What cannot be had is
+left out with a word.
 """
 
 from __future__ import annotations
@@ -34,12 +40,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent.parent
 SLOW_ROUND = 1.5
 DEADLINE_S = 60.0
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of what getrusage answers
 
 # The least that a bulk enqueue must do: quote every command into a record, write them with a checksum, sync.
 ENCODE = """
@@ -92,6 +99,48 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
 
+# The peers in Python: `enqueue` puts in so many jobs, `drain` runs them in two threads and ends after the last.
+HUEY = """
+import subprocess, sys, threading
+from huey import SqliteHuey
+what, path, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+huey = SqliteHuey(filename=path)
+@huey.task()
+def run(command):
+    subprocess.call(["sh", "-c", command], stdin=subprocess.DEVNULL)
+if what == "enqueue":
+    for _ in range(count):
+        run("true")
+else:
+    last, done = iter(range(count - 1)), threading.Event()
+    @huey.signal("complete")
+    def ended(signal, task):
+        if next(last, None) is None:
+            done.set()
+    consumer = huey.create_consumer(workers=2, periodic=False)
+    consumer.start()
+    done.wait()
+    consumer.stop(graceful=True)
+"""
+
+RQ_ENQUEUE = """
+import sys
+from redis import Redis
+from rq import Queue
+queue = Queue(connection=Redis(unix_socket_path=sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    queue.enqueue("subprocess.call", ["sh", "-c", "true"])
+"""
+
+# Programs that rows use where they can be had, and Debian's packages of them.
+TOOLS = {
+    "strace": "strace",
+    "parallel": "parallel",
+    "tsp": "task-spooler",
+    "nq": "nq",
+    "redis-server": "redis-server",
+}
+
 # A process counts as its own the peak of the one it was forked from. So a small one stands between.
 PEAK = """
 import resource, subprocess, sys
@@ -103,6 +152,24 @@ sys.exit(code)
 
 class NotMeasured(Exception):
     """A row could not be made; the reason is the message."""
+
+
+class Taken(float):
+    """The seconds that a run took, and what its processes used, those that they waited for included."""
+
+    cpu: float  # seconds
+    written: float  # bytes to the disk
+    peak: float  # bytes of the largest process; never less than this one's own peak, since it is forked from here
+
+    def lasting(self, seconds: float) -> Taken:
+        """The same, but of other seconds."""
+        other = Taken(seconds)
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+Figure = TypeVar("Figure", bound=float)
+Picked = TypeVar("Picked")
 
 
 # ---- the table
@@ -166,13 +233,17 @@ def megabytes(size: float) -> str:
 
 
 def bytes_each(size: float) -> str:
-    return f"{size:.0f} B"
+    return f"{size:,.0f} B"
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} us"
 
 
 # ---- rounds
 
 
-def rounds(count: int, *runs: Callable[[], float]) -> list[tuple[float, ...]]:
+def rounds(count: int, *runs: Callable[[], Figure]) -> list[tuple[Figure, ...]]:
     """`count` times the figure of each run, one tuple a round, each round beginning with another one."""
     samples = []
     for number in range(count):
@@ -219,19 +290,60 @@ def alone(work: str, figures: list[float], show: Callable[[float], str], goal: G
     return Row(work, show(ours), goal=goal.text + ("" if goal.is_met(ours, 0) else " !"), kept=f"{len(figures)}")
 
 
+def cpu_row(samples: Sequence[tuple[Taken, ...]], counts: tuple[int, ...], reference: str, index: int = 1) -> Row:
+    """The CPU time a job: ours ran counts[0] of them, the reference counts[index]."""
+    each = [tuple(run.cpu / count for run, count in zip(sample, counts, strict=True)) for sample in samples]
+    return compared("  its CPU time a job", each, reference, index=index, show=microseconds)
+
+
+def disk_row(samples: Sequence[tuple[Taken, ...]], count: int, reference: str = "") -> Row:
+    each = [tuple(run.written / count for run in sample) for sample in samples]
+    if reference and all(sample[1] for sample in each):
+        return compared("  disk written a job", each, reference, show=bytes_each)
+    return alone("  disk written a job", [sample[0] for sample in each], bytes_each)
+
+
+def left_out(what: str, reason: str) -> Row:
+    return Row(f"{what}: left out, {reason}", "-")
+
+
 # ---- the machinery: one queue program, many homes
 
 
-def timed(command: list[str], env: dict[str, str], stdin: Path | None = None) -> float:
-    """Seconds that a command takes; it must succeed. What it prints is of interest only if it fails."""
+def timed(
+    command: list[str], env: dict[str, str], stdin: Path | None = None, *, copies: int = 1, quiet: bool = False
+) -> Taken:
+    """What a command takes, or several copies of it at once; it must succeed.
+
+    What it prints is of interest only if it fails, and not kept at all if it is `quiet`.
+    """
     with open(stdin or os.devnull, "rb") as given, tempfile.TemporaryFile() as said:
+        err = subprocess.DEVNULL if quiet else said
         began = time.perf_counter()
-        code = subprocess.call(command, stdin=given, stdout=subprocess.DEVNULL, stderr=said, env=env)
-        took = time.perf_counter() - began
-        if code:
+        children = [
+            subprocess.Popen(command, stdin=given, stdout=subprocess.DEVNULL, stderr=err, env=env)
+            for _ in range(copies)
+        ]
+        taken = ended(children, began)
+        if any(child.returncode for child in children):
             said.seek(0)
-            raise NotMeasured(f"{' '.join(command)[:150]}: exit {code}: {said.read().decode()[-400:].strip()}")
-    return took
+            codes = ", ".join(str(child.returncode) for child in children)
+            raise NotMeasured(f"{' '.join(command)[:150]}: exit {codes}: {said.read().decode()[-400:].strip()}")
+    return taken
+
+
+def ended(children: list[subprocess.Popen[bytes]], began: float) -> Taken:
+    """Waits for children; their exit codes are for the caller to look at."""
+    used = []
+    for child in children:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        used.append(usage)
+    taken = Taken(time.perf_counter() - began)
+    taken.cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    taken.written = sum(usage.ru_oublock * 512 for usage in used)
+    taken.peak = max(usage.ru_maxrss for usage in used) * RSS_UNIT
+    return taken
 
 
 def peak_bytes(command: list[str], env: dict[str, str], stdin: Path) -> float:
@@ -240,7 +352,7 @@ def peak_bytes(command: list[str], env: dict[str, str], stdin: Path) -> float:
         done = subprocess.run([sys.executable, "-c", PEAK, *command], stdin=given, capture_output=True, env=env)
     if done.returncode:
         raise NotMeasured(f"{' '.join(command)[:150]}: exit {done.returncode}: {done.stderr.decode()[-400:]}")
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    return int(done.stdout) * RSS_UNIT
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -266,6 +378,7 @@ class Bench:
         self.stamp = self.compile("stamp")
         self.python, self.queuectl = self.install()
         self.filled = cache(self._filled)
+        self.with_tools = cache(self._with_tools)
 
     def compile(self, name: str) -> str:
         compiler = shutil.which("cc")
@@ -277,20 +390,39 @@ class Bench:
 
     def install(self) -> tuple[str, str]:
         """The interpreter and the command of a new environment that has this checkout's program."""
-        source, where = self.scratch / "source", self.scratch / "environment"
-        source.mkdir()
+        source = self.fresh("source")
         for name in ("queuectl.py", "pyproject.toml", "requirements.txt", "README.md"):
             shutil.copy(ROOT / name, source)
+        programs = self.environment(str(source))
+        return str(programs / "python"), str(programs / "queuectl")
+
+    def environment(self, *wanted: str) -> Path:
+        """The programs of a new environment with what pip is asked for."""
+        programs = self.fresh("environment") / "bin"
         for command in (
-            [sys.executable, "-m", "venv", str(where)],
-            [str(where / "bin" / "python"), "-m", "pip", "install", "-q", str(source)],
+            [sys.executable, "-m", "venv", str(programs.parent)],
+            [str(programs / "python"), "-m", "pip", "install", "-q", *wanted],
         ):
             done = subprocess.run(command, env=self.env, capture_output=True, text=True)
             if done.returncode:
                 raise NotMeasured(f"{' '.join(command)}: {done.stderr[-800:]}")
-        return str(where / "bin" / "python"), str(where / "bin" / "queuectl")
+        return programs
 
-    def pick(self, short: int, full: int) -> int:
+    def _with_tools(self) -> dict[str, str]:
+        """An environment whose PATH has the TOOLS: those that are missing are unpacked into the scratch."""
+        got = self.fresh("debian")
+        words = ["apt-get", "install", "-q", "-y", "--no-install-recommends", "--download-only"]
+        words += ["-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={got}"]
+        for name, package in TOOLS.items():
+            if shutil.which("apt-get") and not shutil.which(name):
+                subprocess.run([*words, package], capture_output=True)
+        for archive in got.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", archive, got], check=True)
+        libraries = ":".join(str(path) for path in got.glob("usr/lib/*"))
+        path = f"{self.env['PATH']}:{got}/usr/bin"
+        return {**self.env, "PATH": path, "LD_LIBRARY_PATH": libraries}
+
+    def pick(self, short: Picked, full: Picked) -> Picked:
         return full if self.full else short
 
     def fresh(self, name: str = "home") -> Path:
@@ -336,29 +468,23 @@ class Bench:
     def imports(self) -> float:
         return timed([self.python, "-c", "import click, filelock"], self.env)
 
-    def drain(self, command: str, count: int, workers: int = 1, threads: int = 2) -> float:
-        """Seconds from the start of the workers until the last has drained a fresh queue and ended."""
+    def drain(self, command: str, count: int, workers: int = 1, threads: int = 2) -> Taken:
+        """From the start of the workers until the last has drained a fresh queue and ended."""
         home = self.fresh()
         self.queue(home, "enqueue", "--file", "-", stdin=self.lines(count, command))
         return self.drained(home, workers, threads)
 
-    def drained(self, home: Path, workers: int = 1, threads: int = 2) -> float:
-        start = [self.queuectl, "worker", "start", "--drain", "--count", str(threads)]
-        null = subprocess.DEVNULL
-        began = time.perf_counter()
-        children = [
-            subprocess.Popen(start, stdin=null, stdout=null, stderr=null, env=self.at(home)) for _ in range(workers)
-        ]
-        codes = [child.wait() for child in children]
-        took = time.perf_counter() - began
-        if any(codes):
-            raise NotMeasured(f"worker start --drain: exit {codes}")
-        return took
+    def drained(self, home: Path, workers: int = 1, threads: int = 2) -> Taken:
+        return timed(self.drainer(threads), self.at(home), copies=workers, quiet=True)
 
-    def xargs(self, count: int, command: str) -> float:
-        return timed(["xargs", "-P2", "-I{}", "sh", "-c", command], self.env, self.numbers(count))
+    def drainer(self, threads: int = 2) -> list[str]:
+        return [self.queuectl, "worker", "start", "--drain", "--count", str(threads)]
 
-    def xargs_into_files(self, count: int) -> float:
+    def xargs(self, count: int, command: str, parallel: int = 2) -> Taken:
+        words = ["xargs", f"-P{parallel}", "-I{}", "sh", "-c", command]
+        return timed(words, self.env, self.numbers(count))
+
+    def xargs_into_files(self, count: int) -> Taken:
         where = self.fresh("files")
         return self.xargs(count, f"echo x > {where}/{{}}.log")
 
@@ -416,12 +542,14 @@ def cpu_seconds(pid: int) -> float:
         raise NotMeasured(f"needs /proc ({error})") from None
 
 
-def resident_bytes(pid: int) -> float:
+def memory_bytes(pid: int) -> tuple[float, float]:
+    """What a process holds now, and the most that it held."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError as error:
         raise NotMeasured(f"needs /proc ({error})") from None
-    return int(text.split("VmRSS:")[1].split()[0]) * 1024
+    now, most = (int(text.split(f"{name}:")[1].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most
 
 
 # ---- the rows, by the name they are asked for
@@ -438,45 +566,91 @@ def drain_true(bench: Bench) -> Iterator[Row]:
     )
     show = per_second(count)
     work = f"drain of {count:,} `true`, 2 threads, start included"
-    yield compared(work, samples, "xargs", show=show, speed=True, goal=at_least(1.1))
-    yield compared(work, samples, "C", index=2, show=show, speed=True, goal=at_least(0.9))
+    for index, reference, least in ((1, "xargs", 1.1), (2, "C", 0.9)):
+        yield compared(work, samples, reference, index=index, show=show, speed=True, goal=at_least(least))
+        yield cpu_row(samples, (count, count, count), reference, index)
+    yield disk_row(samples, count)
     nothing = rounds(bench.pick(5, 15), lambda: bench.drained(bench.fresh()), bench.imports)
     yield compared("  the start alone: a drain of an empty queue", nothing, "import")
 
 
+def drain_flat(bench: Bench) -> Iterator[Row]:
+    """whole drains of small and large queues: what a job takes must not depend on how many there are"""
+    sizes = bench.pick([(500, 3), (5_000, 1)], [(2_000, 9), (20_000, 3), (200_000, 1), (1_000_000, 1)])
+    smallest, first = sizes[0][0], 0.0
+    started = statistics.median(bench.drained(bench.fresh()).cpu for _ in range(5))
+    for size, count in sizes:
+        beside = min(size, 20_000)
+
+        def ours(size: int = size) -> Taken:
+            """A job's share of the time since the first began."""
+            home, where = bench.fresh(), bench.fresh("stamps") / "stamp"
+            bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(size))
+            bench.queue(home, "enqueue", "--priority", "9", f"exec {bench.stamp} {where}")
+            taken = bench.drained(home)
+            return taken.lasting((time.time() - stamps(where)[0][0]) / size)
+
+        def theirs(beside: int = beside) -> Taken:
+            taken = bench.xargs(beside, "true")
+            return taken.lasting(taken / beside)
+
+        samples = rounds(count, ours, theirs)
+        work = f"drain of {size:,} `true`, 2 threads, start not included"
+        yield compared(work, samples, "xargs", show=per_second(1), speed=True, goal=at_least(1.1))
+        each = statistics.median(sample[0].cpu - started for sample in samples) / size
+        first = first or each
+        yield compared(
+            "  its CPU time a job", [(each, first)], f"of {smallest:,}", show=microseconds, goal=at_most(1.1)
+        )
+        yield disk_row(samples, size)
+        yield alone("  its peak memory", [sample[0].peak for sample in samples], megabytes)
+
+
 def drain_large(bench: Bench) -> Iterator[Row]:
-    """the rate of `true` while very many jobs wait, against xargs"""
-    waiting, count, seconds = bench.pick(200_000, 1_000_000), 3_000, bench.pick(3, 20)
-    home = bench.fresh()
-    bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(waiting))
-    counted = 0
+    """the rate while very many jobs wait, also with output and with 3 worker processes, against xargs"""
+    waiting, count, seconds = bench.pick(200_000, 1_000_000), 3_000, bench.pick(2, 20)
+    for command, workers, threads in (("true", 1, 2), ("true", 3, 1), ("echo x", 1, 2)):
+        home, done = bench.fresh(), 0
+        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(waiting, command))
 
-    def ours() -> float:
-        """Seconds for `count` jobs, by the records: first start to last end, without the worker's start."""
-        nonlocal counted
-        worker = bench.start_worker(home, "--count", "2")
-        time.sleep(seconds)
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(DEADLINE_S)
-        jobs = bench.answer(home, "list", "--state", "completed", "--json")
-        jobs.sort(key=lambda job: job["finished_at"])
-        new, counted = jobs[counted:], len(jobs)
-        instant = datetime.datetime.fromisoformat
-        span = instant(new[-1]["finished_at"]) - min(instant(job["started_at"]) for job in new)
-        return span.total_seconds() / len(new) * count
+        def ours(home: Path = home, workers: int = workers, threads: int = threads) -> Taken:
+            """For `count` jobs, by the records: first start to last end, without the workers' start."""
+            nonlocal done
+            running = [bench.start_worker(home, "--count", str(threads)) for _ in range(workers)]
+            time.sleep(seconds)
+            for worker in running:
+                worker.send_signal(signal.SIGTERM)
+            taken = ended(running, 0)
+            jobs = bench.answer(home, "list", "--state", "completed", "--json")
+            jobs.sort(key=lambda job: job["finished_at"])
+            new, done = jobs[done:], len(jobs)
+            instant = datetime.datetime.fromisoformat
+            span = instant(new[-1]["finished_at"]) - min(instant(job["started_at"]) for job in new)
+            taken.cpu *= count / len(new)
+            return taken.lasting(span.total_seconds() / len(new) * count)
 
-    samples = rounds(bench.pick(3, 5), ours, lambda: bench.xargs(count, "true"))
-    work = f"`true`, 2 threads, {waiting:,} waiting, start not included"
-    yield compared(work, samples, "xargs", show=per_second(count), speed=True, goal=at_least(1.1))
+        def theirs(command: str = command, parallel: int = workers * threads) -> Taken:
+            into = f" > {bench.fresh('files')}/{{}}.log" if command != "true" else ""
+            return bench.xargs(count, command + into, parallel)
+
+        samples = rounds(bench.pick(2, 5), ours, theirs)
+        who = f"{workers} processes" if workers > 1 else f"{threads} threads"
+        work = f"`{command}`, {who}, {waiting:,} waiting, start not included"
+        goal = at_least(1.1 if command == "true" else 0.9)
+        beside = "xargs" if command == "true" else "xargs, files"
+        yield compared(work, samples, beside, show=per_second(count), speed=True, goal=goal)
+        yield cpu_row(samples, (count, count), beside)
 
 
 def drain_echo(bench: Bench) -> Iterator[Row]:
     """drain of `echo x` with its output kept, against xargs writing one file per job"""
     count = bench.pick(2_000, 20_000)
-    show = per_second(count)
-    samples = rounds(bench.pick(5, 9), lambda: bench.drain("echo x", count), lambda: bench.xargs_into_files(count))
+    show, beside, goal = per_second(count), "xargs, files", at_least(0.9)
+    samples = rounds(bench.pick(4, 9), lambda: bench.drain("echo x", count), lambda: bench.xargs_into_files(count))
     work = f"drain of {count:,} `echo x`, output kept"
-    yield compared(work, samples, "xargs, files", show=show, speed=True, goal=at_least(0.9))
+    yield compared(work, samples, beside, show=show, speed=True, goal=goal)
+    yield cpu_row(samples, (count, count), beside)
+    yield disk_row(samples, count, beside)
     if bench.full:
         # On some file systems a directory gets slow once it has seen many deletions.
         home, files, old = bench.fresh(), bench.fresh("files"), 50_000
@@ -488,25 +662,45 @@ def drain_echo(bench: Bench) -> Iterator[Row]:
         for number in range(old):
             (files / f"{number}.log").unlink()
 
-        def ours() -> float:
+        def ours() -> Taken:
             bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(count, "echo x"))
             return bench.drained(home)
 
         samples = rounds(5, ours, lambda: bench.xargs(count, f"echo x > {files}/{{}}.log"))
         work = f"  the same after {old:,} deletions"
-        yield compared(work, samples, "xargs, files", show=show, speed=True, goal=at_least(0.9))
+        yield compared(work, samples, beside, show=show, speed=True, goal=goal)
+        yield cpu_row(samples, (count, count), beside)
 
 
 def two_workers(bench: Bench) -> Iterator[Row]:
     """two worker processes of one thread against one process of two threads"""
     count = bench.pick(2_000, 20_000)
     samples = rounds(
-        bench.pick(5, 9),
+        bench.pick(4, 9),
         lambda: bench.drain("true", count, workers=2, threads=1),
         lambda: bench.drain("true", count, workers=1, threads=2),
     )
     work = f"drain of {count:,} `true`, 2 worker processes of 1 thread"
     yield compared(work, samples, "1 of 2", show=per_second(count), speed=True, goal=at_least(0.9))
+    yield cpu_row(samples, (count, count), "1 of 2")
+
+
+def syncs(bench: Bench) -> Iterator[Row]:
+    """how often a busy worker asks the disk to sync, counted by strace"""
+    env = bench.with_tools()
+    if not shutil.which("strace", path=env["PATH"]):
+        yield left_out("syncs of a busy worker", "it needs strace")
+        return
+    # Stopped at these calls alone, the worker runs nearly as fast as without.
+    calls = "fsync,fdatasync,sync,syncfs,sync_file_range,msync"
+    for command in ("true", "echo x"):
+        home, log = bench.fresh(), bench.fresh("strace") / "log"
+        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(3_000, 20_000), command))
+        words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", f"trace={calls}", "-o", str(log)]
+        took = timed([*words, *bench.drainer()], {**env, "QUEUECTL_HOME": str(home)}, quiet=True)
+        # A call that was interrupted has a second line, "<... fsync resumed>".
+        asked = sum("(" in text for text in log.read_text().splitlines())
+        yield alone(f"syncs of a busy worker, `{command}`", [asked / took], "{:.1f}/s".format)
 
 
 def enqueue(bench: Bench) -> Iterator[Row]:
@@ -654,44 +848,61 @@ def list_limit(bench: Bench) -> Iterator[Row]:
 
 def dispatch(bench: Bench) -> Iterator[Row]:
     """from the return of an enqueue to the start of its job in an idle worker, by the job's own clock"""
-    home, where = bench.fresh(), bench.fresh("stamps")
-    taken: list[tuple[float, float]] = []
-    worker = bench.start_worker(home, "--count", "1")
+    size = bench.pick(200_000, 1_000_000)
+    for what, workers, waiting, before in (
+        ("idle worker", 1, 0, ""),
+        ("3 idle workers", 3, 0, ""),
+        ("with output", 1, 0, "echo x; "),
+        (f"{size:,} wait", 1, size, ""),
+    ):
+        home = bench.fresh()
+        if waiting:
+            bench.queue(home, "enqueue", "--file", "-", "--delay", "1d", stdin=bench.lines(waiting))
+        running = [bench.start_worker(home, "--count", "1") for _ in range(workers)]
+        taken = dispatched(bench, home, before, bench.pick(80, 1_000))
+        for worker in running:
+            bench.stop_worker(worker)
+        for work, percent, goal in (
+            ("median", 50, below(0.002, "2 ms")),
+            ("99th percentile", 99, below(0.010, "10 ms")),
+        ):
+            ours, other = (percentile([pair[k] for pair in taken], percent) for k in (0, 1))
+            yield Row(
+                f"start of a job after its enqueue, {what}, {work}",
+                milliseconds(ours),
+                f"{milliseconds(other)} posix_spawn",
+                f"{ours / other:.2f}",
+                goal.text + ("" if goal.is_met(ours, 0) else " !"),
+                f"{len(taken)}",
+            )
+
+
+def dispatched(bench: Bench, home: Path, before: str, count: int) -> list[tuple[float, float]]:
+    """So many times the seconds until a job starts, and until a plain process does."""
+    where = bench.fresh("stamps")
+    children: list[int] = []
 
     def one(name: str, begin: Callable[[str], object]) -> float:
         path = where / name
         time.sleep(0.01)  # idle again
-        begin(f"exec {bench.stamp} {path}")
+        begin(f"{before}exec {bench.stamp} {path}")
         accepted = time.time()
         until(lambda: stamps(path), "the start of a job")
         return stamps(path)[0][0] - accepted
 
     def spawned(command: str) -> None:
         # Its return is the spawn's, so what is left is the start of the shell and of the stamp.
-        child = os.posix_spawnp("sh", ["sh", "-c", command], bench.env)
-        children.append(child)
+        quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        children.append(os.posix_spawnp("sh", ["sh", "-c", command], bench.env, file_actions=quiet))
 
-    children: list[int] = []
+    taken = []
     with stream(bench, home) as accept:
         time.sleep(0.5)
         one("first", accept)
-        for number in range(bench.pick(120, 1_000)):
+        for number in range(count):
             taken.append((one(f"job-{number}", accept), one(f"plain-{number}", spawned)))
             os.waitpid(children.pop(), 0)
-    bench.stop_worker(worker)
-    for work, percent, goal in (
-        ("median", 50, below(0.002, "2 ms")),
-        ("99th percentile", 99, below(0.010, "10 ms")),
-    ):
-        ours, other = (percentile([pair[k] for pair in taken], percent) for k in (0, 1))
-        yield Row(
-            f"start of a job after its enqueue, idle worker, {work}",
-            milliseconds(ours),
-            f"{milliseconds(other)} posix_spawn",
-            f"{ours / other:.2f}",
-            goal.text + ("" if goal.is_met(ours, 0) else " !"),
-            f"{len(taken)}",
-        )
+    return taken
 
 
 def percentile(figures: list[float], percent: float) -> float:
@@ -705,10 +916,10 @@ def idle(bench: Bench) -> Iterator[Row]:
     bench.queue(home, "enqueue", "true")
     worker = bench.start_worker(home, "--count", "2")
     time.sleep(1.5)
-    memory, before, began = resident_bytes(worker.pid), cpu_seconds(worker.pid), time.monotonic()
+    memory, before, began = memory_bytes(worker.pid)[0], cpu_seconds(worker.pid), time.monotonic()
     time.sleep(seconds)
     share = (cpu_seconds(worker.pid) - before) / (time.monotonic() - began)
-    growth = resident_bytes(worker.pid) - memory
+    growth = memory_bytes(worker.pid)[0] - memory
     bench.stop_worker(worker)
     percent: Callable[[float], str] = "{:.3%}".format
     yield alone(f"idle worker, part of a core over {seconds} s", [share], percent, below(0.001, "0.1%"))
@@ -726,12 +937,12 @@ def load(bench: Bench) -> Iterator[Row]:
             if waiting:
                 bench.queue(homes[waiting], "enqueue", "--file", "-", stdin=bench.lines(waiting))
             bench.queue(homes[waiting], "enqueue", "--priority", "9", f"exec {bench.stamp} {where} 25")
-        memory: dict[int, list[float]] = {waiting: [] for waiting in homes}
+        memory: dict[int, list[tuple[float, float]]] = {waiting: [] for waiting in homes}
 
         def ready(
             waiting: int,
             homes: dict[int, Path] = homes,
-            memory: dict[int, list[float]] = memory,
+            memory: dict[int, list[tuple[float, float]]] = memory,
             where: Path = where,
         ) -> float:
             where.unlink(missing_ok=True)
@@ -740,7 +951,7 @@ def load(bench: Bench) -> Iterator[Row]:
             until(lambda: stamps(where), "the first job")
             took = stamps(where)[0][0] - began
             time.sleep(1)
-            memory[waiting].append(resident_bytes(worker.pid))
+            memory[waiting].append(memory_bytes(worker.pid))
             bench.stop_worker(worker)
             return took
 
@@ -754,9 +965,10 @@ def load(bench: Bench) -> Iterator[Row]:
             goal=goal,
         )
         pairs = list(zip(memory[size], memory[0], strict=True))
-        yield compared("  its memory", pairs, "empty", show=megabytes)
-        each = [(large - empty) / size for large, empty in pairs]
-        yield alone("  its memory a waiting job", each, bytes_each, below(150, "150 B"))
+        for which, work in enumerate(("memory", "peak memory")):
+            yield compared(f"  its {work}", [(a[which], b[which]) for a, b in pairs], "empty", show=megabytes)
+            each = [(large[which] - empty[which]) / size for large, empty in pairs]
+            yield alone(f"  its {work} a waiting job", each, bytes_each, below(150, "150 B"))
 
 
 def recovery(bench: Bench) -> Iterator[Row]:
@@ -790,41 +1002,116 @@ def recovery(bench: Bench) -> Iterator[Row]:
 
 
 def peers(bench: Bench) -> Iterator[Row]:
-    """other queues at the same work, where they are installed: parallel, a loop over SQLite, tsp, nq"""
+    """other queues at the same work: a loop over SQLite, GNU parallel, task-spooler, nq, huey, rq"""
     count = bench.pick(1_500, 5_000)
-    show = per_second(count)
-    work = f"drain of {count:,} `true`, 2 at a time, start included"
 
-    def loop() -> float:
-        return timed([bench.python, "-c", SQLITE_LOOP, str(bench.fresh() / "jobs.db"), str(count)], bench.env)
+    def beside(name: str, count: int, theirs: Callable[[], Taken], threads: int = 2) -> Iterator[Row]:
+        samples = rounds(bench.pick(2, 5), lambda: bench.drain("true", count, threads=threads), theirs)
+        work = f"drain of {count:,} `true`, {threads} at a time, start included"
+        yield compared(work, samples, name, show=per_second(count), speed=True)
+        # What is done by a server that runs already is not in a command's CPU time, and the row would be unfair.
+        if name in ("SQLite loop", "parallel", "huey, SQLite"):
+            yield cpu_row(samples, (count, count), name)
+            yield disk_row(samples, count, name)
 
-    samples = rounds(5, lambda: bench.drain("true", count), loop)
-    yield compared(work, samples, "SQLite loop", show=show, speed=True)
-    if shutil.which("parallel"):
+    def one_enqueue(name: str, words: list[str], env: dict[str, str]) -> Row:
+        home = bench.fresh()
+        samples = rounds(bench.pick(9, 25), partial(bench.queue, home, "enqueue", "true"), partial(timed, words, env))
+        return compared("one enqueue", samples, name)
+
+    loop = [bench.python, "-c", SQLITE_LOOP]
+    yield from beside("SQLite loop", count, lambda: timed([*loop, str(bench.fresh() / "db"), str(count)], bench.env))
+    env = bench.with_tools()
+    here = {name for name in TOOLS if shutil.which(name, path=env["PATH"])}
+    for name in ("parallel", "tsp", "nq", "redis-server"):
+        if name not in here:
+            yield left_out(name, "neither here nor to be had from Debian")
+    if "parallel" in here:
         words = ["parallel", "--will-cite", "-j2", "-a", str(bench.lines(count))]
-        samples = rounds(3, lambda: bench.drain("true", count), lambda: timed(words, bench.env))
-        yield compared(work, samples, "parallel", show=show, speed=True)
-    home, where = bench.fresh(), bench.fresh("peer")
-    env = {**bench.env, "TS_SOCKET": str(where / "socket"), "NQDIR": str(where), "TMPDIR": str(where)}
-    for name in ("tsp", "nq"):
-        if shutil.which(name):
-            timed([name, "true"], env)  # its daemon starts with the first
-            samples = rounds(15, partial(bench.queue, home, "enqueue", "true"), partial(timed, [name, "true"], env))
-            yield compared("one enqueue", samples, name)
-    if shutil.which("tsp"):
-        timed(["tsp", "-K"], env)
-    for name in ("parallel", "tsp", "nq"):
-        if not shutil.which(name):
-            yield Row(f"{name}: left out, it is not installed here", "-")
+        yield from beside("parallel", count, lambda: timed(words, env))
+    if "tsp" in here:
+        # Each job that waits there is a process and a descriptor, so there cannot be many more.
+        yield from beside("tsp", 500, lambda: held(bench, ["tsp"], ["tsp", "-w"], ["tsp", "-K"], slots=2, count=500))
+        own = bench.fresh("tsp")
+        tsp = {**env, "TS_SOCKET": str(own / "socket"), "TMPDIR": str(own)}
+        timed(["tsp", "true"], tsp)  # its daemon starts with the first
+        yield one_enqueue("tsp", ["tsp", "true"], tsp)
+        timed(["tsp", "-K"], tsp)
+    if "nq" in here:
+        yield from beside("nq", 200, lambda: held(bench, ["nq"], ["nq", "-w"], ["true"], slots=1, count=200), threads=1)
+        yield one_enqueue("nq", ["nq", "true"], {**env, "NQDIR": str(bench.fresh("nq"))})
+    try:
+        programs = bench.environment("-r", str(BENCH / "requirements.txt"))
+    except NotMeasured:
+        yield left_out("huey, rq", "they cannot be installed here")
+        return
+    huey = [str(programs / "python"), "-c", HUEY]
+
+    def huey_drain() -> Taken:
+        jobs = str(bench.fresh("huey") / "db")
+        timed([*huey, "enqueue", jobs, str(count)], bench.env)
+        return timed([*huey, "drain", jobs, str(count)], bench.env)
+
+    yield from beside("huey, SQLite", count, huey_drain)
+    yield one_enqueue("huey, SQLite", [*huey, "enqueue", str(bench.fresh("huey") / "db"), "1"], bench.env)
+    if "redis-server" not in here:
+        return
+    with redis(bench, env) as socket:
+        put = [str(programs / "python"), "-c", RQ_ENQUEUE, socket]
+        pool = [str(programs / "rq"), "worker-pool", "--burst", "-n", "2", "--quiet", "--url", f"unix://{socket}"]
+
+        def rq_drain() -> Taken:
+            timed([*put, "200"], bench.env)
+            return timed(pool, bench.env)
+
+        yield from beside("rq, Redis", 200, rq_drain)
+        yield one_enqueue("rq, Redis", [*put, "1"], bench.env)
+
+
+def held(bench: Bench, put: list[str], wait: list[str], end: list[str], *, slots: int, count: int) -> Taken:
+    """What task-spooler or nq, which start a job at once, take for jobs that waited behind a gate."""
+    where = bench.fresh("held")
+    gate = where / "gate"
+    env = {**bench.with_tools(), "TS_SOCKET": str(where / "socket"), "TS_SLOTS": str(slots), "NQDIR": str(where)}
+    env["TMPDIR"] = str(where)
+    os.mkfifo(gate)
+    key = os.open(gate, os.O_RDWR)
+    try:
+        for _ in range(slots):
+            timed([*put, "sh", "-c", f"read line < {gate}"], env)
+        timed(["sh", "-c", f"for i in $(seq {count}); do {' '.join(put)} sh -c true; done"], env)
+        began = time.perf_counter()
+        os.write(key, b"\n" * slots)
+        return timed(wait, env).lasting(time.perf_counter() - began)
+    finally:
+        os.close(key)
+        timed(end, env)
+
+
+@contextlib.contextmanager
+def redis(bench: Bench, env: dict[str, str]) -> Iterator[str]:
+    """The socket of a Redis of its own, which keeps what it accepted as our `fsync` normal does."""
+    where = bench.fresh("redis")
+    words = ["redis-server", "--port", "0", "--unixsocket", f"{where}/socket", "--dir", str(where)]
+    words += ["--appendonly", "yes", "--appendfsync", "everysec"]
+    server = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (where / "socket").exists() or server.poll() is not None, "the start of redis-server")
+        yield f"{where}/socket"
+    finally:
+        server.terminate()
+        server.wait()
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     make.__name__.replace("_", "-"): make
     for make in (
         drain_true,
+        drain_flat,  # before those that make this process large, which a worker's peak memory would show
         drain_large,
         drain_echo,
         two_workers,
+        syncs,
         enqueue,
         enqueue_large,
         enqueue_stream,
