@@ -3,7 +3,8 @@
     python tests/bench/bench.py [--full] [--list] [--dir DIR] [NAME...]
 
 Prints a table and asserts nothing: figures depend on the machine, and a test that depends on the machine is
-red for no reason. The short form takes under two minutes; --full takes larger queues and more rounds.
+red for no reason. The short form takes about two minutes on a quiet machine of two cores; --full takes queues of
+up to a million jobs and more rounds, and says how long that may be.
 
 How a row is made: in every round ours and its reference run one after the other, in an order that turns from
 round to round. A round in which the reference itself was slow (more than 1.5 times its best) says that the
@@ -542,6 +543,15 @@ def cpu_seconds(pid: int) -> float:
         raise NotMeasured(f"needs /proc ({error})") from None
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of those that it has waited for, in the clock's ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError as error:
+        raise NotMeasured(f"needs /proc ({error})") from None
+    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
 def memory_bytes(pid: int) -> tuple[float, float]:
     """What a process holds now, and the most that it held."""
     try:
@@ -608,26 +618,29 @@ def drain_flat(bench: Bench) -> Iterator[Row]:
 
 def drain_large(bench: Bench) -> Iterator[Row]:
     """the rate while very many jobs wait, also with output and with 3 worker processes, against xargs"""
-    waiting, count, seconds = bench.pick(200_000, 1_000_000), 3_000, bench.pick(2, 20)
-    for command, workers, threads in (("true", 1, 2), ("true", 3, 1), ("echo x", 1, 2)):
-        home, done = bench.fresh(), 0
+    waiting, count, seconds = bench.pick(200_000, 1_000_000), bench.pick(1_500, 5_000), bench.pick(2, 20)
+    variants = (("true", 1, 2), ("true", 3, 1), ("echo x", 1, 2))
+    for command, workers, threads in variants if bench.full else variants[:1]:
+        home = bench.fresh()
         bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(waiting, command))
 
         def ours(home: Path = home, workers: int = workers, threads: int = threads) -> Taken:
-            """For `count` jobs, by the records: first start to last end, without the workers' start."""
-            nonlocal done
+            """For `count` jobs, by what ended between two instants, without the workers' start and stop."""
             running = [bench.start_worker(home, "--count", str(threads)) for _ in range(workers)]
+            time.sleep(1)
+            used, began = [tree_cpu_seconds(worker.pid) for worker in running], time.time()
             time.sleep(seconds)
+            used, over = [tree_cpu_seconds(w.pid) - u for w, u in zip(running, used, strict=True)], time.time()
             for worker in running:
-                worker.send_signal(signal.SIGTERM)
-            taken = ended(running, 0)
+                bench.stop_worker(worker)
             jobs = bench.answer(home, "list", "--state", "completed", "--json")
-            jobs.sort(key=lambda job: job["finished_at"])
-            new, done = jobs[done:], len(jobs)
-            instant = datetime.datetime.fromisoformat
-            span = instant(new[-1]["finished_at"]) - min(instant(job["started_at"]) for job in new)
-            taken.cpu *= count / len(new)
-            return taken.lasting(span.total_seconds() / len(new) * count)
+            instants = (datetime.datetime.fromisoformat(job["finished_at"]).timestamp() for job in jobs)
+            share = count / sum(began <= instant < over for instant in instants)
+            taken = Taken((over - began) * share)
+            taken.cpu = sum(used) * share
+            return taken
+
+        ours()  # the first worker folds what the enqueue wrote
 
         def theirs(command: str = command, parallel: int = workers * threads) -> Taken:
             into = f" > {bench.fresh('files')}/{{}}.log" if command != "true" else ""
@@ -695,7 +708,7 @@ def syncs(bench: Bench) -> Iterator[Row]:
     calls = "fsync,fdatasync,sync,syncfs,sync_file_range,msync"
     for command in ("true", "echo x"):
         home, log = bench.fresh(), bench.fresh("strace") / "log"
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(3_000, 20_000), command))
+        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(2_000, 20_000), command))
         words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", f"trace={calls}", "-o", str(log)]
         took = timed([*words, *bench.drainer()], {**env, "QUEUECTL_HOME": str(home)}, quiet=True)
         # A call that was interrupted has a second line, "<... fsync resumed>".
@@ -1003,7 +1016,7 @@ def recovery(bench: Bench) -> Iterator[Row]:
 
 def peers(bench: Bench) -> Iterator[Row]:
     """other queues at the same work: a loop over SQLite, GNU parallel, task-spooler, nq, huey, rq"""
-    count = bench.pick(1_500, 5_000)
+    count = bench.pick(1_000, 5_000)
 
     def beside(name: str, count: int, theirs: Callable[[], Taken], threads: int = 2) -> Iterator[Row]:
         samples = rounds(bench.pick(2, 5), lambda: bench.drain("true", count, threads=threads), theirs)
@@ -1016,7 +1029,7 @@ def peers(bench: Bench) -> Iterator[Row]:
 
     def one_enqueue(name: str, words: list[str], env: dict[str, str]) -> Row:
         home = bench.fresh()
-        samples = rounds(bench.pick(9, 25), partial(bench.queue, home, "enqueue", "true"), partial(timed, words, env))
+        samples = rounds(bench.pick(7, 25), partial(bench.queue, home, "enqueue", "true"), partial(timed, words, env))
         return compared("one enqueue", samples, name)
 
     loop = [bench.python, "-c", SQLITE_LOOP]
@@ -1027,8 +1040,9 @@ def peers(bench: Bench) -> Iterator[Row]:
         if name not in here:
             yield left_out(name, "neither here nor to be had from Debian")
     if "parallel" in here:
-        words = ["parallel", "--will-cite", "-j2", "-a", str(bench.lines(count))]
-        yield from beside("parallel", count, lambda: timed(words, env))
+        few = bench.pick(300, 2_000)
+        words = ["parallel", "--will-cite", "-j2", "-a", str(bench.lines(few))]
+        yield from beside("parallel", few, lambda: timed(words, env))
     if "tsp" in here:
         # Each job that waits there is a process and a descriptor, so there cannot be many more.
         yield from beside("tsp", 500, lambda: held(bench, ["tsp"], ["tsp", "-w"], ["tsp", "-K"], slots=2, count=500))
@@ -1126,6 +1140,9 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     )
 }
 
+# Of the full form on two quiet cores; a row that is not named here takes about one.
+MINUTES = {"drain-true": 5, "drain-flat": 14, "drain-large": 9, "drain-echo": 6, "two-workers": 4, "peers": 4}
+
 
 # ---- main
 
@@ -1147,7 +1164,7 @@ def machine(where: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows to make: names or their beginnings")
-    parser.add_argument("--full", action="store_true", help="larger queues and more rounds (many minutes)")
+    parser.add_argument("--full", action="store_true", help="larger queues and more rounds (about an hour)")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--dir", type=Path, help="where the homes are made (default: the temporary directory)")
     options = parser.parse_args()
@@ -1164,6 +1181,9 @@ def main() -> int:
     began, problems = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.dir, ignore_cleanup_errors=True) as scratch:
         print(machine(Path(scratch)), flush=True)
+        if options.full:
+            minutes = sum(MINUTES.get(name, 1) for name in chosen)
+            print(f"This takes about {minutes} min on two quiet cores, several times that on busy ones.", flush=True)
         try:
             bench = Bench(Path(scratch), options.full)
         except NotMeasured as reason:
