@@ -2320,15 +2320,16 @@ class Store:
         a transaction, so the piece is small.
 
         None: only younger jobs follow (records stand in order of arrival), or none. What changed since the last fold
-        is left for another time.
+        is left for another time; what a clock since set back says of a job's making is no word on its age.
         """
+        now = self.now()
         if (base := self._base.get("jobs")) is None:
             return [], None
         found: list[Job] = []
         any_old = False
         for offset, lines in _array_chunks(base, place.offset if place.known == base.known else 2):
             for line in lines:
-                if _created_at(line) <= instant:
+                if not instant < _created_at(line) <= now:
                     any_old = True
                     id, state, _ = _head(line)
                     if state == "completed" and id not in self.overlay:

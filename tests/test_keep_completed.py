@@ -197,6 +197,17 @@ def test_a_job_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
     assert [job.id for job in q.purge_completed(store, 40, q.Place(), 10)[0]] == ["a"]
 
 
+def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
+    clock.at += 3650 * DAY_S
+    enqueue(store, "ahead")
+    clock.at -= 3650 * DAY_S
+    run_next(store, q.Outcome("exited", 0))
+    store.fold()
+    clock.at += 2 * DAY_S
+    gone, _ = q.purge_completed(store, DAY_S, q.Place(), 10)
+    assert [job.id for job in gone] == ["ahead"]
+
+
 def test_reading_stops_where_only_younger_jobs_follow(
     store: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -527,14 +527,16 @@ class Queue(RuleBasedStateMachine):
         """What the arrays hold of old completed jobs goes, in several transactions, and nothing else."""
         store, place, gone = self.acting(second), q.Place(), []
         store.fold()
+        born = {job.id: q.instant_s(job.created_at) for job in store.jobs()}
         real, q.PURGE_JOBS = q.PURGE_JOBS, most  # type: ignore[misc]
         while place is not None:
             jobs, place = q.purge_completed(store, keep_s, place, 10)  # type: ignore[assignment]
             gone += jobs
         q.PURGE_JOBS = real
-        old = {
-            id for id, row in self.rows.items() if row.state == "completed" and row.over_at <= self.clock.at - keep_s
-        }
+        now, old_at = self.clock.at, self.clock.at - keep_s
+        old = {id for id, row in self.rows.items() if row.state == "completed" and row.over_at <= old_at}
+        # One that was made before the clock was set back, and ended after, goes once the clock has caught up.
+        old -= {id for id in old if old_at < born[id] <= now}
         assert {job.id for job in gone} == old - self.named()
         reached(f"{'some' if gone else 'none'} purged by a worker")
         for job in gone:
