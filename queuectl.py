@@ -523,12 +523,15 @@ def parse_instant(value: object, now: str, what: str = "time") -> str:
 
 
 def parse_id(value: object, name: str = "id") -> str:
-    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}", value):
+    if not isinstance(value, str) or not re.fullmatch(_ID, value):
         raise BadValue(
             f"'{name}' {_shown(value)} is not a usable id. Give 1 to {ID_CHARS_MAX} letters, digits, "
             "'.', '_', '-' or ':', not starting with '.' or '-'."
         )
     return value
+
+
+_ID: Final = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
 
 
 def parse_command(value: object, name: str = "command") -> str:
@@ -603,9 +606,12 @@ def parse_after(value: object, name: str = "after") -> list[Any]:
     return [{"id": id, "any": True} if any_end else id for id, any_end in parents.items()]
 
 
+_INSTANT: Final = "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{3}Z"
+
+
 def _instant_field(value: object, name: str) -> str:
     """An instant as it stands in a file: any ISO 8601 with a zone, made canonical."""
-    if isinstance(value, str) and len(value) == 24 and value[4:17:3] + value[19] + value[23] == "--T::.Z":
+    if isinstance(value, str) and re.fullmatch(_INSTANT, value):
         with contextlib.suppress(ValueError):
             datetime.fromisoformat(value)
             return value
@@ -676,8 +682,8 @@ def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None 
             extra[name] = value
         elif value is not None:
             values[name] = check(value, name)
-    if defaults is None and len(missing := _ALWAYS - values.keys()):
-        raise BadValue(f"The field '{min(missing)}' is missing.")
+    if defaults is None and not values.keys() >= _ALWAYS:
+        raise BadValue(f"The field '{min(_ALWAYS - values.keys())}' is missing.")
     values.setdefault("unique", None)
     job = Job(**values, extra=extra)
     if problem := check_job(job):
@@ -699,25 +705,20 @@ def decode_job(raw: bytes) -> Job:
     return job_from_dict(record)
 
 
-class Glance(NamedTuple):
-    """What decides when a waiting job starts."""
-
-    id: str
-    seq: int
-    priority: int
-    run_at: str | None
-    tags: list[str] | None
-    after: list[Any] | None
-
-
-def glance(raw: bytes) -> Glance:
-    """That of a record of ours, at an eighth of what `decode_job` costs: an index is made of many."""
+def trust_job(raw: bytes) -> Job:
+    """A Job from a line of ours that a checksum or fingerprint vouches for: its values were checked when they were
+    written. At half of what `decode_job` costs: a claim looks at one such line, an index at many."""
     try:
         record, _ = _read_json(raw.decode())
-        return Glance(*(record[name] for name in Glance._fields[:3]), *map(record.get, Glance._fields[3:]))
-    except (ValueError, LookupError, TypeError) as error:  # bytes that the disk changed: no size or time tells of it
+        if record.keys() <= _FIELDS:
+            return Job(unique=record.pop("unique", None), **record)
+        return decode_job(raw)
+    except (ValueError, LookupError, TypeError, AttributeError, BadValue) as error:  # the disk changed these bytes
         raise StoreError(f"A record cannot be used ({error}): {_shown(raw.decode('utf-8', 'replace'))}. Nothing was "
                          "changed. See: queuectl doctor.") from error  # fmt: skip
+
+
+_FIELDS: Final = frozenset(JOB_FIELDS)
 
 
 def check_job(job: Job) -> str | None:
@@ -849,7 +850,7 @@ def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
 # -- What a job comes after.
 
 
-def parents_of(job: Job | Spec | Glance) -> dict[str, bool]:
+def parents_of(job: Job | Spec) -> dict[str, bool]:
     """The jobs that this one comes after, each with whether any end of it will do."""
     return {item["id"] if isinstance(item, dict) else item: isinstance(item, dict) for item in job.after or ()}
 
@@ -1127,6 +1128,7 @@ NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that was p
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
 FOLD_BYTES_S: Final = 2 << 20
+PIECE_BYTES: Final = 1 << 14
 LOOKS_MAX: Final = 20_000  # records that a completion looks at before it gives up
 HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
 _BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
@@ -1330,12 +1332,13 @@ def _mark_of(fd: int, crc: int) -> Fingerprint:
     return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
 
 
-def _is_at(path: str, fd: int) -> bool:
-    """Whether the open file is still the one at that path."""
+def _identity(file: str | int) -> tuple[int, int] | None:
+    """Device and inode of a path or descriptor: what tells one file from another; None where there is none."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
+        info = os.stat(file)
+        return info.st_dev, info.st_ino
     except OSError:
-        return False
+        return None
 
 
 def _closing(fd: int | None) -> None:
@@ -1363,7 +1366,9 @@ class Store:
         self._paths = {name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")}
         self._mutex = threading.Lock()  # a descriptor's lock does not keep threads of one process apart
         self._syncing = threading.Lock()  # nobody is told that a change is on the disk while its sync still runs
+        self._lock_path = os.path.join(self.dir, "lock")
         self._lock_fd: int | None = None
+        self._lock_identity: tuple[int, int] | None = None
         self._config: tuple[object, dict[str, object], Config] | None = None
         self._nonce: object = None  # of the journal that these two speak of; they outlast a load
         self._dirty = False  # written, not yet synced
@@ -1438,10 +1443,9 @@ class Store:
             make_dir(self.logs_dir)
             if existed:
                 self._take_group_write()
-            path = os.path.join(self.dir, "lock")
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             os.fchmod(fd, 0o600)
-            self._lock_fd = fd
+            self._lock_fd, self._lock_identity = fd, _identity(fd)
         except OSError as error:
             raise self._failed(error, self.dir) from error
 
@@ -1472,20 +1476,23 @@ class Store:
     @contextlib.contextmanager
     def _locked(self, most_s: float = math.inf) -> Iterator[None]:
         """The store lock: one kept descriptor behind a mutex. Polled, so that the wait has an end: after
-        `lock_timeout`, or after `most_s` where that is shorter."""
+        `lock_timeout` (as last read), or after `most_s` where that is shorter."""
         self.prepare()
         fd = self._lock_fd
         assert fd is not None
-        deadline = time.monotonic() + (limit_s := min(self.config().lock_timeout, most_s))
+        config = self.last_config()
+        deadline = time.monotonic() + (limit_s := min(config.lock_timeout, most_s))
         if not self._mutex.acquire(timeout=limit_s):
             raise Busy(self._locked_too_long(limit_s))
         try:
+            pause_s = LOCK_POLL_S / 16  # a turn is over sooner than a poll
             while not lock_descriptor(fd, blocking=False):
                 if time.monotonic() > deadline:
                     raise Busy(self._locked_too_long(limit_s))
-                time.sleep(LOCK_POLL_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
-                if not _is_at(os.path.join(self.dir, "lock"), fd):  # others may hold another lock by now
+                if _identity(self._lock_path) != self._lock_identity:  # others may hold another lock by now
                     raise StoreError(
                         f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. Start again."
                     )
@@ -1505,7 +1512,7 @@ class Store:
 
     def lock_id(self) -> str:
         """Device and inode of the lock file: what tells this home from a copy of it."""
-        info = os.stat(os.path.join(self.dir, "lock"))
+        info = os.stat(self._lock_path)
         return f"{info.st_dev}.{info.st_ino}"
 
     def now(self) -> str:
@@ -1530,6 +1537,10 @@ class Store:
                 self._config_warned = str(error)
                 self.warn(f"The last good settings stay in force: {error}")
             return self._config[2]
+
+    def last_config(self) -> Config:
+        """The settings as this process read them last, for what asks many times a turn."""
+        return self._config[2] if self._config else self.config()
 
     def _read_config(self) -> Config:
         path = self._paths["config"]
@@ -1825,10 +1836,10 @@ class Store:
         return path
 
     def _put(self, raw: bytes, job: Job | None = None) -> None:
-        id, state, seq = _head(raw)
+        id, state, seq = job[:3] if job else _head(raw)
         self.overlay[id] = raw
         if state == "processing":
-            self.processing[id] = job or _decode(raw)
+            self.processing[id] = job or trust_job(raw)
         else:
             self.processing.pop(id, None)
         for index in self._waiting.values():
@@ -1900,9 +1911,8 @@ class Store:
         Nothing is kept, so following costs what happens, however long the queue is.
         """
         while True:
-            latest = (
-                self._journal_id is not None and self._is_at_its_path()
-            )  # asked first: one that is not grows no more
+            # Asked first: a journal that is no longer there grows no more.
+            latest = self._journal_id is not None and self._journal_id == _identity(self.journal_path)
             for end, line, whole in _read_lines(self._fd, self._offset) if self._fd is not None else ():
                 body = _check_line(line) if whole else None
                 if body is None:
@@ -1921,13 +1931,6 @@ class Store:
                 return
             yield None
             yield from self._repeat
-
-    def _is_at_its_path(self) -> bool:
-        try:
-            info = os.stat(self.journal_path)
-        except FileNotFoundError:
-            return False
-        return (info.st_dev, info.st_ino) == self._journal_id
 
     def last_dead(self, count: int) -> list[bytes]:
         """The dead letters of the array that arrived last, the newest first; after `news`."""
@@ -2031,7 +2034,7 @@ class Store:
             self._write_settings(default_settings())
         for name in ARRAYS:
             if name not in edited:
-                self._known[name] = [self._write_array(name, [], [], ())]
+                self._known[name] = [self._write_array(name, ())]
                 os.rename(self._temporary(name), self._paths[name])
         _sync_dir(self.home)
         with contextlib.suppress(PermissionError):  # the home's own name: its parent may be another's
@@ -2342,10 +2345,10 @@ class Store:
                 return found, Place(base.known, offset) if any_old and offset < _array_end(base) else None
         return found, None
 
-    def waiting(self, key: object = None, accept: Callable[[Job | Glance], bool] | None = None) -> Waiting:
+    def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
         """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for, and
         anew when other tags have a limit."""
-        limited = self._config[2].limits if self._config else {}
+        limited = self.last_config().limits
         index = self._waiting.get(key)
         if index is None or index.limited != limited.keys():
             cap_s = self.config().backoff_max
@@ -2438,7 +2441,7 @@ class Store:
             yield change
             if change.changes:
                 self._commit(change)
-        if change.changes and self.config().fsync == "always":
+        if change.changes and self.last_config().fsync == "always":
             self.sync()
 
     def _catch_up(self, light: bool = False) -> None:
@@ -2728,11 +2731,15 @@ class Store:
         loaded = self._loaded
         repeat = [raw for id in self.processing if (raw := self.overlay[id])] if loaded else self._repeat
         written: dict[str, Fingerprint] = {}
+        mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
+        for raw in filter(None, self.overlay.values()):
+            _, state, seq = _head(raw)
+            mine[array_of(state)].append((seq, raw))
         for name in ARRAYS:  # 1
-            edits, tail = self._plan(name)
-            added = self._raws_in(spans) if spans and name == "jobs" else ()
-            if edits or tail or added or name not in self._base:
-                written[name] = self._write_array(name, edits, tail, added)
+            base, added = self._base.get(name), self._raws_in(spans) if spans and name == "jobs" else ()
+            if base is None or mine[name] or added or _holds_any(base, self.overlay):
+                kept = _folded(base, self.overlay, sorted(mine[name]))
+                written[name] = self._write_array(name, (piece for part in (kept, added) for piece in part))
         marks = {name: written[name] if name in written else self._base[name].known for name in ARRAYS}
         if written:  # 2
             as_json = {name: mark._asdict() for name, mark in marks.items()}
@@ -2778,45 +2785,23 @@ class Store:
     def _temporary(self, name: str) -> str:
         return os.path.join(self.dir, f"{name}.json.new")
 
-    def _plan(self, name: str) -> tuple[list[tuple[int, int, bytes | None]], list[bytes]]:
-        """How an array changes: (start, end, record instead, or None) of its lines, in order; and new last records."""
-        mine = {id: raw for id, raw in self.overlay.items() if raw and array_of(_head(raw)[1]) == name}
-        base = self._base.get(name)
-        if base is None:
-            return [], sorted(mine.values(), key=_seq)
-        edits: list[tuple[int, int, bytes | None]] = []
-        for id, offset, old in _among(base, self.overlay.keys()):
-            keeps_place = id in mine and _seq(mine[id]) == _seq(old)  # else: gone, or purged and its id given again
-            new = mine.pop(id) if keeps_place else None
-            if new != old:
-                edits.append((offset, offset + len(old), new))
-        last = _last_seq(base)
-        tail = []
-        for raw in sorted(mine.values(), key=_seq):
-            if (seq := _seq(raw)) > last:
-                tail.append(raw)
-            else:
-                offset = _offset_after(base, seq)
-                edits.append((offset, offset, raw))
-        return sorted(edits, key=lambda edit: edit[:2]), tail
-
-    def _write_array(
-        self, name: str, edits: list[tuple[int, int, bytes | None]], tail: list[bytes], added: Iterable[bytes]
-    ) -> Fingerprint:
-        """Write the array as it will be to its temporary file, synced, in pieces."""
-        import itertools
-
+    def _write_array(self, name: str, pieces: Iterable[bytes]) -> Fingerprint:
+        """Write an array, given in pieces of whole records, to its temporary file, synced."""
         fd = _create(self._temporary(name))
         try:
-            crc, buffer = 0, bytearray()
-            for piece in _array_pieces(self._base.get(name), edits, itertools.chain(tail, added)):
+            crc, buffer, between = 0, bytearray(b"[\n"), b""
+            for piece in pieces:
+                buffer += between
                 buffer += piece
-                if len(buffer) >= CHUNK_BYTES or piece.endswith(b"]\n"):
+                between = b",\n"
+                if len(buffer) >= CHUNK_BYTES:
                     crc = zlib.crc32(buffer, crc)
                     _write_whole(fd, buffer)
                     buffer.clear()
+            buffer += b"\n]\n" if between else b"]\n"
+            _write_whole(fd, buffer)
             os.fsync(fd)
-            return _mark_of(fd, crc)
+            return _mark_of(fd, zlib.crc32(buffer, crc))
         except OSError:
             with contextlib.suppress(OSError):  # it may hold the last free bytes of the disk
                 os.unlink(self._temporary(name))
@@ -3004,7 +2989,7 @@ class WorkerFile:
 
     def is_linked(self) -> bool:
         """Whether the file is still the one at its path: else others take this worker for dead."""
-        return _is_at(self.path, self.fd)
+        return _identity(self.path) == _identity(self.fd)
 
     def wake(self) -> None:
         """Wake this worker's own main thread."""
@@ -3147,7 +3132,7 @@ class Waiting:
 
     def __init__(
         self, overlay: Mapping[str, bytes | None], base: Base | None, now: str, backoff_max_s: float,
-        limited: Collection[str], accept: Callable[[Job | Glance], bool] | None = None,
+        limited: Collection[str], accept: Callable[[Job], bool] | None = None,
     ) -> None:  # fmt: skip
         from array import array
 
@@ -3158,6 +3143,7 @@ class Waiting:
         self._backoff_max_s = backoff_max_s
         self.limited = frozenset(limited)
         self._fd = -1 if base is None else base.fd
+        self._piece, self._piece_at = b"", 0  # of the array, read along with a line: claims go in that order
         self._fixed: dict[Rank, array[int]] = {}
         self._next: dict[Rank, int] = {}  # the first entry of _fixed that may still wait
         self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
@@ -3175,7 +3161,7 @@ class Waiting:
                         if accept is None and is_plain(line):
                             plain.append(offset)
                         else:
-                            job = glance(line)
+                            job = trust_job(line.rstrip(b","))
                             if accept is not None and not accept(job):
                                 pass  # not for this worker
                             elif job.after:
@@ -3191,13 +3177,13 @@ class Waiting:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
-                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(glance(raw))):
-                    self._hold(glance(raw), -1)  # it may wait again
+                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(trust_job(raw))):
+                    self._hold(trust_job(raw), -1)  # it may wait again
         self._release_far(now, backoff_max_s)
 
     def add(self, raw: bytes, id: str, seq: int) -> None:
         """A job that waits now."""
-        job = None if self._accept is None and self._is_plain(raw) else _decode(raw)
+        job = None if self._accept is None and self._is_plain(raw) else trust_job(raw)
         if job is None:
             self._push(_PLAIN, (seq, id, -1))
         elif self._accept is None or self._accept(job):
@@ -3207,7 +3193,7 @@ class Waiting:
     def _is_plain(self, raw: bytes) -> bool:
         return _is_plain(raw) and not (self.limited and b'"tags": ' in raw)
 
-    def _rank(self, job: Job | Glance) -> Rank:
+    def _rank(self, job: Job) -> Rank:
         return -job.priority, tuple(sorted(self.limited.intersection(job.tags or ())))
 
     def _enter(self, rank: Rank, run_at: str | None, entry: tuple[int, str, int]) -> None:
@@ -3228,7 +3214,7 @@ class Waiting:
 
     # -- Jobs that come after others
 
-    def _hold(self, job: Job | Glance, offset: int) -> _Held:
+    def _hold(self, job: Job, offset: int) -> _Held:
         held = self._held.get(job.id)
         if held is None:
             held = self._held[job.id] = _Held(set())
@@ -3291,14 +3277,14 @@ class Waiting:
         for child in self.holders.get(id, ()):
             held = self._held[child]
             if held.seq > seq and (raw := self._raw(child, held.offset)):
-                yield _decode(raw)
+                yield trust_job(raw)
 
     def held(self) -> Iterator[tuple[Job, set[str]]]:
         """The waiting jobs that come after some that are not over, with these."""
         self._look_up_unknown()
         for id, held in self._held.items():
             if held.left and (raw := self._raw(id, held.offset)):
-                yield _decode(raw), held.left
+                yield trust_job(raw), held.left
 
     def is_named(self, job: Job) -> bool:
         """Whether a waiting job comes after that one, which may be over."""
@@ -3324,11 +3310,20 @@ class Waiting:
 
     def _raw(self, id: str, offset: int) -> bytes | None:
         """The record of an entry as it is now, where it still waits."""
-        raw = self._overlay.get(id) if id in self._overlay or offset < 0 else _line_at(self._fd, offset)
+        raw = self._overlay.get(id) if id in self._overlay or offset < 0 else self._line(offset)
         if raw is None:
             return None
         there, state, _ = _head(raw)
         return raw if there == id and state in WAITING else None
+
+    def _line(self, offset: int) -> bytes:
+        """The record that begins at `offset` of the array."""
+        at = offset - self._piece_at
+        if at < 0 or (end := self._piece.find(b"\n", at)) < 0:
+            self._piece, self._piece_at, at = os.pread(self._fd, PIECE_BYTES, offset), offset, 0
+            if (end := self._piece.find(b"\n")) < 0:
+                return _line_at(self._fd, offset)
+        return _record_in(self._piece[at:end])
 
     def _release(self, now: str) -> None:
         """Move the entries whose time has come to where claims look."""
@@ -3339,7 +3334,7 @@ class Waiting:
         while self._timed and self._timed[0][0] <= now:
             run_at, seq, id, offset = heapq.heappop(self._timed)
             raw = self._raw(id, offset)
-            if raw is not None and (job := _decode(raw)).run_at == run_at and not self._is_held(id):
+            if raw is not None and (job := trust_job(raw)).run_at == run_at and not self._is_held(id):
                 self._push(self._rank(job), (seq, id, offset))
 
     def _release_far(self, now: str, backoff_max_s: float) -> None:
@@ -3350,7 +3345,7 @@ class Waiting:
         kept = []
         for entry in self._timed:
             found = self._raw(*entry[2:]) if entry[0] > far else None
-            job = _decode(found) if found is not None and _head(found)[1] == "failed" else None
+            job = trust_job(found) if found is not None and _head(found)[1] == "failed" else None
             if job is not None and is_ready(job, now, backoff_max_s):
                 self._push(self._rank(job), entry[1:])
             else:
@@ -3365,7 +3360,7 @@ class Waiting:
         fixed, at = self._fixed.get(rank, ()), self._next.get(rank, 0)
         passed = True  # whether every entry up to here has surely left: a skipped one may come back
         while at < len(fixed):
-            raw = _line_at(self._fd, fixed[at])
+            raw = self._line(fixed[at])
             id, _, seq = _head(raw)
             if id not in self._overlay and id not in skip:
                 yield seq, raw
@@ -3392,7 +3387,7 @@ class Waiting:
     def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
         if rank == _PLAIN and self._is_plain(raw):
             return True
-        job = _decode(raw)
+        job = trust_job(raw)
         return self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and not self._is_held(job.id)
 
     def first(self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None) -> Job | None:
@@ -3418,7 +3413,7 @@ class Waiting:
                 if found := self._raw(id, self._held[id].offset):
                     best = least, seq, found
                     break
-        return _decode(best[2]) if best else None
+        return trust_job(best[2]) if best else None
 
     def is_empty(self) -> bool:
         """Whether no job waits but for others to be over."""
@@ -3436,7 +3431,7 @@ class Waiting:
         while self._timed:
             run_at, _, id, offset = self._timed[0]
             raw = self._raw(id, offset)
-            if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):
+            if raw is not None and (self._is_held(id) or trust_job(raw).run_at != run_at):
                 raw = None
             if raw is not None and id not in skip:
                 next_run_at = run_at
@@ -3512,7 +3507,12 @@ def _line_at(fd: int, offset: int) -> bytes:
         if end >= 0 or len(data) < size:
             break
         size *= 16
-    raw = data[: end if end >= 0 else len(data)].rstrip(b",")
+    return _record_in(data[: end if end >= 0 else len(data)])
+
+
+def _record_in(line: bytes) -> bytes:
+    """The record of an array's line; refuses what cannot be one."""
+    raw = line.rstrip(b",")
     if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
         raise StoreError("An array changed while it was read (edited in place?). Nothing was changed. Try again.")
     return raw
@@ -3569,36 +3569,30 @@ def _array_lines_reversed(base: Base) -> Iterator[bytes]:
         end = start - 1
 
 
-def _array_pieces(
-    base: Base | None, edits: list[tuple[int, int, bytes | None]], tail: Iterable[bytes]
-) -> Iterator[bytes]:
-    """An array's new bytes: the old ones with `edits` made, then `tail`; the last piece ends with `]` and newline."""
-    separator, at, end = b"[\n", 2, 2 if base is None else _array_end(base)
+def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
+    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq, record), which
+    are sorted, in their places. A piece in which nothing changes is passed on as it is."""
+    from bisect import bisect
 
-    def old(start: int, stop: int) -> Iterator[bytes]:
-        yield separator
-        while base is not None and start < stop:
-            chunk = os.pread(base.fd, min(CHUNK_BYTES, stop - start), start)
-            if not chunk:
-                raise StoreError("An array became shorter while it was copied. Nothing was changed. Try again.")
-            yield chunk
-            start += len(chunk)
+    done = 0
+    for _, lines in _array_chunks(base) if base is not None else ():
+        heads = list(map(_head, lines))
+        end = bisect(mine, (heads[-1][2] + 1,))
+        if end > done or any(id in changed for id, _, _ in heads):
+            pairs = zip(heads, lines, strict=True)
+            kept = [(seq, line.rstrip(b",")) for (id, _, seq), line in pairs if id not in changed]
+            lines = [raw for _, raw in sorted([*kept, *mine[done:end]])]
+            done = end
+            if lines:
+                yield b",\n".join(lines)
+        else:
+            yield b"\n".join(lines).rstrip(b",")
+    yield from (raw for _, raw in mine[done:])
 
-    for start, stop, raw in edits:
-        if start > at:
-            yield from old(at, start - 2)  # without the comma and newline before `start`
-            separator = b",\n"
-        if raw is not None:
-            yield separator + raw
-            separator = b",\n"
-        at = stop + 2 if stop > start else max(at, start)
-    if at < end:
-        yield from old(at, end)
-        separator = b",\n"
-    for raw in tail:
-        yield separator + raw
-        separator = b",\n"
-    yield b"[\n]\n" if separator == b"[\n" else b"\n]\n"
+
+def _holds_any(base: Base, ids: Collection[str]) -> bool:
+    """Whether one of these jobs stands in the array."""
+    return bool(ids) and any(_head(line)[0] in ids for _, lines in _array_chunks(base) for line in lines)
 
 
 def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
@@ -3640,24 +3634,6 @@ def _search(fd: int, needle: bytes) -> Iterator[int]:
             at = data.find(needle, at + 1)
         offset += len(chunk)
         rest = data[1 - len(needle) :]
-
-
-def _last_seq(base: Base) -> int:
-    end = _array_end(base)
-    return -1 if end == 2 else _seq(_line_at(base.fd, max(2, _start_of_line(base.fd, end))))
-
-
-def _offset_after(base: Base, seq: int) -> int:
-    """Where a record with that seq belongs: the start of the first line with a higher one (which must exist)."""
-    low, high = 2, _array_end(base)
-    while low < high:
-        start = max(2, _start_of_line(base.fd, (low + high) // 2))
-        raw = _line_at(base.fd, start)
-        if _seq(raw) > seq:
-            high = start
-        else:
-            low = start + len(raw) + 2
-    return low
 
 
 def _last_record(journal: bytes, id: str) -> bytes | None:
@@ -3954,7 +3930,7 @@ class TagFilter(NamedTuple):
     tags: tuple[str, ...] = ()
     not_tags: tuple[str, ...] = ()
 
-    def takes(self, job: Job | Glance) -> bool:
+    def takes(self, job: Job) -> bool:
         own = set(job.tags or ())
         return (not self.tags or not own.isdisjoint(self.tags)) and own.isdisjoint(self.not_tags)
 
@@ -4728,7 +4704,7 @@ def boot_clock_s() -> float:
 class Executor:
     """Starts commands and ends them: this process's running attempts, its working directory, its environment."""
 
-    def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
+    def __init__(self, base_env: Mapping[str, str]) -> None:
         import signal
 
         self._spawn = threading.Lock()
@@ -4753,7 +4729,7 @@ class Executor:
         An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
         """
         path = self.find_runner(runner)
-        whole_env = {**self._env, **{os.fsencode(key): os.fsencode(value) for key, value in env.items()}}
+        whole_env = {**self._env, **env}
         with self._spawn:
             try:
                 os.chdir(cwd or "/")  # each time anew: the path may lead elsewhere by now
@@ -4766,13 +4742,14 @@ class Executor:
             except OSError as error:
                 if error.errno == errno.E2BIG:
                     return Outcome("not_started", reason="its command and environment are too long for the system")
+                del self._runners[runner]  # looked for anew before the next claim
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
             trace = trace._replace(session=pid, start_s=boot_clock_s())
             attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
         return attempt
 
-    def _spawn_process(self, path: str, words: list[str], env: dict[bytes, bytes], fds: Mapping[int, int]) -> int:
+    def _spawn_process(self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]) -> int:
         actions: list[Any] = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
         if 0 not in fds:
             actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
@@ -4792,10 +4769,10 @@ class Executor:
 
     def find_runner(self, runner: tuple[str, ...]) -> str:
         """The path of a runner's program. Raises HostFault where there is none."""
-        import shutil
-
         path = self._runners.get(runner)
-        if path is None or not os.access(path, os.X_OK):
+        if path is None:
+            import shutil
+
             path = shutil.which(runner[0])
             if path is None:
                 raise HostFault(f"the runner '{runner[0]}' was not found")
@@ -5299,24 +5276,17 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a log's output from `start` on; nothing where there is none. An offset beyond what was asked
     for, or read before, says that what stood between was left out."""
     while True:
-        cut = _inode(path + CUT)
+        cut = _identity(path + CUT)
         with _log_parts(path) as parts:
             for part in parts:
                 start = max(start, part.base)
                 while chunk := os.pread(part.fd, CHUNK_BYTES, part.first + start - part.base):
-                    if _inode(path + CUT) != cut:
+                    if _identity(path + CUT) != cut:
                         break
                     yield start, chunk
                     start += len(chunk)
-        if _inode(path + CUT) == cut:
+        if _identity(path + CUT) == cut:
             return
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return 0
 
 
 def tail_start(path: str, lines: int) -> int:
@@ -5455,6 +5425,7 @@ class Worker:
         self._logs: dict[int, SlotLog] = {}  # by slot
         self._clock_mark: dict[str, Any] = {}
         self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
+        self._look_for_room_at = 0.0
         self._quiet_since = 0.0
         self._quiet_mark: object = None
 
@@ -5540,7 +5511,7 @@ class Worker:
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._executor = Executor(os.environb)
+        self._executor = Executor(os.environ)
         self.store.prepare()
         self.store.sweep_workers()
         self.store.follow()
@@ -5793,10 +5764,12 @@ class Worker:
     def _can_claim(self, slot: int, log: SlotLog) -> bool:
         """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says why not."""
         try:
-            if not has_room(self.store.logs_dir):
-                raise HostFault(f"no space is left for output under '{self.store.logs_dir}'")
+            if time.monotonic() >= self._look_for_room_at:
+                if not has_room(self.store.logs_dir):
+                    raise HostFault(f"no space is left for output under '{self.store.logs_dir}'")
+                self._look_for_room_at = time.monotonic() + TICK_S
             log.open()
-            self._executor.find_runner(self.store.config().runner)
+            self._executor.find_runner(self.store.last_config().runner)
         except HostFault as fault:
             self._have_trouble(slot, f"not claiming: {fault}")
             return False
@@ -5871,7 +5844,7 @@ class Worker:
         mark = self._mark(job)
         env = {**(job.env or {}), **self._variables(slot, job, mark)}
         trace = Trace(mark, self.store.home, (log.path,))
-        runner = self.store.config().runner
+        runner = self.store.last_config().runner
         attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), trace, job.timeout)
         if isinstance(attempt, Outcome):
             return attempt
@@ -5906,6 +5879,7 @@ class Worker:
             if self._stop_seen.wait(GROUP_STOP_S) and time.monotonic() - self._stopped_at < TICK_S:
                 return outcome._replace(kind="handed_back", reason="it was stopped together with its worker")
         if outcome.kind in ("exited", "signalled") and outcome.exit_code != 0 and not has_room(self.store.logs_dir):
+            self._look_for_room_at = 0.0
             return outcome._replace(kind="handed_back", reason="the disk of its output is full")
         if outcome.kind == "timed_out":
             return outcome._replace(

@@ -73,8 +73,8 @@ MUTANTS = [
     ),
     Mutant(
         "a link at the lock is followed",
-        "            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)\n",
-        "            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)\n",
+        "            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)\n",
+        "            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)\n",
         SECURITY + "test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed",
     ),
     Mutant(
@@ -243,7 +243,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reader does not notice a cut",
-        "                    if _inode(path + CUT) != cut:\n",
+        "                    if _identity(path + CUT) != cut:\n",
         "                    if False:\n",
         "test_log_max.py::test_a_log_is_read_on_while_it_is_cut",
     ),
@@ -309,14 +309,14 @@ MUTANTS = [
     ),
     Mutant(
         "a fold forgets the overlay's deletes",
-        "        for id, offset, old in _among(base, self.overlay.keys()):\n",
-        "        for id, offset, old in _among(base, mine.keys()):\n",
+        " for (id, _, seq), line in pairs if id not in changed]\n",
+        " for (id, _, seq), line in pairs]\n",
         STORE + "test_an_empty_array_is_an_empty_array",
     ),
     Mutant(
         "a fold puts revived jobs last",
-        "            if (seq := _seq(raw)) > last:\n",
-        "            if (seq := _seq(raw)) > -1:\n",
+        "            lines = [raw for _, raw in sorted([*kept, *mine[done:end]])]\n",
+        "            lines = [raw for _, raw in [*kept, *mine[done:end]]]\n",
         STORE + "test_dead_and_revived_jobs_keep_their_place",
     ),
     Mutant(
@@ -467,7 +467,7 @@ MUTANTS = [
     ),
     Mutant(
         "the unlinked lock is trusted",
-        '                if not _is_at(os.path.join(self.dir, "lock"), fd):',
+        "                if _identity(self._lock_path) != self._lock_identity:",
         "                if False:",
         STORE + "test_an_append_to_a_deleted_queue_is_refused",
     ),
@@ -571,7 +571,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stale wait is believed",
-        "            if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):\n",
+        "            if raw is not None and (self._is_held(id) or trust_job(raw).run_at != run_at):\n",
         "            if raw is not None and self._is_held(id):\n",
         STORE + "test_the_next_time_is_the_earliest_that_still_holds",
     ),
@@ -583,8 +583,8 @@ MUTANTS = [
     ),
     Mutant(
         "a stale wait of a job that is held again is believed",
-        "if raw is not None and (self._is_held(id) or _decode(raw).run_at != run_at):",
-        "if raw is not None and _decode(raw).run_at != run_at:",
+        "if raw is not None and (self._is_held(id) or trust_job(raw).run_at != run_at):",
+        "if raw is not None and trust_job(raw).run_at != run_at:",
         SCHEDULE + "test_what_a_dead_job_let_go_waits_again_when_it_is_revived",
     ),
     Mutant(
@@ -938,7 +938,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lock that is there no more is trusted, if it has a name",
-        '                if not _is_at(os.path.join(self.dir, "lock"), fd):',
+        "                if _identity(self._lock_path) != self._lock_identity:",
         "                if not os.fstat(fd).st_nlink:",
         FOUND + "test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one",
     ),

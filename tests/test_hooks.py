@@ -189,7 +189,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import queuectl as q
 q.HOOK_S = float(sys.argv[3])
-executor = q.Executor(os.environb)
+executor = q.Executor(os.environ)
 begun = lambda attempt: executor.end(0, attempt, "timed_out", None, 1) if sys.argv[4] == "end" else None
 print(executor.run_hook(0, sys.argv[2], "/", {}, 0, q.Trace("mark/x", "/", ()), begun).kind)
 """
@@ -227,7 +227,7 @@ def slot(home: Path, tmp_path: Path) -> q.Worker:
     store.prepare()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
     worker._header = {"pid": 1, "started_at": store.now(), "lock": "1.1", "threads": 1, "trouble": None}
-    worker._executor = q.Executor(os.environb)
+    worker._executor = q.Executor(os.environ)
     worker.file = store.create_worker(worker.name, worker._header, 1)
     return worker
 

@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant("no intent", (("if written:  # 2", "if False:"),), "points.py", "fold", "killed"),
     Mutant(
         "the arrays are not synced",
-        (("            os.fsync(fd)\n            return _mark_of(fd, crc)", "            return _mark_of(fd, crc)"),),
+        (("            os.fsync(fd)\n            return _mark_of(fd, zlib", "            return _mark_of(fd, zlib"),),
         "power.py",
         "fold",
     ),
@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     Mutant(
         "a new array is not synced",
-        (("            os.fsync(fd)\n            return _mark_of(fd, crc)", "            return _mark_of(fd, crc)"),),
+        (("            os.fsync(fd)\n            return _mark_of(fd, zlib", "            return _mark_of(fd, zlib"),),
         "power.py",
         "cancel waiting",
     ),
