@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -450,30 +451,33 @@ def encode_job(job: Job) -> bytes:
     return encode_json(job_to_dict(job))
 
 
-def parse_json(text: str, what: str) -> Any:
+def parse_json(text: str, what: str, hint: str = "") -> Any:
     """One JSON value, refusing what JSON libraries let pass: NaN, Infinity, duplicate keys, endless nesting."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)
         if len(out) < len(items):
             twice = next(key for number, (key, _) in enumerate(items) if key in dict(items[:number]))
-            raise BadValue(f"{what} has the key '{twice}' twice. Keep one of them.")
+            raise BadValue(f"has the key '{twice}' twice. Keep one of them.")
         for key, value in items:
             if not _is_finite(value):
-                raise BadValue(f"{what} has NaN or Infinity in '{key}', which JSON cannot hold.")
+                raise BadValue(f"has NaN or Infinity in '{key}', which JSON cannot hold.")
         return out
 
     try:
         value = json.loads(text, object_pairs_hook=pairs)
+        if _is_finite(value):
+            return value
+        problem = "holds NaN or Infinity, which JSON cannot hold. Give a finite number."
+    except BadValue as error:
+        problem = str(error)
     except json.JSONDecodeError as error:
-        raise BadValue(f"{what} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+        problem = f"is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
     except RecursionError:
-        raise BadValue(f"{what} is not usable JSON: it is nested too deeply.") from None
+        problem = "is not usable JSON: it is nested too deeply."
     except ValueError:
-        raise BadValue(f"{what} is not usable JSON: it holds a number of thousands of digits.") from None
-    if not _is_finite(value):
-        raise BadValue(f"{what} holds NaN or Infinity, which JSON cannot hold. Give a finite number.")
-    return value
+        problem = "is not usable JSON: it holds a number of thousands of digits."
+    raise BadValue(f"{what} {problem}{hint}")
 
 
 def _is_finite(value: object) -> bool:
@@ -3690,11 +3694,17 @@ class Accepted(NamedTuple):
     duplicate: bool = False
 
 
-def unique_key(command: str, cwd: str) -> str:
-    """The key of `--unique` without one: the same for the same command in the same directory."""
+MADE_KEY: Final = "\0"  # as a unique key: make one from command and directory (a key that is given holds no NUL)
+
+
+def make_spec(fields: Mapping[str, Any]) -> Spec:
+    """The Spec of checked fields. A key that is to be made is the same for the same command in the same directory."""
+    if fields.get("unique") != MADE_KEY:
+        return Spec(**fields)
     import hashlib
 
-    return hashlib.sha256(f"{cwd}\0{command}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{fields['cwd']}\0{fields['command']}".encode()).hexdigest()[:24]
+    return Spec(**{**fields, "unique": key})
 
 
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
@@ -3755,15 +3765,12 @@ class Bulk(NamedTuple):
     records: list[bytes]  # only where they were asked for
 
 
-def enqueue_bulk(
-    store: Store, lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, keep_records: bool
-) -> Bulk:
+def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_records: bool) -> Bulk:
     """Add one job per line of `lines`, all or nothing: every line is checked before the lock is taken.
 
-    `options` are a Spec's fields that hold for every line that does not say otherwise; with `auto_unique` each
-    job's unique key is made from its command and directory.
+    `options` are a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
     """
-    ids, keys, named = _names_in(lines, options, cwd, auto_unique, store.now())
+    ids, keys, named = _names_in(lines, options, store.now())
     wanted = ids.keys() | named
     found = store.look_up(wanted, keys) if wanted or keys else None
     bulk = Bulk(0, bytearray(), [])
@@ -3778,37 +3785,40 @@ def enqueue_bulk(
         stands_for: dict[str, str] = {}
         made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
-        plain = _PlainRecords(options, cwd, config, now)
-        for number, command, said in _parse_lines(lines, options, cwd, auto_unique, now):
-            key = said.get("unique")
-            if key is not None and key in there.keys:
-                bulk.ids.extend(b"%s\n" % there.keys[key].encode())
-                if keep_records:
-                    raw = made.get(key) or encode_job(store.peek(there.keys[key]))
-                    bulk.records.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
-                if said.get("id") in named:  # later lines that name this one mean the job it stands for
-                    stands_for[said["id"]], states[there.keys[key]] = there.keys[key], "pending"
-                continue
-            if "after" in said and stands_for:
-                parents = parents_of(Spec(**said)).items()
-                said["after"] = parse_after([{"id": stands_for.get(id, id), "any": any_end} for id, any_end in parents])
-            n += 1
-            id = said.get("id") or make_id(ms, n)
+        plain = _PlainRecords(options, config, now)
+        for number, said in _parse_lines(lines, options, now):
             start_at: str | None
-            if not said:
-                raw, start_at = plain.encode(id, n, command), plain.start_at
+            if isinstance(said, str):
+                n += 1
+                id, start_at = make_id(ms, n), plain.start_at
+                raw = plain.encode(id, n, said)
+            elif said.unique is not None and (holder := there.keys.get(said.unique)):
+                bulk.ids.extend(b"%s\n" % holder.encode())
+                if keep_records:
+                    raw = made.get(said.unique) or encode_job(store.peek(holder))
+                    bulk.records.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
+                if said.id in named:  # later lines that name this one mean the job it stands for
+                    stands_for[said.id], states[holder] = holder, "pending"
+                continue
             else:
+                n += 1
+                id = said.id or make_id(ms, n)
+                if said.after and stands_for:
+                    parents = [
+                        {"id": stands_for.get(id, id), "any": any_end} for id, any_end in parents_of(said).items()
+                    ]
+                    said = said._replace(after=parse_after(parents))
                 try:
-                    job, is_held = _accept(Spec(**said), id, n, config, now, states)
+                    job, is_held = _accept(said, id, n, config, now, states)
                 except Refused as error:
                     raise Refused(f"In {lines.unit} {number}: {error}") from None
                 if id in named:
                     states[id] = job.state
-                if key is not None and job.state != "dead":
-                    there.keys[key] = id
                 raw, start_at = encode_job(job), None if is_held or job.state == "dead" else job.run_at or ""
-                if key is not None and keep_records:
-                    made[key] = raw
+                if said.unique is not None and job.state != "dead":
+                    there.keys[said.unique] = id
+                    if keep_records:
+                        made[said.unique] = raw
             bulk.ids.extend(b"%s\n" % id.encode())
             if keep_records:
                 bulk.records.append(raw)
@@ -3828,32 +3838,32 @@ class _Names(NamedTuple):
     parents: set[str]
 
 
-def _names_in(lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, now: str) -> _Names:
+def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> _Names:
     """That, after a check of every line. Refuses an id that stands in two lines."""
     out = _Names({}, set(), set())
-    for number, _, said in _parse_lines(lines, options, cwd, auto_unique, now):
-        if (id := said.get("id")) is not None and out.ids.setdefault(id, number) != number:
+    for number, said in _parse_lines(lines, options, now):
+        if isinstance(said, str):
+            continue
+        if said.id is not None and out.ids.setdefault(said.id, number) != number:
             raise Refused(
-                f"In {lines.unit} {number}: job '{id}' stands in {lines.unit} {out.ids[id]} too. Nothing was added. "
-                "Give each an id of its own, or leave it out."
+                f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {out.ids[said.id]} too. Nothing was "
+                "added. Give each an id of its own, or leave it out."
             )
-        if "unique" in said:
-            out.keys.add(said["unique"])
-        if "after" in said:
-            out.parents.update(parents_of(Spec(**said)))
+        if said.unique is not None:
+            out.keys.add(said.unique)
+        out.parents.update(parents_of(said))
     return out
 
 
 class _PlainRecords:
     """Encodes the jobs of a bulk that differ in nothing but id, seq and command, from one made beforehand."""
 
-    def __init__(self, options: Mapping[str, Any], cwd: str, config: Config, now: str) -> None:
+    def __init__(self, options: Mapping[str, Any], config: Config, now: str) -> None:
         from json.encoder import encode_basestring
 
-        job = new_job(Spec(**{"cwd": cwd, **options, "command": "x"}), "x", 1, config, now)
+        job = new_job(Spec(**{**options, "command": "x"}), "x", 1, config, now)
         self.start_at = job.run_at or ""
-        record = encode_job(job)
-        self._rest = record.split(b'"command": "x"', 1)[1]
+        self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
         self._quote = encode_basestring
 
     def encode(self, id: str, seq: int, command: str) -> bytes:
@@ -3861,30 +3871,20 @@ class _PlainRecords:
         return head.encode() + self._rest
 
 
-def _parse_lines(
-    lines: Spool, options: Mapping[str, Any], cwd: str, auto_unique: bool, now: str
-) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(number, command, fields of a Spec) of each line that holds a job; what is wrong with one names its number.
+def _parse_lines(lines: Spool, options: Mapping[str, Any], now: str) -> Iterator[tuple[int, str | Spec]]:
+    """(number, job) of each line that holds one; what is wrong with one names its number.
 
-    No fields where it says nothing but a command and needs no key: such jobs are encoded without making a Spec.
+    The command alone where it says nothing else and needs no key: such jobs are encoded without making a Spec.
     """
-    base = {"cwd": cwd, **options}
-    plain = not auto_unique and options.keys().isdisjoint(("unique", "after"))
+    plain = options.keys().isdisjoint(("unique", "after"))
     for number, line in lines.numbered():
         try:
             said = parse_job_line(line, now)
         except BadValue as error:
             raise BadValue(f"In {lines.unit} {number}: {error}") from None
-        if said is None:
-            continue
-        command = said["command"]
-        if plain and len(said) == 1:
-            yield number, command, {}
-            continue
-        said = merge_fields(base, said)
-        if auto_unique:
-            said["unique"] = unique_key(command, said["cwd"])
-        yield number, command, said
+        if said is not None:
+            is_plain = plain and len(said) == 1
+            yield number, said["command"] if is_plain else make_spec(merge_fields(options, said))
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3896,11 +3896,8 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     if not text or text[0] == "#":
         return None
     if text[0] == "{":
-        try:
-            record = parse_json(text, "The job")
-        except BadValue as error:
-            raise BadValue(f'{error} A shell line that begins with {{ is written {{"command": "{{ ..."}}.') from None
-        return parse_spec(record, now)
+        hint = ' A shell line that begins with { is written {"command": "{ ..."}.'
+        return parse_spec(parse_json(text, "The job", hint), now)
     return {"command": parse_command(text)}
 
 
@@ -4033,14 +4030,21 @@ def _is_run_of(job: Job, worker: str, run: int) -> bool:
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
     """Take back the job of a dead worker, of whose run nothing lives any more. None where it was not its own."""
-    with store.transaction() as change:
+    with _change(store) as change:
         job = change.job(orphan.id)
         if job is None or not _is_run_of(job, orphan.worker or "", orphan.runs):
             return None
         back = recover_job(job, excused, change.now)
         change.put(job, back)
-    store.wake_workers()
     return back
+
+
+@contextlib.contextmanager
+def _change(store: Store) -> Iterator[Transaction]:
+    """A transaction of which the workers are told."""
+    with store.transaction() as change:
+        yield change
+    store.wake_workers()
 
 
 # -- What people do to jobs
@@ -4064,64 +4068,50 @@ def unknown_job(id: str) -> Refused:
     return Refused(f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. See them all with: queuectl list.")
 
 
+def _refusal(job: Job, why: str, hint: str = "") -> Refused:
+    return Refused(f"Job '{job.id}' {why}. Nothing was changed. {hint or f'See it with: queuectl show {job.id}.'}")
+
+
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """Waiting jobs die, and with them who needs them; running ones are marked and stopped by whoever runs them.
     Refuses jobs that are over."""
     out = []
-    with store.transaction() as change:
+    with _change(store) as change:
         for job in find_all(store, ids):
             if job.state in OVER:
-                raise Refused(
-                    f"Job '{job.id}' is {job.state} already and cannot be cancelled. Nothing was changed. "
-                    f"See it with: queuectl show {job.id}."
-                )
+                raise _refusal(job, f"is {job.state} already and cannot be cancelled")
             if job.cancelled_at is None:
                 change.put(job, job := cancel_job(job, change.now))
             out.append(job)
         out += [new for _, new in change.changes.values() if new is not None and new.id not in ids]
-    store.wake_workers()
     return out
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """Failed jobs are due now; dead ones are revived, with those that died for it. Refuses all others."""
     out = []
-    with store.transaction() as change:
-        dead = []
-        for job in find_all(store, ids):
+    with _change(store) as change:
+        jobs = find_all(store, ids)
+        for job in jobs:
             if job.state not in ("failed", "dead"):
-                raise Refused(
-                    f"Job '{job.id}' is {job.state}; only a failed or dead job can be retried. Nothing was changed. "
-                    f"See it with: queuectl show {job.id}."
-                )
-            if job.state == "dead":
-                dead.append(job)
-            else:
+                raise _refusal(job, f"is {job.state}; only a failed or dead job can be retried")
+            if job.state == "failed":
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
-        out += _revive(change, dead, {}, None, *_coming_back(store, dead))
-    store.wake_workers()
+        out += _revive(change, [job for job in jobs if job.state == "dead"], {})
     return out
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
     """Waiting jobs with these fields changed (`edit_job`). Refuses all others."""
     out = []
-    with store.transaction() as change:
+    with _change(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
-                hint = (
-                    "Change it on its way back: queuectl dlq retry"
-                    if job.state == "dead"
-                    else "See it with: queuectl show"
-                )
-                raise Refused(
-                    f"Job '{job.id}' is {job.state}; only a pending or failed job can be edited. Nothing was changed. "
-                    f"{hint} {job.id}."
-                )
-            change.put(job, new := edit_job(job, changes, store.config().backoff_max, change.now))
-            out.append(new)
-    store.wake_workers()
+                hint = f"Change it on its way back: queuectl dlq retry {job.id}." if job.state == "dead" else ""
+                raise _refusal(job, f"is {job.state}; only a pending or failed job can be edited", hint)
+            out.append(edit_job(job, changes, store.config().backoff_max, change.now))
+            change.put(job, out[-1])
     return out
 
 
@@ -4129,14 +4119,13 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """A new job like each of these, whatever its state; gives the new ones. The key is theirs too, as a revived job's
     is: whoever enqueues with it while one of them is active finds that one."""
     out = []
-    with store.transaction() as change:
+    with _change(store) as change:
         ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
         parents = store.find_jobs({id for job in jobs for id in parents_of(job)})
         not_over = {id for id, parent in parents.items() if parent.state not in OVER}
         for seq, job in enumerate(jobs, store.totals.n + 1):
-            change.put(None, new := rerun_job(job, make_id(ms, seq), seq, not_over, change.now))
-            out.append(new)
-    store.wake_workers()
+            out.append(rerun_job(job, make_id(ms, seq), seq, not_over, change.now))
+            change.put(None, out[-1])
     return out
 
 
@@ -4148,11 +4137,8 @@ def revive_jobs(
 
     `spread_s` lets them start evenly over that time.
     """
-    with store.transaction() as change:
-        jobs = [check_dead(job) for job in find_all(store, ids)]
-        out = _revive(change, jobs, changes or {}, spread_s, *_coming_back(store, jobs))
-    store.wake_workers()
-    return out
+    with _change(store) as change:
+        return _revive(change, [check_dead(job) for job in find_all(store, ids)], changes or {}, spread_s)
 
 
 def revive_all(
@@ -4160,64 +4146,57 @@ def revive_all(
 ) -> list[Job]:
     """Every dead letter that matches, unless it needs one that stays dead; the cancelled ones only where asked for:
     somebody did not want them."""
-    with store.transaction() as change:
+    with _change(store) as change:
         dead = store.jobs(states=("dead",))
         jobs = [job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)]
-        back, _ = _coming_back(store, jobs)
-        out = _revive(change, [job for job in jobs if job.id in back], changes, spread_s, back, {})
-    store.wake_workers()
-    return out
+        back = _coming_back(store, jobs)
+        return _revive(change, [job for job in jobs if job.id in back], changes, spread_s)
 
 
 def check_dead(job: Job) -> Job:
     """The job, where it is dead; refuses it otherwise."""
     if job.state != "dead":
-        raise Refused(
-            f"Job '{job.id}' is not in the dead letter queue (its state is '{job.state}'). Nothing was changed. "
-            f"See it with: queuectl show {job.id}."
-        )
+        raise _refusal(job, f"is not in the dead letter queue (its state is '{job.state}')")
     return job
 
 
-def _coming_back(store: Store, jobs: Sequence[Job]) -> tuple[dict[str, Job], dict[str, str]]:
-    """Those of these dead jobs that can be revived, with the others that died only for them; and for each that cannot
-    the job that it needs and that stays dead."""
+def _coming_back(store: Store, jobs: Sequence[Job]) -> dict[str, Job]:
+    """Those of these dead jobs that can be revived, and the others that died only for them, by id."""
     chosen = {job.id: job for job in jobs}
-    dead, back, kept = set(), dict[str, Job](), dict[str, str]()
+    stays: set[str] = set()
+    back: dict[str, Job] = {}
     for raw in store.raws(arrays=("dlq",)) if jobs else ():  # who is needed comes first (J5)
         id, _, _ = _head(raw)
-        dead.add(id)
         job = chosen.get(id) or (decode_job(raw) if b'"after": ' in raw else None)
         needed = needed_by(job) if job is not None else []
-        if job is None or not (id in chosen or (has_died_after(job) and not back.keys().isdisjoint(needed))):
-            continue
-        if stays := [id for id in needed if id in dead and id not in back]:
-            kept[id] = stays[0]
-        else:
+        is_meant = id in chosen or (job and has_died_after(job) and not back.keys().isdisjoint(needed))
+        if job is not None and is_meant and stays.isdisjoint(needed):
             back[id] = job
-    return back, kept
+        else:
+            stays.add(id)
+    return back
 
 
 def _revive(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None,
-    back: dict[str, Job], kept: dict[str, str],
-) -> list[Job]:  # fmt: skip
-    out = []
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None = None
+) -> list[Job]:
+    """These dead letters with these changes, then those that died for them only; refuses one that cannot come back."""
+    back = _coming_back(change.store, jobs)
     begin = changes.get("run_at", change.now)
+    out = []
     for number, job in enumerate(jobs):
-        if parent := kept.get(job.id):
-            raise Refused(
-                f"Job '{job.id}' comes after '{parent}', which is dead. Nothing was changed. Bring that one back, and "
-                f"this one comes with it if it died for nothing else: queuectl dlq retry {parent}."
-            )
+        if job.id not in back:
+            dead = [parent.id for parent in change.store.find_jobs(needed_by(job)).values() if parent.state == "dead"]
+            parent = next(id for id in needed_by(job) if id in dead and id not in back)
+            hint = "Bring that one back, and this one comes with it if it died for nothing else: queuectl dlq retry"
+            raise _refusal(job, f"comes after '{parent}', which is dead", f"{hint} {parent}.")
         if spread_s:
             changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(jobs))}
-        new = edit_job(revive_job(back.pop(job.id), change.now), changes, 0, change.now)
-        out.append(new)
-        change.put(job, new)
-    for job in back.values():
-        out.append(revive_job(job, change.now))
-        change.put(job, out[-1])
+        out.append(edit_job(revive_job(job, change.now), changes, 0, change.now))
+    chosen = {job.id for job in jobs}
+    out += [revive_job(job, change.now) for id, job in back.items() if id not in chosen]
+    for new in out:
+        change.put(back[new.id], new)
     return out
 
 
@@ -4258,18 +4237,16 @@ def purge_completed(store: Store, seconds: float, place: Place, most_s: float) -
     return out, place_after
 
 
-def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
+def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
     """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting one names."""
     with store.transaction() as change:
         out = [check_dead(job) for job in find_all(store, ids)]
         for job in out:
             if child := next(store.waiting().children(job.id, job.seq), None):
-                raise Refused(
-                    f"Job '{job.id}' cannot be purged: job '{child.id}', which waits, comes after it. Nothing was "
-                    f"changed. See it with: queuectl show {child.id}."
-                )
+                why = f"cannot be purged: job '{child.id}', which waits, comes after it"
+                raise _refusal(job, why, f"See it with: queuectl show {child.id}.")
             change.delete(job)
-    return out
+    return Purged(out, [])
 
 
 def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
@@ -4278,31 +4255,30 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
     return has_text and (not tags or not set(tags).isdisjoint(job.tags or ()))
 
 
-def is_older(job: Job, now: str, seconds: float | None) -> bool:
-    """Whether a job was over that long ago."""
-    return seconds is None or add_seconds(job.finished_at or now, seconds) <= now
+def over_for(states: Collection[str], seconds: float | None) -> Callable[[Job, str], bool]:
+    """Picks, for a purge, the jobs in these states that have been over for so long."""
+    return lambda job, now: (
+        job.state in states and (seconds is None or add_seconds(job.finished_at or now, seconds) <= now)
+    )
 
 
 # -- Settings
 
 
-def set_setting(store: Store, name: str, text: str) -> object:
-    """Change one setting; gives its new value as stored. Raises BadValue before anything is written."""
+def set_setting(store: Store, name: str, text: str | None) -> object:
+    """Change one setting (None: back to its default); gives its new value as stored. Raises BadValue before anything
+    is written."""
     key = known_setting(name)
-    value = setting_from_text(key, text)
+    value: object = SETTINGS[key]["default"] if text is None else setting_from_text(key, text)
     SETTINGS[key]["check"](value, key)
     store.save_settings(lambda values: {**default_settings(), **values, key: value})
     store.wake_workers()
     return value
 
 
-def unset_setting(store: Store, name: str) -> object:
-    """Back to the default; gives it."""
-    key = known_setting(name)
-    default: object = SETTINGS[key]["default"]
-    store.save_settings(lambda values: {**default_settings(), **values, key: default})
-    store.wake_workers()
-    return default
+def settings_in_force(store: Store) -> dict[str, object]:
+    """Every setting as config.json spells it, the default where it does not name one."""
+    return {**default_settings(), **store.settings()}
 
 
 # -- Looking
@@ -4322,7 +4298,7 @@ def _overview(store: Store, totals: Totals) -> dict[str, Any]:
         "paused": store.config().paused,
         "oldest_pending_s": None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3),
         "next_run_at": totals.next_run_at,
-        "config": {**default_settings(), **store.settings()},
+        "config": settings_in_force(store),
         "home": store.home,
     }
 
@@ -6158,8 +6134,6 @@ def _fit(row: Sequence[Piece], width: int | None) -> str:
 
 def _aligned(rows: Iterable[Row], width: int | None) -> Iterator[Row]:
     """The rows, their ids as wide as the widest (on a terminal at most a third of it)."""
-    import itertools
-
     rest = iter(rows)
     first = list(itertools.islice(rest, TABLE_ROWS))
     widest = max((len(row[0][0]) for row in first), default=0)
@@ -6440,9 +6414,11 @@ def as_json(value: object) -> str:
 
 # ======== 9. COMMANDS ========
 # The command line: take arguments, call one operation, present, exit. The only section that knows Click, prints, and
-# waits for a person's sake; no decisions about jobs.
+# waits for a person's sake; no decisions about jobs. What a command returns is its exit code (None: 0).
 
 POLL_S: Final = 0.03  # between two looks of a command that waits
+WATCH_LEAST_S: Final = 0.1
+COMPLETED_MAX: Final = 100  # ids that a shell is offered
 
 
 class App:
@@ -6466,24 +6442,31 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # Click's own classes set it per class
 
 
-class Group(click.Group):
-    """A group whose commands have second names."""
+class Command(click.Command):
+    """A command of whose help the last line, `Example: ...`, stands as a block of its own."""
 
-    aliases: Mapping[str, str] = {}
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.help = (self.help or "").replace("Example: ", "\b\n    Example:\n      ")
+
+
+class Group(Command, click.Group):
+    """A group, some of whose commands have second names."""
+
+    command_class = Command
+    aliases: Final = {"cli metrics": "stats", "dlq clear": "purge", "dlq delete": "purge", "config list": "show"}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, self.aliases.get(cmd_name, cmd_name))
+        return super().get_command(ctx, self.aliases.get(f"{self.name} {cmd_name}", cmd_name))
 
 
 class Root(Group):
     """The one command group; here every error becomes its exit."""
 
-    aliases = {"metrics": "stats"}
+    group_class = Group
 
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what it cannot print (help, an error where stderr is full) keeps its exit code too."""
-        if not more.pop("standalone_mode", True):
-            return super().main(*args, **{**more, "standalone_mode": False})
         code: Any = EXIT_STORAGE
         try:
             try:
@@ -6504,32 +6487,30 @@ class Root(Group):
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """As Click's own, but what ends a command is told together with what it had changed by then."""
         try:
             return super().invoke(ctx)
-        except QueueError as error:
-            text, made = str(error), ctx.obj.made if isinstance(ctx.obj, App) else None
-            if made:
-                text = f"{text.replace(' Nothing was changed.', '')} The change was made before that: {made}"
-            raise Failure(text, error.exit_code) from error
-        except (KeyboardInterrupt, click.Abort):
-            if sys.stderr.isatty():
-                click.echo(err=True)  # the cursor stands behind "^C"
-            if isinstance(ctx.obj, App) and ctx.obj.made:
-                click.echo(f"Interrupted. The change was made before that: {clean(ctx.obj.made)}", err=True)
-            ctx.exit(130)
-        except OSError as error:
-            if error.filename is not None:
-                made = ctx.obj.made if isinstance(ctx.obj, App) else None
-                after = f"The change was made before that: {made}" if made else "Try again."
-                raise Failure(f"{error.strerror}: '{os.fsdecode(error.filename)}'. {after}", EXIT_STORAGE) from error
+        except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             made = ctx.obj.made if isinstance(ctx.obj, App) else None
-            if error.errno == errno.EPIPE and made is None:
-                discard_output(1)
-                ctx.exit(EXIT_REFUSED)
+            after = f" The change was made before that: {made}" if made else ""
+            if isinstance(error, QueueError):
+                text = f"{error}".replace(" Nothing was changed.", "") + after if made else f"{error}"
+                raise Failure(text, error.exit_code) from error
+            if not isinstance(error, OSError):
+                if sys.stderr.isatty():
+                    click.echo(err=True)  # the cursor stands behind "^C"
+                if made:
+                    click.echo(f"Interrupted.{clean(after)}", err=True)
+                return 130
+            if error.filename is not None:
+                where = f"{error.strerror}: '{os.fsdecode(error.filename)}'."
+                raise Failure(where + (after or " Try again."), EXIT_STORAGE) from error
             discard_output(1)
-            after = f" The change was made: {made}" if made else " Nothing was changed."
             code = EXIT_REFUSED if error.errno == errno.EPIPE else EXIT_STORAGE
-            raise Failure(f"The result could not be printed: {error.strerror}.{after}", code) from error
+            if error.errno == errno.EPIPE and made is None:
+                return code
+            text = f"The result could not be printed: {error.strerror}.{after or ' Nothing was changed.'}"
+            raise Failure(text, code) from error
 
 
 def find_home(option: str | None) -> str:
@@ -6552,17 +6533,6 @@ class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since 
             self.fail(str(error), param, ctx)
 
 
-class StateType(click.Choice[str]):
-    def __init__(self, states: Sequence[str] = STATES) -> None:
-        super().__init__(states, case_sensitive=False)
-
-
-DURATION: Final = DurationType()
-_as_json = click.option("--json", "as_json_", is_flag=True, help="Print one JSON value.")
-_match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
-_limit = click.option("--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs.")
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-COMPLETED_MAX: Final = 100  # ids that a shell is offered
 _COMPLETES: Final = {"cancel": (*WAITING, "processing"), "retry": ("failed", "dead"), "edit": WAITING, "dlq": ("dead",)}
 
 
@@ -6586,22 +6556,22 @@ def _complete_paths(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [CompletionItem(incomplete, type="dir" if param.name in ("cwd", "home") else "file")]
 
 
+# What several commands take.
+DURATION: Final = DurationType()
+_app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
-_id = click.argument("id", metavar="ID", shell_complete=_complete_ids)
+_json = click.option("--json", "in_json", is_flag=True, help="Print one JSON value.")
+_match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
+_limit = click.option("--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs.")
+_tags = click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def _echo_all(lines: Iterable[str]) -> None:
-    """Print lines in pieces of some kilobytes: Click flushes every call."""
-    piece: list[str] = []
-    size = 0
-    for line in lines:
-        piece.append(line)
-        size += len(line)
-        if size > 1 << 15:
-            click.echo("\n".join(piece))
-            piece, size = [], 0
-    if piece:
+    """Print lines, many at a time: Click flushes every call."""
+    rest = iter(lines)
+    while piece := list(itertools.islice(rest, 200)):
         click.echo("\n".join(piece))
 
 
@@ -6612,13 +6582,21 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-@click.group(
-    cls=Root,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda word: word.replace("_", "-"),
-    },
-)
+@contextlib.contextmanager
+def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        bar.render_progress()
+        yield bar.update
+
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
+
+
+@click.group(cls=Root, context_settings=_CONTEXT)
 @click.option("--home", metavar="DIR", shell_complete=_complete_paths,
               help="The queue's directory (else QUEUECTL_HOME).")  # fmt: skip
 @click.version_option(__version__, prog_name="queuectl")
@@ -6636,7 +6614,7 @@ def cli(ctx: click.Context, home: str | None) -> None:
     elif os.environ.get("FORCE_COLOR"):
         ctx.color = True
     if home == "":
-        raise click.UsageError("--home is empty. Give a directory.", ctx)
+        raise click.UsageError("--home is empty. Give a directory.")
     ctx.obj = App(find_home(home))
     ctx.call_on_close(ctx.obj.store.close)
 
@@ -6644,10 +6622,7 @@ def cli(ctx: click.Context, home: str | None) -> None:
 # -- enqueue
 
 
-_NO_KEY: Final = "\0"  # what --unique holds where no key was given: no argument can
-
-
-class EnqueueCommand(click.Command):
+class EnqueueCommand(Command):
     """Remembers what Click's parser forgets: whether `--` stood before the words, and `--unique=KEY`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -6657,36 +6632,29 @@ class EnqueueCommand(click.Command):
         separated = len(given) > len(words) and given[len(given) - len(words) - 1] == "--"
         options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)} - {"words"}
         options.add("--help")  # -h is left to commands: du -h, grep -h
-        if not separated:
-            for word in words[1:]:
-                if word.partition("=")[0].replace("_", "-") in options:
-                    raise click.UsageError(
-                        f"'{word}' stands after the command's first word, where it is the command's own. Options "
-                        "of enqueue come before it; for a command that has such an option write -- before it.",
-                        ctx,
-                    )
-        ctx.meta["unique_is_key"] = any(re.match(r"--unique=", word) for word in given)
-        ctx.meta["separated"] = separated
+        for word in () if separated else words[1:]:
+            if word.partition("=")[0].replace("_", "-") in options:
+                raise click.UsageError(
+                    f"'{word}' stands after the command's first word, where it is the command's own. Options "
+                    "of enqueue come before it; for a command that has such an option write -- before it.",
+                    ctx,
+                )
+        ctx.params |= {"separated": separated, "has_key": any(word.startswith("--unique=") for word in given)}
         return rest
 
 
 def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what a job is, shared by enqueue, edit and `dlq retry`."""
+    priority, retries = click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), click.IntRange(0, RETRIES_MAX)
     for option in (
-        click.option(
-            "--env",
-            multiple=True,
-            metavar="KEY[=VALUE]",
-            help="A variable for the job; KEY alone copies yours.",
-        ),
+        click.option("--env", multiple=True, metavar="KEY[=VALUE]",
+                     help="A variable for the job; KEY alone copies yours."),
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
-        click.option(
-            "--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), help="Higher starts first. [new: 0]"
-        ),
-        click.option("--max-retries", type=click.IntRange(0, RETRIES_MAX), help="Attempts in all. [new: max_retries]"),
+        click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
+        click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
         click.option("--timeout", type=DURATION, help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
-    ):
+    ):  # fmt: skip
         function = option(function)
     return function
 
@@ -6701,17 +6669,16 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable).")
 @click.option("--after-any", multiple=True, metavar="ID", help="Start when it is over, completed or dead (repeatable).")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
-@click.option(
-    "--unique", is_flag=False, flag_value=_NO_KEY, metavar="[KEY]", help="Not while a job with KEY is active."
-)
+@click.option("--unique", is_flag=False, flag_value=MADE_KEY, metavar="[KEY]",
+              help="Not while a job with KEY is active.")  # fmt: skip
 @click.option("--file", "path", metavar="FILE", shell_complete=_complete_paths,
               help="One job a line, - for stdin; all or nothing.")  # fmt: skip
 @click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
 @click.option("--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code.")
-@_as_json
-@click.pass_context
-def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, stream: bool, wait_: bool,
-            as_json_: bool, **more: Any) -> None:  # fmt: skip
+@_json
+@_app
+def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str | None, stream: bool, wait_: bool,
+            in_json: bool, separated: bool, has_key: bool, **given: Any) -> int:  # fmt: skip
     """Add a job and print its id.
 
     The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
@@ -6723,80 +6690,57 @@ def enqueue(ctx: click.Context, /, words: tuple[str, ...], path: str | None, str
       queuectl enqueue '{"id":"job1","command":"echo test"}'
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
     """
-    app: App = ctx.obj
+    sources = sum(map(bool, (words, command, path, stream)))
+    if sources > 1:
+        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
+    if wait_ and (path is not None or stream or in_json):
+        raise click.UsageError("--wait is for one job's output: leave --file, --stream and --json out.")
+    if not sources and not has_key and given["unique"] not in (None, MADE_KEY):
+        words, given["unique"] = (given["unique"],), MADE_KEY
     now = app.store.now()
-    command = more.pop("command")
-    if len([1 for source in (words, command, path, stream) if source]) > 1:
-        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.", ctx)
-    if wait_ and (path is not None or stream or as_json_):
-        raise click.UsageError("--wait is for one job's output: leave --file, --stream and --json out.", ctx)
-    auto_unique = more["unique"] == _NO_KEY
-    if (
-        more["unique"] is not None
-        and not auto_unique
-        and not (words or command or path or stream or ctx.meta["unique_is_key"])
-    ):
-        words, auto_unique = (more["unique"],), True
-    options = _spec_options(ctx, now, auto_unique, more)
-    cwd = options["cwd"] if "cwd" in options else _here()
+    options = _spec_options(now, given)
+    defaults = {"cwd": options["cwd"] if "cwd" in options else _here()}
     if stream:
-        if as_json_:
-            raise click.UsageError("--stream prints ids as they come, not one JSON value: leave --json out.", ctx)
-        _enqueue_stream(ctx, options, cwd, auto_unique)
-        return
+        if in_json:
+            raise click.UsageError("--stream prints ids as they come, not one JSON value: leave --json out.")
+        return _enqueue_stream(app, {**defaults, **options})
     if path is not None:
         if "id" in options:
-            raise click.UsageError("--id is for one job: with --file give an id in each line.", ctx)
-        _enqueue_file(app, path, options, cwd, auto_unique, as_json_)
-        return
-    fields = {"command": parse_command(command)} if command is not None else _parse_words(ctx, words, now)
-    fields = merge_fields(fields, options)
-    accepted = enqueue_job(app.store, _spec({"cwd": cwd, **fields}, auto_unique))
-    app.done(f"job {accepted.job.id} is in the queue.")
+            raise click.UsageError("--id is for one job: with --file give an id in each line.")
+        return _enqueue_file(app, path, {**defaults, **options}, in_json)
+    fields = {"command": parse_command(command)} if command is not None else _parse_words(words, separated, now)
+    accepted = enqueue_job(app.store, make_spec({**defaults, **merge_fields(fields, options)}))
+    job = accepted.job
+    app.done(f"job {job.id} is in the queue.")
     if wait_:
-        _follow_to_end(ctx, accepted.job)
-    _show_accepted(accepted, as_json_)
+        return _follow_to_end(app, job)
+    if has_died_after(job):
+        click.echo(f"Job {job.id} is dead from the start: {job.reason}.", err=True)
+    duplicate = {"duplicate": True} if accepted.duplicate else {}
+    click.echo(as_json({**job_to_dict(job), **duplicate}) if in_json else job.id)
+    return 0
 
 
-def _follow_to_end(ctx: click.Context, job: Job) -> None:
+def _follow_to_end(app: App, job: Job) -> int:
     """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own exit code."""
-    app: App = ctx.obj
     app.made = f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
     click.echo(job.id, err=True)
     app.store.read()
     if sys.stderr.isatty() and not app.store.live_workers(first=True):
         click.echo("No worker is running, so this waits for one: queuectl worker start", err=True)
     job = _print_output(app.store, find_all(app.store, [job.id])[0], max(1, job.runs), math.inf)
-    _exit_as(ctx, {job.id: job}, single=True)
+    return _exit_as({job.id: job}, single=True)
 
 
-def _spec(fields: dict[str, Any], auto_unique: bool) -> Spec:
-    if auto_unique:
-        fields = {**fields, "unique": unique_key(fields["command"], fields["cwd"])}
-    return Spec(**fields)
-
-
-def _show_accepted(accepted: Accepted, in_json: bool) -> None:
-    if has_died_after(accepted.job):
-        click.echo(f"Job {accepted.job.id} is dead from the start: {accepted.job.reason}.", err=True)
-    if in_json:
-        click.echo(as_json({**job_to_dict(accepted.job), **({"duplicate": True} if accepted.duplicate else {})}))
-    else:
-        click.echo(accepted.job.id)
-
-
-def _parse_words(ctx: click.Context, words: tuple[str, ...], now: str) -> dict[str, Any]:
+def _parse_words(words: tuple[str, ...], separated: bool, now: str) -> dict[str, Any]:
     """A Spec's fields from the words of the command line."""
     if not words:
-        raise click.UsageError("Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h", ctx)
-    if words[0].startswith("{") and not (ctx.meta["separated"] and len(words) > 1):
+        raise click.UsageError("Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h")
+    if words[0].startswith("{") and not (separated and len(words) > 1):
         if len(words) > 1:
             raise BadValue('A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.')
-        try:
-            record = parse_json(words[0], "The job")
-        except BadValue as error:
-            raise BadValue(f"{error} For a shell line that begins with '{{' use: --command TEXT.") from None
-        return parse_spec(record, now)
+        hint = " For a shell line that begins with '{' use: --command TEXT."
+        return parse_spec(parse_json(words[0], "The job", hint), now)
     if len(words) == 1:
         return {"command": parse_command(words[0])}
     import shlex
@@ -6804,25 +6748,21 @@ def _parse_words(ctx: click.Context, words: tuple[str, ...], now: str) -> dict[s
     return {"command": parse_command(shlex.join(words))}
 
 
-def _spec_options(ctx: click.Context, now: str, auto_unique: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+def _spec_options(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The Spec's fields that options gave, checked as the JSON fields are."""
     if given["at"] is not None and given["delay"] is not None:
-        raise click.UsageError("Give --at or --delay, not both.", ctx)
-    out: dict[str, Any] = _changed_fields(now, given)
-    plain = {
-        "id": given["id"],
-        "unique": None if auto_unique else given["unique"],
-        "no_retry_on": given["no_retry_on"],
-    }
-    out |= {name: FIELD_CHECKS[name](value, name) for name, value in plain.items() if value is not None}
+        raise click.UsageError("Give --at or --delay, not both.")
+    out = _changed_fields(now, given)
+    for name in ("id", "unique", "no_retry_on"):
+        if (value := given[name]) is not None:
+            out[name] = value if value == MADE_KEY else FIELD_CHECKS[name](value, name)
     if given["after"] or given["after_any"]:
         out["after"] = parse_after([*given["after"], *({"id": id, "any": True} for id in given["after_any"])])
     if given["delay"] is not None:
         out["wait_s"] = given["delay"]
     if given["tags"]:
         out["tags"] = parse_tags(list(given["tags"]))
-    if given["cwd"] is not None:
-        path = given["cwd"]
+    if (path := given["cwd"]) is not None:
         out["cwd"] = parse_cwd(path if path.startswith("/") or not path else os.path.join(_here(), path))
     return out
 
@@ -6856,17 +6796,16 @@ def _here() -> str:
         raise Refused(f"{error} Or give another: --cwd DIR.") from error
 
 
-def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_unique: bool, in_json: bool) -> None:
+def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
     """All jobs of a file or of stdin, or none."""
     spool = Spool(app.store, _chunks(path))
     try:
-        whole = _read_whole(spool)
-        if whole is not None:
+        if (whole := _read_whole(spool)) is not None:
             spool.close()
             spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole), "element")
         with _progress(2 * spool.size, "Adding") as advance:  # each line is looked at twice
             spool.seen = advance if sys.stderr.isatty() else None
-            bulk = enqueue_bulk(app.store, spool, options, cwd, auto_unique, in_json)
+            bulk = enqueue_bulk(app.store, spool, options, in_json)
     finally:
         spool.close()
     if bulk.added:
@@ -6875,6 +6814,7 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], cwd: str, auto_u
         click.echo(as_json([json.loads(raw) for raw in bulk.records]))
     else:
         click.echo(bytes(bulk.ids), nl=False)
+    return 0
 
 
 def _chunks(path: str) -> Iterator[bytes]:
@@ -6892,8 +6832,6 @@ def _chunks(path: str) -> Iterator[bytes]:
 def _read_whole(spool: Spool) -> list[Any] | None:
     """The records of a file whose first line, comments apart, is `[` or `{` alone, or begins with `[{`, which no
     command does: one JSON array or object. None for others."""
-    import itertools
-
     lines = itertools.dropwhile(lambda line: line[1].strip()[:1] in (b"", b"#"), spool.numbered())
     number, first = next(lines, (1, b""))
     if first.strip() not in (b"[", b"{") and not first.strip().startswith(b"[{"):
@@ -6902,10 +6840,7 @@ def _read_whole(spool: Spool) -> list[Any] | None:
         text = b"\n".join([*[b""] * (number - 1), first, *(line for _, line in lines)]).decode()
     except UnicodeDecodeError:
         raise BadValue("The file is not valid UTF-8. Save it as UTF-8.") from None
-    try:
-        value = parse_json(text, "The file")
-    except BadValue as error:
-        raise BadValue(f"{error} Give one array of objects, or one job a line.") from None
+    value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
     records = value if isinstance(value, list) else [value]
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
@@ -6913,90 +6848,78 @@ def _read_whole(spool: Spool) -> list[Any] | None:
     return records
 
 
-def _enqueue_stream(ctx: click.Context, options: dict[str, Any], cwd: str, auto_unique: bool) -> None:
+def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
     """Each line of stdin, accepted at once and its id printed; a bad line is an error, and exit 1 at the end."""
-    app: App = ctx.obj
-    failed = False
+    code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             fields = parse_job_line(line, app.store.now())
             if fields is None:
                 continue
-            accepted = enqueue_job(app.store, _spec({"cwd": cwd, **merge_fields(options, fields)}, auto_unique))
+            accepted = enqueue_job(app.store, make_spec(merge_fields(options, fields)))
             app.made = f"job {accepted.job.id} is in the queue."
             if app.store.config().fsync == "normal":
                 app.store.sync()
             click.echo(accepted.job.id)
         except (BadValue, Refused) as error:
-            failed = True
+            code = EXIT_REFUSED
             click.echo(f"Error: In line {number}: {clean(str(error))}", err=True)
     app.store.settle()
-    if failed:
-        ctx.exit(EXIT_REFUSED)
+    return code
 
 
 # -- list, show, status, logs, wait
 
 
 @cli.command("list")
-@click.option("--state", "states", type=StateType(), multiple=True, help="Only jobs in that state (repeatable).")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+@click.option("--state", "states", type=click.Choice(STATES, case_sensitive=False), multiple=True,
+              help="Only jobs in that state (repeatable).")  # fmt: skip
+@_tags
 @_match
 @_limit
 @click.option("--reverse", is_flag=True, help="The newest first.")
-@_as_json
+@_json
 @click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone.")
-@click.pass_context
-def list_(ctx: click.Context, states: tuple[str, ...], tags: tuple[str, ...], match: str | None, limit: int | None,
-          reverse: bool, as_json_: bool, only_ids: bool) -> None:  # fmt: skip
+@_app
+def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str | None, limit: int | None,
+          reverse: bool, in_json: bool, only_ids: bool) -> None:  # fmt: skip
     """List jobs, dead ones included, in order of arrival.
 
-    \b
-    Example:
-      queuectl list --state failed --state dead
+    Example: queuectl list --state failed --state dead
     """
-    if as_json_ and only_ids:
-        raise click.UsageError("Give --json or --ids, not both.", ctx)
-    import itertools
-
-    store: Store = ctx.obj.store
-    store.read()
-    found = (job for job in store.jobs(reverse, states or STATES) if matches(job, match, tags))
-    jobs = itertools.islice(found, limit)
-    if as_json_:
-        _echo_all(_json_array(jobs))
-    elif only_ids:
+    if in_json and only_ids:
+        raise click.UsageError("Give --json or --ids, not both.")
+    app.store.read()
+    found = (job for job in app.store.jobs(reverse, states or STATES) if matches(job, match, tags))
+    jobs, now = itertools.islice(found, limit), app.store.now()
+    if only_ids:
         _echo_all(job.id for job in jobs)
     else:
-        now, width = store.now(), _width()
-        _echo_all(table((job_row(job, now) for job in jobs), width))
+        _echo_all(_json_array(jobs) if in_json else table((job_row(job, now) for job in jobs), _width()))
 
 
 def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
     """One JSON array, one job a line, without holding them all."""
-    before = None
-    for job in jobs:
-        yield "[" if before is None else before + ","
+    before = "["
+    for number, job in enumerate(jobs):
+        yield before + "," if number else before
         before = encode_job(job).decode()
-    if before is not None:
-        yield before
-    yield "[]" if before is None else "]"
+    yield before if before != "[" else "[]"
+    if before != "[":
+        yield "]"
 
 
 @cli.command()
 @_ids
-@_as_json
-@click.pass_context
-def show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
+@_json
+@_app
+def show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
     """Show jobs whole, their attempts, and why they are not running.
 
-    \b
-    Example:
-      queuectl show job1
+    Example: queuectl show job1
     """
-    store: Store = ctx.obj.store
-    store.read()
-    _show_jobs(store, find_all(store, ids), as_json_)
+    app.store.read()
+    _show_jobs(app.store, find_all(app.store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -7013,36 +6936,30 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Exit 1 when jobs are due and no worker is alive.")
 @click.option("--watch", type=DURATION, is_flag=False, flag_value="1", metavar="[SECONDS]",
               help="A live screen, drawn again every so often. [1]")  # fmt: skip
-@_as_json
-@click.pass_context
-def status_(ctx: click.Context, check: bool, watch: float | None, as_json_: bool) -> None:
+@_json
+@_app
+def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     """Show the counts, the workers and the settings.
 
     --watch shows bars per state, throughput, what runs and for how long, and the last failures, until q or Ctrl+C;
     in a pipe one line each time.
 
-    \b
-    Example:
-      queuectl status --watch
+    Example: queuectl status --watch
     """
-    store: Store = ctx.obj.store
     if watch is not None:
-        if check or as_json_:
-            raise click.UsageError("--watch goes with neither --json nor --check.", ctx)
-        ctx.exit(_watch(ctx, max(watch, WATCH_LEAST_S)))
-    view = status(store)
-    click.echo(as_json(view) if as_json_ else status_page(view, store.now()))
-    if check and is_work_left_alone(view, store.now()):
+        if check or in_json:
+            raise click.UsageError("--watch goes with neither --json nor --check.")
+        return _watch(app.store, max(watch, WATCH_LEAST_S))
+    view, now = status(app.store), app.store.now()
+    click.echo(as_json(view) if in_json else status_page(view, now))
+    if check and is_work_left_alone(view, now):
         click.echo("Warning: jobs are due and no worker is alive. Start one: queuectl worker start", err=True)
-        ctx.exit(EXIT_REFUSED)
+        return EXIT_REFUSED
+    return 0
 
 
-WATCH_LEAST_S: Final = 0.1
-
-
-def _watch(ctx: click.Context, seconds: float) -> int:
+def _watch(store: Store, seconds: float) -> int:
     """Draw the live screen until it is ended; the exit code."""
-    store: Store = ctx.obj.store
     watch = Watch(store)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         while True:
@@ -7055,7 +6972,7 @@ def _watch(ctx: click.Context, seconds: float) -> int:
             failed = view["failed"][:rows]
             outputs = {job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed}
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.now()))
-            screen.draw(click.unstyle(text) if ctx.color is False else text)
+            screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
             if (code := screen.wait(began + seconds)) is not None:
                 return code
     return 129
@@ -7074,15 +6991,11 @@ class Screen:
         import signal
         import termios
 
-        self._keys = sys.stdin.isatty()
+        self._keys = [0] if sys.stdin.isatty() else []
         self._mode = termios.tcgetattr(0) if self._keys else []
         self._signals: list[int] = []
-        self._ear, self._mouth = os.pipe()  # a signal ends the wait for a key
-        os.set_blocking(self._ear, False)
-        os.set_blocking(self._mouth, False)
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP)
         self._before = {number: signal.signal(number, lambda got, _: self._signals.append(got)) for number in numbers}
-        signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
         self._enter()
         return self
 
@@ -7090,11 +7003,8 @@ class Screen:
         import signal
 
         self._leave()
-        signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        for fd in (self._ear, self._mouth):
-            os.close(fd)
 
     def _enter(self) -> None:
         import tty
@@ -7142,15 +7052,12 @@ class Screen:
         import signal
 
         while not self._signals:
-            ears = [self._ear, *([0] if self._keys else [])]
-            ready, _, _ = select.select(ears, [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                return None
-            if 0 in ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):  # an arrow key is more than one byte
+            left = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select(self._keys, [], [], min(left, POLL_S))  # goes on after a signal
+            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):  # an arrow key is more than one byte
                 return 0
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._ear, 4096):
-                pass
+            if not left:
+                return None
         number = self._signals.pop(0)
         if number == signal.SIGTSTP:
             self._leave()
@@ -7163,57 +7070,51 @@ class Screen:
 @cli.command("stats")
 @click.option("--since", type=DURATION, help="Only what ended in that time.")
 @click.option("--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too.")
-@_as_json
+@_json
 @click.option("--prometheus", is_flag=True, help="In the format of Prometheus' textfile collector.")
-@click.pass_context
-def stats_(ctx: click.Context, since: float | None, by: str | None, as_json_: bool, prometheus: bool) -> None:
+@_app
+def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometheus: bool) -> None:
     """Count what completed and failed, and how long it took.
 
     Wait is the time from enqueue to the first start. Of a job's attempts the last five are known one by one.
 
-    \b
-    Example:
-      queuectl stats --since 24h --by tag
+    Example: queuectl stats --since 24h --by tag
     """
-    if as_json_ and prometheus:
-        raise click.UsageError("Give --json or --prometheus, not both.", ctx)
-    store: Store = ctx.obj.store
-    view = stats(store, since, by)
+    if in_json and prometheus:
+        raise click.UsageError("Give --json or --prometheus, not both.")
+    view = stats(app.store, since, by)
     if prometheus:
         click.echo(stats_as_prometheus(view))
     else:
-        click.echo(as_json(view) if as_json_ else stats_page(view, store.now()))
+        click.echo(as_json(view) if in_json else stats_page(view, app.store.now()))
 
 
 @cli.command()
-@_id
+@click.argument("id", metavar="ID", shell_complete=_complete_ids)
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]")
 @click.option("--follow", is_flag=True, help="Go on as output comes, until the job is over.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
 @click.option("--path", "show_path", is_flag=True, help="Print the file's path instead.")
-@click.pass_context
-def logs(ctx: click.Context, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool) -> None:
+@_app
+def logs(app: App, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool) -> None:
     """Print a job's output, bytes as it wrote them.
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
-    \b
-    Example:
-      queuectl logs job1 --follow
+    Example: queuectl logs job1 --follow
     """
-    store: Store = ctx.obj.store
+    store = app.store
     store.read()
     job = find_all(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
-        return
-    if show_path:
-        path = _log_of(store, job, run)[0]
+    elif show_path:
+        path, _ = _log_of(store, job, run)
         _echo_all(name for name in (path + CUT, path) if name == path or os.path.exists(name))
-        return
-    last = (run if attempt is not None else math.inf) if follow else 0
-    _print_output(store, job, max(1, run), last, tail)
+    else:
+        last = (run if attempt is not None else math.inf) if follow else 0
+        _print_output(store, job, max(1, run), last, tail)
 
 
 def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
@@ -7263,72 +7164,60 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 @_some_ids
 @click.option("--all", "every", is_flag=True, help="All jobs that are not over now.")
 @click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
-@_as_json
-@click.pass_context
-def wait(ctx: click.Context, ids: tuple[str, ...], every: bool, timeout: float | None, as_json_: bool) -> None:
+@_json
+@_app
+def wait(app: App, ids: tuple[str, ...], every: bool, timeout: float | None, in_json: bool) -> int:
     """Wait until jobs are completed or dead.
 
     With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where all completed.
 
-    \b
-    Example:
-      queuectl wait job1 --timeout 10m
+    Example: queuectl wait job1 --timeout 10m
     """
-    if bool(ids) == every:
-        raise click.UsageError("Give job ids, or --all.", ctx)
-    store: Store = ctx.obj.store
+    _check_ids_or_all(ids, every)
+    store = app.store
     store.read()
-    deadline = time.monotonic() + timeout if timeout is not None else math.inf
-    wanted = [job.id for job in store.jobs(states=(*WAITING, "processing"))] if every else list(dict.fromkeys(ids))
-    if not every:
-        find_all(store, wanted)
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
+    wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
     with _progress(len(wanted), "Waiting") as advance:
-        _wait_until_over(store, wanted, ended, deadline, advance)
-    _show_ended(wanted, ended, as_json_)
-    if len(ended) < len(wanted):
-        click.echo(
-            f"Error: Not over yet: {len(wanted) - len(ended)} of {len(wanted)}. Wait longer, or see: queuectl list.",
-            err=True,
-        )
-        ctx.exit(EXIT_TIMEOUT)
-    _exit_as(ctx, ended, single=len(wanted) == 1 and not every)
+        for more in _ends(store, wanted, deadline):
+            ended |= more
+            advance(len(more))
+    if in_json:
+        click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
+    if left := len(wanted) - len(ended):
+        text = f"Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list."
+        raise Failure(text, EXIT_TIMEOUT)
+    return _exit_as(ended, single=len(wanted) == 1 and not every)
 
 
-def _exit_as(ctx: click.Context, ended: Mapping[str, Job | None], single: bool) -> None:
-    """Exit as these jobs ended, saying which did not complete."""
-    for id, job in ended.items():
-        if job is None or job.state != "completed":
-            click.echo(f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}", err=True)
-    ctx.exit(exit_code_of(list(ended.values()), single))
+def _check_ids_or_all(ids: tuple[str, ...], every: bool) -> None:
+    if bool(ids) == every:
+        raise click.UsageError("Give job ids, or --all.")
 
 
-@contextlib.contextmanager
-def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
-    if not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-        bar.render_progress()
-        yield bar.update
-
-
-def _wait_until_over(
-    store: Store, wanted: Sequence[str], ended: dict[str, Job | None], deadline: float, advance: Callable[[int], None]
-) -> None:
-    """Note in `ended` how these jobs end (None: purged), until all have or the time is up."""
-    warned, changed = False, True
+def _ends(store: Store, wanted: Sequence[str], deadline: float) -> Iterator[Mapping[str, Job | None]]:
+    """How these jobs end (None: purged), some at a time, until all have or the time is up."""
+    left, warned, changed = list(wanted), False, True
     while True:
-        before = len(ended)
         if changed:
-            ended |= store.find_ended([id for id in wanted if id not in ended])
-        advance(len(ended) - before)
-        if len(ended) == len(wanted) or time.monotonic() >= deadline:
+            ended = store.find_ended(left)
+            left = [id for id in left if id not in ended]
+            yield ended
+        if not left or time.monotonic() >= deadline:
             return
         warned = warned or _warn_of_orphan(store, wanted)
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
         changed = store.refresh()
+
+
+def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
+    """The exit code for how these jobs ended, saying which did not complete."""
+    for id, job in ended.items():
+        if job is None or job.state != "completed":
+            click.echo(f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}", err=True)
+    return exit_code_of(list(ended.values()), single)
 
 
 def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
@@ -7342,33 +7231,23 @@ def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
     return True
 
 
-def _show_ended(wanted: Sequence[str], ended: Mapping[str, Job | None], in_json: bool) -> None:
-    if in_json:
-        click.echo(as_json([ended_view(id, ended[id], known=True) if id in ended else ended_view(id, None, known=False)
-                            for id in wanted]))  # fmt: skip
-
-
 # -- cancel, retry, rerun, edit, pause, resume, purge
 
 
 @cli.command()
 @_ids
-@click.pass_context
-def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
+@_app
+def cancel(app: App, ids: tuple[str, ...]) -> None:
     """Cancel waiting jobs, and stop running ones.
 
     They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
 
-    \b
-    Example:
-      queuectl cancel job1 job2
+    Example: queuectl cancel job1 job2
     """
-    app: App = ctx.obj
     jobs = cancel_jobs(app.store, ids)
     app.made = say_ids("Cancelled", jobs)
-    running = [job for job in jobs if job.state == "processing"]
-    if running:
-        recover_now(app.store, {job.id for job in running}, lambda text: click.echo(clean(text), err=True))
+    if running := {job.id for job in jobs if job.state == "processing"}:
+        recover_now(app.store, running, lambda text: click.echo(clean(text), err=True))
     app.done(app.made)
     for job in jobs:
         left = job.state == "processing" and app.store.job(job.id)
@@ -7380,35 +7259,28 @@ def cancel(ctx: click.Context, ids: tuple[str, ...]) -> None:
 
 @cli.command()
 @_ids
-@click.pass_context
-def retry(ctx: click.Context, ids: tuple[str, ...]) -> None:
+@_app
+def retry(app: App, ids: tuple[str, ...]) -> None:
     """Make failed jobs due now, bring dead ones back.
 
-    \b
-    Example:
-      queuectl retry job3
+    Example: queuectl retry job3
     """
-    app: App = ctx.obj
     jobs = retry_jobs(app.store, ids)
     app.done(say_ids("Retrying", jobs))
-    _echo_all(
-        f"Job {job.id} is {job.state}, due now." if job.id in ids else f"Job {job.id} is pending again." for job in jobs
-    )
+    for job in jobs:
+        click.echo(f"Job {job.id} is {f'{job.state}, due now' if job.id in ids else 'pending again'}.")
 
 
 @cli.command()
 @_ids
-@click.pass_context
-def rerun(ctx: click.Context, ids: tuple[str, ...]) -> None:
+@_app
+def rerun(app: App, ids: tuple[str, ...]) -> None:
     """Add a new job like that one and print its id.
 
     It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state, stays as it is.
 
-    \b
-    Example:
-      queuectl rerun job1
+    Example: queuectl rerun job1
     """
-    app: App = ctx.obj
     jobs = rerun_jobs(app.store, ids)
     app.done(say_ids("Added", jobs))
     _echo_all(job.id for job in jobs)
@@ -7417,89 +7289,75 @@ def rerun(ctx: click.Context, ids: tuple[str, ...]) -> None:
 @cli.command()
 @_ids
 @_change_options
-@click.pass_context
-def edit(ctx: click.Context, /, ids: tuple[str, ...], command: str | None, **more: Any) -> None:
+@_app
+def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
     """Change jobs that are pending or failed.
 
     A dead one is changed on its way back: 'dlq retry' takes the same options.
 
-    \b
-    Example:
-      queuectl edit job1 --timeout 10m --priority 5
+    Example: queuectl edit job1 --timeout 10m --priority 5
     """
-    app: App = ctx.obj
-    changes = _changed_fields(app.store.now(), {**more, "command": command})
+    changes = _changed_fields(app.store.now(), given)
     if not changes:
-        raise click.UsageError("Say what to change: --command, --timeout, --max-retries, --priority, --at, --env.", ctx)
+        raise click.UsageError("Say what to change: --command, --timeout, --max-retries, --priority, --at, --env.")
     jobs = edit_jobs(app.store, ids, changes)
     app.done(say_ids("Changed", jobs))
     _echo_all(f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs)
 
 
 @cli.command()
-@click.pass_context
-def pause(ctx: click.Context) -> None:
+@_app
+def pause(app: App) -> None:
     """Start no more jobs until 'resume'; running ones go on.
 
-    \b
-    Example:
-      queuectl pause
+    Example: queuectl pause
     """
-    app: App = ctx.obj
     set_setting(app.store, "paused", "true")
     app.made = "The queue is paused."
     click.echo("The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume")
 
 
 @cli.command()
-@click.pass_context
-def resume(ctx: click.Context) -> None:
+@_app
+def resume(app: App) -> None:
     """Start jobs again after 'pause'.
 
-    \b
-    Example:
-      queuectl resume
+    Example: queuectl resume
     """
-    app: App = ctx.obj
     set_setting(app.store, "paused", "false")
     app.made = "The queue is no longer paused."
-    click.echo("The queue is no longer paused.")
+    click.echo(app.made)
 
 
 @cli.command()
-@click.option("--state", "states", type=StateType(OVER), multiple=True, help="Only these. [completed and dead]")
+@click.option("--state", "states", type=click.Choice(OVER, case_sensitive=False), multiple=True,
+              help="Only these. [completed and dead]")  # fmt: skip
 @click.option("--older-than", type=DURATION, help="Only jobs that were over that long ago.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
 @_yes
-@click.pass_context
-def purge(ctx: click.Context, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
+@_app
+def purge(app: App, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
     """Delete finished jobs and their output for good.
 
-    \b
-    Example:
-      queuectl purge --older-than 7d --yes
+    Example: queuectl purge --older-than 7d --yes
     """
-    app: App = ctx.obj
-    chosen = states or OVER
+    chosen = over_for(states or OVER, older_than)
     if dry_run:
         app.store.read()
-        now = app.store.now()
-        picked = choose_purged(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than), now)
-        click.echo(f"{say_count(len(picked.gone), 'job')} would be purged.")
-        _say_kept(picked.kept)
+        purged = choose_purged(app.store, chosen, app.store.now())
+        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
+        _say_kept(purged.kept)
         return
-    _confirm(ctx, yes, f"Delete {' and '.join(chosen)} jobs for good?")
-    purged = purge_jobs(app.store, lambda job, now: job.state in chosen and is_older(job, now, older_than))
-    _finish_purge(app, purged.gone)
-    _say_kept(purged.kept)
+    _confirm(yes, f"Delete {' and '.join(states or OVER)} jobs for good?")
+    _finish_purge(app, purge_jobs(app.store, chosen))
 
 
-def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
+def _confirm(yes: bool, question: str) -> None:
     """Ask on a terminal; elsewhere `--yes` must have been given."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("Nobody is there to be asked. Give --yes to do it.", ctx)
+        raise click.UsageError("Nobody is there to be asked. Give --yes to do it.")
     code = EXIT_REFUSED
     try:
         if click.confirm(question, err=True):
@@ -7508,7 +7366,7 @@ def _confirm(ctx: click.Context, yes: bool, question: str) -> None:
         code = EXIT_REFUSED if isinstance(abort.__context__, EOFError) else 130
         click.echo(err=True)
     click.echo("Nothing was changed.", err=True)
-    ctx.exit(code)
+    raise click.exceptions.Exit(code)
 
 
 def _say_kept(kept: Sequence[Job]) -> None:
@@ -7517,77 +7375,62 @@ def _say_kept(kept: Sequence[Job]) -> None:
         click.echo(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}", err=True)
 
 
-def _finish_purge(app: App, gone: Sequence[Job]) -> None:
-    if gone:
-        app.done(f"{say_count(len(gone), 'job')} purged.")
+def _finish_purge(app: App, purged: Purged) -> None:
+    text = f"{say_count(len(purged.gone), 'job')} purged."
+    if purged.gone:
+        app.done(text)
     try:
-        with _progress(len(gone), "Deleting output") as advance:
-            for job in gone:
+        with _progress(len(purged.gone), "Deleting output") as advance:
+            for job in purged.gone:
                 remove_logs(app.store.logs_dir, job.id, job.runs)
                 advance(1)
     except OSError as error:
         app.store.warn(f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}.")
-    click.echo(f"{say_count(len(gone), 'job')} purged.")
+    click.echo(text)
+    _say_kept(purged.kept)
 
 
 # -- dlq
 
 
-class DlqGroup(Group):
-    aliases = {"clear": "purge", "delete": "purge"}
-
-
-@cli.group(cls=DlqGroup)
+@cli.group()
 def dlq() -> None:
     """See the dead letters, bring them back, or delete them.
 
-    \b
-    Example:
-      queuectl dlq list
+    Example: queuectl dlq list
     """
 
 
 @dlq.command("list")
-@_as_json
+@_json
 @_limit
 @_match
-@click.pass_context
-def dlq_list(ctx: click.Context, as_json_: bool, limit: int | None, match: str | None) -> None:
+@_app
+def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> None:
     """List the dead letters.
 
     A line has the id, attempts made, last outcome, when that was, and the last line of output.
 
-    \b
-    Example:
-      queuectl dlq list --match backup
+    Example: queuectl dlq list --match backup
     """
-    import itertools
-
-    store: Store = ctx.obj.store
-    store.read()
-    jobs = itertools.islice((job for job in store.jobs(states=("dead",)) if matches(job, match)), limit)
-    if as_json_:
-        _echo_all(_json_array(jobs))
-        return
-    now, width = store.now(), _width()
-    rows = (dead_row(job, last_line(log_path(store.logs_dir, job.id, job.runs)), now) for job in jobs)
-    _echo_all(table(rows, width))
+    app.store.read()
+    jobs = itertools.islice((job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit)
+    logs_dir, now = app.store.logs_dir, app.store.now()
+    rows = (dead_row(job, last_line(log_path(logs_dir, job.id, job.runs)), now) for job in jobs)
+    _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
 
 
 @dlq.command("show")
 @_ids
-@_as_json
-@click.pass_context
-def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
+@_json
+@_app
+def dlq_show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
     """Show dead letters whole.
 
-    \b
-    Example:
-      queuectl dlq show job3
+    Example: queuectl dlq show job3
     """
-    store: Store = ctx.obj.store
-    store.read()
-    _show_jobs(store, [check_dead(job) for job in find_all(store, ids)], as_json_)
+    app.store.read()
+    _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
 
 
 @dlq.command("retry")
@@ -7597,25 +7440,21 @@ def dlq_show(ctx: click.Context, ids: tuple[str, ...], as_json_: bool) -> None:
 @click.option("--cancelled", is_flag=True, help="With --all: the cancelled ones too.")
 @click.option("--spread", type=DURATION, help="Let them start spread over that time.")
 @_change_options
-@click.pass_context
-def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: str | None, cancelled: bool,
-              spread: float | None, command: str | None, **more: Any) -> None:  # fmt: skip
+@_app
+def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None, cancelled: bool,
+              spread: float | None, **given: Any) -> None:  # fmt: skip
     """Bring dead letters back, changed where you say so.
 
-    \b
-    Example:
-      queuectl dlq retry job3 --timeout 10m
+    Example: queuectl dlq retry job3 --timeout 10m
     """
-    if bool(ids) == every:
-        raise click.UsageError("Give job ids, or --all.", ctx)
+    _check_ids_or_all(ids, every)
     if (match is not None or cancelled) and not every:
-        raise click.UsageError("--match and --cancelled go with --all.", ctx)
-    app: App = ctx.obj
-    changes = _changed_fields(app.store.now(), {**more, "command": command})
-    if ids:
-        jobs = revive_jobs(app.store, ids, changes, spread)
-    else:
+        raise click.UsageError("--match and --cancelled go with --all.")
+    changes = _changed_fields(app.store.now(), given)
+    if every:
         jobs = revive_all(app.store, match, cancelled, changes, spread)
+    else:
+        jobs = revive_jobs(app.store, ids, changes, spread)
     if jobs:
         app.done(say_ids("Revived", jobs))
     else:
@@ -7628,60 +7467,40 @@ def dlq_retry(ctx: click.Context, /, ids: tuple[str, ...], every: bool, match: s
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 @click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
 @_yes
-@click.pass_context
-def dlq_purge(ctx: click.Context, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool) -> None:
+@_app
+def dlq_purge(app: App, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool) -> None:
     """Delete dead letters and their output for good.
 
-    \b
-    Example:
-      queuectl dlq purge --older-than 30d --yes
+    Example: queuectl dlq purge --older-than 30d --yes
     """
     if bool(ids) == (every or older_than is not None):
-        raise click.UsageError("Give job ids, or --all, or --older-than.", ctx)
-    app: App = ctx.obj
-    _confirm(ctx, yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    if ids:
-        purged = Purged(purge_dead(app.store, ids), [])
-    else:
-        purged = purge_jobs(app.store, lambda job, now: job.state == "dead" and is_older(job, now, older_than))
-    _finish_purge(app, purged.gone)
-    _say_kept(purged.kept)
+        raise click.UsageError("Give job ids, or --all, or --older-than.")
+    _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
+    purged = purge_dead(app.store, ids) if ids else purge_jobs(app.store, over_for(("dead",), older_than))
+    _finish_purge(app, purged)
 
 
 # -- config
 
 
-class ConfigGroup(Group):
-    aliases = {"list": "show"}
-
-
-@cli.group(cls=ConfigGroup)
+@cli.group()
 def config() -> None:
     """See and change the settings.
 
-    \b
-    Example:
-      queuectl config set max-retries 5
+    Example: queuectl config set max-retries 5
     """
 
 
 @config.command("show")
-@_as_json
-@click.pass_context
-def config_show(ctx: click.Context, as_json_: bool) -> None:
+@_json
+@_app
+def config_show(app: App, in_json: bool) -> None:
     """Show every setting in force.
 
-    \b
-    Example:
-      queuectl config show
+    Example: queuectl config show
     """
-    _show_settings(ctx, as_json_)
-
-
-def _show_settings(ctx: click.Context, in_json: bool) -> None:
-    store: Store = ctx.obj.store
-    store.check_home()
-    values = {**default_settings(), **store.settings()}
+    app.store.check_home()
+    values = settings_in_force(app.store)
     if in_json:
         click.echo(as_json(values))
     else:
@@ -7690,55 +7509,46 @@ def _show_settings(ctx: click.Context, in_json: bool) -> None:
 
 @config.command("get")
 @click.argument("key", required=False)
-@_as_json
-@click.pass_context
-def config_get(ctx: click.Context, key: str | None, as_json_: bool) -> None:
+@_json
+@_app
+def config_get(app: App, key: str | None, in_json: bool) -> None:
     """Print the value of one setting, alone.
 
-    \b
-    Example:
-      queuectl config get max-retries
+    Example: queuectl config get max-retries
     """
     if key is None:
-        _show_settings(ctx, as_json_)
+        click.get_current_context().invoke(config_show, in_json=in_json)
         return
-    store: Store = ctx.obj.store
-    store.check_home()
-    name = known_setting(key)
-    value = {**default_settings(), **store.settings()}[name]
-    click.echo(as_json(value) if as_json_ else clean(say_setting(value)))
+    app.store.check_home()
+    value = settings_in_force(app.store)[known_setting(key)]
+    click.echo(as_json(value) if in_json else clean(say_setting(value)))
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("key")
 @click.argument("value")
-@click.pass_context
-def config_set(ctx: click.Context, key: str, value: str) -> None:
+@_app
+def config_set(app: App, key: str, value: str) -> None:
     """Change one setting; running workers follow at once.
 
-    \b
-    Example:
-      queuectl config set backoff-base 3
+    Example: queuectl config set backoff-base 3
     """
-    app: App = ctx.obj
-    stored = set_setting(app.store, key, value)
-    app.made = f"{known_setting(key)} = {clean(say_setting(stored))}"
-    click.echo(app.made)
+    _say_changed(app, key, set_setting(app.store, key, value))
 
 
 @config.command("unset")
 @click.argument("key")
-@click.pass_context
-def config_unset(ctx: click.Context, key: str) -> None:
+@_app
+def config_unset(app: App, key: str) -> None:
     """Set one setting back to its default.
 
-    \b
-    Example:
-      queuectl config unset backoff-base
+    Example: queuectl config unset backoff-base
     """
-    app: App = ctx.obj
-    stored = unset_setting(app.store, key)
-    app.made = f"{known_setting(key)} = {clean(say_setting(stored))}"
+    _say_changed(app, key, set_setting(app.store, key, None))
+
+
+def _say_changed(app: App, key: str, value: object) -> None:
+    app.made = f"{known_setting(key)} = {clean(say_setting(value))}"
     click.echo(app.made)
 
 
@@ -7749,52 +7559,35 @@ def config_unset(ctx: click.Context, key: str) -> None:
 def worker() -> None:
     """Start, stop and see the workers of this queue.
 
-    \b
-    Example:
-      queuectl worker start --count 2
+    Example: queuectl worker start --count 2
     """
 
 
 @worker.command("start")
 @click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+@_tags
 @click.option("--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable).")
 @click.option("--drain", is_flag=True, help="End when nothing is left to run; exit 1 if a job died.")
 @click.option("--detach", "--detached", is_flag=True, help="In the background, log under .queuectl/.")
-@click.pass_context
-def worker_start(ctx: click.Context, count: int | None, tags: tuple[str, ...], not_tags: tuple[str, ...],
-                 drain: bool, detach: bool) -> None:  # fmt: skip
+@_app
+def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: tuple[str, ...],
+                 drain: bool, detach: bool) -> int:  # fmt: skip
     """Run jobs, in the foreground until stopped.
 
     The first Ctrl+C lets running jobs finish; the second ends them and hands them back.
 
-    \b
-    Example:
-      queuectl worker start --count 4
+    Example: queuectl worker start --count 4
     """
-    app: App = ctx.obj
     store = app.store
     store.prepare()
     threads = count or store.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
-        words = [
-            "--home",
-            store.home,
-            "worker",
-            "start",
-            "--count",
-            str(threads),
-            *(["--drain"] if drain else []),
-        ]
-        words += [word for tag in only.tags for word in ("--tag", tag)]
-        words += [word for tag in only.not_tags for word in ("--not-tag", tag)]
-        _detach(ctx, words)
-        return
-
+        filters = [*(f"--tag={tag}" for tag in only.tags), *(f"--not-tag={tag}" for tag in only.not_tags)]
+        _detach(store, [f"--count={threads}", *filters, *(["--drain"] if drain else [])])
+        return 0
     with _speaker(store, drain and not any(only)) as say:
-        code = Worker(store, threads, only, drain, say).run()
-    ctx.exit(code)
+        return Worker(store, threads, only, drain, say).run()
 
 
 @contextlib.contextmanager
@@ -7825,11 +7618,10 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
         click.echo(f"\r{' ' * len(shown)}\r" if shown else "", err=True, nl=False)
 
 
-def _detach(ctx: click.Context, words: list[str]) -> None:
-    """Start the worker in the background; return when it is ready."""
-    store: Store = ctx.obj.store
+def _detach(store: Store, options: list[str]) -> None:
+    """Start a worker in the background; return when it is ready."""
     log = os.path.join(store.dir, "worker.log")
-    child = start_detached(words, log)
+    child = start_detached(["--home", store.home, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
     while not (name := next((info.name for info in store.live_workers() if info.header["pid"] == child.pid), None)):
         if child.poll() is not None or time.monotonic() > deadline:
@@ -7842,21 +7634,18 @@ def _detach(ctx: click.Context, words: list[str]) -> None:
 @worker.command("stop")
 @click.option("--now", is_flag=True, help="End the running jobs and hand them back.")
 @click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
-@click.pass_context
-def worker_stop(ctx: click.Context, now: bool, timeout: float | None) -> None:
+@_app
+def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
 
-    \b
-    Example:
-      queuectl worker stop --timeout 1m
+    Example: queuectl worker stop --timeout 1m
     """
-    app: App = ctx.obj
     store = app.store
     store.check_home()
     names = [info.name for info in store.live_workers()]
     for name in names:
         store.request_stop(name, "now" if now else "stop")
-    deadline = time.monotonic() + timeout if timeout is not None else math.inf
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
     while left := [info.name for info in store.live_workers() if info.name in names]:
         if time.monotonic() >= deadline:
             raise Refused(
@@ -7869,57 +7658,47 @@ def worker_stop(ctx: click.Context, now: bool, timeout: float | None) -> None:
 
 
 @worker.command("list")
-@_as_json
-@click.pass_context
-def worker_list(ctx: click.Context, as_json_: bool) -> None:
+@_json
+@_app
+def worker_list(app: App, in_json: bool) -> None:
     """List the live workers and what they run.
 
-    \b
-    Example:
-      queuectl worker list
+    Example: queuectl worker list
     """
-    store: Store = ctx.obj.store
-    store.check_home()
-    views = [worker_view(info, store.clock()) for info in store.live_workers()]
-    if as_json_:
+    app.store.check_home()
+    views = [worker_view(info, app.store.clock()) for info in app.store.live_workers()]
+    if in_json:
         click.echo(as_json(views))
     else:
         _echo_all(worker_line(view).strip() for view in views)
 
 
-# -- doctor
+# -- doctor, completion
 
 
 @cli.command()
 @click.option("--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept.")
-@click.pass_context
-def doctor(ctx: click.Context, fix: bool) -> None:
+@_app
+def doctor(app: App, fix: bool) -> None:
     """Check every store and the journal for damage.
 
     Changes nothing without --fix, which keeps every job whose line is whole, and copies of the files as they were in
     .queuectl/aside. A job that only a damaged line of the journal knows becomes a dead letter: its command may not be
     what was given. Exit code 0 where all is well (by now), 3 where something is not.
 
-    \b
-    Example:
-      queuectl doctor --fix
+    Example: queuectl doctor --fix
     """
-    store: Store = ctx.obj.store
-    problems = examine(store)
-    _echo_all(clean(problem) for problem in problems)
+    problems = examine(app.store)
+    _echo_all(map(clean, problems))
     if problems and fix:
-        copies = mend(store)
+        copies = mend(app.store)
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
-        problems = examine(store)
-        _echo_all(clean(problem) for problem in problems)
+        problems = examine(app.store)
+        _echo_all(map(clean, problems))
+    home = app.store.home
     if problems:
-        raise StoreError(
-            f"{say_count(len(problems), 'problem')} in '{store.home}'. Repair it with: queuectl doctor --fix."
-        )
-    click.echo(f"All is well with '{clean(store.home)}'.")
-
-
-# -- completion
+        raise StoreError(f"{say_count(len(problems), 'problem')} in '{home}'. Repair it with: queuectl doctor --fix.")
+    click.echo(f"All is well with '{clean(home)}'.")
 
 
 @cli.command()
@@ -7930,9 +7709,7 @@ def completion(shell: str) -> None:
     It completes commands, options, states and the ids of jobs. For bash and zsh put eval "$(queuectl completion bash)"
     (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is printed as ~/.config/fish/completions/queuectl.fish.
 
-    \b
-    Example:
-      queuectl completion bash
+    Example: queuectl completion bash
     """
     from click.shell_completion import get_completion_class
 

@@ -176,8 +176,8 @@ MUTANTS = [
     ),
     Mutant(
         "enqueue --wait forgets the exit code",
-        "    _exit_as(ctx, {job.id: job}, single=True)\n",
-        "",
+        "    return _exit_as({job.id: job}, single=True)\n",
+        "    return 0\n",
         "test_cli_wait.py::test_the_exit_code_is_the_jobs_own",
     ),
     Mutant(
@@ -491,10 +491,8 @@ MUTANTS = [
     ),
     Mutant(
         "a refused cancel has cancelled the first",
-        "raise Refused(\n                    f\"Job '{job.id}' is {job.state} already and cannot be cancelled",
-        "store._commit(change)\n"
-        "                raise Refused(\n"
-        "                    f\"Job '{job.id}' is {job.state} already and cannot be cancelled",
+        'raise _refusal(job, f"is {job.state} already and cannot be cancelled")',
+        'store._commit(change)\n                raise _refusal(job, f"is {job.state} already and cannot be cancelled")',
         STORE + "test_a_refused_operation_changes_nothing",
     ),
     Mutant(
@@ -860,14 +858,14 @@ MUTANTS = [
     ),
     Mutant(
         "a revival brings back who still needs a dead job",
-        "        if stays := [id for id in needed if id in dead and id not in back]:\n",
-        "        if stays := [id for id in needed if id not in dead and id not in back]:\n",
+        "        if job is not None and is_meant and stays.isdisjoint(needed):\n",
+        "        if job is not None and is_meant:\n",
         AFTER + "test_who_died_for_another_reason_stays",
     ),
     Mutant(
         "a revival brings back nobody else",
-        "(has_died_after(job) and not back.keys().isdisjoint(needed))",
-        "(has_died_after(job) and back.keys().isdisjoint(back))",
+        "(job and has_died_after(job) and not back.keys().isdisjoint(needed))",
+        "(job and has_died_after(job) and back.keys().isdisjoint(back))",
         AFTER + "test_who_died_for_that_reason_comes_back",
     ),
     Mutant(

@@ -108,7 +108,7 @@ def enqueue(store: q.Store, id: str | None = None, command: str = "true", **said
 def bulk(store: q.Store, *lines: str, **options: Any) -> q.Bulk:
     spool = q.Spool(store, [line.encode() + b"\n" for line in lines])
     try:
-        return q.enqueue_bulk(store, spool, options, "/", auto_unique=False, keep_records=False)
+        return q.enqueue_bulk(store, spool, {"cwd": "/", **options}, keep_records=False)
     finally:
         spool.close()
 

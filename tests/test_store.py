@@ -1951,7 +1951,7 @@ def test_settings_are_replaced_whole_or_not_at_all(home: Path, opened: Opener, f
         with pytest.raises(q.BadValue):
             q.set_setting(store, "max-retries", bad)
     assert path.read_bytes() == before and store.config().max_retries == 5
-    assert q.unset_setting(store, "max-retries") == 3 and opened().config().max_retries == 3
+    assert q.set_setting(store, "max-retries", None) == 3 and opened().config().max_retries == 3
 
 
 @pytest.mark.parametrize(

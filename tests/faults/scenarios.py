@@ -328,7 +328,7 @@ def bulk_after(q: ModuleType, store: Any) -> Iterator[None]:
     jobs = [{"id": f"n{number}", "after": ["dead" if number == 2 else f"n{number - 1}"]} for number in range(1, 6)]
     jobs[0]["after"] = ["run"]
     spool = q.Spool(store, [json.dumps({"command": "true", **job}).encode() + b"\n" for job in jobs])
-    added = q.enqueue_bulk(store, spool, {}, "/", False, False).added
+    added = q.enqueue_bulk(store, spool, {"cwd": "/"}, False).added
     spool.close()
     assert added == 5
     yield
@@ -338,7 +338,7 @@ def bulk_after(q: ModuleType, store: Any) -> Iterator[None]:
 def bulk(q: ModuleType, store: Any) -> Iterator[None]:
     text = b"".join(b"echo %d\n" % number for number in range(9)) + b'{"id": "last", "command": "x", "delay": 5}\n'
     spool = q.Spool(store, [text[:50], text[50:]])
-    added = q.enqueue_bulk(store, spool, {}, "/", False, False).added
+    added = q.enqueue_bulk(store, spool, {"cwd": "/"}, False).added
     spool.close()
     assert added == 10
     yield
