@@ -135,7 +135,6 @@ for _ in range(int(sys.argv[2])):
 
 # Programs that rows use where they can be had, and Debian's packages of them.
 TOOLS = {
-    "strace": "strace",
     "parallel": "parallel",
     "tsp": "task-spooler",
     "nq": "nq",
@@ -381,12 +380,12 @@ class Bench:
         self.filled = cache(self._filled)
         self.with_tools = cache(self._with_tools)
 
-    def compile(self, name: str) -> str:
+    def compile(self, name: str, *options: str) -> str:
         compiler = shutil.which("cc")
         if not compiler:
             raise NotMeasured("no C compiler (cc) for the reference")
         target = self.scratch / name
-        subprocess.run([compiler, "-O2", "-o", target, BENCH / f"{name}.c"], check=True)
+        subprocess.run([compiler, "-O2", *options, "-o", target, BENCH / f"{name}.c"], check=True)
         return str(target)
 
     def install(self) -> tuple[str, str]:
@@ -567,9 +566,9 @@ def memory_bytes(pid: int) -> tuple[float, float]:
 
 def drain_true(bench: Bench) -> Iterator[Row]:
     """drain of `true`, 2 threads, against xargs and against the C program"""
-    count = bench.pick(2_500, 20_000)
+    count = bench.pick(2_000, 20_000)
     samples = rounds(
-        bench.pick(5, 9),
+        bench.pick(4, 9),
         lambda: bench.drain("true", count),
         lambda: bench.xargs(count, "true"),
         lambda: timed([bench.spawn, str(count), "2", "true"], bench.env),
@@ -586,7 +585,7 @@ def drain_true(bench: Bench) -> Iterator[Row]:
 
 def drain_flat(bench: Bench) -> Iterator[Row]:
     """whole drains of small and large queues: what a job takes must not depend on how many there are"""
-    sizes = bench.pick([(500, 3), (5_000, 1)], [(2_000, 9), (20_000, 3), (200_000, 1), (1_000_000, 1)])
+    sizes = bench.pick([(500, 2), (4_000, 1)], [(2_000, 9), (20_000, 3), (200_000, 1), (1_000_000, 1)])
     smallest, first = sizes[0][0], 0.0
     started = statistics.median(bench.drained(bench.fresh()).cpu for _ in range(5))
     for size, count in sizes:
@@ -657,7 +656,7 @@ def drain_large(bench: Bench) -> Iterator[Row]:
 
 def drain_echo(bench: Bench) -> Iterator[Row]:
     """drain of `echo x` with its output kept, against xargs writing one file per job"""
-    count = bench.pick(2_000, 20_000)
+    count = bench.pick(1_500, 20_000)
     show, beside, goal = per_second(count), "xargs, files", at_least(0.9)
     samples = rounds(bench.pick(4, 9), lambda: bench.drain("echo x", count), lambda: bench.xargs_into_files(count))
     work = f"drain of {count:,} `echo x`, output kept"
@@ -687,9 +686,9 @@ def drain_echo(bench: Bench) -> Iterator[Row]:
 
 def two_workers(bench: Bench) -> Iterator[Row]:
     """two worker processes of one thread against one process of two threads"""
-    count = bench.pick(2_000, 20_000)
+    count = bench.pick(1_500, 20_000)
     samples = rounds(
-        bench.pick(4, 9),
+        bench.pick(3, 9),
         lambda: bench.drain("true", count, workers=2, threads=1),
         lambda: bench.drain("true", count, workers=1, threads=2),
     )
@@ -699,21 +698,16 @@ def two_workers(bench: Bench) -> Iterator[Row]:
 
 
 def syncs(bench: Bench) -> Iterator[Row]:
-    """how often a busy worker asks the disk to sync, counted by strace"""
-    env = bench.with_tools()
-    if not shutil.which("strace", path=env["PATH"]):
-        yield left_out("syncs of a busy worker", "it needs strace")
+    """how often a busy worker asks the disk to sync"""
+    if sys.platform != "linux":
+        yield left_out("syncs of a busy worker", "counted on Linux only")
         return
-    # Stopped at these calls alone, the worker runs nearly as fast as without.
-    calls = "fsync,fdatasync,sync,syncfs,sync_file_range,msync"
+    counter = bench.compile("syncs", "-shared", "-fPIC")
     for command in ("true", "echo x"):
-        home, log = bench.fresh(), bench.fresh("strace") / "log"
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(2_000, 20_000), command))
-        words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none", "-e", f"trace={calls}", "-o", str(log)]
-        took = timed([*words, *bench.drainer()], {**env, "QUEUECTL_HOME": str(home)}, quiet=True)
-        # A call that was interrupted has a second line, "<... fsync resumed>".
-        asked = sum("(" in text for text in log.read_text().splitlines())
-        yield alone(f"syncs of a busy worker, `{command}`", [asked / took], "{:.1f}/s".format)
+        home, log = bench.fresh(), bench.fresh("syncs") / "log"
+        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(2_500, 20_000), command))
+        took = timed(bench.drainer(), {**bench.at(home), "LD_PRELOAD": counter, "SYNCS": str(log)}, quiet=True)
+        yield alone(f"syncs of a busy worker, `{command}`", [log.stat().st_size / took], "{:.1f}/s".format)
 
 
 def enqueue(bench: Bench) -> Iterator[Row]:
@@ -752,7 +746,7 @@ def enqueue_large(bench: Bench) -> Iterator[Row]:
             (f"one enqueue with a unique key, {size:,} waiting", unique, 1.6),
         ):
             goal = at_most(limit) if run is plain or size == 200_000 else NO_GOAL
-            yield compared(work, rounds(bench.pick(11, 31), run, bench.imports), "import", goal=goal)
+            yield compared(work, rounds(bench.pick(9, 31), run, bench.imports), "import", goal=goal)
 
 
 @contextlib.contextmanager
@@ -817,7 +811,7 @@ def enqueue_bulk(bench: Bench) -> Iterator[Row]:
     encoded = bench.fresh("encoded") / "lines"
     bulk = [bench.queuectl, "enqueue", "--file", "-"]
     samples = rounds(
-        bench.pick(4, 7),
+        bench.pick(3, 7),
         lambda: timed(bulk, bench.at(bench.fresh()), bench.lines(count)),
         lambda: timed([bench.python, "-c", ENCODE, str(encoded)], bench.env, bench.lines(count)),
     )
@@ -835,7 +829,7 @@ def enqueue_bulk(bench: Bench) -> Iterator[Row]:
 
 def status(bench: Bench) -> Iterator[Row]:
     """status, in a small queue, a large one, and one with a long journal"""
-    count = bench.pick(15, 31)
+    count = bench.pick(9, 31)
     sizes = [(10_000, 1.2), (200_000, 1.5), *([(1_000_000, 1.5)] if bench.full else [])]
     for size, limit in sizes:
         home = bench.filled(size)
@@ -872,7 +866,7 @@ def dispatch(bench: Bench) -> Iterator[Row]:
         if waiting:
             bench.queue(home, "enqueue", "--file", "-", "--delay", "1d", stdin=bench.lines(waiting))
         running = [bench.start_worker(home, "--count", "1") for _ in range(workers)]
-        taken = dispatched(bench, home, before, bench.pick(80, 1_000))
+        taken = dispatched(bench, home, before, bench.pick(60, 1_000))
         for worker in running:
             bench.stop_worker(worker)
         for work, percent, goal in (
