@@ -1,5 +1,6 @@
 """The shape of queuectl.py: its nine sections in order, none using what stands below it, one home for each
-outside effect; and the lists of seeded faults, which go stale as it changes.
+outside effect; functions that fit a screen, none that only wraps another, nothing unused, no parameter carried
+through a row of functions that have no use for it; and the lists of seeded faults, which go stale as it changes.
 
 What is checked is read from the syntax tree, so nothing here runs the program. The tables at the top are
 the whole rule; a change of the rule is a change of a table.
@@ -8,11 +9,15 @@ the whole rule; a change of the rule is a change of a table.
 from __future__ import annotations
 
 import ast
+import collections
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import vulture
 
 from tests import mutants
 from tests.faults import mutants as fault_mutants
@@ -77,12 +82,34 @@ SPELLED_OUT = {
     "time",
 }
 
+# Each exception has its reason here; one that is no longer needed is an error too.
+LINES_MAX = 60
+LONGER = {
+    "enqueue_bulk": "one pass over a file of any size, whose every decision needs what the lines before it made",
+}
+# What vulture cannot see the use of.
+USED_ELSEWHERE = {
+    "inode": "a field that is compared with all others, as a tuple",
+    "returncode": "tells subprocess that the process is waited for elsewhere",
+    "command_class": "read by click.Group",
+    "group_class": "read by click.Group",
+    "convert": "called by click",
+    "color": "read by click.echo",
+    "steps": "the parameter of a function that stands in for a progress bar's",
+}
+CARRIERS_MAX = 2
+CARRIED = {
+    "now": "the clock is read once, under the lock, and that one value goes everywhere",
+    "judge": "what doctor makes of a record, given to the store so that it need not know; the steps of one repair",
+}
+
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 BANNER = re.compile(r"^# ======== (\d)\. (.+?) ========$", re.MULTILINE)
 Functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 Comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
+@functools.cache
 def sections_of(source: str) -> dict[int, list[ast.stmt]]:
     """Section number -> its top-level statements; 0 is what stands above the first banner."""
     starts = [source.count("\n", 0, banner.start()) + 1 for banner in BANNER.finditer(source)]
@@ -149,27 +176,34 @@ def downward_uses(source: str) -> list[str]:
     ]
 
 
-def effects_outside(source: str, effect: str, allowed: set[int]) -> list[str]:
-    """Each place outside the `allowed` sections where `effect` is named or imported."""
+@functools.cache
+def effects_of(source: str) -> list[tuple[str, int, int]]:
+    """(name, section, line) of everything named or imported below the first banner: what may be an effect."""
     found = []
     for number, statements in sections_of(source).items():
-        if number == 0 or number in allowed:
-            continue
-        for node in (node for statement in statements for node in ast.walk(statement)):
+        for node in (node for statement in statements if number for node in ast.walk(statement)):
             match node:
                 case ast.Attribute(value=ast.Name(id=owner), attr=attr):
-                    hit = f"{owner}.{attr}" == effect
+                    names = [f"{owner}.{attr}"]
                 case ast.Name(id=name):
-                    hit = name == effect
-                case ast.Import(names=names):
-                    hit = any(alias.name.split(".")[0] == effect for alias in names)
+                    names = [name]
+                case ast.Import(names=aliases):
+                    names = [alias.name.split(".")[0] for alias in aliases]
                 case ast.ImportFrom(module=module):
-                    hit = (module or "").split(".")[0] == effect
+                    names = [(module or "").split(".")[0]]
                 case _:
                     continue
-            if hit:
-                found.append(f"line {node.lineno}: section {number} uses '{effect}'")
+            found += [(name, number, node.lineno) for name in names]
     return found
+
+
+def effects_outside(source: str, effect: str, allowed: set[int]) -> list[str]:
+    """Each place outside the `allowed` sections where `effect` is named or imported."""
+    return [
+        f"line {line}: section {number} uses '{effect}'"
+        for name, number, line in effects_of(source)
+        if name == effect and number not in allowed
+    ]
 
 
 def top_level_imports(source: str) -> Iterator[tuple[str, int]]:
@@ -188,6 +222,103 @@ def top_level_imports(source: str) -> Iterator[tuple[str, int]]:
             yield from search(child)
 
     return search(ast.parse(source))
+
+
+class Function(NamedTuple):
+    """One function or method of the program: `owner` is its class."""
+
+    name: str
+    owner: str | None
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+    def parameters(self) -> list[str]:
+        """In the order of a call, without a method's own object."""
+        every = self.node.args
+        names = [one.arg for one in (*every.posonlyargs, *every.args, *every.kwonlyargs)]
+        return names[self.owner is not None and names[:1] in (["self"], ["cls"]) :]
+
+
+@functools.cache
+def functions_of(source: str) -> list[Function]:
+    def search(node: ast.AST, owner: str | None) -> Iterator[Function]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield Function(child.name, owner, child)
+                yield from search(child, None)
+            else:
+                yield from search(child, child.name if isinstance(child, ast.ClassDef) else owner)
+
+    return list(search(ast.parse(source), None))
+
+
+def length(function: Function) -> int:
+    return (function.node.end_lineno or 0) - function.node.lineno + 1
+
+
+def mere_wrappers(source: str) -> list[str]:
+    """Each function that is used once and does nothing but call another with exactly its own parameters."""
+    uses = collections.Counter(
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
+    )
+    found = []
+    for function in functions_of(source):
+        has_docstring = ast.get_docstring(function.node) is not None
+        match function.node.body[has_docstring:]:
+            case [ast.Return(value=ast.Call() as call) | ast.Expr(value=ast.Call() as call)]:
+                given = [ast.unparse(part) for part in (*call.args, *(word.value for word in call.keywords))]
+                if given == function.parameters() and uses[function.name] == 1 and not function.node.decorator_list:
+                    found.append(f"line {function.node.lineno}: '{function.name}' only calls {ast.unparse(call)}")
+    return found
+
+
+def callee_of(call: ast.Call, caller: Function, source: str) -> Function | None:
+    """The function that is called, where its name leaves no doubt."""
+    match call.func:
+        case ast.Name(id=name):
+            found = [one for one in functions_of(source) if one.name == name and one.owner is None]
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
+            found = [one for one in functions_of(source) if (one.name, one.owner) == (name, caller.owner)]
+        case ast.Attribute(value=ast.Name() | ast.Attribute(), attr=name):  # not of super(): that one is elsewhere
+            found = [one for one in functions_of(source) if one.name == name and one.owner is not None]
+        case _:
+            return None
+    return found[0] if len(found) == 1 else None
+
+
+def handed_on(function: Function, name: str, source: str) -> tuple[Function, str] | None:
+    """Whom a parameter goes to and as what, where the function does nothing else with it."""
+    found = None
+    for node in (node for statement in function.node.body for node in ast.walk(statement)):
+        if isinstance(node, ast.Name) and node.id == name:
+            if found:
+                return None  # used twice
+            found = node
+    for call in (node for statement in function.node.body for node in ast.walk(statement)):
+        if not found or not isinstance(call, ast.Call) or not (callee := callee_of(call, function, source)):
+            continue
+        if found in call.args and not any(isinstance(part, ast.Starred) for part in call.args):
+            named = callee.parameters()[call.args.index(found) :]
+            return (callee, named[0]) if named else None
+        for word in call.keywords:
+            if word.value is found and word.arg:
+                return callee, word.arg
+    return None
+
+
+def carried(source: str) -> list[tuple[str, list[str]]]:
+    """Each parameter that goes through more than CARRIERS_MAX functions which only hand it on, and these."""
+    found = []
+    for function in functions_of(source):
+        for name in function.parameters():
+            at, as_name, carriers = function, name, [function.name]
+            while (step := handed_on(at, as_name, source)) and step[0].name not in carriers:
+                at, as_name = step
+                carriers.append(at.name)
+            if len(carriers) - 1 > CARRIERS_MAX:
+                found.append((name, carriers))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +370,31 @@ def test_effects_are_called_through_their_module(source: str) -> None:
                 if alias.name in SPELLED_OUT and alias.asname not in (None, alias.name)
             ]
     assert not found, "write `import os` and `os.rename(...)`, so that every effect can be found:\n" + "\n".join(found)
+
+
+def test_no_function_is_longer_than_a_screen(source: str) -> None:
+    long = {one.name: length(one) for one in functions_of(source) if length(one) > LINES_MAX}
+    assert long.keys() == LONGER.keys(), f"{long}: split decision and effect; LONGER has what cannot be, and why"
+
+
+def test_no_function_only_wraps_another(source: str) -> None:
+    found = mere_wrappers(source)
+    assert not found, "call the inner one:\n" + "\n".join(found)
+
+
+def test_no_code_is_dead() -> None:
+    looked = vulture.Vulture(ignore_decorators=["@*.command", "@*.group"])
+    looked.scavenge([PROGRAM])
+    unused = {item.name: item.get_report() for item in looked.get_unused_code()}
+    found = [report for name, report in unused.items() if name not in USED_ELSEWHERE]
+    assert not found, "used by nothing, or by tests alone:\n" + "\n".join(found)
+    assert unused.keys() == USED_ELSEWHERE.keys(), "USED_ELSEWHERE names what is gone or in use"
+
+
+def test_no_parameter_is_carried_through_functions_that_do_not_use_it(source: str) -> None:
+    found = carried(source)
+    assert {name for name, _ in found} <= CARRIED.keys(), f"give it to whoever uses it: {found}"
+    assert {name for name, _ in found} == CARRIED.keys(), "CARRIED names what is carried no more"
 
 
 def test_every_seeded_fault_finds_its_line_once_and_its_test(source: str) -> None:
@@ -313,3 +469,40 @@ def test_an_effect_away_from_home_is_seen(effect: str, code: str) -> None:
     source = TWO_SECTIONS.format(above=code)
     assert effects_outside(source, effect, {2})
     assert not effects_outside(source, effect, {1})
+
+
+def test_a_function_is_as_long_as_its_lines() -> None:
+    one, two = functions_of("@x\ndef f():\n    def g():\n        pass\n    return g\n")
+    assert (length(one), length(two)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_one"),
+    [
+        ("def f(a, b): return g(a, b)", True),
+        ("def f(a, *, b):\n    'What it is for.'\n    g(a, b=b)", True),
+        ("class C:\n    def f(self, a): return self.g(a)", True),
+        ("def f(a, b): return g(b, a)", False),
+        ("def f(a): return g(a, 1)", False),
+        ("def f(a): return g(a)\nf(2)", False),
+        ("@x\ndef f(a): return g(a)", False),
+    ],
+)
+def test_a_mere_wrapper_is_seen(code: str, is_one: bool) -> None:
+    assert bool(mere_wrappers(f"{code}\nf(1)")) == is_one
+
+
+@pytest.mark.parametrize(
+    ("last", "is_carried"),
+    [
+        ("def c(x): return d(y=x)", True),
+        ("def c(x): return d(x) + 1", True),
+        ("def c(x): return d(x + 1)", False),
+        ("def c(x): return d(x, x)", False),
+        ("def c(x):\n    if x: return d(x)", False),
+        ("def c(x): return print(x)", False),
+    ],
+)
+def test_a_parameter_that_is_carried_is_seen(last: str, is_carried: bool) -> None:
+    found = carried(f"class C:\n    def a(self, x): return self.b(x)\n    def b(self, x): c(x)\n{last}\ndef d(y): pass")
+    assert found == ([("x", ["a", "b", "c", "d"])] if is_carried else [])

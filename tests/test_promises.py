@@ -362,7 +362,9 @@ TESTS = Path(__file__).resolve().parent
 TEXT = " ".join(promise for section in PROMISES.values() for promise in section)
 
 
-def every_test() -> set[str]:
+@pytest.fixture(scope="module")
+def there() -> set[str]:
+    """The name of every test."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("test_*.py")]
     return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -378,8 +380,7 @@ def options(command: click.Command, path: str = "") -> Iterator[tuple[str, str]]
 
 
 @pytest.mark.parametrize("section", PROMISES)
-def test_every_promise_has_its_tests(section: str) -> None:
-    there = every_test()
+def test_every_promise_has_its_tests(section: str, there: set[str]) -> None:
     for promise, names in PROMISES[section].items():
         assert names.split(), f"no test holds the promise '{promise}'"
         assert not (missing := set(names.split()) - there), f"'{promise}' names tests that are not there: {missing}"
