@@ -155,16 +155,13 @@ def parse_duration(value: object, what: str = "duration") -> float:
 
 def parse_exit_codes(value: object, what: str = "no_retry_on") -> str:
     """`"2,64-78"` or a list of integers, as the canonical text of that form; "" for none."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else None
-    if parts is None:
+    if not isinstance(value, str | list):
         raise BadValue(f"'{what}' must be a text like 2,64-78 or a list of integers, not {_shown(value)}.")
+    kind: type = int if isinstance(value, list) else str
     out = []
-    for part in parts:
-        text = part.strip() if isinstance(value, str) else str(part) if type(part) is int else "?"
-        match = re.fullmatch(r"(\d{1,3})(?:\s*-\s*(\d{1,3}))?", text, re.ASCII)
-        if isinstance(value, str) and not value.strip():
-            continue
-        if not match or not 0 <= int(match[1]) <= int(match[2] or match[1]) <= 255:
+    for part in value if isinstance(value, list) else value.split(",") if value.strip() else ():
+        match = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", str(part), re.ASCII)
+        if type(part) is not kind or not match or not int(match[1]) <= int(match[2] or match[1]) <= 255:
             raise BadValue(f"'{what}' has {_shown(part)}, which is no exit code. Give codes from 0 to 255: 2,64-78.")
         out.append(match[1] if match[2] is None else f"{int(match[1])}-{int(match[2])}")
     return ",".join(out)
@@ -182,45 +179,47 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _whole(low: int, high: int) -> Callable[[object, str], int]:
-    def check(value: object, name: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise BadValue(f"'{name}' is {_shown(value)}. Give a whole number from {low} to {high}.")
+# -- Checks, of a setting or of a job's field: (value, name) to the value as it is kept; each raises BadValue.
+
+Check = Callable[[Any, str], Any]
+
+
+def _rule(fits: Callable[[Any], bool], wanted: str) -> Check:
+    """The check that lets a value pass as it is, where it fits."""
+
+    def check(value: Any, name: str) -> Any:
+        if not fits(value):
+            raise BadValue(f"'{name}' is {_shown(value)}. Give {wanted}.")
         return value
 
     return check
 
 
-def _number(low: float, high: float) -> Callable[[object, str], float]:
-    def check(value: object, name: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in none
-            raise BadValue(f"'{name}' is {_shown(value)}. Give a number from {low} to {high}.")
-        return value
-
-    return check
+def _whole(low: int, high: int) -> Check:
+    return _rule(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
 
 
-def _text(value: object, name: str) -> str:
-    if isinstance(value, str) and "\0" not in value:
-        with contextlib.suppress(UnicodeEncodeError):
-            if len(value.encode()) <= COMMAND_BYTES_MAX:
-                return value
-    raise BadValue(f"'{name}' is {_shown(value)}. Give UTF-8 without NUL, at most {COMMAND_BYTES_MAX} bytes.")
+def _number(low: float, high: float) -> Check:  # NaN is between no two numbers
+    return _rule(lambda value: type(value) in (int, float) and low <= value <= high, f"a number from {low} to {high}")
 
 
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise BadValue(f"'{name}' is {_shown(value)}. Give true or false.")
-    return value
+def _choice(*words: str) -> Check:
+    return _rule(lambda value: value in words, f"one of: {', '.join(words)}")
 
 
-def _choice(*words: str) -> Callable[[object, str], str]:
-    def check(value: object, name: str) -> str:
-        if value not in words:
-            raise BadValue(f"'{name}' is {_shown(value)}. Give one of: {', '.join(words)}.")
-        return str(value)
+_flag = _rule(lambda value: isinstance(value, bool), "true or false")
+_text = _rule(
+    lambda value: isinstance(value, str) and "\0" not in value and _utf8_bytes(value) <= COMMAND_BYTES_MAX,
+    f"UTF-8 without NUL, at most {COMMAND_BYTES_MAX} bytes",
+)
 
-    return check
+
+def _utf8_bytes(text: str) -> float:
+    """The text's size in UTF-8; infinite where it cannot be written so (lone surrogates)."""
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        return math.inf
 
 
 def _words(value: object, name: str) -> tuple[str, ...]:
@@ -261,7 +260,7 @@ def _limits(value: object, name: str) -> dict[str, int]:
     return out
 
 
-def _setting(default: object, check: Callable[[Any, str], Any], meaning: str) -> Any:
+def _setting(default: object, check: Check, meaning: str) -> Any:
     """One row of the table: the default as config.json spells it, its check, its meaning."""
     row = {"default": default, "check": check, "meaning": meaning}
     return field(default_factory=lambda: check(default, ""), metadata=row)
@@ -344,17 +343,11 @@ def setting_from_text(name: str, text: str) -> object:
     """What `config set NAME TEXT` stores: a number or true/false where the default is one, else the text."""
     default = SETTINGS[name]["default"]
     if isinstance(default, bool):
-        words = {
-            "true": True,
-            "on": True,
-            "yes": True,
-            "1": True,
-            "false": False,
-            "off": False,
-            "no": False,
-            "0": False,
-        }
-        return words.get(text.strip().lower(), text)
+        yes, no = (
+            text.strip().lower() in ("true", "on", "yes", "1"),
+            text.strip().lower() in ("false", "off", "no", "0"),
+        )
+        return yes if yes or no else text
     if not isinstance(default, str):
         if re.fullmatch(r"\s*[+-]?\d+\s*", text, re.ASCII):
             return int(text)
@@ -527,11 +520,9 @@ def parse_instant(value: object, now: str, what: str = "time") -> str:
 
 
 def parse_id(value: object, name: str = "id") -> str:
-    if not isinstance(value, str) or not re.fullmatch(_ID, value):
-        raise BadValue(
-            f"'{name}' {_shown(value)} is not a usable id. Give 1 to {ID_CHARS_MAX} letters, digits, "
-            "'.', '_', '-' or ':', not starting with '.' or '-'."
-        )
+    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}", value):
+        wanted = f"Give 1 to {ID_CHARS_MAX} letters, digits, '.', '_', '-' or ':', not starting with '.' or '-'."
+        raise BadValue(f"'{name}' {_shown(value)} is not a usable id. {wanted}")
     return value
 
 
@@ -546,10 +537,9 @@ def parse_command(value: object, name: str = "command") -> str:
 
 def _plain(value: str, name: str, limit: int, unit: str) -> str:
     """UTF-8 without NUL, of at most `limit` bytes."""
-    try:
-        size = len(value) if value.isascii() else len(value.encode())
-    except UnicodeEncodeError:
-        raise BadValue(f"'{name}' is not valid UTF-8: {_shown(value)}. Give it in UTF-8.") from None
+    size = _utf8_bytes(value)
+    if size == math.inf:
+        raise BadValue(f"'{name}' is not valid UTF-8: {_shown(value)}. Give it in UTF-8.")
     if "\0" in value:
         raise BadValue(f"'{name}' holds a NUL character, which no command can. Leave it out.")
     if size > limit:
@@ -557,7 +547,7 @@ def _plain(value: str, name: str, limit: int, unit: str) -> str:
     return value
 
 
-def _string(limit: int) -> Callable[[object, str], str]:
+def _string(limit: int) -> Check:
     def check(value: object, name: str) -> str:
         if not isinstance(value, str) or not value:
             raise BadValue(f"'{name}' is {_shown(value)}. Give a text that is not empty.")
@@ -567,7 +557,7 @@ def _string(limit: int) -> Callable[[object, str], str]:
 
 
 def parse_cwd(value: object, name: str = "cwd") -> str:
-    path = _string(TEXT_CHARS_MAX)(value, name)
+    path: str = _string(TEXT_CHARS_MAX)(value, name)
     if not path.startswith("/"):
         raise BadValue(f"'{name}' is {_shown(value)}. Give an absolute path.")
     return path
@@ -589,9 +579,8 @@ def parse_tags(value: object, name: str = "tags") -> list[str]:
         raise BadValue(f"'{name}' is {_shown(value)}. Give a list of at most {TAGS_MAX} tags.")
     for tag in value:
         if not isinstance(tag, str) or not re.fullmatch(TAG, tag):
-            raise BadValue(
-                f"'{name}' has {_shown(tag)}. Give tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
-            )
+            wanted = f"Give tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='."
+            raise BadValue(f"'{name}' has {_shown(tag)}. {wanted}")
         _plain(tag, name, TEXT_CHARS_MAX, "bytes")
     return list(dict.fromkeys(value))
 
@@ -622,53 +611,30 @@ def _instant_field(value: object, name: str) -> str:
     return parse_instant(value, "1970-01-01T00:00:00.000Z", f"time in '{name}'")
 
 
-def _list_of(kind: type) -> Callable[[object, str], Any]:
-    def check(value: object, name: str) -> Any:
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-            raise BadValue(f"'{name}' must be a list, not {_shown(value)}.")
-        return value
-
-    return check
-
-
-def _reason(value: object, name: str) -> str:
-    """Any text: it may quote bytes that are no UTF-8, such as those of a PATH."""
-    if not isinstance(value, str) or "\0" in value:
-        raise BadValue(f"'{name}' is {_shown(value)}. Give a text without NUL.")
-    return value
-
-
-_count = _whole(0, 1 << 53)
-FIELD_CHECKS: Final[dict[str, Callable[[Any, str], Any]]] = {
+_reason = _rule(lambda text: isinstance(text, str) and "\0" not in text, "a text without NUL")  # any bytes of a PATH
+_runs = _rule(lambda value: isinstance(value, list) and all(isinstance(run, dict) for run in value), "a list of runs")
+FIELD_CHECKS: Final[dict[str, Check]] = {
     "id": parse_id,
     "state": _choice(*STATES),
     "seq": _whole(0, 1 << 52),  # leaves room for the jobs that come after it
     "unique": _string(TEXT_CHARS_MAX),
     "command": parse_command,
-    "attempts": _count,
-    "runs": _count,
+    **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _whole(0, 1 << 53)),
     "max_retries": _whole(0, RETRIES_MAX),
     "priority": _whole(-PRIORITY_MAX, PRIORITY_MAX),
     "timeout": parse_duration,
-    "created_at": _instant_field,
-    "updated_at": _instant_field,
-    "run_at": _instant_field,
+    **dict.fromkeys([name for name in JOB_FIELDS if name.endswith("_at")], _instant_field),
     "cwd": parse_cwd,
     "env": parse_env,
     "tags": parse_tags,
     "after": parse_after,
     "no_retry_on": parse_exit_codes,
     "worker": _string(ID_CHARS_MAX),
-    "slot": _count,
-    "started_at": _instant_field,
-    "finished_at": _instant_field,
-    "cancelled_at": _instant_field,
     "outcome": _choice("exited", "signalled", "timed_out", "not_started", "handed_back"),
     "exit_code": _whole(0, 255),
     "signal": _whole(1, 64),
     "reason": _reason,
-    "recoveries": _count,
-    "history": _list_of(dict),
+    "history": _runs,
 }
 
 
@@ -806,21 +772,19 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         raise BadValue(f'A job must be a JSON object, not {_shown(record)}. For example: {{"command": "echo hi"}}.')
     out: dict[str, Any] = {}
     for name, value in record.items():
-        if name in _NEW_JOB:
-            if _shown(value) == _shown(_NEW_JOB[name]):
-                continue
-        elif name in _IGNORED or (value is None and name in JOB_FIELDS):
+        if name in _NEW_JOB and _shown(value) == _shown(_NEW_JOB[name]) or name in _IGNORED:
             continue
-        if name in ("run_at", "delay"):
-            if value is not None and out.keys() & {"run_at", "wait_s"}:
-                raise BadValue("Give 'run_at' or 'delay', not both.")
-            if value is not None and name == "delay":
-                out["wait_s"] = parse_duration(value, "duration in 'delay'")
-            elif value is not None:
-                out["run_at"] = parse_instant(value, now, "time in 'run_at'")
-        elif name not in _SPEC_FIELDS:
+        if name not in _SPEC_FIELDS and (value is not None or name not in JOB_FIELDS or name in _NEW_JOB):
             raise BadValue(_unknown_field(name))
-        elif value is not None:
+        if value is None:
+            continue
+        if name in ("run_at", "delay") and out.keys() & {"run_at", "wait_s"}:
+            raise BadValue("Give 'run_at' or 'delay', not both.")
+        if name == "delay":
+            out["wait_s"] = parse_duration(value, "duration in 'delay'")
+        elif name == "run_at":
+            out["run_at"] = parse_instant(value, now, "time in 'run_at'")
+        else:
             out[name] = FIELD_CHECKS[name](value, name)
     if "command" not in out:
         raise BadValue('The job has no \'command\'. Give one: {"command": "echo hi"}.')
@@ -866,7 +830,12 @@ def needed_by(job: Job) -> list[str]:
 
 def die_after(job: Job, parent: str, now: str) -> Job:
     """The waiting job, dead because one that it comes after is."""
-    return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=_after_reason(parent))
+    return _let_die(job, _after_reason(parent), now)
+
+
+def _let_die(job: Job, reason: str, now: str) -> Job:
+    """A job that does not run, dead for that reason."""
+    return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason)
 
 
 def has_died_after(job: Job) -> bool:
@@ -939,17 +908,14 @@ def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | N
 
 def describe_outcome(outcome: Outcome) -> str:
     """`exit code 3`, `ended by signal 9` ..."""
-    match outcome.kind:
-        case "exited":
-            return f"exit code {outcome.exit_code}"
-        case "signalled":
-            return f"ended by signal {outcome.signal}"
-        case "timed_out":
-            return "its time limit struck"
-        case "not_started":
-            return "it could not be started"
-        case "handed_back":
-            return "handed back"
+    said: dict[OutcomeKind, str] = {
+        "exited": f"exit code {outcome.exit_code}",
+        "signalled": f"ended by signal {outcome.signal}",
+        "timed_out": "its time limit struck",
+        "not_started": "it could not be started",
+        "handed_back": "handed back",
+    }
+    return said[outcome.kind]
 
 
 def backoff_s(config: Config, attempt: int, spread: float) -> float:
@@ -980,9 +946,7 @@ def cancel_job(job: Job, now: str) -> Job:
     """A waiting job dies; a running one is marked, and whoever ends its processing makes it dead."""
     if job.state == "processing":
         return job._replace(cancelled_at=now, updated_at=now)
-    return job._replace(
-        state="dead", updated_at=now, run_at=None, finished_at=now, cancelled_at=now, reason="cancelled"
-    )
+    return _let_die(job, "cancelled", now)._replace(cancelled_at=now)
 
 
 def retry_now(job: Job, now: str) -> Job:
@@ -1038,21 +1002,16 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
         return job
     if job.state == "processing" and (known is None or known.state not in OVER):
         claim = {name: getattr(job, name) for name in ("attempts", "runs", "worker", "slot", "started_at")}
-        return (known or job)._replace(
-            **claim, state="processing", run_at=None, cancelled_at=None if known else now
-        )  # fmt: skip
-    return known or job._replace(
-        state="dead", run_at=None, updated_at=now, finished_at=now,
-        reason=f"it stood in a damaged line of the journal; see that it is right, then: queuectl dlq retry {job.id}",
-    )  # fmt: skip
+        cancelled_at = None if known else now
+        return (known or job)._replace(**claim, state="processing", run_at=None, cancelled_at=cancelled_at)
+    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
+    return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 
 
 def end_without(job: Job, parent: str, now: str) -> Job:
     """A waiting job that comes after one that was lost, whose end nobody knows: a dead letter for a person."""
-    return job._replace(
-        state="dead", run_at=None, updated_at=now, finished_at=now,
-        reason=f"it comes after job '{parent}', which damage took; let it run with: queuectl dlq retry {job.id}",
-    )  # fmt: skip
+    hint = f"let it run with: queuectl dlq retry {job.id}"
+    return _let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
@@ -3986,8 +3945,8 @@ def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
     """Whether nothing that fits is pending, processing (in any worker), or waits for a retry or a delay."""
     with store.transaction(most_s=most_s):
         pending, processing, _, failed, _ = store.totals.counts
-        if not any(only) or not pending + processing + failed:
-            return not pending + processing + failed
+        if not (left := pending + processing + failed) or not any(only):
+            return not left
         running = any(only.takes(job) for job in store.processing.values())
         return not (running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only))
 
@@ -4052,20 +4011,13 @@ def _change(store: Store) -> Iterator[Transaction]:
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     """These jobs, each once; refuses the whole request where one is not there."""
-    found = store.find_jobs(list(filter(could_be_id, ids)))
+    found = store.find_jobs([id for id in ids if re.fullmatch(r"[A-Za-z0-9._:-]+", id)])  # else it is no job's id
     for id in ids:
         if id not in found:
-            raise unknown_job(id)
+            raise Refused(
+                f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. See them all with: queuectl list."
+            )
     return [found[id] for id in dict.fromkeys(ids)]
-
-
-def could_be_id(id: str) -> bool:
-    """Whether some job could have that id: what could not is not looked for in the files."""
-    return re.fullmatch(r"[A-Za-z0-9._:-]+", id) is not None
-
-
-def unknown_job(id: str) -> Refused:
-    return Refused(f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. See them all with: queuectl list.")
 
 
 def _refusal(job: Job, why: str, hint: str = "") -> Refused:
@@ -4353,17 +4305,15 @@ def ended_at(job: Job) -> str:
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
     """A live worker as `status` and `worker list` show it."""
-    running = [{"slot": slot, "job": row["job"], "run": row["run"]} for slot, row in enumerate(info.rows) if row]
     head = info.header
-    out = {
+    return {
         "name": info.name,
-        "pid": head["pid"],
-        "threads": head["threads"],
-        "started_at": head["started_at"],
+        **{key: head[key] for key in ("pid", "threads", "started_at")},
+        **{key: head.get(key) or [] for key in ("tags", "not_tags")},
+        "running": [{"slot": slot, "job": row["job"], "run": row["run"]} for slot, row in enumerate(info.rows) if row],
+        "trouble": head.get("trouble"),
+        "silent_s": round(max(0.0, now_s - info.seen_s), 1),
     }
-    silent_s = round(max(0.0, now_s - info.seen_s), 1)
-    filters = {"tags": head.get("tags") or [], "not_tags": head.get("not_tags") or []}
-    return {**out, **filters, "running": running, "trouble": head.get("trouble"), "silent_s": silent_s}
 
 
 def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
@@ -4453,11 +4403,7 @@ def examine(store: Store) -> list[str]:
         try:
             store.read()
             return [*problems, *store.examine(), *_examine_jobs(store)]
-        except (
-            StoreError,
-            ValueError,
-            LookupError,
-        ) as error:  # an array that the disk changed cannot be walked through
+        except (StoreError, ValueError, LookupError) as error:  # what the disk changed cannot be walked through
             return [*problems, *(store.survey() or [str(error)])]
     except StoreError as error:
         return [*problems, str(error)]
@@ -4516,20 +4462,20 @@ class Times:
         """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ..., {"le": null, ...}]}`;
         a bar holds what is at most `le` and more than the bar before."""
         from bisect import bisect_left
-        from itertools import accumulate
 
         met = sorted(self._counts)
-        ranks = list(accumulate(self._counts[seconds] for seconds in met))
+        ranks = list(itertools.accumulate(self._counts[seconds] for seconds in met))
         total = ranks[-1] if ranks else 0
-        bars = [0] * (len(TIME_BOUNDS_S) + 1)
+        bars = dict.fromkeys((*TIME_BOUNDS_S, None), 0)
         for seconds in met:
-            bars[bisect_left(TIME_BOUNDS_S, seconds)] += self._counts[seconds]
-        quantiles = {
-            name: met[bisect_left(ranks, math.ceil(share * total))] if met else None
-            for name, share in QUANTILES.items()
-        }
-        histogram = [{"le": le, "count": count} for le, count in zip((*TIME_BOUNDS_S, None), bars, strict=True)]
-        return {"count": total, "sum": round(self._sum_s, 3), **quantiles, "histogram": histogram}
+            bars[next((le for le in TIME_BOUNDS_S if seconds <= le), None)] += self._counts[seconds]
+        return {
+            "count": total,
+            "sum": round(self._sum_s, 3),
+            **{name: met[bisect_left(ranks, math.ceil(share * total))] if met else None
+               for name, share in QUANTILES.items()},
+            "histogram": [{"le": le, "count": count} for le, count in bars.items()],
+        }  # fmt: skip
 
 
 class Tally:
@@ -6062,6 +6008,7 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
 # Records to text: strings in, strings out. Prints nothing, reads nothing. Times are given as people say them; exact
 # ones are in `--json`. What goes to a person is cleaned: neither a command nor an id can drive the terminal.
 
+PAUSED: Final = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
 _COLOURS: Final = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
 
 
@@ -6172,21 +6119,16 @@ def outcome_words(job: Job) -> str:
 def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     rows = []
-    for name, value in job_to_dict(job).items():
-        if name == "history":
-            continue
+    for name, value in job_to_dict(job._replace(history=None)).items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if name.endswith("_at") and isinstance(value, str):
             text = f"{value}  ({say_when(value, now)})"
-        text = clean(text)
-        rows.append(f"{clean(name) + ':':<14} {paint(text, _COLOURS[job.state]) if name == 'state' else text}")
+        text = paint(text, _COLOURS[job.state]) if name == "state" else clean(text)
+        rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
-        ended = {key: entry[key] for key in ("exit_code", "signal") if key in entry}
-        detail = "".join(f" {key.replace('_', ' ')} {value}" for key, value in ended.items())
-        times = f"{entry.get('started_at')} to {entry.get('finished_at')}"
-        rows.append(
-            clean(f"attempt {entry.get('attempt')} (run {entry.get('run')}): {entry.get('outcome')}{detail}, {times}")
-        )
+        ended = [f" {key.replace('_', ' ')} {entry[key]}" for key in ("exit_code", "signal") if key in entry]
+        what = f"attempt {entry.get('attempt')} (run {entry.get('run')}): {entry.get('outcome')}{''.join(ended)}"
+        rows.append(clean(f"{what}, {entry.get('started_at')} to {entry.get('finished_at')}"))
     if why:
         rows.append(f"{'now:':<14} {clean(why)}")
     if processes:
@@ -6198,7 +6140,7 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     """Counts, workers and what waits, for a person."""
     rows = []
     if view["paused"]:
-        rows.append(paint("THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume", 33))
+        rows.append(paint(PAUSED, 33))
     rows += [f"{paint(state, _COLOURS[state])}: {count}" for state, count in view["jobs"].items()]
     rows.append(f"workers: {sum(worker['threads'] for worker in view['workers'])}")
     rows += [worker_line(worker) for worker in view["workers"]]
@@ -6215,15 +6157,13 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
 
 def stats_page(view: Mapping[str, Any], now: str) -> str:
     """The figures of `stats` for a person: totals, quantiles and a small histogram; one line a group."""
-    rate = "-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"
-    speed = "-" if view["jobs_per_s"] is None else f"{view['jobs_per_s']:g}"
     rows = [
         f"since:           {say_when(view['since'], now) if view['since'] else 'the beginning'}",
         f"completed:       {view['completed']}",
         f"failed attempts: {view['failed_attempts']}",
         f"dead:            {view['dead']}" + (f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""),
-        f"success rate:    {rate}",
-        f"jobs a second:   {speed}",
+        "success rate:    " + ("-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"),
+        "jobs a second:   " + ("-" if view["jobs_per_s"] is None else f"{view['jobs_per_s']:g}"),
         "",
         f"{'':<10}" + "".join(f"{name:>10}" for name in QUANTILES),
         *(f"{name + ' time':<10}" + _quantiles_said(view[f"{name}_s"]) for name in ("wait", "run")),
@@ -6231,11 +6171,9 @@ def stats_page(view: Mapping[str, Any], now: str) -> str:
     for name in ("wait", "run") if view["run_s"]["count"] else ():
         rows += ["", f"{name} time", *_bars(view[f"{name}_s"]["histogram"])]
     if by := view.get("by"):
-        counted = ("completed", "failed_attempts", "dead")
-        names = [*("failed" if name == "failed_attempts" else name for name in counted), "run p50", "p95", "p99", by]
-        rows += ["", ("{:>10}" * 6 + "  {}").format(*names)]
+        rows += ["", ("{:>10}" * 6 + "  {}").format("completed", "failed", "dead", "run p50", "p95", "p99", by)]
         for group in view["groups"]:
-            counts = "".join(f"{group[name]:>10}" for name in counted)
+            counts = "".join(f"{group[name]:>10}" for name in ("completed", "failed_attempts", "dead"))
             rows.append(f"{counts}{_quantiles_said(group['run_s'])}  {clean(group[by]) or '(none)'}")
     return "\n".join(rows)
 
@@ -6311,7 +6249,7 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
     wide = max(len(f"{count:,}") for count in counts.values())
     lines: list[Row] = [[("queuectl ", 1), (f"{clean(view['home'])}  {now[11:19]}Z  q ends", None)]]
     if view["paused"]:
-        lines.append([("THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume", 33)])
+        lines.append([(PAUSED, 33)])
     for state, count in counts.items():
         bar = _bar(count / most, columns - wide - 14)
         lines.append([(f"{state:<10}", _COLOURS[state]), (f"  {count:>{wide},}  ", None), (bar, _COLOURS[state])])
@@ -6327,33 +6265,28 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > 10:
             lines.append([(worker_line(worker).strip(), 31)])
-    running: list[Row] = [
-        [(f"  {clean(job.id)}", None),
-         (f"  {say_duration(_seconds_between(job.started_at or now, now)):>7}  {clean(job.command)}", None)]
-        for job in view["running"]
-    ]  # fmt: skip
-    failed: list[Row] = []
-    for job in view["failed"]:
-        head: Row = [(f"  {clean(job.id)}", None), (f"  {job.state:<6}", _COLOURS[job.state])]
-        why = f"  {say_when(ended_at(job), now):>11}  {clean(outcome_words(job)):<21}"
-        failed.append([*head, (f"{why}  {clean(outputs.get(job.id) or job.reason or '')}", None)])
+    running = [_running_row(job, now) for job in view["running"]]
+    failed = [_failed_row(job, outputs.get(job.id) or job.reason or "", now) for job in view["failed"]]
     room = rows - len(lines)
     if running and room < 6:
         failed = []
-    shown = _share(len(running), len(failed), room - 2 * bool(running) - 2 * bool(failed))
-    for title, part, size in (("running", running, shown[0]), ("last failures", failed, shown[1])):
+    room -= 2 * bool(running) + 2 * bool(failed)
+    shown = min(len(running), max(room - len(failed), room // 2))  # each list gets half of the room, and what is left
+    for title, part, size in (("running", running, shown), ("last failures", failed, min(len(failed), room - shown))):
         if size > 0:
             more = f" ({size} of {len(part)})" if size < len(part) else ""
             lines += [[], [(f"{title}{more}", 1)], *_aligned(part[:size], columns)]
     return [_fit(line, columns) for line in lines[:rows]]
 
 
-def _share(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many lines each of two lists gets: what it needs, or half of the room and what the other leaves."""
-    half = room // 2
-    if second <= half:
-        return max(0, min(first, room - second)), second
-    return min(first, half), max(0, min(second, room - min(first, half)))
+def _running_row(job: Job, now: str) -> Row:
+    seconds = max(0.0, instant_s(now) - instant_s(job.started_at or now))
+    return [(f"  {clean(job.id)}", None), (f"  {say_duration(seconds):>7}  {clean(job.command)}", None)]
+
+
+def _failed_row(job: Job, last_output: str, now: str) -> Row:
+    why = f"  {say_when(ended_at(job), now):>11}  {clean(outcome_words(job)):<21}  {clean(last_output)}"
+    return [(f"  {clean(job.id)}", None), (f"  {job.state:<6}", _COLOURS[job.state]), (why, None)]
 
 
 def _bar(share: float, room: int) -> str:
@@ -6366,10 +6299,6 @@ def _spark(rates: Sequence[float], room: int) -> str:
     shown = rates[-room:] if room > 0 else []
     most = max(shown, default=0) or 1
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * rate / most)] for rate in shown)
-
-
-def _seconds_between(earlier: str, later: str) -> float:
-    return max(0.0, instant_s(later) - instant_s(earlier))
 
 
 PLAIN_BLOCKS: Final = str.maketrans(
@@ -6434,14 +6363,6 @@ class App:
         self.store.settle()
 
 
-class Failure(click.ClickException):
-    """An error of ours as Click shows it: `Error: ` and the text, with its exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # Click's own classes set it per class
-
-
 class Command(click.Command):
     """A command of whose help the last line, `Example: ...`, stands as a block of its own."""
 
@@ -6473,6 +6394,9 @@ class Root(Group):
                 code = super().main(*args, **{**more, "standalone_mode": False}) or 0
             except click.Abort:
                 code = 130
+            except QueueError as error:
+                code = error.exit_code
+                click.echo(f"Error: {clean(str(error))}", err=True)
             except click.ClickException as error:
                 code = error.exit_code
                 if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # a help page keeps its lines
@@ -6493,24 +6417,26 @@ class Root(Group):
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             made = ctx.obj.made if isinstance(ctx.obj, App) else None
             after = f" The change was made before that: {made}" if made else ""
-            if isinstance(error, QueueError):
-                text = f"{error}".replace(" Nothing was changed.", "") + after if made else f"{error}"
-                raise Failure(text, error.exit_code) from error
-            if not isinstance(error, OSError):
-                if sys.stderr.isatty():
-                    click.echo(err=True)  # the cursor stands behind "^C"
-                if made:
-                    click.echo(f"Interrupted.{clean(after)}", err=True)
-                return 130
-            if error.filename is not None:
-                where = f"{error.strerror}: '{os.fsdecode(error.filename)}'."
-                raise Failure(where + (after or " Try again."), EXIT_STORAGE) from error
-            discard_output(1)
-            code = EXIT_REFUSED if error.errno == errno.EPIPE else EXIT_STORAGE
-            if error.errno == errno.EPIPE and made is None:
-                return code
-            text = f"The result could not be printed: {error.strerror}.{after or ' Nothing was changed.'}"
-            raise Failure(text, code) from error
+            match error:
+                case QueueError():
+                    if not made:
+                        raise
+                    raise type(error)(str(error).replace(" Nothing was changed.", "") + after) from error
+                case OSError() if error.filename is not None:
+                    where = f"{error.strerror}: '{os.fsdecode(error.filename)}'."
+                    raise StoreError(where + (after or " Try again.")) from error
+                case OSError():
+                    discard_output(1)
+                    is_pipe = error.errno == errno.EPIPE
+                    if is_pipe and not made:
+                        return EXIT_REFUSED
+                    text = f"The result could not be printed: {error.strerror}.{after or ' Nothing was changed.'}"
+                    raise (Refused if is_pipe else StoreError)(text) from error
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the cursor stands behind "^C"
+            if made:
+                click.echo(f"Interrupted.{clean(after)}", err=True)
+            return 130
 
 
 def find_home(option: str | None) -> str:
@@ -7187,8 +7113,8 @@ def wait(app: App, ids: tuple[str, ...], every: bool, timeout: float | None, in_
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
-        text = f"Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list."
-        raise Failure(text, EXIT_TIMEOUT)
+        click.echo(f"Error: Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list.", err=True)
+        return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
 

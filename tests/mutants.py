@@ -671,14 +671,14 @@ MUTANTS = [
     ),
     Mutant(
         "a doubtful job runs by itself",
-        '    return known or job._replace(\n        state="dead",',
-        "    return known or job._replace(\n        state=job.state,",
+        "    return known or _let_die(job,",
+        "    return known or job or _let_die(job,",
         MEND + "test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides",
     ),
     Mutant(
         "a doubtful command is believed",
-        "        return (known or job)._replace(\n",
-        "        return job._replace(\n",
+        "        return (known or job)._replace(**claim,",
+        "        return job._replace(**claim,",
         MEND + "test_a_doubtful_line_never_makes_a_known_job_another",
     ),
     Mutant(
