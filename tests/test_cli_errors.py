@@ -3,12 +3,14 @@ nothing on stdout, and not one byte of the home changed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ pytest_plugins = ["drained_home"]
 Call = Callable[..., Any]
 
 USAGE, REFUSED, STORAGE = 2, 1, 3
-ASIDE = {"wait", "worker"}  # Commands that could hang this process if they took what they must refuse.
+HANG_S = 60  # `wait` and `worker` never end if they take what they must refuse
 
 # Where a call may be made, besides an ordinary place: (variables set, None for those taken away; what stdout is).
 PLACES: dict[str, tuple[dict[str, str | None], str | None]] = {
@@ -656,6 +658,22 @@ def tree(home: Path) -> dict[str, bytes]:
     return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """An error where the block takes longer, instead of a test run that never ends."""
+
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"not refused within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def in_place(bad: Bad) -> Any:
     """The same call by a shell, which can close descriptors, with the place's variables."""
     changes, stdout = PLACES[bad.place or ""]
@@ -679,9 +697,9 @@ def test_bad_input_is_refused_and_changes_nothing(run: Call, process: Call, drai
         done = in_place(bad)
         code, out, err = done.returncode, done.stdout.decode(), done.stderr.decode()
     else:
-        aside = bad.stdin is not None or bad.args[:1] and bad.args[0] in ASIDE or any(NOT_UTF8 in a for a in bad.args)
-        call = process if aside else run
-        result = call(*bad.args, code=None, **({"input": bad.stdin} if aside else {}))
+        call = process if any(NOT_UTF8 in word for word in bad.args) else run
+        with at_most(HANG_S):
+            result = call(*bad.args, code=None, input=bad.stdin)
         code, out, err = result.code, result.out, result.err
     assert (code, out) == (bad.code, ""), err
     assert "Traceback" not in err
