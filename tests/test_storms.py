@@ -78,11 +78,18 @@ def test_a_journal_cut_short_under_a_worker_runs_no_job_twice(
     run("doctor")
 
 
+def alone(folder: Path) -> str:
+    """Shell text that notes in `folder`/note whether another run holds the job's lock; true from the second run on."""
+    lock, note = (shlex.quote(str(folder / name)) for name in ("lock", "note"))
+    told = f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}"
+    return f"{told}; [ $(wc -l < {note}) -gt 1 ]"
+
+
 def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_was_deleted(
     home: Path, enqueue: Call, worker: Call, written: Call, reaches: Call, eventually: Call, tmp_path: Path
 ):
-    lock, note = shlex.quote(str(tmp_path / "lock")), tmp_path / "note"
-    enqueue("a", f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}; sleep 3")
+    note = tmp_path / "note"
+    enqueue("a", f"{alone(tmp_path)} || sleep 30")
     worker()
     written(note)
     eventually(lambda: '"processing"' in (home / "jobs.json").read_text())  # what was not folded is lost with it
@@ -248,6 +255,7 @@ WAIT_FAILS = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
+queuectl.TICK_S = 0.05  # so that what begins too early does so long before the grace period is over
 wait, times = queuectl.Executor.wait, iter(range(2))
 def fails(executor, slot):
     if next(times, None) is not None:
@@ -261,10 +269,9 @@ queuectl.main()
 def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
     run: Call, enqueue: Call, job: Call, tmp_path: Path
 ):
-    run("config", "set", "grace_period", "20")
-    lock, note = tmp_path / "lock", tmp_path / "note"
-    alone = f"exec 9>{lock}; flock -n 9 && echo alone >> {note} || echo overlap >> {note}"
-    enqueue("a", f"trap '' TERM; {alone}; [ $(wc -l < {note}) -gt 1 ] || sleep 8")
+    run("config", "set", "grace_period", "3")
+    note = tmp_path / "note"
+    enqueue("a", f"trap '' TERM; {alone(tmp_path)} || while :; do sleep 0.1; done")
     words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
