@@ -6,10 +6,12 @@ This file alone knows how QueueCTL is called. When the program's API moves, it c
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import py_compile
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ def _compiled() -> Path:
 
 
 PROGRAM = _compiled()  # a program to run, in a folder to import it from
+HANG_S = 60.0  # no command takes that long in any test, except a worker
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,22 @@ def _checked(result: Result, code: int | None, args: tuple[str, ...]) -> Result:
     return result
 
 
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """An error where the block takes longer, instead of a test run that never ends."""
+
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"not done within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh queue directory, in QUEUECTL_HOME for everything this test starts."""
@@ -86,7 +105,8 @@ def run(home: Path) -> Callable[..., Result]:
     import queuectl
 
     def call(*args: str, code: int | None = 0, input: str | bytes | None = None) -> Result:  # noqa: A002
-        answer = click.testing.CliRunner().invoke(queuectl.cli, list(args), input=input)
+        with _at_most(HANG_S):
+            answer = click.testing.CliRunner().invoke(queuectl.cli, list(args), input=input)
         if answer.exception and not isinstance(answer.exception, SystemExit):
             raise answer.exception
         return _checked(Result(answer.exit_code, answer.stdout, answer.stderr), code, args)
@@ -104,7 +124,7 @@ def process(home: Path) -> Callable[..., Result]:
         input: str | bytes | None = None,  # noqa: A002
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
-        timeout: float = 60,
+        timeout: float = HANG_S,
     ) -> Result:
         stdin = input.encode() if isinstance(input, str) else input
         done = subprocess.run(

@@ -63,9 +63,9 @@ def test_commands_and_json_objects_may_stand_in_one_file(run: Call, jobs: Jobs, 
     ]
 
 
-def test_standard_input_is_read_for_a_dash(process: Call) -> None:
+def test_standard_input_is_read_for_a_dash(run: Call) -> None:
     text = '# nightly\n{"id":"a","command":"true"}\n\n{"id":"b","command":"false"}\n'
-    assert process("enqueue", "--file", "-", input=text).out == "a\nb\n"
+    assert run("enqueue", "--file", "-", input=text).out == "a\nb\n"
 
 
 def test_typed_jobs_end_with_one_ctrl_d(run: Call, terminal: Call, eventually: Call) -> None:
@@ -172,9 +172,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_command(run: Call, jobs: Jobs
     assert commands(jobs) == ["echo one"]
 
 
-def test_an_array_may_come_from_standard_input(process: Call) -> None:
+def test_an_array_may_come_from_standard_input(run: Call) -> None:
     text = json.dumps([{"id": "a", "command": "true"}], indent=2)
-    assert process("enqueue", "--file", "-", input=text).out == "a\n"
+    assert run("enqueue", "--file", "-", input=text).out == "a\n"
 
 
 def test_an_empty_array_adds_nothing(run: Call, listed: Call) -> None:
@@ -287,39 +287,39 @@ def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run: Call, listed: Call
 # ---- --stream ----
 
 
-def test_a_stream_takes_the_same_lines_as_a_file(process: Call, jobs: Jobs) -> None:
-    process("enqueue", "--stream", input='# head\necho one\n\n{"command":"echo two"}\necho three')
+def test_a_stream_takes_the_same_lines_as_a_file(run: Call, jobs: Jobs) -> None:
+    run("enqueue", "--stream", input='# head\necho one\n\n{"command":"echo two"}\necho three')
     assert commands(jobs) == ["echo one", "echo two", "echo three"]
 
 
-def test_a_stream_prints_the_id_of_each_job(process: Call) -> None:
+def test_a_stream_prints_the_id_of_each_job(run: Call) -> None:
     text = '{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n'
-    assert process("enqueue", "--stream", input=text).out == "a\nb\n"
+    assert run("enqueue", "--stream", input=text).out == "a\nb\n"
 
 
-def test_an_empty_stream_is_no_error(process: Call) -> None:
-    assert process("enqueue", "--stream", input="").out == ""
+def test_an_empty_stream_is_no_error(run: Call) -> None:
+    assert run("enqueue", "--stream", input="").out == ""
 
 
-def test_a_bad_line_in_a_stream_leaves_the_others_accepted(process: Call) -> None:
+def test_a_bad_line_in_a_stream_leaves_the_others_accepted(run: Call) -> None:
     text = '{"id":"a","command":"true"}\n{"id":\n{"id":"b","command":"true"}\n'
-    assert process("enqueue", "--stream", input=text, code=1).out == "a\nb\n"
+    assert run("enqueue", "--stream", input=text, code=1).out == "a\nb\n"
 
 
-def test_a_bad_line_in_a_stream_is_an_error_on_stderr(process: Call) -> None:
+def test_a_bad_line_in_a_stream_is_an_error_on_stderr(run: Call) -> None:
     text = 'echo one\n{"command":"true","colour":"red"}\n'
-    error = process("enqueue", "--stream", input=text, code=1).err
+    error = run("enqueue", "--stream", input=text, code=1).err
     assert "Error:" in error and "colour" in error
 
 
-def test_a_taken_id_in_a_stream_is_a_bad_line(process: Call) -> None:
+def test_a_taken_id_in_a_stream_is_a_bad_line(run: Call) -> None:
     text = '{"id":"a","command":"true"}\n{"id":"a","command":"false"}\n'
-    assert process("enqueue", "--stream", input=text, code=1).out == "a\n"
+    assert run("enqueue", "--stream", input=text, code=1).out == "a\n"
 
 
-def test_options_hold_for_every_line_of_a_stream(process: Call, jobs: Jobs) -> None:
+def test_options_hold_for_every_line_of_a_stream(run: Call, jobs: Jobs) -> None:
     # reading: "the same from stdin" includes that options are defaults.
-    process("enqueue", "--priority", "5", "--stream", input='echo one\n{"command":"true","priority":1}\n')
+    run("enqueue", "--priority", "5", "--stream", input='echo one\n{"command":"true","priority":1}\n')
     assert [job["priority"] for job in jobs().values()] == [5, 1]
 
 

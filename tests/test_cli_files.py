@@ -85,13 +85,13 @@ def test_the_arrays_are_true_after_a_command(
     assert (ids(two / "jobs.json"), ids(two / "dlq.json")) == (in_jobs, in_dlq)
 
 
-def test_the_arrays_are_true_after_a_file_of_jobs(process: Call, home: Path) -> None:
-    process("enqueue", "--file", "-", input="".join(f'{{"id":"j{n}","command":"true"}}\n' for n in range(200)))
+def test_the_arrays_are_true_after_a_file_of_jobs(run: Call, home: Path) -> None:
+    run("enqueue", "--file", "-", input="".join(f'{{"id":"j{n}","command":"true"}}\n' for n in range(200)))
     assert ids(home / "jobs.json") == [f"j{n}" for n in range(200)]
 
 
-def test_the_arrays_are_true_after_a_stream_of_jobs(process: Call, home: Path) -> None:
-    process("enqueue", "--stream", input='{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n')
+def test_the_arrays_are_true_after_a_stream_of_jobs(run: Call, home: Path) -> None:
+    run("enqueue", "--stream", input='{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n')
     assert ids(home / "jobs.json") == ["a", "b"]
 
 
@@ -487,10 +487,10 @@ def test_parents_of_a_new_home_are_made(run: Call, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_a_home_that_anyone_can_write_is_refused(process: Call, home: Path, mode: int, arguments: list[str]) -> None:
+def test_a_home_that_anyone_can_write_is_refused(run: Call, home: Path, mode: int, arguments: list[str]) -> None:
     # reading: reading it is refused too, for what it holds cannot be believed.
     home.chmod(mode)
-    assert "Error:" in process(*arguments, code=3).err
+    assert "Error:" in run(*arguments, code=3).err
     assert list(home.iterdir()) == []
 
 

@@ -143,15 +143,6 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system ha
 
 
 @FULL
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "--help"], ["status"]], ids=" ".join)
-def test_what_cannot_be_printed_is_an_error_of_storage(arguments: list[str], home: Path) -> None:
-    with open("/dev/full", "wb") as full:
-        program = [sys.executable, str(PROGRAM), *arguments]
-        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 3 and done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
-
-
-@FULL
 @pytest.mark.parametrize("arguments, code", [(["enqueue"], 2), (["show", "nosuch"], 1), (["--home", "/", "x"], 2)])
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str], code: int, home: Path) -> None:
     with open("/dev/full", "wb") as full:

@@ -472,38 +472,38 @@ def test_status_check_still_prints_the_status(run: Call) -> None:
 # ---- logs ----
 
 
-def test_logs_prints_what_the_job_wrote_to_stdout_and_stderr(process: Call, drained: Path) -> None:
-    assert process("logs", "ok").out == "one\ntwo\nthree\n"
+def test_logs_prints_what_the_job_wrote_to_stdout_and_stderr(run: Call, drained: Path) -> None:
+    assert run("logs", "ok").out == "one\ntwo\nthree\n"
 
 
 def test_logs_prints_bytes_as_they_were_written(process: Call, drained: Path) -> None:
     assert process("logs", "raw").out == "\ufffd\x1b[31mred\x1b[0m\n"
 
 
-def test_logs_of_a_job_that_wrote_nothing_is_empty(process: Call, drained: Path) -> None:
-    assert process("logs", "quiet").out == ""
+def test_logs_of_a_job_that_wrote_nothing_is_empty(run: Call, drained: Path) -> None:
+    assert run("logs", "quiet").out == ""
 
 
-def test_logs_prints_the_last_attempt(process: Call, drained: Path) -> None:
+def test_logs_prints_the_last_attempt(run: Call, drained: Path) -> None:
     # reading: without --attempt the newest run is what a person asks for.
-    assert process("logs", "twice").out == "attempt 2\n"
+    assert run("logs", "twice").out == "attempt 2\n"
 
 
 @pytest.mark.parametrize("attempt", ["1", "2"])
-def test_logs_prints_the_attempt_asked_for(process: Call, drained: Path, attempt: str) -> None:
-    assert process("logs", "twice", "--attempt", attempt).out == f"attempt {attempt}\n"
+def test_logs_prints_the_attempt_asked_for(run: Call, drained: Path, attempt: str) -> None:
+    assert run("logs", "twice", "--attempt", attempt).out == f"attempt {attempt}\n"
 
 
 @pytest.mark.parametrize(
     "count, out",
     [("1", "line 5\n"), ("2", "line 4\nline 5\n"), ("99", "".join(f"line {n}\n" for n in range(1, 6)))],
 )
-def test_logs_tail_prints_the_last_lines(process: Call, drained: Path, count: str, out: str) -> None:
-    assert process("logs", "chatty", "--tail", count).out == out
+def test_logs_tail_prints_the_last_lines(run: Call, drained: Path, count: str, out: str) -> None:
+    assert run("logs", "chatty", "--tail", count).out == out
 
 
-def test_logs_follow_ends_at_once_where_the_job_is_over(process: Call, drained: Path) -> None:
-    assert process("logs", "ok", "--follow").out == "one\ntwo\nthree\n"
+def test_logs_follow_ends_at_once_where_the_job_is_over(run: Call, drained: Path) -> None:
+    assert run("logs", "ok", "--follow").out == "one\ntwo\nthree\n"
 
 
 def test_logs_path_prints_the_file_that_holds_the_output(run: Call, drained: Path) -> None:
@@ -522,8 +522,8 @@ def test_logs_path_lies_in_the_home(run: Call, drained: Path) -> None:
     "name, code",
     [("ok", 0), ("quiet", 0), ("boom", 3), ("twice", 4), ("stubborn", 65), ("killed", 137), ("gone", 1)],
 )
-def test_wait_for_one_job_ends_with_its_exit_code(process: Call, drained: Path, name: str, code: int) -> None:
-    assert process("wait", name, code=None).code == code
+def test_wait_for_one_job_ends_with_its_exit_code(run: Call, drained: Path, name: str, code: int) -> None:
+    assert run("wait", name, code=None).code == code
 
 
 @pytest.mark.parametrize(
@@ -531,14 +531,14 @@ def test_wait_for_one_job_ends_with_its_exit_code(process: Call, drained: Path, 
     [(["ok", "quiet"], 0), (["ok", "boom"], 1), (["boom", "twice"], 1), (["gone", "ok"], 1)],
 )
 def test_wait_for_several_jobs_is_0_only_if_all_completed(
-    process: Call, drained: Path, names: list[str], code: int
+    run: Call, drained: Path, names: list[str], code: int
 ) -> None:
-    assert process("wait", *names, code=None).code == code
+    assert run("wait", *names, code=None).code == code
 
 
 @pytest.mark.parametrize("arguments", [["waiting"], ["flaky"], ["ok", "waiting"], ["--all"]])
-def test_wait_that_runs_out_of_time_is_124(process: Call, drained: Path, arguments: list[str]) -> None:
-    process("wait", *arguments, "--timeout", "0.1", code=124)
+def test_wait_that_runs_out_of_time_is_124(run: Call, drained: Path, arguments: list[str]) -> None:
+    run("wait", *arguments, "--timeout", "0.1", code=124)
 
 
 def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run: Call, terminal: Call, eventually: Call) -> None:
@@ -553,18 +553,18 @@ def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run: Call, terminal: Call,
     assert shell.child.returncode == 1 and "Job a was purged" in shell.screen()
 
 
-def test_wait_for_all_of_an_empty_queue_is_0(process: Call) -> None:
-    process("wait", "--all", code=0)
+def test_wait_for_all_of_an_empty_queue_is_0(run: Call) -> None:
+    run("wait", "--all", code=0)
 
 
-def test_wait_for_all_leaves_out_what_was_over_before(process: Call, run: Call) -> None:
+def test_wait_for_all_leaves_out_what_was_over_before(run: Call) -> None:
     run("enqueue", "--id", "a", "true")
     run("cancel", "a")
-    process("wait", "--all", code=0)
+    run("wait", "--all", code=0)
 
 
-def test_wait_json_prints_one_value_that_names_each_job(process: Call, drained: Path) -> None:
-    text = json.dumps(process("wait", "ok", "boom", "--json", code=1).json)
+def test_wait_json_prints_one_value_that_names_each_job(run: Call, drained: Path) -> None:
+    text = json.dumps(run("wait", "ok", "boom", "--json", code=1).json)
     assert '"ok"' in text and '"boom"' in text
 
 
@@ -587,5 +587,5 @@ def test_worker_list_json_without_a_worker_is_an_empty_array(run: Call) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--now"], ["--timeout", "5"]])
-def test_worker_stop_without_a_worker_is_0(process: Call, arguments: list[str]) -> None:
-    process("worker", "stop", *arguments, code=0)
+def test_worker_stop_without_a_worker_is_0(run: Call, arguments: list[str]) -> None:
+    run("worker", "stop", *arguments, code=0)

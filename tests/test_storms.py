@@ -100,8 +100,15 @@ def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_wa
     second.terminate()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-@pytest.mark.parametrize("words", ["list", "enqueue true", "logs a", "purge", "enqueue --stream"])
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [
+        *((words, ">&- 2>&- <&-") for words in ("list", "enqueue true", "logs a", "purge", "enqueue --stream")),
+        *((words, ">&-") for words in ("list", "enqueue true", "logs a")),
+        *((words, "<&-") for words in ("purge", "enqueue --stream")),
+        ("purge", "2>&-"),
+    ],
+)
 def test_a_closed_standard_stream_ends_in_no_traceback(words: str, closed: str, home: Path, enqueue: Call):
     enqueue("a", "true")
     line = f"{shlex.quote(sys.executable)} {shlex.quote(str(PROGRAM))} {words} {closed}"
