@@ -520,7 +520,7 @@ def parse_instant(value: object, now: str, what: str = "time") -> str:
 
 
 def parse_id(value: object, name: str = "id") -> str:
-    if not isinstance(value, str) or not re.fullmatch(rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}", value):
+    if not isinstance(value, str) or not re.fullmatch(_ID, value):
         wanted = f"Give 1 to {ID_CHARS_MAX} letters, digits, '.', '_', '-' or ':', not starting with '.' or '-'."
         raise BadValue(f"'{name}' {_shown(value)} is not a usable id. {wanted}")
     return value
@@ -3789,29 +3789,24 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
     return bulk._replace(added=added)
 
 
-class _Names(NamedTuple):
-    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after."""
-
-    ids: dict[str, int]
-    keys: set[str]
-    parents: set[str]
-
-
-def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> _Names:
-    """That, after a check of every line. Refuses an id that stands in two lines."""
-    out = _Names({}, set(), set())
+def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str]]:
+    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after.
+    Checks every line; refuses an id that stands in two."""
+    ids: dict[str, int] = {}
+    keys: set[str] = set()
+    parents: set[str] = set()
     for number, said in _parse_lines(lines, options, now):
         if isinstance(said, str):
             continue
-        if said.id is not None and out.ids.setdefault(said.id, number) != number:
+        if said.id is not None and ids.setdefault(said.id, number) != number:
             raise Refused(
-                f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {out.ids[said.id]} too. Nothing was "
+                f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {ids[said.id]} too. Nothing was "
                 "added. Give each an id of its own, or leave it out."
             )
         if said.unique is not None:
-            out.keys.add(said.unique)
-        out.parents.update(parents_of(said))
-    return out
+            keys.add(said.unique)
+        parents.update(parents_of(said))
+    return ids, keys, parents
 
 
 class _PlainRecords:
@@ -6197,12 +6192,13 @@ def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     """The figures of `stats` as Prometheus' textfile collector reads them; gauges, since a purge takes jobs away."""
     rows: list[str] = []
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
     def family(name: str, kind: str, meaning: str, samples: Iterable[tuple[str, Mapping[str, object], Any]]) -> None:
         rows.extend((f"# HELP queuectl_{name} {meaning}", f"# TYPE queuectl_{name} {kind}"))
         for ending, labels, value in samples:
             if value is not None:
-                said = ",".join(f'{key}="{_prometheus_text(str(text))}"' for key, text in labels.items())
+                said = ",".join(f'{key}="{str(text).translate(escapes)}"' for key, text in labels.items())
                 rows.append(f"queuectl_{name}{ending}" + (f"{{{said}}}" if said else "") + f" {value}")
 
     by = view.get("by")
@@ -6231,10 +6227,6 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
         family(f"{name}_seconds", "histogram", meaning, samples)
         family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
     return "\n".join(rows)
-
-
-def _prometheus_text(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 # -- The live screen of `status --watch`
@@ -6811,8 +6803,7 @@ def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str |
           reverse: bool, in_json: bool, only_ids: bool) -> None:  # fmt: skip
     """List jobs, dead ones included, in order of arrival.
 
-    Example: queuectl list --state failed --state dead
-    """
+    Example: queuectl list --state failed --state dead"""
     if in_json and only_ids:
         raise click.UsageError("Give --json or --ids, not both.")
     app.store.read()
@@ -6842,8 +6833,7 @@ def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
 def show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
     """Show jobs whole, their attempts, and why they are not running.
 
-    Example: queuectl show job1
-    """
+    Example: queuectl show job1"""
     app.store.read()
     _show_jobs(app.store, find_all(app.store, ids), in_json)
 
@@ -6870,8 +6860,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     --watch shows bars per state, throughput, what runs and for how long, and the last failures, until q or Ctrl+C;
     in a pipe one line each time.
 
-    Example: queuectl status --watch
-    """
+    Example: queuectl status --watch"""
     if watch is not None:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
@@ -6886,6 +6875,8 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
 
 def _watch(store: Store, seconds: float) -> int:
     """Draw the live screen until it is ended; the exit code."""
+    import shutil
+
     watch = Watch(store)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         while True:
@@ -6894,7 +6885,7 @@ def _watch(store: Store, seconds: float) -> int:
     with Screen() as screen, contextlib.suppress(TerminalGone):
         while True:
             began, view = time.monotonic(), watch.look()
-            columns, rows = screen.size()
+            columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal does not know
             failed = view["failed"][:rows]
             outputs = {job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed}
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.now()))
@@ -6959,13 +6950,6 @@ class Screen:
             discard_output(1)
             raise TerminalGone from error
 
-    def size(self) -> tuple[int, int]:
-        """Columns and rows; 80 and 24 where the terminal does not know (a serial line, some of `expect`'s)."""
-        columns = rows = 0
-        with contextlib.suppress(OSError):
-            columns, rows = os.get_terminal_size(sys.stdout.fileno())
-        return columns or 80, rows or 24
-
     def draw(self, text: str) -> None:
         """Put these lines over what is there, without clearing it first; nothing where they are there already."""
         if text != self._shown:
@@ -7004,15 +6988,12 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
 
     Wait is the time from enqueue to the first start. Of a job's attempts the last five are known one by one.
 
-    Example: queuectl stats --since 24h --by tag
-    """
+    Example: queuectl stats --since 24h --by tag"""
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(app.store, since, by)
-    if prometheus:
-        click.echo(stats_as_prometheus(view))
-    else:
-        click.echo(as_json(view) if in_json else stats_page(view, app.store.now()))
+    page = stats_page(view, app.store.now()) if not prometheus else stats_as_prometheus(view)
+    click.echo(as_json(view) if in_json else page)
 
 
 @cli.command()
@@ -7027,8 +7008,7 @@ def logs(app: App, id: str, attempt: int | None, follow: bool, tail: int | None,
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
-    Example: queuectl logs job1 --follow
-    """
+    Example: queuectl logs job1 --follow"""
     store = app.store
     store.read()
     job = find_all(store, [id])[0]
@@ -7097,8 +7077,7 @@ def wait(app: App, ids: tuple[str, ...], every: bool, timeout: float | None, in_
 
     With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where all completed.
 
-    Example: queuectl wait job1 --timeout 10m
-    """
+    Example: queuectl wait job1 --timeout 10m"""
     _check_ids_or_all(ids, every)
     store = app.store
     store.read()
@@ -7168,8 +7147,7 @@ def cancel(app: App, ids: tuple[str, ...]) -> None:
 
     They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
 
-    Example: queuectl cancel job1 job2
-    """
+    Example: queuectl cancel job1 job2"""
     jobs = cancel_jobs(app.store, ids)
     app.made = say_ids("Cancelled", jobs)
     if running := {job.id for job in jobs if job.state == "processing"}:
@@ -7189,8 +7167,7 @@ def cancel(app: App, ids: tuple[str, ...]) -> None:
 def retry(app: App, ids: tuple[str, ...]) -> None:
     """Make failed jobs due now, bring dead ones back.
 
-    Example: queuectl retry job3
-    """
+    Example: queuectl retry job3"""
     jobs = retry_jobs(app.store, ids)
     app.done(say_ids("Retrying", jobs))
     for job in jobs:
@@ -7205,8 +7182,7 @@ def rerun(app: App, ids: tuple[str, ...]) -> None:
 
     It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state, stays as it is.
 
-    Example: queuectl rerun job1
-    """
+    Example: queuectl rerun job1"""
     jobs = rerun_jobs(app.store, ids)
     app.done(say_ids("Added", jobs))
     _echo_all(job.id for job in jobs)
@@ -7221,8 +7197,7 @@ def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
 
     A dead one is changed on its way back: 'dlq retry' takes the same options.
 
-    Example: queuectl edit job1 --timeout 10m --priority 5
-    """
+    Example: queuectl edit job1 --timeout 10m --priority 5"""
     changes = _changed_fields(app.store.now(), given)
     if not changes:
         raise click.UsageError("Say what to change: --command, --timeout, --max-retries, --priority, --at, --env.")
@@ -7236,8 +7211,7 @@ def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
 def pause(app: App) -> None:
     """Start no more jobs until 'resume'; running ones go on.
 
-    Example: queuectl pause
-    """
+    Example: queuectl pause"""
     set_setting(app.store, "paused", "true")
     app.made = "The queue is paused."
     click.echo("The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume")
@@ -7248,8 +7222,7 @@ def pause(app: App) -> None:
 def resume(app: App) -> None:
     """Start jobs again after 'pause'.
 
-    Example: queuectl resume
-    """
+    Example: queuectl resume"""
     set_setting(app.store, "paused", "false")
     app.made = "The queue is no longer paused."
     click.echo(app.made)
@@ -7265,8 +7238,7 @@ def resume(app: App) -> None:
 def purge(app: App, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
     """Delete finished jobs and their output for good.
 
-    Example: queuectl purge --older-than 7d --yes
-    """
+    Example: queuectl purge --older-than 7d --yes"""
     chosen = over_for(states or OVER, older_than)
     if dry_run:
         app.store.read()
@@ -7323,8 +7295,7 @@ def _finish_purge(app: App, purged: Purged) -> None:
 def dlq() -> None:
     """See the dead letters, bring them back, or delete them.
 
-    Example: queuectl dlq list
-    """
+    Example: queuectl dlq list"""
 
 
 @dlq.command("list")
@@ -7337,8 +7308,7 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 
     A line has the id, attempts made, last outcome, when that was, and the last line of output.
 
-    Example: queuectl dlq list --match backup
-    """
+    Example: queuectl dlq list --match backup"""
     app.store.read()
     jobs = itertools.islice((job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit)
     logs_dir, now = app.store.logs_dir, app.store.now()
@@ -7353,8 +7323,7 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 def dlq_show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
     """Show dead letters whole.
 
-    Example: queuectl dlq show job3
-    """
+    Example: queuectl dlq show job3"""
     app.store.read()
     _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
 
@@ -7371,8 +7340,7 @@ def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None,
               spread: float | None, **given: Any) -> None:  # fmt: skip
     """Bring dead letters back, changed where you say so.
 
-    Example: queuectl dlq retry job3 --timeout 10m
-    """
+    Example: queuectl dlq retry job3 --timeout 10m"""
     _check_ids_or_all(ids, every)
     if (match is not None or cancelled) and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
@@ -7397,8 +7365,7 @@ def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None,
 def dlq_purge(app: App, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool) -> None:
     """Delete dead letters and their output for good.
 
-    Example: queuectl dlq purge --older-than 30d --yes
-    """
+    Example: queuectl dlq purge --older-than 30d --yes"""
     if bool(ids) == (every or older_than is not None):
         raise click.UsageError("Give job ids, or --all, or --older-than.")
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
@@ -7413,8 +7380,7 @@ def dlq_purge(app: App, ids: tuple[str, ...], every: bool, older_than: float | N
 def config() -> None:
     """See and change the settings.
 
-    Example: queuectl config set max-retries 5
-    """
+    Example: queuectl config set max-retries 5"""
 
 
 @config.command("show")
@@ -7423,14 +7389,11 @@ def config() -> None:
 def config_show(app: App, in_json: bool) -> None:
     """Show every setting in force.
 
-    Example: queuectl config show
-    """
+    Example: queuectl config show"""
     app.store.check_home()
     values = settings_in_force(app.store)
-    if in_json:
-        click.echo(as_json(values))
-    else:
-        _echo_all(f"{name} = {clean(say_setting(value))}" for name, value in values.items())
+    lines = (f"{name} = {clean(say_setting(value))}" for name, value in values.items())
+    _echo_all([as_json(values)] if in_json else lines)
 
 
 @config.command("get")
@@ -7440,8 +7403,7 @@ def config_show(app: App, in_json: bool) -> None:
 def config_get(app: App, key: str | None, in_json: bool) -> None:
     """Print the value of one setting, alone.
 
-    Example: queuectl config get max-retries
-    """
+    Example: queuectl config get max-retries"""
     if key is None:
         click.get_current_context().invoke(config_show, in_json=in_json)
         return
@@ -7457,8 +7419,7 @@ def config_get(app: App, key: str | None, in_json: bool) -> None:
 def config_set(app: App, key: str, value: str) -> None:
     """Change one setting; running workers follow at once.
 
-    Example: queuectl config set backoff-base 3
-    """
+    Example: queuectl config set backoff-base 3"""
     _say_changed(app, key, set_setting(app.store, key, value))
 
 
@@ -7468,8 +7429,7 @@ def config_set(app: App, key: str, value: str) -> None:
 def config_unset(app: App, key: str) -> None:
     """Set one setting back to its default.
 
-    Example: queuectl config unset backoff-base
-    """
+    Example: queuectl config unset backoff-base"""
     _say_changed(app, key, set_setting(app.store, key, None))
 
 
@@ -7485,8 +7445,7 @@ def _say_changed(app: App, key: str, value: object) -> None:
 def worker() -> None:
     """Start, stop and see the workers of this queue.
 
-    Example: queuectl worker start --count 2
-    """
+    Example: queuectl worker start --count 2"""
 
 
 @worker.command("start")
@@ -7502,8 +7461,7 @@ def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: t
 
     The first Ctrl+C lets running jobs finish; the second ends them and hands them back.
 
-    Example: queuectl worker start --count 4
-    """
+    Example: queuectl worker start --count 4"""
     store = app.store
     store.prepare()
     threads = count or store.config().worker_count
@@ -7564,8 +7522,7 @@ def _detach(store: Store, options: list[str]) -> None:
 def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
 
-    Example: queuectl worker stop --timeout 1m
-    """
+    Example: queuectl worker stop --timeout 1m"""
     store = app.store
     store.check_home()
     names = [info.name for info in store.live_workers()]
@@ -7589,14 +7546,10 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
 def worker_list(app: App, in_json: bool) -> None:
     """List the live workers and what they run.
 
-    Example: queuectl worker list
-    """
+    Example: queuectl worker list"""
     app.store.check_home()
     views = [worker_view(info, app.store.clock()) for info in app.store.live_workers()]
-    if in_json:
-        click.echo(as_json(views))
-    else:
-        _echo_all(worker_line(view).strip() for view in views)
+    _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
 
 
 # -- doctor, completion
@@ -7612,8 +7565,7 @@ def doctor(app: App, fix: bool) -> None:
     .queuectl/aside. A job that only a damaged line of the journal knows becomes a dead letter: its command may not be
     what was given. Exit code 0 where all is well (by now), 3 where something is not.
 
-    Example: queuectl doctor --fix
-    """
+    Example: queuectl doctor --fix"""
     problems = examine(app.store)
     _echo_all(map(clean, problems))
     if problems and fix:
@@ -7635,8 +7587,7 @@ def completion(shell: str) -> None:
     It completes commands, options, states and the ids of jobs. For bash and zsh put eval "$(queuectl completion bash)"
     (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is printed as ~/.config/fish/completions/queuectl.fish.
 
-    Example: queuectl completion bash
-    """
+    Example: queuectl completion bash"""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)

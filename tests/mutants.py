@@ -665,8 +665,8 @@ MUTANTS = [
     ),
     Mutant(
         "a label is not escaped",
-        """return text.replace("\\\\", "\\\\\\\\").replace(""",
-        """return text.replace(""",
+        "{str(text).translate(escapes)}",
+        "{text}",
         STATS + "test_prometheus_reads_any_command_as_a_label",
     ),
     Mutant(
