@@ -3304,6 +3304,7 @@ class Waiting:
         """After the clock was set back: failed jobs whose wait would be longer than any backoff are due."""
         import heapq
 
+        self._look_up_unknown()  # whom nothing holds, that is among these
         far = add_seconds(now, backoff_max_s + 1)
         kept = []
         for entry in self._timed:
@@ -3905,7 +3906,7 @@ def take_turn(
                 change.put(held, give_back(held, Outcome("handed_back", reason="its claim failed"), change.now))
         if done is not None:
             job = change.job(done[0].id)
-            if job is not None and _is_run_of(job, worker, done[0].runs):
+            if job is not None and _is_run(job, done[0]):
                 reported = report_job(job, done[1], config, random.uniform(-1, 1), change.now)
                 change.put(job, reported)
                 hooks = hooks_of(reported, config) if config.on_dead or config.on_finish else hooks
@@ -3978,15 +3979,16 @@ def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     return any(job.cancelled_at is None and (job.finished_at or "") >= instant and only.takes(job) for job in dead)
 
 
-def _is_run_of(job: Job, worker: str, run: int) -> bool:
-    return job.state == "processing" and job.worker == worker and job.runs == run
+def _is_run(job: Job, run: Job) -> bool:
+    """Whether the job is still in that run of it (O3); another that was given its id since has a `seq` of its own."""
+    return job.state == "processing" and (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
 
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
     """Take back the job of a dead worker, of whose run nothing lives any more. None where it was not its own."""
     with _change(store) as change:
         job = change.job(orphan.id)
-        if job is None or not _is_run_of(job, orphan.worker or "", orphan.runs):
+        if job is None or not _is_run(job, orphan):
             return None
         back = recover_job(job, excused, change.now)
         change.put(job, back)

@@ -267,15 +267,27 @@ MUTANTS = [
     ),
     Mutant(
         "a late report is believed",
-        '    return job.state == "processing" and job.worker == worker and job.runs == run\n',
+        '    return job.state == "processing" and (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)\n',
         '    return job.state == "processing"\n',
         STORE + "test_a_report_of_a_run_that_was_taken_back_is_not_believed",
     ),
     Mutant(
         "a late report of the same worker is believed",
-        "job.worker == worker and job.runs == run\n",
-        "job.worker == worker\n",
+        "(job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)\n",
+        "(job.worker, job.seq) == (run.worker, run.seq)\n",
         STORE + "test_a_report_of_a_run_that_was_taken_back_is_not_believed",
+    ),
+    Mutant(
+        "a late report is believed of a job that was given the id of another",
+        "(job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)\n",
+        "(job.worker, job.runs) == (run.worker, run.runs)\n",
+        STORE + "test_a_report_of_a_job_whose_id_was_given_again_is_not_believed",
+    ),
+    Mutant(
+        "after a step of the clock nobody asks whom nothing holds",
+        "        self._look_up_unknown()  # whom nothing holds, that is among these\n",
+        "",
+        STORE + "test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back",
     ),
     Mutant(
         "backoff is off by one",

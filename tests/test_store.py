@@ -1713,6 +1713,31 @@ def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: 
     assert list(claimed(store)) == ["a"], "a person's own time is kept"
 
 
+def test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back(opened: Opener) -> None:
+    clock = Clock()
+    store = opened(clock)
+    enqueue(store, "first")
+    enqueue(store, "second", after=["first"])
+    run_next(store)
+    run_next(store, BAD)
+    clock.at -= 86_400
+    store.meet_new_clock()
+    assert list(claimed(store)) == ["second"]
+
+
+def test_a_report_of_a_job_whose_id_was_given_again_is_not_believed(opened: Opener) -> None:
+    store = opened()
+    enqueue(store, "a")
+    run = claim(store)
+    assert run is not None
+    report(store, run, OK)
+    q.purge_jobs(store, lambda job, now: True)
+    enqueue(store, "a")
+    again = claim(store)
+    assert again is not None and report(store, run, OK) is None
+    assert report(store, again, OK) is not None
+
+
 def test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds(opened: Opener) -> None:
     """A claim whose line was written while its sync failed: the slot ran nothing, and comes again."""
     store = opened()
