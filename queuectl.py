@@ -40,8 +40,10 @@ Sections, each using only those above it:
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import math
@@ -3661,8 +3663,6 @@ def make_spec(fields: Mapping[str, Any]) -> Spec:
     """The Spec of checked fields. A key that is to be made is the same for the same command in the same directory."""
     if fields.get("unique") != MADE_KEY:
         return Spec(**fields)
-    import hashlib
-
     key = hashlib.sha256(f"{fields['cwd']}\0{fields['command']}".encode()).hexdigest()[:24]
     return Spec(**{**fields, "unique": key})
 
@@ -3814,16 +3814,13 @@ class _PlainRecords:
     """Encodes the jobs of a bulk that differ in nothing but id, seq and command, from one made beforehand."""
 
     def __init__(self, options: Mapping[str, Any], config: Config, now: str) -> None:
-        from json.encoder import encode_basestring
-
         job = new_job(Spec(**{**options, "command": "x"}), "x", 1, config, now)
         self.start_at = job.run_at or ""
         self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
-        self._quote = encode_basestring
 
     def encode(self, id: str, seq: int, command: str) -> bytes:
-        head = f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {self._quote(command)}'
-        return head.encode() + self._rest
+        quoted = json.encoder.encode_basestring(command)
+        return f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
 
 
 def _parse_lines(lines: Spool, options: Mapping[str, Any], now: str) -> Iterator[tuple[int, str | Spec]]:
@@ -4366,14 +4363,9 @@ def orphan_among(store: Store, ids: Collection[str]) -> str | None:
 
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     """What `wait` exits with: one job's own code, or whether all completed. A purged job counts as failed."""
-    if not single:
-        return 0 if all(job is not None and job.state == "completed" for job in jobs) else EXIT_REFUSED
-    job = jobs[0]
-    if job is not None and job.state == "completed":
-        return 0
-    if job is not None and job.signal is not None:
-        return 128 + job.signal
-    return (job.exit_code if job is not None else None) or EXIT_REFUSED
+    if single and (job := jobs[0]) and job.state != "completed":
+        return 128 + job.signal if job.signal is not None else job.exit_code or EXIT_REFUSED
+    return 0 if all(job is not None and job.state == "completed" for job in jobs) else EXIT_REFUSED
 
 
 def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
@@ -4458,8 +4450,6 @@ class Times:
     def view(self) -> dict[str, Any]:
         """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ..., {"le": null, ...}]}`;
         a bar holds what is at most `le` and more than the bar before."""
-        from bisect import bisect_left
-
         met = sorted(self._counts)
         ranks = list(itertools.accumulate(self._counts[seconds] for seconds in met))
         total = ranks[-1] if ranks else 0
@@ -4469,7 +4459,7 @@ class Times:
         return {
             "count": total,
             "sum": round(self._sum_s, 3),
-            **{name: met[bisect_left(ranks, math.ceil(share * total))] if met else None
+            **{name: met[bisect.bisect_left(ranks, math.ceil(share * total))] if met else None
                for name, share in QUANTILES.items()},
             "histogram": [{"le": le, "count": count} for le, count in bars.items()],
         }  # fmt: skip

@@ -230,6 +230,7 @@ def test_an_option_holds_for_every_line(
         (["--timeout", "2m"], "timeout", 7),
         (["--cwd", "/"], "cwd", "/tmp"),
         (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
+        (["--unique"], "unique", "mine"),
     ],
 )
 def test_a_field_of_a_line_beats_the_option(
