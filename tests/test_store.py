@@ -1413,6 +1413,7 @@ def test_threads_of_one_store_exclude_each_other(opened: Opener) -> None:
 def test_a_thread_waits_for_another_of_its_own_store(opened: Opener) -> None:
     store = opened()
     q.set_setting(store, "lock-timeout", "0.05")
+    store.config()  # the lock goes by the settings as last read
     refused: list[str] = []
 
     def look() -> None:

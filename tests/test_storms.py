@@ -259,13 +259,16 @@ def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
 
 
 WAIT_FAILS = """
-import sys
+import os, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
+note = sys.argv.pop(1)
 queuectl.TICK_S = 0.05  # so that what begins too early does so long before the grace period is over
 wait, times = queuectl.Executor.wait, iter(range(2))
 def fails(executor, slot):
     if next(times, None) is not None:
+        while not os.path.exists(note):
+            time.sleep(0.01)
         raise LookupError("broken")
     return wait(executor, slot)
 queuectl.Executor.wait = fails
@@ -279,7 +282,7 @@ def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
     run("config", "set", "grace_period", "3")
     note = tmp_path / "note"
     enqueue("a", f"trap '' TERM; {alone(tmp_path)} || while :; do sleep 0.1; done")
-    words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
+    words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), str(note), "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (job("a")["state"], set(note.read_text().split())) == ("completed", {"alone"}), done.stderr
