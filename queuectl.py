@@ -739,7 +739,7 @@ _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 
 
 class Spec(NamedTuple):
-    """A new job as asked for, checked; None where nothing was said. `wait_s` is a delay, `run_at` an instant."""
+    """A new job as asked for, checked; None where nothing was said. Of `run_at` and `delay` (seconds) at most one."""
 
     command: str
     id: str | None = None
@@ -748,15 +748,14 @@ class Spec(NamedTuple):
     priority: int | None = None
     timeout: float | None = None
     run_at: str | None = None
-    wait_s: float | None = None
     cwd: str | None = None
     env: dict[str, str] | None = None
     tags: list[str] | None = None
     after: list[Any] | None = None
     no_retry_on: str | None = None
+    delay: float | None = None
 
 
-_SPEC_FIELDS: Final = tuple(name for name in Spec._fields if name != "wait_s") + ("delay",)
 _WRONG_NAMES: Final = {
     "cmd": "command", "script": "command", "shell": "command", "name": "id", "job_id": "id", "key": "unique",
     "retry": "max_retries", "retries": "max_retries", "retry_count": "max_retries", "max_attempts": "max_retries",
@@ -776,14 +775,14 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
     for name, value in record.items():
         if name in _NEW_JOB and _shown(value) == _shown(_NEW_JOB[name]) or name in _IGNORED:
             continue
-        if name not in _SPEC_FIELDS and (value is not None or name not in JOB_FIELDS or name in _NEW_JOB):
+        if name not in Spec._fields and (value is not None or name not in JOB_FIELDS or name in _NEW_JOB):
             raise BadValue(_unknown_field(name))
         if value is None:
             continue
-        if name in ("run_at", "delay") and out.keys() & {"run_at", "wait_s"}:
+        if name in ("run_at", "delay") and out.keys() & {"run_at", "delay"}:
             raise BadValue("Give 'run_at' or 'delay', not both.")
         if name == "delay":
-            out["wait_s"] = parse_duration(value, "duration in 'delay'")
+            out["delay"] = parse_duration(value, "duration in 'delay'")
         elif name == "run_at":
             out["run_at"] = parse_instant(value, now, "time in 'run_at'")
         else:
@@ -798,14 +797,14 @@ def _unknown_field(name: str) -> str:
         return f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).lower()
     plain = re.sub(r"_(s|secs?|seconds|ms)$", "", plain)
-    right = plain if plain in _SPEC_FIELDS else _WRONG_NAMES.get(plain)
-    hint = f" Its name is '{right}'." if right else _nearest(plain, _SPEC_FIELDS)
-    return f"There is no field '{name}'.{hint} The fields are: {', '.join(_SPEC_FIELDS)}."
+    right = plain if plain in Spec._fields else _WRONG_NAMES.get(plain)
+    hint = f" Its name is '{right}'." if right else _nearest(plain, Spec._fields)
+    return f"There is no field '{name}'.{hint} The fields are: {', '.join(Spec._fields)}."
 
 
 def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
     """The record of an accepted job: settings copied in, the delay turned into an instant."""
-    run_at = spec.run_at if spec.wait_s is None else add_seconds(now, spec.wait_s)
+    run_at = spec.run_at if spec.delay is None else add_seconds(now, spec.delay)
     return Job(
         id=id, state="pending", seq=seq, unique=spec.unique, command=spec.command, attempts=0, runs=0,
         max_retries=config.max_retries if spec.max_retries is None else spec.max_retries,
@@ -3747,7 +3746,6 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, config, now)
         for number, said in _parse_lines(lines, options, now):
-            start_at: str | None
             if isinstance(said, str):
                 n += 1
                 id, start_at = make_id(ms, n), plain.start_at
@@ -3764,10 +3762,8 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
                 n += 1
                 id = said.id or make_id(ms, n)
                 if said.after and stands_for:
-                    parents = [
-                        {"id": stands_for.get(id, id), "any": any_end} for id, any_end in parents_of(said).items()
-                    ]
-                    said = said._replace(after=parse_after(parents))
+                    after = [{"id": stands_for.get(id, id), "any": end} for id, end in parents_of(said).items()]
+                    said = said._replace(after=parse_after(after))
                 try:
                     job, is_held = _accept(said, id, n, config, now, states)
                 except Refused as error:
@@ -3815,7 +3811,7 @@ class _PlainRecords:
 
     def __init__(self, options: Mapping[str, Any], config: Config, now: str) -> None:
         job = new_job(Spec(**{**options, "command": "x"}), "x", 1, config, now)
-        self.start_at = job.run_at or ""
+        self.start_at: str | None = job.run_at or ""
         self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
 
     def encode(self, id: str, seq: int, command: str) -> bytes:
@@ -3855,8 +3851,8 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay too."""
-    if fields.keys() & {"run_at", "wait_s"}:
-        options = {name: value for name, value in options.items() if name not in ("run_at", "wait_s")}
+    if fields.keys() & {"run_at", "delay"}:
+        options = {name: value for name, value in options.items() if name not in ("run_at", "delay")}
     return {**options, **fields}
 
 
@@ -6668,8 +6664,6 @@ def _spec_options(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
             out[name] = value if value == MADE_KEY else FIELD_CHECKS[name](value, name)
     if given["after"] or given["after_any"]:
         out["after"] = parse_after([*given["after"], *({"id": id, "any": True} for id in given["after_any"])])
-    if given["delay"] is not None:
-        out["wait_s"] = given["delay"]
     if given["tags"]:
         out["tags"] = parse_tags(list(given["tags"]))
     if (path := given["cwd"]) is not None:
@@ -6679,7 +6673,8 @@ def _spec_options(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that the shared options gave."""
-    out = {name: given[name] for name in ("max_retries", "priority", "timeout") if given[name] is not None}
+    plain = ("max_retries", "priority", "timeout", "delay")  # Click has checked them
+    out = {name: given[name] for name in plain if given.get(name) is not None}
     if given.get("command") is not None:
         out["command"] = parse_command(given["command"])
     if given["at"] is not None:

@@ -442,8 +442,8 @@ def test_every_accepted_field_is_taken() -> None:
     assert q.parse_spec(said, NOW) == {
         **said, "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64",
     }  # fmt: skip
-    assert q.parse_spec({"command": "x", "delay": "2m"}, NOW) == {"command": "x", "wait_s": 120}
-    assert q.parse_spec({"command": "x", "run_at": None, "delay": 5, "id": None}, NOW) == {"command": "x", "wait_s": 5}
+    assert q.parse_spec({"command": "x", "delay": "2m"}, NOW) == {"command": "x", "delay": 120}
+    assert q.parse_spec({"command": "x", "run_at": None, "delay": 5, "id": None}, NOW) == {"command": "x", "delay": 5}
 
 
 @pytest.mark.parametrize("state", [{"state": "pending"}, {"attempts": 0}, {"runs": 0}, {"created_at": 5}])
@@ -514,7 +514,7 @@ def test_a_command_of_exactly_the_limit_is_taken() -> None:
 
 def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> None:
     config = q.parse_settings({"max_retries": 7, "job_timeout": "1m"})
-    made = q.new_job(q.Spec("true", wait_s=60, env={}, tags=[]), "a", 5, config, NOW)
+    made = q.new_job(q.Spec("true", delay=60, env={}, tags=[]), "a", 5, config, NOW)
     assert made == job(seq=5, max_retries=7, timeout=60, run_at="2026-11-24T08:16:30.123Z")
     said = q.new_job(q.Spec("true", max_retries=0, timeout=0, priority=3), "a", 5, config, NOW)
     assert (said.max_retries, said.timeout, said.priority, said.run_at) == (0, 0, 3, None)

@@ -84,9 +84,7 @@ SPELLED_OUT = {
 
 # Each exception has its reason here; one that is no longer needed is an error too.
 LINES_MAX = 60
-LONGER = {
-    "enqueue_bulk": "one pass over a file of any size, whose every decision needs what the lines before it made",
-}
+LONGER: dict[str, str] = {}
 # What vulture cannot see the use of.
 USED_ELSEWHERE = {
     "inode": "a field that is compared with all others, as a tuple",

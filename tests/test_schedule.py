@@ -349,7 +349,7 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -
     store = opened()
     enqueue(store, "a")
     enqueue(store, "b", after=[{"id": "a", "any": True}])
-    enqueue(store, "c", after=[{"id": "a", "any": True}], wait_s=60)
+    enqueue(store, "c", after=[{"id": "a", "any": True}], delay=60)
     q.cancel_jobs(store, ["a"])
     assert store.waiting().first(store.now()).id == "b"  # type: ignore[union-attr]
     q.revive_jobs(store, ["a"])

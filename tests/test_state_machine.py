@@ -193,7 +193,7 @@ class Queue(RuleBasedStateMachine):
           max_retries=st.integers(0, 3), tag=st.sampled_from([None, None, "gpu", "net"]))  # fmt: skip
     def enqueues(self, second: bool, priority: int, wait_s: int | None, max_retries: int, tag: str | None) -> None:
         tags = [tag] if tag else None
-        job = enqueue(self.acting(second), priority=priority, wait_s=wait_s, max_retries=max_retries, tags=tags)
+        job = enqueue(self.acting(second), priority=priority, delay=wait_s, max_retries=max_retries, tags=tags)
         assert job.id not in self.rows
         self.added(job.id, priority=priority, due=self.clock.at + (wait_s or 0), max_retries=max_retries, tag=tag)
 
@@ -230,7 +230,7 @@ class Queue(RuleBasedStateMachine):
             first = next(job for job in self.listed(second) if job.seq == self.n + 1)
             self.added(first.id)
         else:
-            enqueue(self.acting(second), id, after=after, priority=priority, wait_s=wait_s)
+            enqueue(self.acting(second), id, after=after, priority=priority, delay=wait_s)
         self.added(
             id,
             priority=priority,

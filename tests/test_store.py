@@ -1294,7 +1294,7 @@ def test_totals_alone_are_those_of_a_whole_read(home: Path, opened: Opener) -> N
     assert opened().read_totals() == q.Totals()
     for step in (
         lambda: enqueue(store, "a"),
-        lambda: enqueue(store, "b", wait_s=60),
+        lambda: enqueue(store, "b", delay=60),
         lambda: claim(store),
         lambda: store.fold(),
         lambda: bulk(store, *["x" * 100] * 500),
@@ -1617,7 +1617,7 @@ def test_a_light_enqueue_and_a_loaded_one_write_the_same(tmp_path: Path, opened:
             if loaded:
                 store.follow()
                 store.waiting()
-            assert enqueue(store, wait_s=number % 2 * 60, priority=number).seq == number + 2
+            assert enqueue(store, delay=number % 2 * 60, priority=number).seq == number + 2
             assert store._loaded == loaded
         bodies.append(lines_of(journal(home))[2:])
         assert q.examine(opened(at=home)) == []
@@ -1671,7 +1671,7 @@ def test_a_due_retry_is_claimed_in_its_place_and_not_before(opened: Opener) -> N
     for id in ("a", "b", "c"):
         enqueue(store, id)
     run_next(store, BAD)
-    enqueue(store, "later", wait_s=1, priority=9)
+    enqueue(store, "later", delay=1, priority=9)
     clock.at += 0.9
     assert claim(store).id == "b"  # type: ignore[union-attr]
     clock.at += 1.1
@@ -1897,7 +1897,7 @@ def test_the_hints_equal_a_count_from_scratch_after_every_change(
             case "add":
                 enqueue(store, priority=number - 2)
             case "add later":
-                enqueue(store, wait_s=number)
+                enqueue(store, delay=number)
             case "claim":
                 claim(store)
             case "time":
@@ -1942,7 +1942,7 @@ def test_the_next_time_is_the_earliest_that_still_holds(opened: Opener) -> None:
     store = opened(clock)
     store.follow()
     for id, wait_s in (("a", 300), ("b", 60), ("c", 400)):
-        enqueue(store, id, wait_s=wait_s)
+        enqueue(store, id, delay=wait_s)
     store.waiting()
     assert store.totals.next_run_at == q.format_instant(clock.at + 60)
     q.cancel_jobs(store, ["b"])

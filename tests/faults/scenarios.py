@@ -111,7 +111,7 @@ def fill(q: ModuleType, store: Any) -> None:
     q.enqueue_job(store, q.Spec("sleep 1", id="run", unique="key-run", cwd="/"))
     _turn(q, store)
     q.enqueue_job(store, q.Spec("true", id="a", unique="key-a", tags=["t"], env={"A": "ä"}, cwd="/"))
-    q.enqueue_job(store, q.Spec("true", id="b", priority=0, wait_s=60, cwd="/"))
+    q.enqueue_job(store, q.Spec("true", id="b", priority=0, delay=60, cwd="/"))
     q.enqueue_job(store, q.Spec('echo "x\ty"', id="c", cwd="/"))
 
 
