@@ -43,6 +43,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import gc
 import hashlib
 import itertools
 import json
@@ -55,8 +56,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, dataclass_transform
 
 try:
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
@@ -73,6 +73,8 @@ except (ImportError, TypeError) as error:  # a checkout without its set-up, or w
     )
 
 __version__ = "0.1.0"
+
+gc.set_threshold(50_000)  # a short command ends before the collector could pay for itself: it took 4 % of an enqueue
 
 # ======== 1. VOCABULARY & ERRORS ========
 # The words that everything below is written in. No logic.
@@ -110,6 +112,15 @@ SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
 
 
+@dataclass_transform(frozen_default=True)
+class Record:
+    """A value of named parts. A NamedTuple or dataclass costs each start of the program 0.1 to 1.2 ms: these are for
+    what needs their speed or order."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        self.__dict__.update(zip(type(self).__annotations__, values, strict=False), **named)
+
+
 class QueueError(Exception):
     """What went wrong, where, and what to do next: one text for a person, one exit code for a script."""
 
@@ -144,8 +155,8 @@ class Busy(StoreError):
 def parse_duration(value: object, what: str = "duration") -> float:
     """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"2h"`, `"1d"`, fractions allowed (cli.md, general rules)."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([smhd]?)\s*", value, re.ASCII | re.IGNORECASE)
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2].lower()] if match else -1
+        number, factor = _split_unit(value, {"s": 1, "m": 60, "h": 3600, "d": 86400})
+        seconds = number * factor
     else:
         seconds = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
     if not 0 <= seconds <= DURATION_MAX_S:
@@ -153,6 +164,16 @@ def parse_duration(value: object, what: str = "duration") -> float:
             f"{_shown(value)} is not a {what}. Give seconds, or a number with s, m, h or d, up to 100 years: 90, 1.5h."
         )
     return int(seconds) if seconds == int(seconds) else seconds
+
+
+def _split_unit(text: str, units: Mapping[str, float]) -> tuple[float, float]:
+    """The number (-1 for what is none) and the factor of `1.5h`. No regular expression: one more to compile at each
+    start costs more than all else that is done with the settings."""
+    text = text.strip().lower()
+    unit = units.get(text[-1:])
+    digits = text[:-1].rstrip() if unit else text
+    is_number = digits.isascii() and digits.replace(".", "", 1).isdigit()
+    return float(digits) if is_number else -1, unit or 1
 
 
 def parse_exit_codes(value: object, what: str = "no_retry_on") -> str:
@@ -243,9 +264,12 @@ def _words(value: object, name: str) -> tuple[str, ...]:
 
 def _bytes(value: object, name: str) -> int:
     """Bytes from 1048576, "100M" or "1.5G"."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmgt]?)(?:i?b)?\s*", str(value), re.ASCII | re.IGNORECASE)
-    usable = match and isinstance(value, int | str) and not isinstance(value, bool)
-    size = float(match[1]) * 1024 ** "_kmgt".index(match[2].lower() or "_") if match and usable else 0
+    text = str(value).strip().lower() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    number, factor = _split_unit(
+        text[:-1].removesuffix("i") if text.endswith("b") else text,
+        {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
+    )
+    size = number * factor
     if not 4096 <= size <= 1 << 50:
         raise BadValue(f"'{name}' is {_shown(value)}. Give bytes from 4096 to 1024T, such as 1048576, 100M or 1G.")
     return int(size)
@@ -264,12 +288,10 @@ def _limits(value: object, name: str) -> dict[str, int]:
 
 def _setting(default: object, check: Check, meaning: str) -> Any:
     """One row of the table: the default as config.json spells it, its check, its meaning."""
-    row = {"default": default, "check": check, "meaning": meaning}
-    return field(default_factory=lambda: check(default, ""), metadata=row)
+    return {"default": default, "check": check, "meaning": meaning}
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(Record):
     """The settings in force, parsed. To add one: a row here, the place that reads it, its row in the README."""
 
     max_retries: int = _setting(3, _whole(0, RETRIES_MAX), "attempts of a job before it is dead")
@@ -291,7 +313,7 @@ class Config:
     paused: bool = _setting(False, _flag, "no new starts; set by pause and resume")
 
 
-SETTINGS: Final = {row.name: row.metadata for row in fields(Config)}
+SETTINGS: Final[dict[str, Any]] = {name: vars(Config)[name] for name in Config.__annotations__}
 
 
 def default_settings() -> dict[str, object]:
@@ -301,7 +323,9 @@ def default_settings() -> dict[str, object]:
 
 def parse_settings(values: Mapping[str, object]) -> Config:
     """A Config from settings by name; keys that are not there have their default. Raises BadValue."""
-    return Config(**{name: SETTINGS[name]["check"](value, name) for name, value in values.items()})
+    return Config(
+        **{name: SETTINGS[name]["check"](value, name) for name, value in {**default_settings(), **values}.items()}
+    )
 
 
 def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
@@ -1107,7 +1131,7 @@ class Fingerprint(NamedTuple):
     crc: int
 
 
-class Base(NamedTuple):
+class Base(Record):
     """An array in canonical form, open for reading."""
 
     fd: int
@@ -1134,14 +1158,14 @@ class Totals(NamedTuple):
 Judge = Callable[[Job, Job | None], Job | None]
 
 
-class Place(NamedTuple):
+class Place(Record):
     """Where to read on in jobs.json: an offset, good for as long as it is the same array."""
 
     known: Fingerprint | None = None
     offset: int = 2
 
 
-class WorkerInfo(NamedTuple):
+class WorkerInfo(Record):
     """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
 
     name: str
@@ -1520,7 +1544,7 @@ class Store:
                     f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or write {{}} into it "
                     "for the default settings."
                 ) from None
-            return Config()
+            return parse_settings({})
         except OSError as error:
             raise self._failed(error, path) from error
         try:
@@ -1542,7 +1566,7 @@ class Store:
         try:
             self._read_config()
         except StoreError as error:
-            self._config, self.steady, self._config_warned = (None, {}, Config()), True, str(error)
+            self._config, self.steady, self._config_warned = (None, {}, parse_settings({})), True, str(error)
             return str(error)
         return None
 
@@ -3059,7 +3083,7 @@ class Transaction:
         self.changes[old.id] = (old, None)
 
 
-class Found(NamedTuple):
+class Found(Record):
     """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
     journal does not name, and unique keys with the active job that holds each."""
 
@@ -3074,15 +3098,17 @@ Rank = tuple[int, tuple[str, ...]]  # (-priority, those of the job's tags that h
 _PLAIN: Final[Rank] = (0, ())
 
 
-@dataclass(slots=True)
 class _Held:
     """A job that comes after others: where it waits once those of them that are not over (`left`) are."""
 
-    left: set[str]
-    rank: Rank = _PLAIN
-    run_at: str | None = None
-    seq: int = 0
-    offset: int = -1
+    __slots__ = ("left", "offset", "rank", "run_at", "seq")
+
+    def __init__(self) -> None:
+        self.left: set[str] = set()
+        self.rank: Rank = _PLAIN
+        self.run_at: str | None = None
+        self.seq = 0
+        self.offset = -1
 
 
 class Waiting:
@@ -3181,7 +3207,7 @@ class Waiting:
     def _hold(self, job: Job, offset: int) -> _Held:
         held = self._held.get(job.id)
         if held is None:
-            held = self._held[job.id] = _Held(set())
+            held = self._held[job.id] = _Held()
             for parent in parents_of(job):
                 if parent not in self.holders:
                     self.holders[parent] = []
@@ -3648,7 +3674,7 @@ def _is_active(raw: bytes, key: str) -> bool:
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(NamedTuple):
+class Accepted(Record):
     """What became of an enqueue: the job, and whether it was there before (its unique key is in use)."""
 
     job: Job
@@ -3716,7 +3742,7 @@ def _taken(id: str) -> Refused:
     )
 
 
-class Bulk(NamedTuple):
+class Bulk(Record):
     """What became of a bulk: how many jobs were added, and per line its job's id, or its record."""
 
     added: int
@@ -3783,7 +3809,7 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
     added = store.accept_bulk(records, large=lines.size > SMALL_BYTES)
     if added:
         store.wake_workers()
-    return bulk._replace(added=added)
+    return Bulk(added, bulk.ids, bulk.records)
 
 
 def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str]]:
@@ -3859,7 +3885,7 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 # -- Claim, report, recover: what workers do
 
 
-class Turn(NamedTuple):
+class Turn(Record):
     """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, the one it claimed
     (none where there are hooks, which take the slot's time first), and whether the report left others one to claim."""
 
@@ -4142,7 +4168,7 @@ def _revive(
     return out
 
 
-class Purged(NamedTuple):
+class Purged(Record):
     """What became of a purge: the jobs that are gone, and those that stay because a job that waits names them."""
 
     gone: list[Job]
@@ -4570,7 +4596,7 @@ class HostFault(Exception):
     """An attempt could not begin for a reason that is not the job's: no runner, no memory, no descriptors, no disk."""
 
 
-class Trace(NamedTuple):
+class Trace(Record):
     """What the processes of one run are known by. `session` and `start_s` only where its worker wrote them down."""
 
     mark: str
@@ -4650,7 +4676,7 @@ class Executor:
                 del self._runners[runner]  # looked for anew before the next claim
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
-            trace = trace._replace(session=pid, start_s=boot_clock_s())
+            trace = Trace(trace.mark, trace.home, trace.logs, pid, boot_clock_s())
             attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
         return attempt
 
@@ -4878,7 +4904,7 @@ class Fence:
                 os.close(fd)
 
 
-class _Status(NamedTuple):
+class _Status(Record):
     state: str
     parent: int
     session: int
@@ -5070,7 +5096,7 @@ class SlotLog:
         self.release()
 
 
-class _LogPart(NamedTuple):
+class _LogPart(Record):
     """One of a log's two files: what was copied aside (`first` is where its output begins), or the log itself."""
 
     fd: int
@@ -5862,7 +5888,7 @@ def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
     return threads
 
 
-class Orphan(NamedTuple):
+class Orphan(Record):
     """A processing job of a dead worker, being fenced. `lock_fd`, shared by that worker's jobs, keeps other
     finders away; -1: there is no file."""
 

@@ -447,7 +447,9 @@ def test_a_limit_of_none_at_all_is_said_by_show_and_by_the_drain(
 
 
 def test_what_names_no_job_is_no_field_of_a_reason() -> None:
-    job = q.new_job(q.Spec("x", after=["a", {"id": "b", "any": True}]), "c", 3, q.Config(), "2026-11-24T08:15:30.123Z")
+    job = q.new_job(
+        q.Spec("x", after=["a", {"id": "b", "any": True}]), "c", 3, q.parse_settings({}), "2026-11-24T08:15:30.123Z"
+    )
     dead = q.die_after(job, "a", "2026-11-24T08:15:31.123Z")
     assert q.has_died_after(dead) and q.check_job(dead) is None
     assert not q.has_died_after(dead._replace(reason="job b, which it comes after, is dead"))

@@ -11,7 +11,6 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +21,8 @@ import queuectl as q
 
 NOW = "2026-11-24T08:15:30.123Z"
 LATER = "2026-11-24T09:00:00.000Z"
-CONFIG = q.Config()
+CONFIG = q.parse_settings({})
+
 pure = settings(deadline=None, database=None, max_examples=60)
 
 
@@ -203,8 +203,8 @@ def test_every_setting_has_a_good_and_a_bad_case_here() -> None:
 
 
 def test_the_defaults_as_spelled_give_the_defaults_as_held() -> None:
-    assert q.parse_settings(q.default_settings()) == q.Config() == q.parse_settings({})
-    assert q.default_settings()["keep_completed"] == "30d" and q.Config().keep_completed == 30 * 86_400
+    assert vars(q.parse_settings(q.default_settings())) == vars(CONFIG)
+    assert q.default_settings()["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
 
 
 @pytest.mark.parametrize("name", ["max-retries", "MAX_RETRIES", "Max-Retries", "max_retries"])
@@ -914,7 +914,7 @@ def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
     spread=st.floats(-1, 1),
 )
 def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float, attempt: int, spread: float) -> None:
-    config = replace(CONFIG, backoff_base=base, backoff_max=cap, backoff_jitter=jitter)
+    config = q.parse_settings({"backoff_base": base, "backoff_max": cap, "backoff_jitter": jitter})
     wait = q.backoff_s(config, attempt, spread)
     plain = q.backoff_s(config, attempt, 0)
     assert 0 <= wait <= cap and math.isfinite(wait)
@@ -926,7 +926,7 @@ def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float,
 def test_a_backoff_of_a_huge_attempt_is_the_longest_one() -> None:
     assert q.backoff_s(CONFIG, 10**6, 0) == 3600
     assert q.backoff_s(CONFIG, 10**6, 1) == 3600
-    assert q.backoff_s(replace(CONFIG, backoff_max=5), 3, 0) == 5
+    assert q.backoff_s(q.parse_settings({"backoff_max": 5}), 3, 0) == 5
 
 
 # -- Readiness
@@ -976,7 +976,7 @@ def test_a_job_is_frozen_and_named_field_by_field() -> None:
     ],
 )
 def test_a_hook_is_for_the_end_of_a_job(state: str, cancelled: bool, names: list[str]) -> None:
-    config = replace(CONFIG, on_dead="a", on_finish="b")
+    config = q.parse_settings({"on_dead": "a", "on_finish": "b"})
     one = STATES[state]._replace(cancelled_at=NOW if cancelled else None)
     assert list(q.hooks_of(one, config)) == names
     assert not q.hooks_of(one, CONFIG)

@@ -37,7 +37,7 @@ SECTIONS = [
 # What the top of the file may import. Each costs every command its start, the plain enqueue most of all;
 # whatever only some commands need is imported by the function that needs it.
 TOP_IMPORTS = set(
-    "__future__ array bisect click collections contextlib dataclasses datetime errno filelock functools hashlib heapq"
+    "__future__ array bisect click collections contextlib datetime errno filelock functools gc hashlib heapq"
     " itertools json math os random re secrets select signal stat sys threading time typing zlib".split()
 )
 

@@ -251,7 +251,9 @@ def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
         fence = queuectl.Fence(trace, 0.0)
         fence.look()
         assert fence.living == [child.pid]
-        fence.trace = trace._replace(start_s=queuectl.boot_clock_s() - 100)  # ours had begun long before
+        fence.trace = queuectl.Trace(
+            "mark", "/home", (), child.pid, queuectl.boot_clock_s() - 100
+        )  # ours had begun long before
         fence.look()
         assert fence.living == []
     finally:
