@@ -3563,12 +3563,10 @@ def _array_lines_reversed(base: Base) -> Iterator[bytes]:
 def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
     """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq, record), which
     are sorted, in their places. A piece in which nothing changes is passed on as it is."""
-    from bisect import bisect
-
     done = 0
     for _, lines in _array_chunks(base) if base is not None else ():
         heads = list(map(_head, lines))
-        end = bisect(mine, (heads[-1][2] + 1,))
+        end = bisect.bisect(mine, (heads[-1][2] + 1,))
         if end > done or any(id in changed for id, _, _ in heads):
             pairs = zip(heads, lines, strict=True)
             kept = [(seq, line.rstrip(b",")) for (id, _, seq), line in pairs if id not in changed]
