@@ -41,10 +41,10 @@ def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home: Path, run: Ca
     try:
         os.set_blocking(writer, True)
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-        run("enqueue", "--file", "-", input="\n".join(f'{{"id": "j{n}", "command": "true"}}' for n in range(300)))
+        run("enqueue", "--file", "-", input="\n".join(f'{{"id": "j{n}", "command": "true"}}' for n in range(120)))
         words = [sys.executable, str(PROGRAM), "worker", "start", "--count", "2"]
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=writer)
-        reaches("j299", "completed", seconds=60)
+        reaches("j119", "completed", seconds=60)
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
     finally:
