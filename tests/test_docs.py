@@ -222,6 +222,7 @@ def test_the_wildcard_stands_for_some_text_of_one_line() -> None:
     assert not fits("... ago\n", " ago\n")
 
 
+# Slow: the session's own retry waits its two seconds.
 def test_the_session_of_the_readme_is_true(process: Call, home: Path, tmp_path: Path) -> None:
     for line, expected in session_steps():
         words = shlex.split(line)

@@ -40,6 +40,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
+# Slow: real files, compressed once by the workers and once by xargs.
 @pytest.mark.parametrize("most", [60, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_file_of_the_library_is_checksummed_though_a_worker_is_killed_on_the_way(
     most: int | None,

@@ -262,6 +262,7 @@ def test_daemons_of_finished_jobs_live_on_when_their_worker_is_killed_and_recove
 # -- while another worker lives
 
 
+# Slow: others look for a dead worker every two seconds.
 def test_a_killed_workers_job_is_back_soon_while_another_worker_lives(
     victim: Call, worker: Call, pids_of: Call, reaches: Call, overlapped: Call
 ) -> None:
@@ -275,6 +276,7 @@ def test_a_killed_workers_job_is_back_soon_while_another_worker_lives(
     assert (done["runs"], done["recoveries"], overlapped()) == (2, 1, [])
 
 
+# Slow: three workers one after the other, each killed at work.
 def test_no_run_overlaps_another_and_no_job_is_lost_while_workers_are_killed_again_and_again(
     enqueue: Call, worker: Call, eventually: Call, drain: Call, jobs: Call, tmp_path: Path, overlapped: Call
 ) -> None:

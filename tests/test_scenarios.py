@@ -80,6 +80,7 @@ def first_words(text: str) -> list[str]:
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
+# Slow: two and four seconds of real backoff, and each command compiles the program, as it does for the owner.
 def test_the_owners_demo_works_word_for_word(checkout: Path, demo: Call, eventually: Call) -> None:
     commands = {"job1": "echo test", "job2": "echo two", "job3": "no-such-command-anywhere"}
     for number, (name, command) in enumerate(commands.items(), 1):

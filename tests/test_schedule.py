@@ -56,7 +56,7 @@ def test_limits_are_exact_over_three_worker_processes(
     note = f"echo {{}} $QUEUECTL_JOB_ID >> {shlex.quote(str(notes))}"
     command = f"{note.format('+')}; sleep 0.05; {note.format('-')}"
     kinds = [["gpu"], ["net"], ["gpu", "net"], []]
-    names = [f"{'-'.join(kinds[n % 4]) or 'plain'}-{n}" for n in range(80)]
+    names = [f"{'-'.join(kinds[n % 4]) or 'plain'}-{n}" for n in range(48)]
     many = [{"id": name, "command": command, "tags": kinds[n % 4]} for n, name in enumerate(names)]
     run("enqueue", "--file", "-", input=lines(many))
     children = [start("worker", "start", "--drain", "--count", "3") for _ in range(3)]
@@ -130,7 +130,7 @@ def test_a_diamond_waits_for_both_sides(run: Call, drain: Call, tmp_path: Path, 
     assert order_of(path) == ["top", "left", "right", "bottom"]
 
 
-@workers
+@workers  # slow: a thousand processes
 def test_a_parent_of_a_thousand_frees_them_all(run: Call, drain: Call, jobs: Call, tmp_path: Path) -> None:
     path = tmp_path / "order"
     parent = {"id": "parent", "command": f"sleep 0.2; echo $QUEUECTL_JOB_ID >> {path}"}

@@ -58,6 +58,7 @@ def test_jobs_that_print_nothing_leave_no_log_with_several_threads(home: Path, r
     assert list((home / ".queuectl" / "logs").rglob("*.log")) == []
 
 
+# Slow: a queue that is not folded within a second must be large.
 def test_a_journal_cut_short_under_a_worker_runs_no_job_twice(
     home: Path, enqueue: Call, worker: Call, gate: Gate, reaches: Call, written: Call, run: Call, tmp_path: Path
 ):
@@ -121,6 +122,7 @@ BROKEN_CHORES = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
+queuectl.TICK_S = 0.05  # no need to wait a second for the next fault
 look, times = queuectl.Worker._look, iter(range(3))
 def broken(worker):
     if next(times, None) is not None:
@@ -278,6 +280,7 @@ queuectl.main()
 """
 
 
+# Slow: the grace period must outlast a busy machine, or a run that begins too early would find itself alone.
 def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
     run: Call, enqueue: Call, job: Call, tmp_path: Path
 ):
@@ -342,6 +345,7 @@ queuectl.main()
 """
 
 
+# Slow: two pauses of a second are what it is about.
 def test_a_refused_fork_stops_the_claims_for_a_while_and_costs_no_attempt(enqueue: Call, job: Call):
     enqueue("a", "true")
     words = [sys.executable, "-c", FORK_REFUSED, str(PROGRAM.parent), "worker", "start", "--drain"]

@@ -55,7 +55,7 @@ def frame(shown: dict[str, Any], columns: int = 80, rows: int = 24, **outputs: s
 @pytest.mark.parametrize("running, failed", [(0, 0), (1, 0), (0, 1), (3, 2), (40, 40)])
 def test_a_frame_fits_any_terminal(running: int, failed: int) -> None:
     shown = view(running, failed, rates=[3.0] * 500, paused=True)
-    for columns, rows in itertools.product(range(1, 130, 3), range(1, 60)):
+    for columns, rows in itertools.product(range(1, 130, 5), range(1, 60)):
         lines = frame(shown, columns, rows)
         assert len(lines) <= rows and max(map(len, lines)) <= columns, (columns, rows)
 

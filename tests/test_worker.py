@@ -497,6 +497,7 @@ def test_status_counts_the_threads_of_all_workers(run: Call, worker: Call) -> No
     assert listed == {first.pid: 1, second.pid: 2}
 
 
+# Slow: a fold and the look at the arrays are a second apart each.
 def test_a_job_written_into_jobs_json_by_hand_is_taken_over_by_a_running_worker(
     home: Path, worker: Call, enqueue: Call, reaches: Call, eventually: Call, run: Call
 ) -> None:
