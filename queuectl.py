@@ -45,6 +45,7 @@ import contextlib
 import errno
 import gc
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -4046,9 +4047,10 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
         for job in find_all(store, ids):
             if job.state in OVER:
                 raise _refusal(job, f"is {job.state} already and cannot be cancelled")
-            if job.cancelled_at is None:
-                change.put(job, job := cancel_job(job, change.now))
-            out.append(job)
+            new = job if job.cancelled_at else cancel_job(job, change.now)
+            if new is not job:
+                change.put(job, new)
+            out.append(new)
         out += [new for _, new in change.changes.values() if new is not None and new.id not in ids]
     return out
 
@@ -4495,10 +4497,14 @@ class Tally:
 
     def add(self, record: Mapping[str, Any], since: str) -> None:
         """Count a record. Of a job's attempts the last HISTORY_MAX are known one by one."""
-        attempts = [entry for entry in record.get("history", ()) if _is_timed(entry) and entry["finished_at"] >= since]
         failed = 0
-        for entry in attempts:
-            start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
+        for entry in record.get("history", ()):
+            try:
+                start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
+            except (LookupError, TypeError, ValueError, OverflowError):  # a hand edit may have put anything there
+                continue
+            if entry["finished_at"] < since:
+                continue
             self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
             if entry.get("run") == 1:
                 self._wait.add(start_s - instant_s(record["created_at"]))
@@ -4524,14 +4530,6 @@ class Tally:
             "jobs_per_s": float(f"{ran / span_s:.3g}") if ran and span_s > 0 else None,
             "wait_s": self._wait.view(), "run_s": self._run.view(),
         }  # fmt: skip
-
-
-def _is_timed(entry: Mapping[str, Any]) -> bool:
-    """Whether an attempt's two times are there and usable: a hand edit may have put anything into a history."""
-    try:
-        return instant_s(entry["started_at"]) <= math.inf and instant_s(entry["finished_at"]) <= math.inf
-    except (LookupError, TypeError, ValueError, OverflowError):
-        return False
 
 
 def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
@@ -6372,7 +6370,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.help = (self.help or "").replace("Example: ", "\b\n    Example:\n      ")
+        self.help = inspect.cleandoc(self.help or "").replace("Example: ", "\b\nExample:\n  ")
 
 
 class Group(Command, click.Group):

@@ -99,9 +99,10 @@ def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...], command: c
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
-def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: click.Command) -> None:
+def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: click.Command, run: Call) -> None:
     examples = examples_of(command)
     assert examples, "no Example block"
+    assert re.search(r"\n\n  Examples?:\n    queuectl ", run(*path, "--help").out), "it is no block of its own"
     for example in examples:
         assert shlex.split(example)[1:][: len(path)] == list(path), f"an example of something else: {example}"
 

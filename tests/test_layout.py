@@ -38,7 +38,7 @@ SECTIONS = [
 # whatever only some commands need is imported by the function that needs it.
 TOP_IMPORTS = set(
     "__future__ array bisect click collections contextlib datetime errno filelock functools gc hashlib heapq"
-    " itertools json math os random re secrets select signal stat sys threading time typing zlib".split()
+    " inspect itertools json math os random re secrets select signal stat sys threading time typing zlib".split()
 )
 
 # Effect -> the sections where it may appear. A whole module stands for everything in it.
