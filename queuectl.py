@@ -107,7 +107,7 @@ RETRIES_MAX: Final = 1_000
 DURATION_MAX_S: Final = 100 * 365 * 86_400
 HISTORY_MAX: Final = 5  # attempts kept in a job's record
 RECOVERIES_MAX: Final = 5  # a job that took its worker down more often than this is dead
-LINE_JOBS_MAX: Final = 20_000  # jobs in one journal line
+LINE_JOBS_MAX: Final = 1_000  # jobs in one journal line: `status` has to read the last one whole
 PURGE_JOBS: Final = 500  # deleted by a worker in one transaction
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
@@ -748,12 +748,8 @@ def check_job(job: Job) -> str | None:
 
 def make_id(ms: int, number: int) -> str:
     """A made id: 8 base-36 digits of milliseconds and 4 of n, both given under the lock, so it is unique."""
-    ms_high, ms_low = divmod(ms, 36**4)
-    return _four_digits(ms_high) + _four_digits(ms_low) + _four_digits(number)
-
-
-def _four_digits(value: int) -> str:
-    return _PAIRS[value // 1296 % 1296] + _PAIRS[value % 1296]
+    pairs = ms // 1296**3, ms // 1296**2, ms // 1296, ms, number // 1296, number
+    return "".join([_PAIRS[pair % 1296] for pair in pairs])
 
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -1186,12 +1182,16 @@ def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[st
 
 def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> list[bytes]:
     """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
-    bodies = []
-    while len(raws) + len(deleted) > LINE_JOBS_MAX:
-        now, raws = raws[:LINE_JOBS_MAX], raws[LINE_JOBS_MAX:]
-        gone, deleted = deleted[: LINE_JOBS_MAX - len(now)], deleted[LINE_JOBS_MAX - len(now) :]
-        bodies.append(_change_body(now, gone, {"more": True}))
-    return [*bodies, _change_body(raws, deleted, tail)]
+    puts, count = len(raws), len(raws) + len(deleted)
+    return [
+        _change_body(
+            raws[start:end],
+            deleted[max(0, start - puts) : max(0, end - puts)],
+            {"more": True} if end < count else tail,
+        )
+        for start in range(0, max(1, count), LINE_JOBS_MAX)
+        for end in [start + LINE_JOBS_MAX]
+    ]
 
 
 def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
@@ -2725,7 +2725,7 @@ class Store:
             _, state, seq = _head(raw)
             mine[array_of(state)].append((seq, raw))
         for name in ARRAYS:  # 1
-            base, added = self._base.get(name), self._raws_in(spans) if spans and name == "jobs" else ()
+            base, added = self._base.get(name), self._added_in(spans) if spans and name == "jobs" else ()
             if base is None or mine[name] or added or _holds_any(base, self.overlay):
                 kept = _folded(base, self.overlay, sorted(mine[name]))
                 written[name] = self._write_array(name, (piece for part in (kept, added) for piece in part))
@@ -2798,10 +2798,12 @@ class Store:
         finally:
             os.close(fd)
 
-    def _raws_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
-        """The records that these lines of the journal put."""
+    def _added_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
+        """The records that these lines of the journal add, as an array has them; a piece for each line."""
         for start, end in spans:
-            yield from _split_change(os.pread(self._fd or 0, end - start - 1, start)[_BODY:])[0]
+            body = os.pread(self._fd or 0, end - start - 1, start)[_BODY:]
+            if piece := body[body.index(b"\t") + 1 : body.rindex(b"\t")]:
+                yield piece.replace(b",\t", b",\n")
 
     # -- Worker files, wake FIFOs, stop requests, what workers know of the clock
 
@@ -3754,7 +3756,7 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
 
     `options` are a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
     """
-    ids, keys, named = _names_in(lines, options, store.now())
+    ids, keys, named, is_plain = _names_in(lines, options, store.now())
     wanted = ids.keys() | named
     found = store.look_up(wanted, keys) if wanted or keys else None
     bulk = Bulk(0, bytearray(), [])
@@ -3770,7 +3772,7 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
         made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, config, now)
-        for number, said in _parse_lines(lines, options, now):
+        for number, said in _plain_lines(lines) if is_plain else _parse_lines(lines, options, now):
             if isinstance(said, str):
                 n += 1
                 id, start_at = make_id(ms, n), plain.start_at
@@ -3811,15 +3813,17 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
     return Bulk(added, bulk.ids, bulk.records)
 
 
-def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str]]:
-    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after.
-    Checks every line; refuses an id that stands in two."""
+def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str], bool]:
+    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after;
+    and whether all are plain commands. Checks every line; refuses an id that stands in two."""
     ids: dict[str, int] = {}
     keys: set[str] = set()
     parents: set[str] = set()
+    is_plain = True
     for number, said in _parse_lines(lines, options, now):
         if isinstance(said, str):
             continue
+        is_plain = False
         if said.id is not None and ids.setdefault(said.id, number) != number:
             raise Refused(
                 f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {ids[said.id]} too. Nothing was "
@@ -3828,7 +3832,14 @@ def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[
         if said.unique is not None:
             keys.add(said.unique)
         parents.update(parents_of(said))
-    return ids, keys, parents
+    return ids, keys, parents, is_plain
+
+
+def _plain_lines(lines: Spool) -> Iterator[tuple[int, str]]:
+    """As `_parse_lines`, of lines that were all found to be plain commands."""
+    for number, line in lines.numbered():
+        if (text := line.decode().strip()) and text[0] != "#":
+            yield number, text
 
 
 class _PlainRecords:
