@@ -13,8 +13,9 @@ import sys
 import time
 
 import pytest
+from conftest import PROGRAM
 
-from tests.faults.real import PROGRAM, Queue
+from tests.faults.real import Queue
 
 ENQUEUERS, ENQUEUES, WORKERS = 64, 2000, 4
 
