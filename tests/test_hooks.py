@@ -131,10 +131,10 @@ def test_the_slot_goes_on_after_a_hook(run: Call, enqueue: Call, drain: Call, to
 def test_no_job_starts_in_the_slot_while_its_hook_runs(
     worker: Call, run: Call, enqueue: Call, reaches: Call, gate: Gate, eventually: Call, tmp_path: Path, job: Call
 ) -> None:
-    worker()
     run("config", "set", "on_finish", f": > {tmp_path}/begun; {gate.wait}")
     enqueue("a", "true")
-    enqueue("b", "true")
+    enqueue("b", "true")  # there before the slot could report the first
+    worker()
     eventually((tmp_path / "begun").exists)
     assert (job("a")["state"], job("b")["state"]) == ("completed", "pending")
     run("config", "set", "on_finish", "")
