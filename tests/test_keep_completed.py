@@ -54,7 +54,7 @@ def old(store: Watched, clock: Clock) -> None:
         enqueue(store, id, max_retries=1)
         run_next(store, outcome)
         clock.at += days * DAY_S
-    enqueue(store, "last", wait_s=50 * DAY_S)
+    enqueue(store, "last", delay=50 * DAY_S)
     store.fold()
 
 
@@ -155,7 +155,7 @@ def test_a_long_queue_is_gone_through_in_pieces(
     store: Watched, clock: Clock, boot: Clock, monkeypatch: pytest.MonkeyPatch, fold_between: bool
 ) -> None:
     for number in range(30):
-        enqueue(store, f"job{number}", wait_s=10 * DAY_S if number % 3 == 0 else None)
+        enqueue(store, f"job{number}", delay=10 * DAY_S if number % 3 == 0 else None)
     kept = [f"job{number}" for number in range(0, 30, 3)]
     for _ in range(20):
         run_next(store)
