@@ -151,7 +151,8 @@ def long_job(run: Call, tmp_path: Path, written: Call) -> Call:
 def stop_all(service: Any, eventually: Call) -> None:
     """TERM to the whole group."""
     for pid in group(service.pid):
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # what the others' end has ended by then
+            os.kill(pid, signal.SIGTERM)
 
 
 def stop_mixed(service: Any, eventually: Call) -> None:
