@@ -85,6 +85,12 @@ def _at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def back_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that starts within this process leaves it in the job's directory."""
+    monkeypatch.chdir(".")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh queue directory, in QUEUECTL_HOME for everything this test starts."""
