@@ -1152,9 +1152,6 @@ class Totals(NamedTuple):
         return Totals(tuple(tail["counts"]), tail["n"], tail.get("oldest"), tail.get("next_run_at"))
 
 
-Judge = Callable[[Job, Job | None], Job | None]
-
-
 class Place(Record):
     """Where to read on in jobs.json: an offset, good for as long as it is the same array."""
 
@@ -1171,169 +1168,18 @@ class WorkerInfo(Record):
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
-def _line(body: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(body), body)
+class Found(Record):
+    """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
+    journal does not name, and unique keys with the active job that holds each."""
+
+    journal: tuple[int, int] | None
+    end: int
+    jobs: dict[str, bytes]
+    folded: set[str]
+    keys: dict[str, str]
 
 
-def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> bytes:
-    rest = {**({"del": deleted} if deleted else {}), **tail}
-    return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + encode_json(rest)[1:]
-
-
-def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> list[bytes]:
-    """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
-    puts, count = len(raws), len(raws) + len(deleted)
-    return [
-        _change_body(
-            raws[start:end],
-            deleted[max(0, start - puts) : max(0, end - puts)],
-            {"more": True} if end < count else tail,
-        )
-        for start in range(0, max(1, count), LINE_JOBS_MAX)
-        for end in [start + LINE_JOBS_MAX]
-    ]
-
-
-def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
-    """A change line's raw records and its rest (`del`, `counts` ..., or `more`)."""
-    parts = body.split(b"\t")
-    rest = json.loads(b'{"put": [' + parts[-1])
-    return [raw[:-1] if raw.endswith(b",") else raw for raw in parts[1:-1] if raw], rest
-
-
-def _head(raw: bytes) -> tuple[str, str, int]:
-    """Id, state and seq of a canonical record, without parsing the rest."""
-    try:
-        parts = raw.split(b'"', 8)
-        rest = parts[8]
-        return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
-    except (LookupError, ValueError):
-        raise StoreError(
-            "An array changed while it was read (edited in place?). Nothing was changed. Try again."
-        ) from None
-
-
-def _decode(raw: bytes) -> Job:
-    try:
-        return decode_job(raw)
-    except BadValue as error:
-        raise StoreError(f"A record of the queue cannot be used: {error} See: queuectl doctor.") from error
-
-
-def _check_line(line: bytes) -> bytes | None:
-    """The body of a whole, undamaged journal line (without its newline), else None."""
-    try:
-        return line[_BODY:] if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:]) else None
-    except ValueError:
-        return None
-
-
-def _read_lines(fd: int, start: int) -> Iterator[tuple[int, bytes, bool]]:
-    """(offset of its end, line without newline, whether it has one) from `start` to the end of the file."""
-    rest = b""
-    offset = start
-    while chunk := os.pread(fd, CHUNK_BYTES, offset + len(rest)):
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            offset += len(line) + 1
-            yield offset, line, True
-    if rest:
-        yield offset + len(rest), rest, False
-
-
-def _read_all(fd: int) -> bytes:
-    out, offset = [], 0
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        out.append(chunk)
-        offset += len(chunk)
-    return b"".join(out)
-
-
-def _bytes_of(path: str) -> bytes:
-    fd = os.open(path, _OPEN)
-    try:
-        return _read_all(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_dir(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all of it or raise: a short write is a full disk or a file-size limit that has not spoken yet."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _create(path: str) -> int:
-    """A new file of ours at `path`, 0600 whatever the umask; what a crash or a stranger left there goes first."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    fd = os.open(path, _NEW, 0o600)
-    os.fchmod(fd, 0o600)
-    return fd
-
-
-def _put_file(path: str, data: bytes) -> None:
-    """A small file of ours, replaced whole."""
-    fd = _create(path + ".new")
-    try:
-        _write_whole(fd, data)
-    finally:
-        os.close(fd)
-    os.rename(path + ".new", path)
-
-
-def make_dir(path: str) -> None:
-    """A directory of ours, 0700 whatever the umask, with its parents."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        make_dir(os.path.dirname(path))
-        os.mkdir(path, 0o700)
-    os.chmod(path, 0o700)
-
-
-def boot_id() -> str:
-    """What this boot of the machine is called; "" where the system does not say."""
-    try:
-        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
-        return os.read(fd, 100).decode().strip()
-    finally:
-        os.close(fd)
-
-
-def _mark_of(fd: int, crc: int) -> Fingerprint:
-    info = os.fstat(fd)
-    return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
-
-
-def _identity(file: str | int) -> tuple[int, int] | None:
-    """Device and inode of a path or descriptor: what tells one file from another; None where there is none."""
-    try:
-        info = os.stat(file)
-        return info.st_dev, info.st_ino
-    except OSError:
-        return None
-
-
-def _closing(fd: int | None) -> None:
-    if fd is not None:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+Judge = Callable[[Job, Job | None], Job | None]  # (a damaged line's job, what whole lines say of it): what to keep
 
 
 class Store:
@@ -1499,6 +1345,12 @@ class Store:
             "Try again, or wait longer with: queuectl config set lock-timeout 60."
         )
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside, no thread of this process holds the lock: halted with it, it would hold up everybody."""
+        with self._mutex:
+            yield
+
     def lock_id(self) -> str:
         """Device and inode of the lock file: what tells this home from a copy of it."""
         info = os.stat(self._lock_path)
@@ -1633,11 +1485,71 @@ class Store:
         with self._locked(most_s):
             self._catch_up()
 
-    @contextlib.contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Inside, no thread of this process holds the lock: halted with it, it would hold up everybody."""
-        with self._mutex:
-            yield
+    def refresh(self) -> bool:
+        """Read what has changed since, without the lock: for commands that wait. False where nothing has."""
+        if not self._loaded or not self.changed():
+            return False
+        try:
+            info = os.stat(self.journal_path)
+            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size >= self._offset and self._arrays_known():
+                self._replay(locked=False)
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(error) from error
+        self.read()
+        return True
+
+    def news(self) -> Iterator[bytes | None]:
+        """The records that changed since the last call (at first: since the last fold), and the totals up to date.
+
+        None comes before the processing jobs that a new journal repeats: what ran before is over or among them.
+        Nothing is kept, so following costs what happens, however long the queue is.
+        """
+        while True:
+            # Asked first: a journal that is no longer there grows no more.
+            latest = self._journal_id is not None and self._journal_id == _identity(self.journal_path)
+            for end, line, whole in _read_lines(self._fd, self._offset) if self._fd is not None else ():
+                body = _check_line(line) if whole else None
+                if body is None:
+                    break  # still being written, or about to be cut off
+                self._offset = end
+                if body.startswith(b'{"put"'):
+                    raws, rest = _split_change(body)
+                    self.totals = Totals.from_json(rest) if "counts" in rest else self.totals
+                    yield from raws
+            if latest:
+                return
+            self._reset()
+            if not (self.check_home() and self._attach(writable=False)):
+                self.read()
+                self._journal_id = None
+                return
+            yield None
+            yield from self._repeat
+
+    def last_dead(self, count: int) -> list[bytes]:
+        """The dead letters of the array that arrived last, the newest first; after `news`."""
+        if self._fd is not None and not self._base:
+            self._open_arrays(there=True)
+        lines = _array_lines_reversed(self._base["dlq"]) if "dlq" in self._base else iter(())
+        return [raw for raw, _ in zip(lines, range(count), strict=False)]
+
+    def examine(self) -> list[str]:
+        """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
+        problems = []
+        if self._fd is None and self.overlay and os.path.exists(os.path.join(self.dir, "lock")):
+            problems.append(f"'{self.journal_path}' is missing: what changed since the arrays were written is lost.")
+        if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
+            problems.append(f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside.")
+        for name, base in self._base.items():
+            if _crc_of(base.fd) != base.known.crc:
+                problems.append(f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?).")
+            for _, raw in _array_lines(base):
+                if array_of(_head(raw)[1]) != name:
+                    problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
+        return problems
 
     def _attach(self, writable: bool) -> bool:
         """Open the journal at its path and read its header. False where there is none."""
@@ -1876,72 +1788,6 @@ class Store:
             else:
                 self._base[name] = Base(fd, same)
         return edited
-
-    def refresh(self) -> bool:
-        """Read what has changed since, without the lock: for commands that wait. False where nothing has."""
-        if not self._loaded or not self.changed():
-            return False
-        try:
-            info = os.stat(self.journal_path)
-            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size >= self._offset and self._arrays_known():
-                self._replay(locked=False)
-                return True
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._failed(error) from error
-        self.read()
-        return True
-
-    def news(self) -> Iterator[bytes | None]:
-        """The records that changed since the last call (at first: since the last fold), and the totals up to date.
-
-        None comes before the processing jobs that a new journal repeats: what ran before is over or among them.
-        Nothing is kept, so following costs what happens, however long the queue is.
-        """
-        while True:
-            # Asked first: a journal that is no longer there grows no more.
-            latest = self._journal_id is not None and self._journal_id == _identity(self.journal_path)
-            for end, line, whole in _read_lines(self._fd, self._offset) if self._fd is not None else ():
-                body = _check_line(line) if whole else None
-                if body is None:
-                    break  # still being written, or about to be cut off
-                self._offset = end
-                if body.startswith(b'{"put"'):
-                    raws, rest = _split_change(body)
-                    self.totals = Totals.from_json(rest) if "counts" in rest else self.totals
-                    yield from raws
-            if latest:
-                return
-            self._reset()
-            if not (self.check_home() and self._attach(writable=False)):
-                self.read()
-                self._journal_id = None
-                return
-            yield None
-            yield from self._repeat
-
-    def last_dead(self, count: int) -> list[bytes]:
-        """The dead letters of the array that arrived last, the newest first; after `news`."""
-        if self._fd is not None and not self._base:
-            self._open_arrays(there=True)
-        lines = _array_lines_reversed(self._base["dlq"]) if "dlq" in self._base else iter(())
-        return [raw for raw, _ in zip(lines, range(count), strict=False)]
-
-    def examine(self) -> list[str]:
-        """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
-        problems = []
-        if self._fd is None and self.overlay and os.path.exists(os.path.join(self.dir, "lock")):
-            problems.append(f"'{self.journal_path}' is missing: what changed since the arrays were written is lost.")
-        if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
-            problems.append(f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside.")
-        for name, base in self._base.items():
-            if _crc_of(base.fd) != base.known.crc:
-                problems.append(f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?).")
-            for _, raw in _array_lines(base):
-                if array_of(_head(raw)[1]) != name:
-                    problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
-        return problems
 
     # -- Hand edits
 
@@ -2277,8 +2123,6 @@ class Store:
     def ids_like(self, prefix: str, states: Collection[str], most: int) -> list[str]:
         """At most so many ids that begin so, of jobs in those states, for completion: a search for bytes, and never
         more than LOOKS_MAX records are looked at. After a read."""
-        import itertools
-
         heads: Iterator[tuple[str, str, int]] = map(_head, self.raws(reverse=True))
         if prefix:
             mine = (_head(raw) for raw in self.overlay.values() if raw)
@@ -2947,94 +2791,6 @@ class Store:
             os.close(fd)
 
 
-class WorkerFile:
-    """A live worker's own file: one padded header line, one padded row per slot, written in place without a lock."""
-
-    ROW_BYTES: Final = 256
-    TROUBLE_CHARS: Final = 200
-
-    def __init__(self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int) -> None:
-        self.path, self.fd, self.wake_fd = path, fd, wake_fd
-        self._header_bytes = len(encode_json(header)) + 8 * self.TROUBLE_CHARS
-        _write_whole(fd, b" " * (self._header_bytes - 1) + b"\n")
-        _write_whole(fd, (b" " * (self.ROW_BYTES - 1) + b"\n") * threads)
-        self.write_header(header)
-
-    def write_header(self, header: Mapping[str, Any]) -> None:
-        """The header again, with another `trouble` (the first TROUBLE_CHARS of it)."""
-        trouble = header["trouble"] and header["trouble"][: self.TROUBLE_CHARS]
-        self._write(0, self._header_bytes, {**header, "trouble": trouble})
-
-    def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
-        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an empty row: the slot is idle."""
-        self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
-
-    def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
-        text = encode_json(value) if value else b""
-        with contextlib.suppress(OSError):  # it only informs: recovery finds a run by its mark and its log too
-            os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
-
-    def show_life(self) -> None:
-        """Set the file's time: a worker that is stopped or hangs is seen by its silence."""
-        os.utime(self.fd)
-
-    def is_linked(self) -> bool:
-        """Whether the file is still the one at its path: else others take this worker for dead."""
-        return _identity(self.path) == _identity(self.fd)
-
-    def wake(self) -> None:
-        """Wake this worker's own main thread."""
-        with contextlib.suppress(OSError):
-            os.write(self.wake_fd, b"\n")
-
-    def drain_wakes(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self.wake_fd, 4096):
-                pass
-
-    def close(self) -> None:
-        """Remove the files, then let the lock go: nobody ever finds them unlocked while this process lives."""
-        for path in (self.path + ".stop", self.path + ".wake", self.path):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        os.close(self.wake_fd)
-        os.close(self.fd)
-
-
-class Spool:
-    """Lines that can be read more than once: a pipe's bytes are kept in an unnamed file, out of memory."""
-
-    def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
-        self.unit = unit  # what an error calls a line
-        self.seen: Callable[[int], None] | None = None  # is told how many bytes were read, for a progress bar
-        store.prepare()
-        path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
-        try:
-            self.fd = _create(path)
-            os.unlink(path)
-            self.size = 0
-            for chunk in chunks:
-                _write_whole(self.fd, chunk)
-                self.size += len(chunk)
-        except OSError as error:
-            raise store._failed(error, path) from error
-
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """(number from 1, line without its newline)."""
-        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)) if self.seen is None else self._told(), 1)
-
-    def _told(self) -> Iterator[bytes]:
-        told = 0
-        for end, line, _ in _read_lines(self.fd, 0):
-            yield line
-            if self.seen is not None and (end - told > CHUNK_BYTES or end == self.size):
-                self.seen(end - told)
-                told = end
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
 class Transaction:
     """One change in the making. `now` was read once, under the lock; `changes` maps id to (job before, job after)."""
 
@@ -3084,17 +2840,6 @@ class Transaction:
 
     def delete(self, old: Job) -> None:
         self.changes[old.id] = (old, None)
-
-
-class Found(Record):
-    """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
-    journal does not name, and unique keys with the active job that holds each."""
-
-    journal: tuple[int, int] | None
-    end: int
-    jobs: dict[str, bytes]
-    folded: set[str]
-    keys: dict[str, str]
 
 
 Rank = tuple[int, tuple[str, ...]]  # (-priority, those of the job's tags that have a limit)
@@ -3438,27 +3183,204 @@ class Waiting:
         return _created_at(oldest[1]) if oldest else None, next_run_at
 
 
-# -- Arrays and journal as bytes
+class WorkerFile:
+    """A live worker's own file: one padded header line, one padded row per slot, written in place without a lock."""
+
+    ROW_BYTES: Final = 256
+    TROUBLE_CHARS: Final = 200
+
+    def __init__(self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int) -> None:
+        self.path, self.fd, self.wake_fd = path, fd, wake_fd
+        self._header_bytes = len(encode_json(header)) + 8 * self.TROUBLE_CHARS
+        _write_whole(fd, b" " * (self._header_bytes - 1) + b"\n")
+        _write_whole(fd, (b" " * (self.ROW_BYTES - 1) + b"\n") * threads)
+        self.write_header(header)
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        """The header again, with another `trouble` (the first TROUBLE_CHARS of it)."""
+        trouble = header["trouble"] and header["trouble"][: self.TROUBLE_CHARS]
+        self._write(0, self._header_bytes, {**header, "trouble": trouble})
+
+    def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
+        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an empty row: the slot is idle."""
+        self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
+
+    def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
+        text = encode_json(value) if value else b""
+        with contextlib.suppress(OSError):  # it only informs: recovery finds a run by its mark and its log too
+            os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
+
+    def show_life(self) -> None:
+        """Set the file's time: a worker that is stopped or hangs is seen by its silence."""
+        os.utime(self.fd)
+
+    def is_linked(self) -> bool:
+        """Whether the file is still the one at its path: else others take this worker for dead."""
+        return _identity(self.path) == _identity(self.fd)
+
+    def wake(self) -> None:
+        """Wake this worker's own main thread."""
+        with contextlib.suppress(OSError):
+            os.write(self.wake_fd, b"\n")
+
+    def drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 4096):
+                pass
+
+    def close(self) -> None:
+        """Remove the files, then let the lock go: nobody ever finds them unlocked while this process lives."""
+        for path in (self.path + ".stop", self.path + ".wake", self.path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        os.close(self.wake_fd)
+        os.close(self.fd)
 
 
-def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
-    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
+class Spool:
+    """Lines that can be read more than once: a pipe's bytes are kept in an unnamed file, out of memory."""
 
-
-def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
-    between, following = re.compile(r"[\s,\[\]\ufeff]*"), re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
-    at = 0
-    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
+    def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
+        self.unit = unit  # what an error calls a line
+        self.seen: Callable[[int], None] | None = None  # is told how many bytes were read, for a progress bar
+        store.prepare()
+        path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
-            end = _read_json(text, at)[1] if text[at] == "{" else at
-        except (ValueError, RecursionError):
-            end = at
-        if end == at:
-            next_one = following.search(text, at + 1)
-            end = next_one.end() if next_one else len(text)
-        yield at, end
-        at = end
+            self.fd = _create(path)
+            os.unlink(path)
+            self.size = 0
+            for chunk in chunks:
+                _write_whole(self.fd, chunk)
+                self.size += len(chunk)
+        except OSError as error:
+            raise store._failed(error, path) from error
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """(number from 1, line without its newline)."""
+        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)) if self.seen is None else self._told(), 1)
+
+    def _told(self) -> Iterator[bytes]:
+        told = 0
+        for end, line, _ in _read_lines(self.fd, 0):
+            yield line
+            if self.seen is not None and (end - told > CHUNK_BYTES or end == self.size):
+                self.seen(end - told)
+                told = end
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+# -- A journal's lines
+
+
+def _line(body: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> bytes:
+    rest = {**({"del": deleted} if deleted else {}), **tail}
+    return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + encode_json(rest)[1:]
+
+
+def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> list[bytes]:
+    """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
+    puts, count = len(raws), len(raws) + len(deleted)
+    return [
+        _change_body(
+            raws[start:end],
+            deleted[max(0, start - puts) : max(0, end - puts)],
+            {"more": True} if end < count else tail,
+        )
+        for start in range(0, max(1, count), LINE_JOBS_MAX)
+        for end in [start + LINE_JOBS_MAX]
+    ]
+
+
+def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
+    """A change line's raw records and its rest (`del`, `counts` ..., or `more`)."""
+    parts = body.split(b"\t")
+    rest = json.loads(b'{"put": [' + parts[-1])
+    return [raw[:-1] if raw.endswith(b",") else raw for raw in parts[1:-1] if raw], rest
+
+
+def _check_line(line: bytes) -> bytes | None:
+    """The body of a whole, undamaged journal line (without its newline), else None."""
+    try:
+        return line[_BODY:] if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:]) else None
+    except ValueError:
+        return None
+
+
+def _read_lines(fd: int, start: int) -> Iterator[tuple[int, bytes, bool]]:
+    """(offset of its end, line without newline, whether it has one) from `start` to the end of the file."""
+    rest = b""
+    offset = start
+    while chunk := os.pread(fd, CHUNK_BYTES, offset + len(rest)):
+        lines = (rest + chunk).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            offset += len(line) + 1
+            yield offset, line, True
+    if rest:
+        yield offset + len(rest), rest, False
+
+
+def _last_record(journal: bytes, id: str) -> bytes | None:
+    """The journal's last word on that id: its record, b"" where it was deleted; None where it says nothing."""
+    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
+    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
+    while at >= 0:
+        end = journal.index(b"]", at + len(_DELETED))
+        if quoted in journal[at:end]:
+            return b""
+        at = journal.find(_DELETED, end)
+    return journal[put + 1 : journal.index(b"\t", put + 1)].rstrip(b",") if put >= 0 else None
+
+
+_DELETED: Final = b'\t], "del": ['
+
+
+def _key_needle(key: str) -> bytes:
+    return b'"unique": %s, "command": ' % encode_json(key)
+
+
+def _holders(journal: bytes, key: str) -> dict[str, bool]:
+    """The jobs that the journal names with that unique key, and whether each is active after its last line."""
+    needle = _key_needle(key)
+    out = {}
+    at = journal.find(needle)
+    while at >= 0:
+        start = journal.rfind(b"\t", 0, at) + 1
+        raw = journal[start : journal.index(b"\t", at)].rstrip(b",")
+        id = _head(raw)[0]
+        out[id] = _is_active(raw, key) and bool(_last_record(journal, id))
+        at = journal.find(needle, at + 1)
+    return out
+
+
+def _is_active(raw: bytes, key: str) -> bool:
+    """Whether a record that the search hit really is an active job with that unique key."""
+    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key
+
+
+# -- A record and an array as bytes
+
+
+def _head(raw: bytes) -> tuple[str, str, int]:
+    """Id, state and seq of a canonical record, without parsing the rest."""
+    try:
+        parts = raw.split(b'"', 8)
+        rest = parts[8]
+        return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
+    except (LookupError, ValueError):
+        raise StoreError(
+            "An array changed while it was read (edited in place?). Nothing was changed. Try again."
+        ) from None
+
+
+def _seq(raw: bytes) -> int:
+    return _head(raw)[2]
 
 
 def _is_plain(raw: bytes) -> bool:
@@ -3474,22 +3396,19 @@ def _created_at(raw: bytes) -> str:
     return raw[at : at + 24].decode()
 
 
-def _seq(raw: bytes) -> int:
-    return _head(raw)[2]
+def _decode(raw: bytes) -> Job:
+    try:
+        return decode_job(raw)
+    except BadValue as error:
+        raise StoreError(f"A record of the queue cannot be used: {error} See: queuectl doctor.") from error
 
 
-def _crc_of(fd: int) -> int:
-    crc, offset = 0, 0
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        crc = zlib.crc32(chunk, crc)
-        offset += len(chunk)
-    return crc
-
-
-def _copy(source: int, start: int, end: int, target: int) -> None:
-    while start < end and (chunk := os.pread(source, min(CHUNK_BYTES, end - start), start)):
-        _write_whole(target, chunk)
-        start += len(chunk)
+def _record_in(line: bytes) -> bytes:
+    """The record of an array's line; refuses what cannot be one."""
+    raw = line.rstrip(b",")
+    if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
+        raise StoreError("An array changed while it was read (edited in place?). Nothing was changed. Try again.")
+    return raw
 
 
 def _line_at(fd: int, offset: int) -> bytes:
@@ -3502,14 +3421,6 @@ def _line_at(fd: int, offset: int) -> bytes:
             break
         size *= 16
     return _record_in(data[: end if end >= 0 else len(data)])
-
-
-def _record_in(line: bytes) -> bytes:
-    """The record of an array's line; refuses what cannot be one."""
-    raw = line.rstrip(b",")
-    if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
-        raise StoreError("An array changed while it was read (edited in place?). Nothing was changed. Try again.")
-    return raw
 
 
 def _start_of_line(fd: int, offset: int) -> int:
@@ -3628,42 +3539,135 @@ def _search(fd: int, needle: bytes) -> Iterator[int]:
         rest = data[1 - len(needle) :]
 
 
-def _last_record(journal: bytes, id: str) -> bytes | None:
-    """The journal's last word on that id: its record, b"" where it was deleted; None where it says nothing."""
-    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
-    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
-    while at >= 0:
-        end = journal.index(b"]", at + len(_DELETED))
-        if quoted in journal[at:end]:
-            return b""
-        at = journal.find(_DELETED, end)
-    return journal[put + 1 : journal.index(b"\t", put + 1)].rstrip(b",") if put >= 0 else None
+def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
+    between, following = re.compile(r"[\s,\[\]\ufeff]*"), re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+    at = 0
+    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
+        try:
+            end = _read_json(text, at)[1] if text[at] == "{" else at
+        except (ValueError, RecursionError):
+            end = at
+        if end == at:
+            next_one = following.search(text, at + 1)
+            end = next_one.end() if next_one else len(text)
+        yield at, end
+        at = end
 
 
-_DELETED: Final = b'\t], "del": ['
+def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
+    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
 
 
-def _key_needle(key: str) -> bytes:
-    return b'"unique": %s, "command": ' % encode_json(key)
+# -- Files
 
 
-def _holders(journal: bytes, key: str) -> dict[str, bool]:
-    """The jobs that the journal names with that unique key, and whether each is active after its last line."""
-    needle = _key_needle(key)
-    out = {}
-    at = journal.find(needle)
-    while at >= 0:
-        start = journal.rfind(b"\t", 0, at) + 1
-        raw = journal[start : journal.index(b"\t", at)].rstrip(b",")
-        id = _head(raw)[0]
-        out[id] = _is_active(raw, key) and bool(_last_record(journal, id))
-        at = journal.find(needle, at + 1)
-    return out
+def _read_all(fd: int) -> bytes:
+    out, offset = [], 0
+    while chunk := os.pread(fd, CHUNK_BYTES, offset):
+        out.append(chunk)
+        offset += len(chunk)
+    return b"".join(out)
 
 
-def _is_active(raw: bytes, key: str) -> bool:
-    """Whether a record that the search hit really is an active job with that unique key."""
-    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key
+def _bytes_of(path: str) -> bytes:
+    fd = os.open(path, _OPEN)
+    try:
+        return _read_all(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_dir(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_whole(fd: int, data: bytes | bytearray) -> None:
+    """Write all of it or raise: a short write is a full disk or a file-size limit that has not spoken yet."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _create(path: str) -> int:
+    """A new file of ours at `path`, 0600 whatever the umask; what a crash or a stranger left there goes first."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, _NEW, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def _put_file(path: str, data: bytes) -> None:
+    """A small file of ours, replaced whole."""
+    fd = _create(path + ".new")
+    try:
+        _write_whole(fd, data)
+    finally:
+        os.close(fd)
+    os.rename(path + ".new", path)
+
+
+def make_dir(path: str) -> None:
+    """A directory of ours, 0700 whatever the umask, with its parents."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_dir(os.path.dirname(path))
+        os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+
+
+def boot_id() -> str:
+    """What this boot of the machine is called; "" where the system does not say."""
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, 100).decode().strip()
+    finally:
+        os.close(fd)
+
+
+def _mark_of(fd: int, crc: int) -> Fingerprint:
+    info = os.fstat(fd)
+    return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
+
+
+def _crc_of(fd: int) -> int:
+    crc, offset = 0, 0
+    while chunk := os.pread(fd, CHUNK_BYTES, offset):
+        crc = zlib.crc32(chunk, crc)
+        offset += len(chunk)
+    return crc
+
+
+def _copy(source: int, start: int, end: int, target: int) -> None:
+    while start < end and (chunk := os.pread(source, min(CHUNK_BYTES, end - start), start)):
+        _write_whole(target, chunk)
+        start += len(chunk)
+
+
+def _identity(file: str | int) -> tuple[int, int] | None:
+    """Device and inode of a path or descriptor: what tells one file from another; None where there is none."""
+    try:
+        info = os.stat(file)
+        return info.st_dev, info.st_ino
+    except OSError:
+        return None
+
+
+def _closing(fd: int | None) -> None:
+    if fd is not None:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 # ======== 5. OPERATIONS ========
@@ -5265,6 +5269,9 @@ def last_line(path: str) -> str:
     return lines[-1].strip()[:LAST_LINE_CHARS] if lines else ""
 
 
+# -- This process, and a worker in the background
+
+
 def halt() -> None:
     """Halt this process as Ctrl+Z asks, until it is continued; called where that does no harm."""
     import signal
@@ -5287,9 +5294,6 @@ def discard_output(fd: int) -> None:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, fd)
         os.close(null)
-
-
-# -- A worker in the background
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
