@@ -50,7 +50,7 @@ KINDS = (
     "NULs before later bytes",
     "NULs in the first write",
     "half of the names",
-    *(f"dice {number}" for number in range(24)),
+    *(f"dice {number}" for number in range(80)),
 )
 
 Event = tuple[Any, ...]
