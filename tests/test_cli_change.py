@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -370,7 +371,11 @@ def test_on_a_terminal_purge_asks_and_does_nothing_without_a_yes(
     shell = terminal(*command.split())
     eventually(lambda: shell.screen().endswith("[y/N]: "))
     shell.type(typed)
-    eventually(shell.ended)
+    with contextlib.suppress(AssertionError):
+        eventually(shell.ended, 5)
+    if not shell.ended():  # a ^C just between Python's prompt and its read ends only the next read
+        shell.type(typed)
+        eventually(shell.ended)
     assert shell.child.returncode == code, shell.screen()
     assert shell.screen().endswith("\n") and ("Nothing was changed." in shell.screen()) == (code != 0)
     left = set(run("list", "--ids").lines)
