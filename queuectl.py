@@ -1433,13 +1433,10 @@ class Store:
         return values
 
     def _write_settings(self, values: Mapping[str, object]) -> None:
-        temporary = os.path.join(self.dir, "config.json.new")
-        fd = _create(temporary)
-        try:
+        temporary = self._temporary("config")
+        with _new_file(temporary) as fd:
             _write_whole(fd, json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             os.fsync(fd)
-        finally:
-            os.close(fd)
         os.rename(temporary, self._paths["config"])
         try:
             _sync_dir(self.home)
@@ -1628,7 +1625,7 @@ class Store:
         body = _check_line(data[cut + 1 : -1])
         if body is None or not body.startswith(b'{"put"') or b'"more": true' in body[-20:]:
             return False
-        self.totals = Totals.from_json(json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :]))
+        self.totals = Totals.from_json(_rest_of(body))
         self._offset = start + len(data)
         return True
 
@@ -1724,16 +1721,13 @@ class Store:
         folder = os.path.join(self.dir, "aside")
         make_dir(folder)
         path = os.path.join(folder, f"{stem}.{self.now().replace(':', '')}-{os.urandom(2).hex()}")
-        fd, read_fd = _create(path), os.open(source, _OPEN)
+        read_fd = os.open(source, _OPEN)
         try:
-            _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
-            os.fsync(fd)
-        except OSError:
-            os.unlink(path)  # it is tried again, perhaps once a second
-            raise
+            with _new_file(path) as fd:
+                _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
+                os.fsync(fd)
         finally:
             os.close(read_fd)
-            os.close(fd)
         return path
 
     def _put(self, raw: bytes, job: Job | None = None) -> None:
@@ -1879,13 +1873,7 @@ class Store:
         self._write_journal(marks, [], self._taken_bodies(taken) if edited else [])
 
     def _parse_array(self, name: str) -> tuple[list[Any], Fingerprint]:
-        fd = os.open(self._paths[name], _OPEN)
-        try:
-            mark = _mark_of(fd, -1)  # before it is read: what is saved after this is a further edit
-            data = _read_all(fd)
-            mark = mark._replace(crc=zlib.crc32(data))
-        finally:
-            os.close(fd)
+        mark, data = _marked_bytes_of(self._paths[name])
         try:
             records = parse_json(data.decode("utf-8-sig"), "The file")
         except (UnicodeDecodeError, BadValue) as error:
@@ -2001,15 +1989,11 @@ class Store:
     def _salvage_array(self, name: str) -> Iterator[str]:
         path = self._paths[name]
         try:
-            fd = os.open(path, _OPEN)
+            mark, data = _marked_bytes_of(path)
         except FileNotFoundError:
             yield f"'{path}' is missing: what only it held is lost, unless you put it back."
             return
-        try:
-            mark, data = _mark_of(fd, -1), _read_all(fd)
-        finally:
-            os.close(fd)
-        self._known[name] = [mark._replace(crc=zlib.crc32(data))]
+        self._known[name] = [mark]
         text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
         if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
             yield f"'{path}' is not a whole JSON array."
@@ -2543,12 +2527,12 @@ class Store:
             body = _check_line(line) if whole else None
             if body is None or not body.startswith(b'{"put"'):
                 return None
-            tail = json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :])
+            rest = _rest_of(body)
             batched += body.count(b"\t{")
-            if "del" in tail or "taken" in tail:
+            if "del" in rest or "taken" in rest:
                 return None
-            if not tail.get("more"):
-                totals = Totals.from_json(tail)
+            if not rest.get("more"):
+                totals = Totals.from_json(rest)
                 if not totals.n - before.n == totals.counts[0] - before.counts[0] == batched:
                     return None
                 before, batched = totals, 0
@@ -2593,25 +2577,14 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]) -> None:
         """A new journal in the old one's place, synced: header, the processing jobs, and these further lines."""
         totals = self.totals.as_json()
-        chain = {"nonce": os.urandom(8).hex(), "prev": self._header.get("nonce")}
         header = {
-            "format": FORMAT,
-            "boot": boot_id(),
-            **chain,
-            **{name: mark._asdict() for name, mark in marks.items()},
-            **totals,
-        }
-        fd = _create(self._temporary("journal"))
-        try:
+            "format": FORMAT, "boot": boot_id(), "nonce": os.urandom(8).hex(), "prev": self._header.get("nonce"),
+            **{name: mark._asdict() for name, mark in marks.items()}, **totals,
+        }  # fmt: skip
+        with _new_file(self._temporary("journal")) as fd:
             for body in (encode_json(header), _change_body(repeat, (), totals), *bodies):
                 _write_whole(fd, _line(body))
             os.fsync(fd)
-        except OSError:
-            with contextlib.suppress(OSError):  # it may hold the last free bytes of the disk
-                os.unlink(self._temporary("journal"))
-            raise
-        finally:
-            os.close(fd)
         os.rename(self._temporary("journal"), self.journal_path)
         _sync_dir(self.dir)
 
@@ -2620,8 +2593,7 @@ class Store:
 
     def _write_array(self, name: str, pieces: Iterable[bytes]) -> Fingerprint:
         """Write an array, given in pieces of whole records, to its temporary file, synced."""
-        fd = _create(self._temporary(name))
-        try:
+        with _new_file(self._temporary(name)) as fd:
             crc, buffer, between = 0, bytearray(b"[\n"), b""
             for piece in pieces:
                 buffer += between
@@ -2635,12 +2607,6 @@ class Store:
             _write_whole(fd, buffer)
             os.fsync(fd)
             return _mark_of(fd, zlib.crc32(buffer, crc))
-        except OSError:
-            with contextlib.suppress(OSError):  # it may hold the last free bytes of the disk
-                os.unlink(self._temporary(name))
-            raise
-        finally:
-            os.close(fd)
 
     def _added_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
         """The records that these lines of the journal add, as an array has them; a piece for each line."""
@@ -2654,17 +2620,11 @@ class Store:
     def clock_mark(self) -> dict[str, Any]:
         """What workers last wrote of the clock and of their purging; {} where nothing usable."""
         try:
-            fd = os.open(os.path.join(self.dir, "clock"), _READ)
-        except OSError:
-            return {}
-        try:
-            mark = json.loads(_read_all(fd))
+            mark = json.loads(_bytes_of(os.path.join(self.dir, "clock"), _READ))
             numbers = all(isinstance(mark[key], int | float) for key in ("offset_s", "stepped_s", "purged_s"))
             return dict(mark) if numbers else {}
-        except (ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError):
             return {}
-        finally:
-            os.close(fd)
 
     def write_clock_mark(self, mark: Mapping[str, Any], most_s: float = math.inf) -> None:
         """`{"boot_id": ..., "offset_s": wall clock less clock since boot, "stepped_s": ..., "purged_s": ...}`."""
@@ -2782,13 +2742,9 @@ class Store:
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` asked of this worker: `stop`, `now` or None."""
         try:
-            fd = os.open(os.path.join(self.workers_dir, name + ".stop"), _READ)
+            return _bytes_of(os.path.join(self.workers_dir, name + ".stop"), _READ).decode("ascii", "replace")
         except OSError:
             return None
-        try:
-            return _read_all(fd).decode("ascii", "replace")
-        finally:
-            os.close(fd)
 
 
 class Transaction:
@@ -3298,10 +3254,15 @@ def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[
 
 
 def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
-    """A change line's raw records and its rest (`del`, `counts` ..., or `more`)."""
-    parts = body.split(b"\t")
-    rest = json.loads(b'{"put": [' + parts[-1])
-    return [raw[:-1] if raw.endswith(b",") else raw for raw in parts[1:-1] if raw], rest
+    """A change line's raw records and its rest."""
+    raws = body.split(b"\t")[1:-1]
+    return [raw[:-1] if raw.endswith(b",") else raw for raw in raws if raw], _rest_of(body)
+
+
+def _rest_of(body: bytes) -> dict[str, Any]:
+    """What a change line says beside its records: `del`, `counts` ..., or `more`."""
+    rest: dict[str, Any] = json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :])
+    return rest
 
 
 def _check_line(line: bytes) -> bytes | None:
@@ -3374,9 +3335,10 @@ def _head(raw: bytes) -> tuple[str, str, int]:
         rest = parts[8]
         return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
     except (LookupError, ValueError):
-        raise StoreError(
-            "An array changed while it was read (edited in place?). Nothing was changed. Try again."
-        ) from None
+        raise StoreError(_EDITED_IN_PLACE) from None
+
+
+_EDITED_IN_PLACE: Final = "An array changed while it was read (edited in place?). Nothing was changed. Try again."
 
 
 def _seq(raw: bytes) -> int:
@@ -3407,7 +3369,7 @@ def _record_in(line: bytes) -> bytes:
     """The record of an array's line; refuses what cannot be one."""
     raw = line.rstrip(b",")
     if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
-        raise StoreError("An array changed while it was read (edited in place?). Nothing was changed. Try again.")
+        raise StoreError(_EDITED_IN_PLACE)
     return raw
 
 
@@ -3570,8 +3532,8 @@ def _read_all(fd: int) -> bytes:
     return b"".join(out)
 
 
-def _bytes_of(path: str) -> bytes:
-    fd = os.open(path, _OPEN)
+def _bytes_of(path: str, flags: int = _OPEN) -> bytes:
+    fd = os.open(path, flags)
     try:
         return _read_all(fd)
     finally:
@@ -3602,13 +3564,24 @@ def _create(path: str) -> int:
     return fd
 
 
-def _put_file(path: str, data: bytes) -> None:
-    """A small file of ours, replaced whole."""
-    fd = _create(path + ".new")
+@contextlib.contextmanager
+def _new_file(path: str) -> Iterator[int]:
+    """As `_create`, open within the block; what an error leaves goes: it may hold the last free bytes of the disk."""
+    fd = _create(path)
     try:
-        _write_whole(fd, data)
+        yield fd
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
     finally:
         os.close(fd)
+
+
+def _put_file(path: str, data: bytes) -> None:
+    """A small file of ours, replaced whole; not synced."""
+    with _new_file(path + ".new") as fd:
+        _write_whole(fd, data)
     os.rename(path + ".new", path)
 
 
@@ -3627,18 +3600,25 @@ def make_dir(path: str) -> None:
 def boot_id() -> str:
     """What this boot of the machine is called; "" where the system does not say."""
     try:
-        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        return _bytes_of("/proc/sys/kernel/random/boot_id").decode().strip()
     except FileNotFoundError:
         return ""
-    try:
-        return os.read(fd, 100).decode().strip()
-    finally:
-        os.close(fd)
 
 
 def _mark_of(fd: int, crc: int) -> Fingerprint:
     info = os.fstat(fd)
     return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
+
+
+def _marked_bytes_of(path: str) -> tuple[Fingerprint, bytes]:
+    """A file's fingerprint and bytes."""
+    fd = os.open(path, _OPEN)
+    try:
+        mark = _mark_of(fd, -1)  # before it is read: what is saved after this is a further edit
+        data = _read_all(fd)
+        return mark._replace(crc=zlib.crc32(data)), data
+    finally:
+        os.close(fd)
 
 
 def _crc_of(fd: int) -> int:

@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     Mutant(
         "the settings are written in place",
-        (('os.path.join(self.dir, "config.json.new")', 'self._paths["config"]'),),
+        (('_new_file(temporary)', '_new_file(temporary := self._paths["config"])'),),
         "points.py",
         "config set",
         "killed",
@@ -114,7 +114,7 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is written in place",
-        (('_create(self._temporary("journal"))', "_create(self.journal_path)"), (JOURNAL_RENAMED, "")),
+        (('_new_file(self._temporary("journal"))', "_new_file(self.journal_path)"), (JOURNAL_RENAMED, "")),
         "points.py",
         "fold",
         "killed",
