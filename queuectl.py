@@ -4643,11 +4643,12 @@ class Executor:
 
     def start(
         self, slot: int, runner: tuple[str, ...], command: str, cwd: str | None, env: Mapping[str, str], log_fd: int,
-        trace: Trace, limit_s: float, more_fds: Mapping[int, int] | None = None,
+        logs: tuple[str, ...], limit_s: float, more_fds: Mapping[int, int] | None = None,
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own, its output going to `log_fd`; `limit_s` 0 is no limit.
 
-        Its stdin is empty; `more_fds` gives it descriptors by number: {0: ours, ...}.
+        `env` says by QUEUECTL_HOME and QUEUECTL_RUN how the run is found again, `logs` by which files. Its stdin is
+        empty; `more_fds` gives it descriptors by number: {0: ours, ...}.
         An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
         """
         path = self.find_runner(runner)
@@ -4667,7 +4668,7 @@ class Executor:
                 del self._runners[runner]  # looked for anew before the next claim
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
-            trace = Trace(trace.mark, trace.home, trace.logs, pid, boot_clock_s())
+            trace = Trace(env["QUEUECTL_RUN"], env["QUEUECTL_HOME"], logs, pid, boot_clock_s())
             attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
         return attempt
 
@@ -4702,7 +4703,7 @@ class Executor:
         return path
 
     def run_hook(
-        self, slot: int, command: str, cwd: str, env: Mapping[str, str], input_fd: int, trace: Trace,
+        self, slot: int, command: str, cwd: str, env: Mapping[str, str], input_fd: int,
         begun: Callable[[Attempt], None],
     ) -> Outcome:  # fmt: skip
         """Run a hook of at most HOOK_S, its output going to our stderr; how it ended. Raises HostFault.
@@ -4715,7 +4716,7 @@ class Executor:
         here, there = os.pipe()
         try:
             fds = {0: input_fd, 3: here}
-            attempt = self.start(slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, trace, HOOK_S, fds)
+            attempt = self.start(slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, (), HOOK_S, fds)
             if isinstance(attempt, Outcome):
                 return attempt
             begun(attempt)
@@ -5722,10 +5723,9 @@ class Worker:
             self._have_trouble(slot, str(fault))
         return outcome
 
-    def _mark(self, job: Job) -> str:
-        return f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}"
-
-    def _variables(self, slot: int, job: Job, mark: str) -> dict[str, str]:
+    def _variables(self, slot: int, job: Job, ending: str = "") -> dict[str, str]:
+        """What a job or, with an ending, its hook finds in its environment; QUEUECTL_RUN is the run's mark."""
+        mark = f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}{ending}"
         return {
             "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
@@ -5754,20 +5754,17 @@ class Worker:
         spool = Spool(self.store, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
-            trace = Trace(f"{self._mark(job)}/{name}", self.store.home, ())
-            env = {**self._variables(slot, job, trace.mark), "QUEUECTL_STATE": job.state}
+            env = {**self._variables(slot, job, f"/{name}"), "QUEUECTL_STATE": job.state}
             return self._executor.run_hook(
-                slot, command, self.store.home, env, spool.fd, trace, lambda attempt: self._wake_main_for(slot, attempt)
+                slot, command, self.store.home, env, spool.fd, lambda attempt: self._wake_main_for(slot, attempt)
             )
         finally:
             spool.close()
 
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        mark = self._mark(job)
-        env = {**(job.env or {}), **self._variables(slot, job, mark)}
-        trace = Trace(mark, self.store.home, (log.path,))
+        env = {**(job.env or {}), **self._variables(slot, job)}
         runner = self.store.last_config().runner
-        attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), trace, job.timeout)
+        attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout)
         if isinstance(attempt, Outcome):
             return attempt
         attempt.job_id = job.id

@@ -191,7 +191,7 @@ import queuectl as q
 q.HOOK_S = float(sys.argv[3])
 executor = q.Executor(os.environ)
 begun = lambda attempt: executor.end(0, attempt, "timed_out", None, 1) if sys.argv[4] == "end" else None
-print(executor.run_hook(0, sys.argv[2], "/", {}, 0, q.Trace("mark/x", "/", ()), begun).kind)
+print(executor.run_hook(0, sys.argv[2], "/", {"QUEUECTL_RUN": "mark/x", "QUEUECTL_HOME": "/"}, 0, begun).kind)
 """
 
 
