@@ -1214,9 +1214,9 @@ class Store:
 
     def _reset(self) -> None:
         """Forget what was read: the next look starts afresh."""
-        _closing(getattr(self, "_fd", None))
+        close_fd(getattr(self, "_fd", None))
         for base in getattr(self, "_base", {}).values():
-            _closing(base.fd)
+            close_fd(base.fd)
         self._fd: int | None = None  # the journal
         self._journal_id: tuple[int, int] | None = None
         self._header: dict[str, Any] = {}
@@ -1237,7 +1237,7 @@ class Store:
     def close(self) -> None:
         """Let go of every descriptor."""
         self._reset()
-        _closing(self._lock_fd)
+        close_fd(self._lock_fd)
         self._lock_fd = None
 
     # -- Home and lock
@@ -1615,7 +1615,7 @@ class Store:
         reach = 1 << 14
         while True:
             start = max(self._offset, size - reach)
-            data = b"".join(line + b"\n" * whole for _, line, whole in _read_lines(self._fd, start))
+            data = b"".join(_pieces(self._fd, start))
             if not data.endswith(b"\n"):
                 return False
             cut = data.rfind(b"\n", 0, -1)
@@ -1740,7 +1740,7 @@ class Store:
         for index in self._waiting.values():
             if state in WAITING:
                 index.add(raw, id, seq)
-            if index.holders:
+            if index.parents:
                 index.note(id, None if state in OVER else seq)
 
     def _delete(self, id: str) -> None:
@@ -1762,7 +1762,7 @@ class Store:
                         "(an empty one holds: [ ]), or make do without: queuectl doctor --fix."
                     ) from None
                 continue
-            mark = _mark_of(fd, -1)
+            mark = _fingerprint(fd, -1)
             sizes = [known.size for known in (*self._taken[name], *self._known[name])]
             if all(known[:3] != mark[:3] for known in (*self._taken[name], *self._known[name])) and mark.size in sizes:
                 mark = mark._replace(crc=_crc_of(fd))  # touched, copied or restored: perhaps the same bytes
@@ -1844,7 +1844,7 @@ class Store:
     def _end_by_edit(self, at: str) -> None:
         """End the waiting jobs that need one which is dead (J5), as an edit or a backup may have it."""
         change = Transaction(self, at)
-        for id, state, seq in map(_head, self._find_raws(self.waiting().holders).values()):
+        for id, state, seq in map(_head, self._find_raws(self.waiting().parents).values()):
             if state == "dead":
                 change.end_children(id, seq)
         for _, new in change.changes.values():
@@ -2176,7 +2176,7 @@ class Store:
     def has_after(self) -> bool:
         """Whether any job that is not over may come after others: by the index where there is one, else the bytes."""
         if None in self._waiting:
-            return bool(self._waiting[None].holders)
+            return bool(self._waiting[None].parents)
         needle, base = b'"after": ', self._base.get("jobs")
         in_journal = any(needle in raw for raw in self.overlay.values() if raw is not None)
         return in_journal or (base is not None and next(_search(base.fd, needle), None) is not None)
@@ -2225,10 +2225,11 @@ class Store:
         rest = [id for id in ids if id not in jobs]
         folded = {id: raw for base in self._base.values() for id, _, raw in _among(base, rest)}
         holding: dict[str, str] = {}
+        fd = self._base["jobs"].fd
         for key in keys:
             holders = _holders(journal, key)
-            for offset in _search(self._base["jobs"].fd, _key_needle(key)):
-                raw = _line_at(self._base["jobs"].fd, max(2, _start_of_line(self._base["jobs"].fd, offset)))
+            for offset in _search(fd, _key_needle(key)):
+                raw = _line_at(fd, max(2, _start_of_line(fd, offset)))
                 id = _head(raw)[0]
                 if id not in holders and _last_record(journal, id) is None:
                     holders[id] = _is_active(raw, key)
@@ -2236,12 +2237,9 @@ class Store:
         return Found(self._journal_id, self._offset, {**folded, **jobs}, set(folded), holding)
 
     def _journal_bytes(self, start: int) -> bytes:
+        """What the journal holds from there to the end of the last transaction read."""
         assert self._fd is not None
-        out = []
-        while start < self._offset and (chunk := os.pread(self._fd, min(CHUNK_BYTES, self._offset - start), start)):
-            out.append(chunk)
-            start += len(chunk)
-        return b"".join(out)
+        return b"".join(_pieces(self._fd, start, self._offset))
 
     # -- Changing
 
@@ -2354,7 +2352,7 @@ class Store:
                 again |= {job.id for job in self.waiting().children(id, old.seq)}
         if gone or again:
             oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)
-        if ended and change.has_after() and not self.waiting().holders.keys().isdisjoint(ended):
+        if ended and change.has_after() and not self.waiting().parents.keys().isdisjoint(ended):
             hints = self.waiting().freed_hints(change.now, ended, change.changes.keys())
             oldest = min(filter(None, (oldest, hints[0])), default=None)
             next_run_at = min(filter(None, (next_run_at, hints[1])), default=None)
@@ -2606,7 +2604,7 @@ class Store:
             buffer += b"\n]\n" if between else b"]\n"
             _write_whole(fd, buffer)
             os.fsync(fd)
-            return _mark_of(fd, zlib.crc32(buffer, crc))
+            return _fingerprint(fd, zlib.crc32(buffer, crc))
 
     def _added_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
         """The records that these lines of the journal add, as an array has them; a piece for each line."""
@@ -2843,7 +2841,7 @@ class Waiting:
         self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset or -1)
         self._held: dict[str, _Held] = {}  # by id: the jobs not over that come after others
-        self.holders: dict[str, list[str]] = {}  # these others, each with those whom it holds or held
+        self.parents: dict[str, list[str]] = {}  # these others, each with those whom it holds or held
         self._going: dict[str, int] = {}  # those of these others that are not over, with their seq
         self._unknown: set[str] = set()  # taken for such until somebody asks, as if they came first
         if base is not None:
@@ -2913,11 +2911,11 @@ class Waiting:
         if held is None:
             held = self._held[job.id] = _Held()
             for parent in parents_of(job):
-                if parent not in self.holders:
-                    self.holders[parent] = []
+                if parent not in self.parents:
+                    self.parents[parent] = []
                     self._unknown.add(parent)
                     self._going[parent] = -1
-                self.holders[parent].append(job.id)
+                self.parents[parent].append(job.id)
                 if self._going.get(parent, job.seq) < job.seq:
                     held.left.add(parent)
         held.rank, held.run_at, held.seq, held.offset = self._rank(job), job.run_at, job.seq, offset
@@ -2925,14 +2923,14 @@ class Waiting:
 
     def note(self, id: str, seq: int | None) -> None:
         """A job is there and not over, with that seq; or (None) it is over, or gone."""
-        if id not in self.holders or self._going.get(id) == seq:
+        if id not in self.parents or self._going.get(id) == seq:
             return
         self._unknown.discard(id)
         if seq is None:
             del self._going[id]
         else:
             self._going[id] = seq
-        for child in self.holders[id]:
+        for child in self.parents[id]:
             held = self._held[child]
             if seq is not None and seq < held.seq:
                 held.left.add(id)
@@ -2960,15 +2958,15 @@ class Waiting:
     def is_any_going(self, ids: Sequence[str], seq: int) -> bool:
         """Whether one of these jobs, earlier than `seq`, is there and not over; looked up all at once."""
         self._look_up_unknown()
-        rest = self._going_among([id for id in ids if id not in self.holders])
-        return any((self._going if id in self.holders else rest).get(id, seq) < seq for id in ids)
+        rest = self._going_among([id for id in ids if id not in self.parents])
+        return any((self._going if id in self.parents else rest).get(id, seq) < seq for id in ids)
 
     def _is_held(self, id: str) -> bool:
         return id in self._held and bool(self._held[id].left)
 
     def children(self, id: str, seq: int) -> Iterator[Job]:
         """The waiting jobs that come after that one."""
-        for child in self.holders.get(id, ()):
+        for child in self.parents.get(id, ()):
             held = self._held[child]
             if held.seq > seq and (raw := self._raw(child, held.offset)):
                 yield trust_job(raw)
@@ -2986,7 +2984,7 @@ class Waiting:
 
     def _freed(self, ended: Collection[str], skip: Collection[str]) -> dict[str, _Held]:
         """Whom nothing holds any more once these jobs are over."""
-        ids = {id for parent in ended for id in self.holders.get(parent, ()) if id not in skip}
+        ids = {id for parent in ended for id in self.parents.get(parent, ()) if id not in skip}
         return {id: held for id in ids if (held := self._held[id]).left and held.left.issubset(ended)}
 
     def freed_hints(self, now: str, ended: Collection[str], skip: Collection[str]) -> tuple[str | None, str | None]:
@@ -3064,7 +3062,7 @@ class Waiting:
             passed = passed and id in self._overlay
             if passed:
                 self._next[rank] = at
-        heap, held = self._heaps.get(rank, []), []
+        heap, skipped = self._heaps.get(rank, []), []
         while heap:
             seq, id, offset = heap[0]
             found = self._raw(id, offset)
@@ -3075,8 +3073,8 @@ class Waiting:
                 break
             entry = heapq.heappop(heap)
             if found is not None:
-                held.append(entry)
-        for entry in held:
+                skipped.append(entry)
+        for entry in skipped:
             heapq.heappush(heap, entry)
 
     def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
@@ -3098,7 +3096,7 @@ class Waiting:
                 for seq, raw in self._tops(rank, skip):
                     if best is None or seq < best[1]:
                         best = rank[0], seq, raw
-        if change is not None and self.holders:
+        if change is not None and self.parents:
             ended = [id for id, (old, _) in change.changes.items() if old is not None and change.is_over(id)]
             freed = [(held.rank[0], held.seq, id) for id, held in self._freed(ended, skip).items()
                      if (held.run_at or "") <= now and full.isdisjoint(held.rank[1])]  # fmt: skip
@@ -3121,7 +3119,7 @@ class Waiting:
         self._release(now)
         tops = [min(self._tops(rank, skip), default=None) for rank in self._ranks]
         oldest = min(filter(None, tops), default=None)
-        held = []
+        skipped = []
         next_run_at = None
         while self._timed:
             run_at, _, id, offset = self._timed[0]
@@ -3133,8 +3131,8 @@ class Waiting:
                 break
             entry = heapq.heappop(self._timed)
             if raw is not None:
-                held.append(entry)
-        for entry in held:
+                skipped.append(entry)
+        for entry in skipped:
             heapq.heappush(self._timed, entry)
         return _created_at(oldest[1]) if oldest else None, next_run_at
 
@@ -3491,13 +3489,13 @@ def _records_like(base: Base, prefix: str) -> Iterator[bytes]:
 def _search(fd: int, needle: bytes) -> Iterator[int]:
     """Offsets at which `needle` stands in a file."""
     rest, offset = b"", 0
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        data = rest + chunk
+    for piece in _pieces(fd):
+        data = rest + piece
         at = data.find(needle)
         while at >= 0:
             yield offset - len(rest) + at
             at = data.find(needle, at + 1)
-        offset += len(chunk)
+        offset += len(piece)
         rest = data[1 - len(needle) :]
 
 
@@ -3524,12 +3522,15 @@ def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
 # -- Files
 
 
+def _pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+    """A file's bytes between these offsets, as far as there are any, CHUNK_BYTES at a time."""
+    while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
+        yield piece
+        start += len(piece)
+
+
 def _read_all(fd: int) -> bytes:
-    out, offset = [], 0
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        out.append(chunk)
-        offset += len(chunk)
-    return b"".join(out)
+    return b"".join(_pieces(fd))
 
 
 def _bytes_of(path: str, flags: int = _OPEN) -> bytes:
@@ -3605,7 +3606,7 @@ def boot_id() -> str:
         return ""
 
 
-def _mark_of(fd: int, crc: int) -> Fingerprint:
+def _fingerprint(fd: int, crc: int) -> Fingerprint:
     info = os.fstat(fd)
     return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
 
@@ -3614,7 +3615,7 @@ def _marked_bytes_of(path: str) -> tuple[Fingerprint, bytes]:
     """A file's fingerprint and bytes."""
     fd = os.open(path, _OPEN)
     try:
-        mark = _mark_of(fd, -1)  # before it is read: what is saved after this is a further edit
+        mark = _fingerprint(fd, -1)  # before it is read: what is saved after this is a further edit
         data = _read_all(fd)
         return mark._replace(crc=zlib.crc32(data)), data
     finally:
@@ -3622,17 +3623,15 @@ def _marked_bytes_of(path: str) -> tuple[Fingerprint, bytes]:
 
 
 def _crc_of(fd: int) -> int:
-    crc, offset = 0, 0
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        crc = zlib.crc32(chunk, crc)
-        offset += len(chunk)
+    crc = 0
+    for piece in _pieces(fd):
+        crc = zlib.crc32(piece, crc)
     return crc
 
 
 def _copy(source: int, start: int, end: int, target: int) -> None:
-    while start < end and (chunk := os.pread(source, min(CHUNK_BYTES, end - start), start)):
-        _write_whole(target, chunk)
-        start += len(chunk)
+    for piece in _pieces(source, start, end):
+        _write_whole(target, piece)
 
 
 def _identity(file: str | int) -> tuple[int, int] | None:
@@ -3644,7 +3643,8 @@ def _identity(file: str | int) -> tuple[int, int] | None:
         return None
 
 
-def _closing(fd: int | None) -> None:
+def close_fd(fd: int | None) -> None:
+    """Close what may be None, or -1 for none, or closed already."""
     if fd is not None:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -3933,7 +3933,7 @@ def take_turn(
 
 def _frees(change: Transaction, job: Job, config: Config) -> bool:
     """Whether this job's report left something for others to claim: it was waited for, or counted for a limit."""
-    is_waited_for = job.state in OVER and job.id in change.store.waiting().holders
+    is_waited_for = job.state in OVER and job.id in change.store.waiting().parents
     if is_waited_for or (config.limits and not config.limits.keys().isdisjoint(job.tags or ())):
         return _first(change, TagFilter(), config) is not None
     return False
@@ -4598,23 +4598,28 @@ class Trace(Record):
 
 
 class Attempt:
-    """One command while it runs. `ended` says that we end it and why. Times are of the monotonic clock."""
+    """One command while it runs. Times are of the monotonic clock."""
 
     def __init__(self, pid: int, trace: Trace, deadline: float) -> None:
         self.pid = pid
         self.trace = trace
         self.deadline = deadline  # when its time limit strikes; inf where it has none
-        self.ended: OutcomeKind | None = None
-        self.reason: str | None = None
+        self.ending: OutcomeKind | None = None  # what its outcome will be, once we have begun to end it
+        self.reason: str | None = None  # of that
         self.kill_at = math.inf  # when SIGTERM has had its grace
         self.killed = False
         self.job_id = ""
 
     def next_event(self) -> float:
         """When the main thread has to look at this attempt again."""
-        if self.ended is None:
+        if self.ending is None:
             return self.deadline
         return math.inf if self.killed else self.kill_at
+
+
+def run_mark(lock_id: str, worker: str, job: Job) -> str:
+    """What tells the processes of a job's run from all others: QUEUECTL_RUN in their environment."""
+    return f"{lock_id}/{worker}/{job.id}/{job.runs}"
 
 
 def boot_clock_s() -> float:
@@ -4733,19 +4738,19 @@ class Executor:
         attempt = self.running[slot]
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
-            if attempt.ended is not None:
+            if attempt.ending is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
             status = self._reap(slot, attempt, 0)
         else:  # macOS before Python 3.13: the only way not to signal a reaped pid is to reap under the lock
             while (status := self._reap(slot, attempt, os.WNOHANG)) is None:
                 time.sleep(FENCE_POLL_S)
-            if attempt.ended is not None:
+            if attempt.ending is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
         assert status is not None
         code, number = (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
         kind: OutcomeKind = "exited" if number is None else "signalled"
-        if attempt.ended is not None and attempt.ended != "signalled":  # a cancelled job may have exited all the same
-            kind = attempt.ended
+        if attempt.ending is not None and attempt.ending != "signalled":  # a cancelled job may have exited all the same
+            kind = attempt.ending
         return Outcome(kind, code, number, attempt.reason)
 
     def _reap(self, slot: int, attempt: Attempt, flags: int) -> int | None:
@@ -4765,9 +4770,9 @@ class Executor:
         import signal
 
         with self._table:
-            if self.running.get(slot) is not attempt or attempt.ended is not None or _has_exited(attempt.pid):
+            if self.running.get(slot) is not attempt or attempt.ending is not None or _has_exited(attempt.pid):
                 return False
-            attempt.ended, attempt.reason = why, reason
+            attempt.ending, attempt.reason = why, reason
             attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
             _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes its SIGTERM only when it goes on
@@ -5139,14 +5144,7 @@ def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) ->
 def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
     """The log's last `keep` bytes, and what comes while they are copied (as much again at most), to a new file."""
     start = max(0, log.size - keep)
-
-    def pieces() -> Iterator[bytes]:
-        at = start
-        while at < start + 2 * keep and (chunk := os.pread(log.fd, CHUNK_BYTES, at)):
-            yield chunk
-            at += len(chunk)
-
-    _write_aside(new, log.base + start, log.size, pieces())
+    _write_aside(new, log.base + start, log.size, _pieces(log.fd, start, start + 2 * keep))
 
 
 def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
@@ -5311,6 +5309,7 @@ PATIENCE_S: Final = 0.1  # the main thread waits no longer for the store's lock:
 UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
 LAST_WORDS_S: Final = 2.0
+STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS: Final = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 MAIN, CUTTING = -1, -2  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
 GROUP_STOP_S: Final = 0.25  # how long a job's death by signal may come before our own stop signal is seen
@@ -5350,7 +5349,7 @@ class Worker:
         self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
         self._look_for_room_at = 0.0
         self._quiet_since = 0.0
-        self._quiet_mark: object = None
+        self._quiet_totals: object = None
 
     def say(self, text: str) -> None:
         """Tell a person, without ever waiting for a terminal or a pipe that nobody reads; too much is dropped."""
@@ -5407,12 +5406,12 @@ class Worker:
                     self._look()
                 if ticks:
                     self._keep_house(now_s)
-                    self._have_trouble(MAIN, None)
+                    self._set_trouble(MAIN, None)
             except Busy:
                 tick_at = now_s + PATIENCE_S  # others are at work; nothing is lost by trying a little later
             except Exception as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
                 why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
-                self._have_trouble(MAIN, f"housekeeping fails: {why}")
+                self._set_trouble(MAIN, f"housekeeping fails: {why}")
             self._call_when_due()
             timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
             woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
@@ -5477,16 +5476,17 @@ class Worker:
     def _hand_back(self) -> None:
         self._hard = True
         self.say("Ending the running jobs; they go back into the queue.")
-        grace_s = self.store.config().grace_period
         for slot, attempt in list(self._executor.running.items()):
-            self._executor.end(slot, attempt, "handed_back", "the worker was stopped", grace_s)
+            self._end(slot, attempt, "handed_back", STOPPED)
+
+    def _end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None) -> None:
+        self._executor.end(slot, attempt, why, reason, self.store.config().grace_period)
 
     def _end_late(self, now_s: float) -> None:
         """Enforce time limits and grace periods."""
         for slot, attempt in list(self._executor.running.items()):
-            if attempt.ended is None and attempt.deadline <= now_s:
-                grace_s = self.store.config().grace_period
-                self._executor.end(slot, attempt, "timed_out", None, grace_s)
+            if attempt.ending is None and attempt.deadline <= now_s:
+                self._end(slot, attempt, "timed_out", None)
         self._executor.kill_late(now_s)
 
     def _next_event(self) -> float:
@@ -5517,11 +5517,11 @@ class Worker:
             self._hand_back()
         if self.store.changed():
             self.store.follow(PATIENCE_S)
-        grace_s = self.store.config().grace_period
+        self.store.config()  # a changed setting is known to `last_config` from here on
         for slot, attempt in list(self._executor.running.items()):
             job = self.store.processing.get(attempt.job_id)
-            if job is not None and job.cancelled_at is not None and attempt.ended is None:
-                self._executor.end(slot, attempt, "signalled", "cancelled", grace_s)
+            if job is not None and job.cancelled_at is not None and attempt.ending is None:
+                self._end(slot, attempt, "signalled", "cancelled")
         self._end_drain()
 
     def _end_drain(self) -> None:
@@ -5539,8 +5539,8 @@ class Worker:
         """Once a second: show life, meet a clock that was set, fold, sync, purge."""
         self.file.show_life()
         self._meet_clock()
-        if self._executor.running or self.store.totals != self._quiet_mark:
-            self._quiet_since, self._quiet_mark = now_s, self.store.totals
+        if self._executor.running or self.store.totals != self._quiet_totals:
+            self._quiet_since, self._quiet_totals = now_s, self.store.totals
         try:
             if self.store.fold_due(now_s - self._quiet_since):
                 self.store.fold(PATIENCE_S)
@@ -5591,7 +5591,7 @@ class Worker:
             self.fatal = StoreError(f"'{self.file.path}' was deleted while this worker ran. It claims nothing more.")
             self._stop(f"Error: {self.fatal}")
 
-    def _have_trouble(self, slot: int, text: str | None) -> None:
+    def _set_trouble(self, slot: int, text: str | None) -> None:
         """Say once why this slot claims nothing, and show it in `status`; None ends it."""
         if text == self._troubles.get(slot):
             return
@@ -5642,7 +5642,7 @@ class Worker:
                 self._slot(slot)
                 break
             except Exception as error:
-                self._have_trouble(slot, f"a fault in the worker, please report it: {error!r}")
+                self._set_trouble(slot, f"a fault in the worker, please report it: {error!r}")
                 self._rest(self._round, TICK_S)
         self._ended.add(slot)
         self.file.wake()
@@ -5655,14 +5655,12 @@ class Worker:
         while not (self.stopping and done is None):
             seen = self._round
             try:
-                failed = (
-                    done is not None and self._troubles.get(slot) is not None
-                )  # could not start it: no new claim yet
-                claim = not (self.stopping or failed) and self._can_claim(slot, log)
+                could_not_start = done is not None and self._troubles.get(slot) is not None  # no new claim yet
+                claim = not (self.stopping or could_not_start) and self._can_claim(slot, log)
                 turn = take_turn(self.store, self.name, slot, done, claim, self.only)
             except Exception as error:  # also a fault of ours: an outcome is kept until it is reported (W1)
                 why = str(error) if isinstance(error, QueueError) else repr(error)
-                self._have_trouble(slot, f"not claiming: {why}")
+                self._set_trouble(slot, f"not claiming: {why}")
                 if self.fatal is not None or self._hard:
                     if done is not None:  # whoever finds this worker's file unlocked takes the job back
                         self.say(f"{done[0].id}: its end could not be stored ({why}); it will run again")
@@ -5680,7 +5678,7 @@ class Worker:
                     self.file.write_row(slot)
                     self.file.wake()  # the main thread may be waiting for the last slot to be done
                 if claim:
-                    self._have_trouble(slot, None)
+                    self._set_trouble(slot, None)
                 self._rest(seen, None if claim or self.stopping else TICK_S)
         log.close()
 
@@ -5694,7 +5692,7 @@ class Worker:
             log.open()
             self._executor.find_runner(self.store.last_config().runner)
         except HostFault as fault:
-            self._have_trouble(slot, f"not claiming: {fault}")
+            self._set_trouble(slot, f"not claiming: {fault}")
             return False
         return True
 
@@ -5710,9 +5708,9 @@ class Worker:
         """Run the job once and keep its output; how it ended. Never raises: a fault is a hand-back (F5, F6)."""
         try:
             outcome = self._run_command(slot, log, job)
-            self._have_trouble(slot, None)
+            self._set_trouble(slot, None)
         except HostFault as fault:
-            self._have_trouble(slot, f"not claiming: {fault}")
+            self._set_trouble(slot, f"not claiming: {fault}")
             outcome = Outcome("handed_back", reason=str(fault))
         except Exception as error:
             self.say(f"Error: a fault in the worker, please report it: {error!r}")
@@ -5720,12 +5718,12 @@ class Worker:
         try:
             log.finish(job.id, job.runs)
         except HostFault as fault:
-            self._have_trouble(slot, str(fault))
+            self._set_trouble(slot, str(fault))
         return outcome
 
     def _variables(self, slot: int, job: Job, ending: str = "") -> dict[str, str]:
         """What a job or, with an ending, its hook finds in its environment; QUEUECTL_RUN is the run's mark."""
-        mark = f"{self._header['lock']}/{self.name}/{job.id}/{job.runs}{ending}"
+        mark = run_mark(self._header["lock"], self.name, job) + ending
         return {
             "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
@@ -5737,7 +5735,7 @@ class Worker:
             try:
                 if self.store.config().fsync != "never":
                     self.store.sync()
-                outcome = Outcome("handed_back", reason="the worker was stopped")
+                outcome = Outcome("handed_back", reason=STOPPED)
                 if not self._hard:
                     outcome = self._run_hook(slot, job, name, command)
             except Exception as error:
@@ -5780,14 +5778,14 @@ class Worker:
         """End what runs in a slot after a fault of ours; over only when nothing of it lives."""
         attempt = self._executor.running.get(slot)
         if attempt is not None:
-            self._executor.end(slot, attempt, "handed_back", reason, self.store.config().grace_period)
+            self._end(slot, attempt, "handed_back", reason)
             self._executor.wait(slot)
         return Outcome("handed_back", reason=reason)
 
     def _wake_main_for(self, slot: int, attempt: Attempt) -> None:
         """See that the main thread knows of this attempt's time limit, or of a hard stop that came before it."""
         if self._hard:
-            self._executor.end(slot, attempt, "handed_back", "the worker was stopped", self.store.config().grace_period)
+            self._end(slot, attempt, "handed_back", STOPPED)
         if attempt.next_event() < time.monotonic() + TICK_S:
             self.file.wake()
 
@@ -5825,10 +5823,9 @@ class Worker:
         if turn.frees:
             self._call_slots()
             self.store.wake_workers(but=self.name)
-        last = (job.history or [{}])[-1]
-        took_s = instant_s(last["finished_at"]) - instant_s(last["started_at"]) if last.get("started_at") else 0.0
         text = f"{job.id} {job.state}"
         if job.state == "completed":
+            took_s = instant_s(job.updated_at) - instant_s(job.started_at or job.updated_at)
             self.say(f"{text} in {took_s:.2f} s")
         elif job.state == "failed":
             wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
@@ -5847,19 +5844,18 @@ class Worker:
             try:
                 most = self.store.config().log_max
                 busy = any([self._logs[slot].cut(most) for slot in list(self._executor.running)])
-                self._have_trouble(CUTTING, None)
+                self._set_trouble(CUTTING, None)
             except Exception as error:  # also a fault of ours
-                self._have_trouble(CUTTING, f"a log cannot be cut: {error}")
+                self._set_trouble(CUTTING, f"a log cannot be cut: {error}")
 
     def _recover_loop(self) -> None:
         fences: Fences = {}
         while not self._quit.is_set():
-            pause_s = FENCE_POLL_S if fences else RECOVERY_S
             try:
                 if self.fatal is None:
                     find_orphans(self.store, self.name, fences)
                     recover_fenced(self.store, fences, self.say)
-                    pause_s = FENCE_POLL_S if fences else RECOVERY_S
+                pause_s = FENCE_POLL_S if fences else RECOVERY_S
             except Exception as error:  # also a fault of ours: recovery goes on (F5)
                 self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
                 pause_s = RECOVERY_S
@@ -5920,7 +5916,7 @@ def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
         if not jobs:
             _forget_worker(store, name, lock_fd)
     except BaseException:
-        _unlock(lock_fd)
+        close_fd(lock_fd)
         raise
     fences.update(orphans)
 
@@ -5928,12 +5924,7 @@ def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
 def _forget_worker(store: Store, name: str, lock_fd: int) -> None:
     sweep_slot_logs(store.logs_dir, name)
     store.forget_worker(name)
-    _unlock(lock_fd)
-
-
-def _unlock(lock_fd: int) -> None:
-    if lock_fd >= 0:
-        _closing(lock_fd)
+    close_fd(lock_fd)
 
 
 def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Orphan:
@@ -5944,8 +5935,8 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
     slot = job.slot or 0
     row = info.rows[slot] if info and slot < len(info.rows) else {}
     ours = same_home and not rebooted and row.get("job") == job.id and row.get("run") == job.runs
-    mark = f"{store.lock_id()}/{job.worker}/{job.id}/{job.runs}"
     logs = (slot_log_path(store.logs_dir, job.worker or "", slot), log_path(store.logs_dir, job.id, job.runs))
+    mark = run_mark(store.lock_id(), job.worker or "", job)
     trace = Trace(mark, store.home, logs, row.get("session") if ours else None, row.get("start") if ours else None)
     fence = Fence(trace, time.monotonic() + store.config().grace_period)
     return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
@@ -5969,7 +5960,7 @@ def _give_back_orphan(store: Store, fences: Fences, key: tuple[str, int], say: C
         with store.transaction():
             left = any(other.worker == name for other in store.processing.values())
         if left:
-            _unlock(lock_fd)  # others of its jobs are not ours to recover: its file tells of them
+            close_fd(lock_fd)  # others of its jobs are not ours to recover: its file tells of them
         else:
             _forget_worker(store, name, lock_fd)
     del fences[key]
@@ -5995,7 +5986,7 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
         del fences[key]
     kept = {orphan.lock_fd for orphan in fences.values()}
     for lock_fd in {orphan.lock_fd for orphan in others.values()} - kept:
-        _unlock(lock_fd)
+        close_fd(lock_fd)
     while fences:
         recover_fenced(store, fences, say)
         time.sleep(FENCE_POLL_S if fences else 0)

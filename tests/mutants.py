@@ -846,8 +846,8 @@ MUTANTS = [
     ),
     Mutant(
         "who is freed is not due",
-        "        if ended and change.has_after() and not self.waiting().holders.keys().isdisjoint(ended):\n",
-        "        if ended and self.waiting().holders is None:\n",
+        "        if ended and change.has_after() and not self.waiting().parents.keys().isdisjoint(ended):\n",
+        "        if ended and self.waiting().parents is None:\n",
         AFTER + "test_a_parent_that_ends_makes_the_other_due",
     ),
     Mutant(
@@ -894,8 +894,8 @@ MUTANTS = [
     ),
     Mutant(
         "what a report allows is not claimed with it",
-        "        if change is not None and self.holders:\n",
-        "        if change is None and self.holders:\n",
+        "        if change is not None and self.parents:\n",
+        "        if change is None and self.parents:\n",
         SCHEDULE + "test_who_is_freed_by_a_report_is_claimed_in_the_same_line",
     ),
     Mutant(

@@ -33,7 +33,7 @@ class Watched(q.Store):
 
     def put_away(self) -> None:
         self._reset()
-        q._closing(self._lock_fd)
+        q.close_fd(self._lock_fd)
         self._lock_fd = None
 
 

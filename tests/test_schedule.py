@@ -421,7 +421,7 @@ def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
     store.follow()
     index = store.waiting()
     assert [(len(places), places.itemsize) for places in index._fixed.values()] == [(3000, 8)]
-    assert not (index._held or index.holders or index._timed or any(index._heaps.values()))
+    assert not (index._held or index.parents or index._timed or any(index._heaps.values()))
 
 
 def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened: Opener) -> None:

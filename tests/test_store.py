@@ -1791,13 +1791,13 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
     file = dead.create_worker("9-dead", header, 1)
     claim(dead, "9-dead", slot=0)
     file.write_row(0, {"job": "a", "run": 1, "session": 12345, "start": 1})
-    q._closing(file.fd)  # as the kernel does for a dead process
-    q._closing(file.wake_fd)
+    q.close_fd(file.fd)  # as the kernel does for a dead process
+    q.close_fd(file.wake_fd)
     fences: q.Fences = {}
     q.find_orphans(finder, "me", fences)
     ((key, orphan),) = fences.items()
     assert key == ("a", 1) and orphan.fence.trace.session == 12345 and finder.worker_names() == ["9-dead"]
-    q._closing(orphan.lock_fd)
+    q.close_fd(orphan.lock_fd)
 
 
 def test_a_job_that_another_worker_failed_waits_for_its_backoff(opened: Opener) -> None:

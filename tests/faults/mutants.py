@@ -44,7 +44,7 @@ NEW_JOURNAL = """        self._write_journal(marks, repeat, [])  # 5
 """
 REAPED = """            status = self._reap(slot, attempt, 0)
 """
-FENCED_AND_REAPED = f"""            if attempt.ended is not None:
+FENCED_AND_REAPED = f"""            if attempt.ending is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
 {REAPED}"""
 SETTINGS_READ = """        return _read_all(fd)
@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant("no intent", (("if written:  # 2", "if False:"),), "points.py", "fold", "killed"),
     Mutant(
         "the arrays are not synced",
-        (("            os.fsync(fd)\n            return _mark_of(fd, zlib", "            return _mark_of(fd, zlib"),),
+        (("            os.fsync(fd)\n            return _fingerprint(", "            return _fingerprint("),),
         "power.py",
         "fold",
     ),
@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     Mutant(
         "a new array is not synced",
-        (("            os.fsync(fd)\n            return _mark_of(fd, zlib", "            return _mark_of(fd, zlib"),),
+        (("            os.fsync(fd)\n            return _fingerprint(", "            return _fingerprint("),),
         "power.py",
         "cancel waiting",
     ),
