@@ -92,7 +92,7 @@ USED_ELSEWHERE = {
     "command_class": "read by click.Group",
     "group_class": "read by click.Group",
     "convert": "called by click",
-    "color": "read by click.echo",
+    "get_help_option": "called by click",
     "steps": "the parameter of a function that stands in for a progress bar's",
 }
 CARRIERS_MAX = 2
