@@ -26,16 +26,24 @@ once unless its worker or the machine dies while it runs; on this machine it nev
 the same time; it is never lost and never stuck. Not promised: network file systems, one home on
 several machines, disks that lie about fsync.
 
-Sections, each using only those above it:
-    1 VOCABULARY & ERRORS   words, limits, the three kinds of error
-    2 CONFIGURATION         the table of settings
-    3 JOBS                  the record, its states, backoff, claim order: values in, values out
-    4 STORE                 lock, journal, snapshot, fold, worker files: every store effect
-    5 OPERATIONS            enqueue, claim, report, revive ...: one transaction each
-    6 EXECUTION             run one command, keep its output, end what it left
-    7 WORKER                threads, housekeeping, recovery, stop, drain
+Sections, each using only those above it; in one, lines that begin with `# --` head its parts:
+    1 VOCABULARY & ERRORS   words, limits, exit codes, the kinds of error
+    2 CONFIGURATION         Config, the table of settings; the checks of values
+    3 JOBS                  Job, its states, transitions, backoff; an id, a time: values in, values out
+    4 STORE                 Store: lock, journal, fold, hand edits, keys, worker files; Waiting: the claim order
+    5 OPERATIONS            enqueue, report and claim, revive ...: one transaction each; what status and show say
+    6 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what it left
+    7 WORKER                Worker: threads, time limits, housekeeping, stop, drain; recovery
     8 PRESENTATION          records to text
-    9 COMMANDS              the Click command group
+    9 COMMANDS              the Click command group; Root: errors to exits
+
+The way of a job, each function with its section:
+    accepted    enqueue 9, parse_spec 3, enqueue_job 5, make_id 3, _commit 4: a line in the journal; wake_workers 4
+    claimed     Worker._look 7, take_turn 5, Waiting.first 4, claim_job 3
+    run         _run_command 7, Executor.start 6; its output: SlotLog.open 6; its time limit: _end_late 7
+    reported    Executor.wait 6, take_turn 5, report_job 3; its retry: backoff_s 3, _next_due 7; the disk: sync 4
+    recovered   find_orphans 7, Fence.step 6, recover 5
+    filed       _fold 4, after _take_edits 4 of hand edits; _set_tail_aside 4: a torn line; mend 4: damage
 """
 
 from __future__ import annotations
@@ -1081,15 +1089,17 @@ def array_of(state: str) -> str:
 #              A change that took over a hand edit also says {"taken": {"jobs": fingerprint}}: whatever that file
 #              holds, the journal has it all.
 #     intent   {"intent": {"jobs": ..., "dlq": ...}}: a fold is about to rename these arrays into place
+#   .queuectl/workers/NAME  a WorkerFile, locked while its worker lives; NAME.wake its FIFO, NAME.stop a request to stop
+#   .queuectl/lock, clock (what workers know of it), aside/ (what was cut off or replaced), logs/ (EXECUTION's)
 #   "oldest" is when the oldest job that could start was created, "next_run_at" the earliest time that others
 #   wait for: with the counts they make `status` cheap however long the queue is.
 #
 # Committed is a transaction whose last line is whole, checksum and newline included, and has no "more".
-# A fold: (1) write both arrays to temporary files, fsync; (2) append the intent, fsync; (3) look once more that
-# the arrays on disk are known ones; (4) rename both, fsync the home; (5) write the new journal, fsync, rename,
-# fsync its directory. A crash before 4 leaves the old pair; within 4 any mix of old and new, all of them named by
-# header or intent, and replaying the old journal over any mix gives the same state, since a put carries the
-# whole record and a del is final; after 5 the new pair. So no step needs undoing.
+# A fold: (1) write the arrays that change to temporary files, fsync; (2) append the intent, fsync; (3) look once
+# more that the arrays on disk are known ones; (4) rename them, fsync the home; (5) write the new journal, fsync,
+# rename, fsync its directory. A crash before 4 leaves the old pair; within 4 any mix of old and new, all of them
+# named by header or intent, and replaying the old journal over any mix gives the same state, since a put carries
+# the whole record and a del is final; after 5 the new pair. So no step needs undoing.
 # A reader without the lock reads the journal, then opens the arrays: where header or intent names them, that is
 # one consistent state; else a fold came between (read again) or a person edited them (take the edit in memory).
 # Opening for a change repairs: a torn or unfinished tail (and what stands behind a hole of NULs, which never reached
@@ -1112,8 +1122,8 @@ _APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_N
 NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that was planted is none of our files
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
-FOLD_BYTES_S: Final = 2 << 20
-PIECE_BYTES: Final = 1 << 14
+FOLD_BYTES_S: Final = 2 << 20  # so much of an array is written in a second, at least
+PIECE_BYTES: Final = 1 << 14  # of an array, read at once for the claims that follow
 LOOKS_MAX: Final = 20_000  # records that a completion looks at before it gives up
 HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
 _BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
@@ -1204,12 +1214,12 @@ class Store:
         self._lock_path = os.path.join(self.dir, "lock")
         self._lock_fd: int | None = None
         self._lock_identity: tuple[int, int] | None = None
-        self._config: tuple[object, dict[str, object], Config] | None = None
+        self._config: tuple[object, dict[str, object], Config] | None = None  # (which file, as written, parsed)
         self._nonce: object = None  # of the journal that these two speak of; they outlast a load
         self._dirty = False  # written, not yet synced
         self.is_suspect = False  # a sync of this journal failed: it is never synced again, but written anew
         self.steady = False  # a worker goes on with the last good settings where config.json is damaged
-        self._config_warned: object = None
+        self._config_warned: object = None  # the last warning of it: each is said once
         self._reset()
 
     def _reset(self) -> None:
@@ -1224,15 +1234,15 @@ class Store:
         self._start = 0  # where the changes since the last fold begin
         self._offset = 0  # end of the last transaction read
         self._writable = False
-        self._loaded = False
-        self._must_fold = False
-        self._known: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}
+        self._loaded = False  # else light: the totals alone are true
+        self._must_fold = False  # an array is not as the journal's header names it
+        self._known: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}  # named by header or intent
         self._taken: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}  # edits that the journal holds
-        self._base: dict[str, Base] = {}
+        self._base: dict[str, Base] = {}  # the arrays, open
         self.overlay: dict[str, bytes | None] = {}
         self.processing: dict[str, Job] = {}
         self.totals = Totals()
-        self._waiting: dict[object, Waiting] = {}
+        self._waiting: dict[object, Waiting] = {}  # by whom it is for; None: all
 
     def close(self) -> None:
         """Let go of every descriptor."""
@@ -1710,7 +1720,7 @@ class Store:
         self.totals = Totals.from_json(batch[-1][1])
 
     def _set_tail_aside(self) -> None:
-        """Keep what follows the last whole transaction in a file of its own, then cut it off."""
+        """Under the lock: keep what follows the last whole transaction in a file of its own, then cut it off."""
         assert self._fd is not None
         path = self._aside("journal-tail", self.journal_path, self._offset)
         os.ftruncate(self._fd, self._offset)
@@ -1731,6 +1741,7 @@ class Store:
         return path
 
     def _put(self, raw: bytes, job: Job | None = None) -> None:
+        """A record as it is now, into overlay and indexes; the totals are another's matter."""
         id, state, seq = job[:3] if job else _head(raw)
         self.overlay[id] = raw
         if state == "processing":
@@ -1980,6 +1991,7 @@ class Store:
         return problems
 
     def _end_lost(self) -> Iterator[str]:
+        """End the waiting jobs that come after one which is not there any more."""
         for raw in filter(None, list(self.overlay.values())):
             job = decode_job(raw) if b'"after": ' in raw and _head(raw)[1] in WAITING else None
             if job is not None and (lost := [id for id in parents_of(job) if not self.overlay.get(id)]):
@@ -2310,7 +2322,7 @@ class Store:
         self._catch_up()
 
     def _commit(self, change: Transaction) -> None:
-        """Append the transaction's lines; only then let memory know (S6)."""
+        """Under the lock: append the transaction's lines; only then let memory know (S6)."""
         counts = list(self.totals.counts)
         puts: list[tuple[Job, bytes]] = []
         deleted: list[str] = []
@@ -2380,7 +2392,7 @@ class Store:
         return bool(others) and self.waiting().is_any_going(others, job.seq)
 
     def _append(self, data: bytes) -> None:
-        """Whole lines to the journal's end, by one write; cut back what only half arrived (S6)."""
+        """Under the lock: whole lines to the journal's end, by one write; cuts back what only half arrived (S6)."""
         assert self._fd is not None
         try:
             if (done := os.write(self._fd, data)) < len(data):
@@ -2485,7 +2497,7 @@ class Store:
         with self._syncing:
             self._sync()
 
-    def _sync(self) -> None:
+    def _sync(self) -> None:  # without the store's lock: others go on meanwhile
         with self._mutex:
             if self._dirty and self._fd is None:  # a load failed since
                 self._attach(writable=True)
@@ -3357,6 +3369,7 @@ def _created_at(raw: bytes) -> str:
 
 
 def _decode(raw: bytes) -> Job:
+    """As `decode_job`; raises StoreError."""
     try:
         return decode_job(raw)
     except BadValue as error:
@@ -4634,15 +4647,15 @@ class Executor:
     def __init__(self, base_env: Mapping[str, str]) -> None:
         import signal
 
-        self._spawn = threading.Lock()
-        self._table = threading.Lock()
+        self._spawn = threading.Lock()  # X2
+        self._table = threading.Lock()  # X1
         with contextlib.suppress(OSError):  # what this process was started with is not for the jobs
             for name in os.listdir("/dev/fd"):
                 with contextlib.suppress(OSError):
                     if int(name) > 2:
                         os.set_inheritable(int(name), False)
         self._env = dict(base_env)
-        self._runners: dict[tuple[str, ...], str] = {}
+        self._runners: dict[tuple[str, ...], str] = {}  # to the paths of their programs
         self._defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
         self.running: dict[int, Attempt] = {}  # by slot
 
@@ -4811,9 +4824,9 @@ class Fence:
         self.trace = trace
         self.living: list[int] = []
         self._kill_at = kill_at
-        self._told: set[int] = set()
-        self._session_known = False
-        self._empty = 0
+        self._told: set[int] = set()  # SIGTERM
+        self._session_known = False  # and surely still the run's
+        self._empty = 0  # looks in a row that found nothing
 
     def step(self) -> bool:
         """One look, one signal to each process found. True once the run is surely gone."""
@@ -4855,6 +4868,7 @@ class Fence:
         return [pid for pid in pids if pid not in spared and self._belongs(pid, held)]
 
     def _find_group(self) -> list[int]:
+        """[-group], as `os.kill` takes it, while it has a process."""
         if self.trace.session is None:
             return []
         try:
@@ -5331,25 +5345,25 @@ class Worker:
         self.name = f"{os.getpid()}-{secrets.token_hex(3)}"
         self.signals: list[int] = []  # the stop signals received, in order
         self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
-        self.stopping = False
-        self.fatal: QueueError | None = None
+        self.stopping = False  # claim nothing more
+        self.fatal: QueueError | None = None  # why it stops by itself; its exit code
         self._hard = False  # the running jobs are being handed back
         self._stopped_at = -math.inf
         self._troubles: dict[int, str | None] = {}  # by slot
         self._quit = threading.Event()  # ends the threads beside the slots
         self._ended: set[int] = set()  # slots whose thread is done
         self._stop_seen = threading.Event()
-        self._last_words = threading.Event()
-        self._work = threading.Condition()
+        self._last_words = threading.Event()  # nothing more will be said
+        self._work = threading.Condition()  # of `_round` and `stopping`
         self._round = 0  # rises whenever there may be something to claim
-        self._told_why = False
-        self._signals_told = 0
+        self._told_why = False  # a drain has to wait
+        self._signals_told = 0  # so many were obeyed
         self._logs: dict[int, SlotLog] = {}  # by slot
-        self._clock_mark: dict[str, Any] = {}
+        self._clock_mark: dict[str, Any] = {}  # as in `write_clock_mark`
         self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
         self._look_for_room_at = 0.0
-        self._quiet_since = 0.0
-        self._quiet_totals: object = None
+        self._quiet_since = 0.0  # nothing runs and the totals are
+        self._quiet_totals: object = None  # these
 
     def say(self, text: str) -> None:
         """Tell a person, without ever waiting for a terminal or a pipe that nobody reads; too much is dropped."""
@@ -5483,13 +5497,14 @@ class Worker:
         self._executor.end(slot, attempt, why, reason, self.store.config().grace_period)
 
     def _end_late(self, now_s: float) -> None:
-        """Enforce time limits and grace periods."""
+        """Enforce time limits and grace periods: SIGTERM where one has struck, SIGKILL where the other is over."""
         for slot, attempt in list(self._executor.running.items()):
             if attempt.ending is None and attempt.deadline <= now_s:
                 self._end(slot, attempt, "timed_out", None)
         self._executor.kill_late(now_s)
 
     def _next_event(self) -> float:
+        """When the next time limit or grace period ends, on the monotonic clock; inf where none runs."""
         return min((attempt.next_event() for attempt in list(self._executor.running.values())), default=math.inf)
 
     def _next_due(self) -> float:
@@ -5499,6 +5514,7 @@ class Worker:
         return time.monotonic() + wait_s if wait_s > 0 else math.inf
 
     def _call_when_due(self) -> None:
+        """Call the slots where a job is ready, or its time has come, as far as this process knows."""
         totals = self.store.totals
         if totals.oldest or (totals.next_run_at or "9") <= self.store.now():
             self._call_slots()

@@ -340,6 +340,19 @@ def test_the_docstring_on_top_lists_the_sections(source: str) -> None:
     assert not missing, f"the docstring of queuectl.py is the map of the file; it does not name {missing}"
 
 
+def test_the_way_of_a_job_names_what_stands_in_those_sections(source: str) -> None:
+    way = (ast.get_docstring(ast.parse(source)) or "").partition("The way of a job")[2]
+    named = re.findall(r"([\w.]+) (\d)", way)
+    there = {
+        number: {
+            node.name for part in parts for node in ast.walk(part) if isinstance(node, (*Functions[:2], ast.ClassDef))
+        }
+        for number, parts in sections_of(source).items()
+    }
+    lost = [name for name, number in named if not there[int(number)].issuperset(name.split("."))]
+    assert len(named) > 20 and not lost, f"the docstring of queuectl.py sends a newcomer to what is not there: {lost}"
+
+
 def test_a_section_uses_only_itself_and_the_sections_above(source: str) -> None:
     found = downward_uses(source)
     assert not found, "move the name up, or hand a function down:\n" + "\n".join(found)
