@@ -402,7 +402,9 @@ def setting_from_text(name: str, text: str) -> object:
 # J4  `seq`, the order of arrival, never changes: a retried or revived job keeps its place.
 # J5  A job comes `after` earlier ones only (lower seq), so there are no cycles; a later one of that name is another.
 #     None waits that needs a dead one: it dies in the transaction that ends the other. Who is gone holds up nothing.
-# If you add a state, also change: STATES, the drawing on top, check_job, the state machine's test.
+# If you add a state, also change: STATES, WAITING or OVER, the drawing on top, check_job, the state machine's test;
+# FORMAT, for the journal counts each; what `Waiting` searches an array for.
+# If you add a field, also change: FIELD_CHECKS and, where a user may give it, Spec, `new_job` and its option.
 
 
 class Job(NamedTuple):
@@ -1148,10 +1150,14 @@ class Base(Record):
 class Totals(NamedTuple):
     """What each transaction's last line says of the whole queue."""
 
-    counts: tuple[int, ...] = (0, 0, 0, 0, 0)
+    counts: tuple[int, ...] = (0,) * len(STATES)
     n: int = 0
     oldest: str | None = None
     next_run_at: str | None = None
+
+    def left(self) -> int:
+        """How many jobs are not over."""
+        return sum(count for state, count in zip(STATES, self.counts, strict=True) if state not in OVER)
 
     def as_json(self) -> dict[str, Any]:
         rest = {"oldest": self.oldest, "next_run_at": self.next_run_at}
@@ -2440,9 +2446,10 @@ class Store:
                         dead += 1
                 if not batch:
                     return 0
-                pending, *others = totals.counts
-                counts = (pending + count - dead, *others[:-1], others[-1] + dead)
-                self.totals = Totals(counts, totals.n + count, oldest, next_run_at)
+                counts = list(totals.counts)
+                counts[STATES.index("pending")] += count - dead
+                counts[STATES.index("dead")] += dead
+                self.totals = Totals(tuple(counts), totals.n + count, oldest, next_run_at)
                 self._append(_line(_change_body(batch, (), self.totals.as_json())))
             except BaseException:
                 self._offset, self.totals = before, totals
@@ -3966,8 +3973,7 @@ def _waiting_for(store: Store, only: TagFilter) -> Waiting:
 def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
     """Whether nothing that fits is pending, processing (in any worker), or waits for a retry or a delay."""
     with store.transaction(most_s=most_s):
-        pending, processing, _, failed, _ = store.totals.counts
-        if not (left := pending + processing + failed) or not any(only):
+        if not (left := store.totals.left()) or not any(only):
             return not left
         running = any(only.takes(job) for job in store.processing.values())
         return not (running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only))
@@ -7517,8 +7523,7 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
             click.echo(f"{erase}{lines}\n{shown}", err=True, nl=False)
 
     def progress() -> str:
-        pending, processing, _, failed, _ = store.totals.counts
-        if not bar or not (left := pending + processing + failed):
+        if not bar or not (left := store.totals.left()):
             return ""
         bar.length = max(bar.length or 0, left)
         bar.make_step(max(0, bar.length - left - bar.pos))

@@ -10,28 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.test_packaging import DEFAULTS
+
 Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
-
-DEFAULTS: dict[str, Any] = {
-    "max_retries": 3,
-    "backoff_base": 2,
-    "backoff_max": 3600,
-    "backoff_jitter": 0,
-    "job_timeout": 30,
-    "no_retry_on": "",
-    "grace_period": 5,
-    "worker_count": 1,
-    "limits": "",
-    "runner": "sh -c",
-    "fsync": "normal",
-    "lock_timeout": 10,
-    "keep_completed": "30d",
-    "log_max": "100M",
-    "on_dead": "",
-    "on_finish": "",
-    "paused": False,
-}
 
 SETTABLE = [
     ("max_retries", "0"),
@@ -71,11 +53,6 @@ def spelled(value: Any) -> str:
 
 def test_config_show_json_holds_every_default_of_a_new_home(run: Call) -> None:
     assert run("config", "show", "--json").json == DEFAULTS
-
-
-def test_the_committed_settings_are_the_defaults() -> None:
-    committed = Path(__file__).resolve().parent.parent / "config.json"
-    assert json.loads(committed.read_bytes()) == DEFAULTS
 
 
 @pytest.mark.parametrize("key", DEFAULTS)

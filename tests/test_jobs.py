@@ -522,6 +522,17 @@ def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> 
     assert q.check_job(made) is None
 
 
+def test_whatever_may_be_said_of_a_new_job_stands_in_its_record() -> None:
+    spec = q.Spec(
+        "true", id="a", unique="k", max_retries=5, priority=3, timeout=7, run_at="2030-01-01T00:00:00.000Z", cwd="/",
+        env={"A": "1"}, tags=["t"], after=["b"], no_retry_on="2",
+    )  # fmt: skip
+    said = {name: value for name, value in spec._asdict().items() if value is not None}
+    assert q.Spec._fields == (*said, "delay"), "a new field is said here too; a delay becomes run_at, as above"
+    made = q.new_job(spec, "a", 5, CONFIG, NOW)
+    assert {name: getattr(made, name) for name in said} == said
+
+
 # -- The record: JSON to record and back
 
 texts = st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text.strip())
