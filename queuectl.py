@@ -1490,8 +1490,8 @@ class Store:
             info = os.stat(self.journal_path)
         except OSError:
             return True
-        mark = (info.st_dev, info.st_ino)
-        return mark != self._journal_id or info.st_size != self._offset or not self._arrays_known()
+        same = (info.st_dev, info.st_ino) == self._journal_id
+        return not same or info.st_size != self._offset or not self._arrays_known()
 
     def follow(self, most_s: float = math.inf) -> None:
         """Take in what others appended, folded or edited. Takes the lock: others may be cutting a tail back."""
@@ -1559,7 +1559,7 @@ class Store:
         for name, base in self._base.items():
             if _crc_of(base.fd) != base.known.crc:
                 problems.append(f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?).")
-            for _, raw in _array_lines(base):
+            for raw in _array_lines(base):
                 if array_of(_head(raw)[1]) != name:
                     problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
         return problems
@@ -1832,7 +1832,7 @@ class Store:
                 elif journal[job.id] != raw and name not in conflicts:
                     conflicts.append(name)
         for name, base in self._base.items():
-            for _, raw in _array_lines(base):
+            for raw in _array_lines(base):
                 if (id := _head(raw)[0]) in seen and id not in journal:
                     raise self._edit_refused(seen[id], f"job '{id}' also stands in {name}.json")
         for name in conflicts if locked else ():
@@ -2089,8 +2089,8 @@ class Store:
             raw = self.overlay[id]
             return None if raw is None else _decode(raw)
         for base in self._base.values():
-            if place := _find(base, id):
-                return _decode(place[1])
+            if raw := _find(base, id):
+                return _decode(raw)
         return None
 
     def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
@@ -2108,7 +2108,7 @@ class Store:
         raws = {id: self.overlay[id] for id in ids if id in self.overlay}
         rest = [id for id in ids if id not in raws]
         for base in self._base.values() if rest else ():
-            raws |= {id: raw for id, _, raw in _among(base, rest)}
+            raws |= dict(_among(base, rest))
         return {id: raw for id, raw in raws.items() if raw is not None}
 
     def peek(self, id: str) -> Job:
@@ -2143,7 +2143,7 @@ class Store:
         for name, base in self._base.items():
             if name not in arrays:
                 continue
-            lines = _array_lines_reversed(base) if reverse else (raw for _, raw in _array_lines(base))
+            lines = _array_lines_reversed(base) if reverse else _array_lines(base)
             streams.append(raw for raw in lines if _head(raw)[0] not in self.overlay)
         return heapq.merge(*streams, key=_seq, reverse=reverse)
 
@@ -2241,7 +2241,7 @@ class Store:
         journal = self._journal_bytes(0)
         jobs = {id: raw for id in ids if (raw := _last_record(journal, id)) is not None}
         rest = [id for id in ids if id not in jobs]
-        folded = {id: raw for base in self._base.values() for id, _, raw in _among(base, rest)}
+        folded = {id: raw for base in self._base.values() for id, raw in _among(base, rest)}
         holding: dict[str, str] = {}
         fd = self._base["jobs"].fd
         for key in keys:
@@ -2971,7 +2971,7 @@ class Waiting:
         raws = [raw for id in ids if (raw := self._overlay.get(id))]
         rest = [id for id in ids if id not in self._overlay]
         if rest and self._base is not None:
-            raws += [raw for _, _, raw in _among(self._base, rest)]
+            raws += [raw for _, raw in _among(self._base, rest)]
         return {id: seq for id, state, seq in map(_head, raws) if state not in OVER}
 
     def is_any_going(self, ids: Sequence[str], seq: int) -> bool:
@@ -3434,12 +3434,9 @@ def _array_chunks(base: Base, start: int = 2) -> Iterator[tuple[int, list[bytes]
         offset = at - len(rest)
 
 
-def _array_lines(base: Base) -> Iterator[tuple[int, bytes]]:
-    """(offset, record) of a canonical array, from the first."""
-    for offset, lines in _array_chunks(base):
-        for line in lines:
-            yield offset, line.rstrip(b",")
-            offset += len(line) + 1
+def _array_lines(base: Base) -> Iterator[bytes]:
+    """The records of a canonical array, from the first."""
+    return (line.rstrip(b",") for _, lines in _array_chunks(base) for line in lines)
 
 
 def _array_lines_reversed(base: Base) -> Iterator[bytes]:
@@ -3478,31 +3475,24 @@ def _holds_any(base: Base, ids: Collection[str]) -> bool:
     return bool(ids) and any(_head(line)[0] in ids for _, lines in _array_chunks(base) for line in lines)
 
 
-def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
-    """(id, offset, record) of those of `ids` that stand in a canonical array: by one pass where they are many."""
+def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(id, record) of those of `ids` that stand in a canonical array: by one pass where they are many."""
     if len(ids) <= 8:
-        for id in ids:
-            if place := _find(base, id):
-                yield id, *place
+        yield from ((id, raw) for id in ids if (raw := _find(base, id)))
         return
     wanted = set(ids)
-    for at, raw in _array_lines(base):
-        if (id := _head(raw)[0]) in wanted:
-            yield id, at, raw
+    yield from ((id, raw) for raw in _array_lines(base) if (id := _head(raw)[0]) in wanted)
 
 
-def _find(base: Base, id: str) -> tuple[int, bytes] | None:
-    """(offset, record) of that id in a canonical array, by a search for the bytes that it must start with."""
-    for offset in _search(base.fd, b'{"id": "%s", "state": "' % id.encode()):
-        if _start_of_line(base.fd, offset) == offset:  # else it stands inside a record, in a field of the user's
-            return offset, _line_at(base.fd, offset)
-    return None
+def _find(base: Base, id: str) -> bytes | None:
+    """The record of that id in a canonical array."""
+    return next(_records_like(base, f'{id}", "state": "'), None)
 
 
 def _records_like(base: Base, prefix: str) -> Iterator[bytes]:
-    """The records of a canonical array whose id begins so."""
+    """The records of a canonical array whose id begins so, by a search for the bytes that they must start with."""
     for offset in _search(base.fd, b'{"id": "%s' % prefix.encode("utf-8", "replace")):
-        if _start_of_line(base.fd, offset) == offset:
+        if _start_of_line(base.fd, offset) == offset:  # else it stands inside a record, in a field of the user's
             yield _line_at(base.fd, offset)
 
 
@@ -5461,8 +5451,7 @@ class Worker:
         self._header: dict[str, Any] = {
             "pid": os.getpid(), "started_at": self.store.now(), "boot_id": boot_id(),
             "lock": self.store.lock_id(), "threads": self.threads, "tags": self.only.tags,
-            "not_tags": self.only.not_tags,
-            "trouble": None, "stopping": False,
+            "not_tags": self.only.not_tags, "trouble": None, "stopping": False,
         }  # fmt: skip
         self.file = self.store.create_worker(self.name, self._header, self.threads)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
