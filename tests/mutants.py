@@ -243,7 +243,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reader does not notice a cut",
-        "                    if _identity(path + CUT) != cut:\n",
+        "                    if identity_of(path + CUT) != cut:\n",
         "                    if False:\n",
         "test_log_max.py::test_a_log_is_read_on_while_it_is_cut",
     ),
@@ -479,7 +479,7 @@ MUTANTS = [
     ),
     Mutant(
         "the unlinked lock is trusted",
-        "                if _identity(self._lock_path) != self._lock_identity:",
+        "                if identity_of(self._lock_path) != self._lock_identity:",
         "                if False:",
         STORE + "test_an_append_to_a_deleted_queue_is_refused",
     ),
@@ -557,7 +557,7 @@ MUTANTS = [
     ),
     Mutant(
         "an edit that the journal holds is taken once more",
-        "            if any(taken[:3] == mark[:3] or taken[1::2] == mark[1::2] for taken in self._taken[name]):\n",
+        "            if any(map(mark.fits, self._taken[name])):\n",
         "            if False:\n",
         STORE + "test_a_crash_while_an_edit_is_taken_does_not_take_it_twice",
     ),
@@ -948,7 +948,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lock that is there no more is trusted, if it has a name",
-        "                if _identity(self._lock_path) != self._lock_identity:",
+        "                if identity_of(self._lock_path) != self._lock_identity:",
         "                if not os.fstat(fd).st_nlink:",
         FOUND + "test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one",
     ),

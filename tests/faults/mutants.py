@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         "the rest of a short write is left out",
-        (("                _write_whole(self._fd, data[done:])\n", "                pass\n"),),
+        (("                write_whole(self._fd, data[done:])\n", "                pass\n"),),
         "points.py",
         "enqueue beside a live worker",
         "short",
@@ -169,8 +169,7 @@ MUTANTS = (
         "an edit that the journal holds is taken once more",
         (
             (
-                "            if any(taken[:3] == mark[:3] or taken[1::2] == mark[1::2]"
-                " for taken in self._taken[name]):\n",
+                "            if any(map(mark.fits, self._taken[name])):\n",
                 "            if False:\n",
             ),
         ),
@@ -290,8 +289,8 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is not synced",
-        (("                _write_whole(fd, _line(body))\n            os.fsync(fd)\n",
-          "                _write_whole(fd, _line(body))\n"),),
+        (("                write_whole(fd, _line(body))\n            os.fsync(fd)\n",
+          "                write_whole(fd, _line(body))\n"),),
         "power.py",
         "fold",
     ),
