@@ -2249,7 +2249,7 @@ class Store:
         for key in keys:
             holders = _holders(journal, key)
             for offset in _search(fd, _key_needle(key)):
-                raw = _line_at(fd, max(2, _start_of_line(fd, offset)))
+                raw = _line_at(fd, _start_of_line(fd, offset))
                 id = _head(raw)[0]
                 if id not in holders and _last_record(journal, id) is None:
                     holders[id] = _is_active(raw, key)
@@ -3445,9 +3445,7 @@ def _array_lines_reversed(base: Base) -> Iterator[bytes]:
     """The records of a canonical array, from the last."""
     end = _array_end(base)
     while end > 2:
-        start = max(2, _start_of_line(base.fd, max(2, end - CHUNK_BYTES)) if end > CHUNK_BYTES else 2)
-        if start >= end:
-            start = max(2, _start_of_line(base.fd, end))
+        start = _start_of_line(base.fd, max(2, end - CHUNK_BYTES))
         piece = os.pread(base.fd, end - start, start)
         yield from (line.rstrip(b",") for line in reversed(piece.split(b"\n")))
         end = start - 1
@@ -4868,13 +4866,11 @@ class Fence:
 
     def _find_group(self) -> list[int]:
         """[-group], as `os.kill` takes it, while it has a process."""
-        if self.trace.session is None:
-            return []
-        try:
-            os.killpg(self.trace.session, 0)
-        except OSError:
-            return []
-        return [-self.trace.session]
+        with contextlib.suppress(OSError):
+            if self.trace.session is not None:
+                os.killpg(self.trace.session, 0)
+                return [-self.trace.session]
+        return []
 
     def _belongs(self, pid: int, held: bool) -> bool:
         """Whether a process is of this run: by its mark, its session, or (where the log is held) its output."""
