@@ -1568,6 +1568,8 @@ class Store:
                     problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
         return problems
 
+    # -- Loading: journal and arrays as one state, repaired where the lock is held
+
     def _attach(self, writable: bool) -> bool:
         """Open the journal at its path and read its header. False where there is none."""
         try:
