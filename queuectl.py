@@ -392,8 +392,9 @@ def setting_from_text(name: str, text: str) -> object:
 
 
 # ======== 3. JOBS ========
-# The job record, JSON to record and back, the state machine, backoff and claim order. Values in, values
-# out: no clock, no files, no random numbers, no locks. A transition takes a job and `now`, returns a new job.
+# The job record, JSON to record and back, the state machine and backoff (the claim order is STORE's `Waiting`).
+# Values in, values out: no clock, no files, no random numbers, no locks. A transition takes a job and `now`, and
+# returns a new job.
 #
 # J1  The state decides which fields are set: `check_job` says how.
 # J2  `attempts` rises only in a claim and falls only when an attempt is given back (hand-back, recovery);
@@ -402,8 +403,8 @@ def setting_from_text(name: str, text: str) -> object:
 # J4  `seq`, the order of arrival, never changes: a retried or revived job keeps its place.
 # J5  A job comes `after` earlier ones only (lower seq), so there are no cycles; a later one of that name is another.
 #     None waits that needs a dead one: it dies in the transaction that ends the other. Who is gone holds up nothing.
-# If you add a state, also change: STATES, WAITING or OVER, the drawing on top, check_job, the state machine's test;
-# FORMAT, for the journal counts each; what `Waiting` searches an array for.
+# If you add a state, also change: STATES, WAITING or OVER, the drawing on top, check_job, its colour in PRESENTATION,
+# the state machine's test; FORMAT, for the journal counts each; what `Waiting` searches an array for.
 # If you add a field, also change: FIELD_CHECKS and, where a user may give it, Spec, `new_job` and its option.
 
 
