@@ -6296,7 +6296,7 @@ def _spark(rates: Sequence[float], room: int) -> str:
     """The newest rates, as many as there is room for; the newest on the right."""
     shown = rates[-room:] if room > 0 else []
     most = max(shown, default=0) or 1
-    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * rate / most)] for rate in shown)
+    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)  # 7 * rate / most may be above 7
 
 
 PLAIN_BLOCKS: Final = str.maketrans(

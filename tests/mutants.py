@@ -290,6 +290,12 @@ MUTANTS = [
         STORE + "test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back",
     ),
     Mutant(
+        "a bar may be higher than the highest",
+        "math.ceil(7 * (rate / most))",
+        "math.ceil(7 * rate / most)",
+        "test_watch.py::test_the_highest_rate_has_the_highest_bar_whatever_it_is",
+    ),
+    Mutant(
         "backoff is off by one",
         "        wait = float(config.backoff_base) ** attempt\n",
         "        wait = float(config.backoff_base) ** (attempt - 1)\n",

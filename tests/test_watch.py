@@ -76,6 +76,13 @@ def test_a_frame_says_what_there_is() -> None:
     assert lines[-1].endswith("30 s ago  exit code 3            the disk is not mounted")
 
 
+def test_the_highest_rate_has_the_highest_bar_whatever_it_is() -> None:
+    """7 * rate / rate is above 7 for one rate in ten: seen in a terminal, where it ended the screen."""
+    dice = random.Random(1)
+    for rate in [1.2092781970116109, *(dice.uniform(0, 9) for _ in range(300))]:
+        assert any(line.endswith("▁█") for line in frame(view(rates=[0, rate])))
+
+
 def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost() -> None:
     lines = frame(view(1, 0), 80)
     assert len(lines[3]) == 80 and lines[3].endswith("██")
