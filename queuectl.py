@@ -4683,7 +4683,7 @@ class Executor:
             except OSError as error:
                 if error.errno == errno.E2BIG:
                     return Outcome("not_started", reason="its command and environment are too long for the system")
-                del self._runners[runner]  # looked for anew before the next claim
+                self._runners.pop(runner, None)  # looked for anew before the next claim, also by other slots
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
             trace = Trace(env["QUEUECTL_RUN"], env["QUEUECTL_HOME"], logs, pid, boot_clock_s())

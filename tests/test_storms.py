@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shlex
@@ -140,6 +141,21 @@ def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue: Call, job: C
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "LookupError('broken')" in done.stderr
     assert job("a")["state"] == "completed"
+
+
+def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each had looked the runner up before the first of them failed and dropped it."""
+    executor = queuectl.Executor({"PATH": os.environ["PATH"]})
+
+    def refused(*args: object) -> int:
+        executor._runners.clear()  # as another slot does that failed a moment before
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(executor, "_spawn_process", refused)
+    with pytest.raises(queuectl.HostFault, match="could not be started"):
+        executor.start(0, ("sh", "-c"), "true", "/", {}, 1, (), 0)
 
 
 def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main_thread():
