@@ -290,6 +290,12 @@ MUTANTS = [
         STORE + "test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back",
     ),
     Mutant(
+        "a runner that another slot dropped is dropped once more",
+        "                self._runners.pop(runner, None)",
+        "                del self._runners[runner]",
+        "test_storms.py::test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_is_at_fault",
+    ),
+    Mutant(
         "a bar may be higher than the highest",
         "math.ceil(7 * (rate / most))",
         "math.ceil(7 * rate / most)",
