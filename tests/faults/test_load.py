@@ -30,7 +30,7 @@ for number in range(int(count)):
     sys.argv[1:] = ["enqueue", "--id", f"{name}.{number}", "true"]
     began = time.monotonic()
     try:
-        queuectl.main()
+        queuectl.cli()
     except SystemExit as end:
         if end.code:
             sys.exit(end.code)
