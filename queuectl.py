@@ -51,6 +51,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import errno
+import functools
 import gc
 import hashlib
 import inspect
@@ -759,8 +760,12 @@ def check_job(job: Job) -> str | None:
 
 def make_id(ms: int, number: int) -> str:
     """A made id: 8 base-36 digits of milliseconds and 4 of n, both given under the lock, so it is unique."""
-    pairs = ms // 1296**3, ms // 1296**2, ms // 1296, ms, number // 1296, number
-    return "".join([_PAIRS[pair % 1296] for pair in pairs])
+    return _four_digits(ms // 1296**2) + _four_digits(ms) + _PAIRS[number // 1296 % 1296] + _PAIRS[number % 1296]
+
+
+@functools.lru_cache(2)  # of a bulk all ids begin alike
+def _four_digits(number: int) -> str:
+    return _PAIRS[number // 1296 % 1296] + _PAIRS[number % 1296]
 
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -1171,6 +1176,23 @@ class Totals(NamedTuple):
     @staticmethod
     def from_json(tail: Mapping[str, Any]) -> Totals:
         return Totals(tuple(tail["counts"]), tail["n"], tail.get("oldest"), tail.get("next_run_at"))
+
+
+def _with_new(totals: Totals, jobs: Sequence[tuple[bytes, str | None]], now: str) -> Totals:
+    """The totals with new jobs, each a raw record and from when it can start: "" is now, None when others are over, or
+    never."""
+    oldest, next_run_at, dead = totals.oldest, totals.next_run_at, 0
+    for start_at in {start_at for _, start_at in jobs}:
+        if start_at:
+            next_run_at = min(next_run_at or start_at, start_at)
+        elif start_at is not None:
+            oldest = oldest or now
+        else:
+            dead = sum(_head(raw)[1] == "dead" for raw, start_at in jobs if start_at is None)
+    counts = list(totals.counts)
+    counts[STATES.index("pending")] += len(jobs) - dead
+    counts[STATES.index("dead")] += dead
+    return Totals(tuple(counts), totals.n + len(jobs), oldest, next_run_at)
 
 
 class Place(Record):
@@ -2433,38 +2455,26 @@ class Store:
             if self._loaded or self._fd is None:
                 raise StoreError(f"'{self.home}' was edited just now. Nothing was added. Try again.")
             before, totals, now = self._offset, self.totals, self.now()
-            batch: list[bytes] = []
-            oldest, next_run_at = totals.oldest, totals.next_run_at
-            count = dead = 0
             try:
-                for raw, start_at in make(now, totals.n):
-                    if len(batch) == LINE_JOBS_MAX:
-                        self._append(_line(_change_body(batch, (), {"more": True})))
-                        batch = []
-                    batch.append(raw)
-                    count += 1
-                    if start_at:
-                        next_run_at = min(next_run_at or start_at, start_at)
-                    elif start_at is not None:
-                        oldest = oldest or now
-                    elif _head(raw)[1] == "dead":
-                        dead += 1
-                if not batch:
+                jobs = make(now, totals.n)
+                if not (batch := list(itertools.islice(jobs, LINE_JOBS_MAX))):
                     return 0
-                counts = list(totals.counts)
-                counts[STATES.index("pending")] += count - dead
-                counts[STATES.index("dead")] += dead
-                self.totals = Totals(tuple(counts), totals.n + count, oldest, next_run_at)
-                self._append(_line(_change_body(batch, (), self.totals.as_json())))
+                while batch:
+                    raws = [raw for raw, _ in batch]
+                    self.totals = _with_new(self.totals, batch, now)
+                    batch = list(itertools.islice(jobs, LINE_JOBS_MAX))
+                    tail = {"more": True} if batch else self.totals.as_json()
+                    self._append(_line(_change_body(raws, (), tail)))
             except BaseException:
                 self._offset, self.totals = before, totals
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, before)
                 raise
+            added = self.totals.n - totals.n
             if large:
                 with self._fold_may_fail():
                     self._fold()
-        return count
+        return added
 
     # -- Folding and syncing
 
@@ -2635,7 +2645,7 @@ class Store:
         for start, end in spans:
             body = os.pread(self._fd or 0, end - start - 1, start)[_BODY:]
             if piece := body[body.index(b"\t") + 1 : body.rindex(b"\t")]:
-                yield piece.replace(b",\t", b",\n")
+                yield piece.replace(b"\t", b"\n")  # tabs stand between records only
 
     # -- Worker files, wake FIFOs, stop requests, what workers know of the clock
 
@@ -3233,17 +3243,21 @@ class Spool:
         except OSError as error:
             raise store._failed(error, path) from error
 
+    def blocks(self) -> Iterator[bytes]:
+        """Some whole lines at a time, without the last one's newline."""
+        rest = b""
+        for chunk in _pieces(self.fd):
+            block, newline, rest = (rest + chunk).rpartition(b"\n")
+            if newline:
+                yield block
+            if self.seen is not None:
+                self.seen(len(chunk))
+        if rest:
+            yield rest
+
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line without its newline)."""
-        return enumerate((line for _, line, _ in _read_lines(self.fd, 0)) if self.seen is None else self._told(), 1)
-
-    def _told(self) -> Iterator[bytes]:
-        told = 0
-        for end, line, _ in _read_lines(self.fd, 0):
-            yield line
-            if self.seen is not None and (end - told > CHUNK_BYTES or end == self.size):
-                self.seen(end - told)
-                told = end
+        return enumerate(itertools.chain.from_iterable(block.split(b"\n") for block in self.blocks()), 1)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -3769,11 +3783,11 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
         made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, config, now)
-        for number, said in _plain_lines(lines) if is_plain else _parse_lines(lines, options, now):
+        given = _plain_lines(lines) if is_plain else _parse_lines(lines.numbered(), lines.unit, options, now)
+        for number, said in given:
             if isinstance(said, str):
                 n += 1
-                id, start_at = make_id(ms, n), plain.start_at
-                raw = plain.encode(id, n, said)
+                (id, raw), start_at = plain.encode(ms, n, said), plain.start_at
             elif said.unique is not None and (holder := there.keys.get(said.unique)):
                 bulk.ids.extend(b"%s\n" % holder.encode())
                 if keep_records:
@@ -3816,26 +3830,52 @@ def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[
     ids: dict[str, int] = {}
     keys: set[str] = set()
     parents: set[str] = set()
-    is_plain = True
-    for number, said in _parse_lines(lines, options, now):
-        if isinstance(said, str):
+    is_plain = _may_be_plain(options)
+    count = 0
+    for block in lines.blocks():
+        begins, count = count + 1, count + 1 + block.count(b"\n")
+        if _may_be_plain(options) and _are_plain(block):
             continue
         is_plain = False
-        if said.id is not None and ids.setdefault(said.id, number) != number:
-            raise Refused(
-                f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {ids[said.id]} too. Nothing was "
-                "added. Give each an id of its own, or leave it out."
-            )
-        if said.unique is not None:
-            keys.add(said.unique)
-        parents.update(parents_of(said))
+        for number, said in _parse_lines(enumerate(block.split(b"\n"), begins), lines.unit, options, now):
+            if isinstance(said, str):
+                continue
+            if said.id is not None and ids.setdefault(said.id, number) != number:
+                raise Refused(
+                    f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {ids[said.id]} too. Nothing was "
+                    "added. Give each an id of its own, or leave it out."
+                )
+            if said.unique is not None:
+                keys.add(said.unique)
+            parents.update(parents_of(said))
     return ids, keys, parents, is_plain
+
+
+def _may_be_plain(options: Mapping[str, Any]) -> bool:
+    """Whether a line that is a command alone needs no Spec: it has no key, and comes after nothing."""
+    return options.keys().isdisjoint(("unique", "after"))
+
+
+def _are_plain(block: bytes) -> bool:
+    """Whether each of these lines is blank, a comment, or a command that `parse_command` takes: by a few looks at all
+    of them at once. What is in doubt is not, and then looked at by itself."""
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        return False
+    lines = text.split("\n")
+    return (
+        "\0" not in text
+        and len(max(lines, key=len)) <= COMMAND_BYTES_MAX // 4
+        and not ("{" in text and any(line.lstrip().startswith("{") for line in lines))
+    )
 
 
 def _plain_lines(lines: Spool) -> Iterator[tuple[int, str]]:
     """As `_parse_lines`, of lines that were all found to be plain commands."""
-    for number, line in lines.numbered():
-        if (text := line.decode().strip()) and text[0] != "#":
+    texts = itertools.chain.from_iterable(block.decode().split("\n") for block in lines.blocks())
+    for number, line in enumerate(texts, 1):
+        if (text := line.strip()) and text[0] != "#":
             yield number, text
 
 
@@ -3847,24 +3887,27 @@ class _PlainRecords:
         self.start_at: str | None = job.run_at or ""
         self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
 
-    def encode(self, id: str, seq: int, command: str) -> bytes:
-        quoted = json.encoder.encode_basestring(command)
-        return f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
+    def encode(self, ms: int, seq: int, command: str) -> tuple[str, bytes]:
+        """Its id and its record."""
+        id, quoted = make_id(ms, seq), json.encoder.encode_basestring(command)
+        return id, f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
 
 
-def _parse_lines(lines: Spool, options: Mapping[str, Any], now: str) -> Iterator[tuple[int, str | Spec]]:
+def _parse_lines(
+    numbered: Iterable[tuple[int, bytes]], unit: str, options: Mapping[str, Any], now: str
+) -> Iterator[tuple[int, str | Spec]]:
     """(number, job) of each line that holds one; what is wrong with one names its number.
 
     The command alone where it says nothing else and needs no key: such jobs are encoded without making a Spec.
     """
-    plain = options.keys().isdisjoint(("unique", "after"))
-    for number, line in lines.numbered():
+    may_be_plain = _may_be_plain(options)
+    for number, line in numbered:
         try:
             said = parse_job_line(line, now)
         except BadValue as error:
-            raise BadValue(f"In {lines.unit} {number}: {error}") from None
+            raise BadValue(f"In {unit} {number}: {error}") from None
         if said is not None:
-            is_plain = plain and len(said) == 1
+            is_plain = may_be_plain and len(said) == 1
             yield number, said["command"] if is_plain else make_spec(merge_fields(options, said))
 
 

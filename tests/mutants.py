@@ -36,6 +36,18 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a line that begins with a brace behind a space is taken for a command",
+        'any(line.lstrip().startswith("{") for line in lines)',
+        'any(line.startswith("{") for line in lines)',
+        "test_store.py::test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one",
+    ),
+    Mutant(
+        "lines of a bulk are numbered from the block they stand in",
+        "        begins, count = count + 1, count + 1 + block.count",
+        "        begins, count = 1, count + 1 + block.count",
+        "test_store.py::test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one",
+    ),
+    Mutant(
         "a worker that is killed while it stops is held against its jobs",
         "        self.file.write_header(self._header)\n        self.say(text)\n",
         "        self.say(text)\n",

@@ -399,6 +399,47 @@ def test_the_lines_of_a_bulk_are_nothing_without_their_last(
         assert bool(writer.warned) == (kept > begin), "the next writer cut them off"
 
 
+COMMANDS = st.sampled_from(
+    ["true", "echo {1..3}", "", " \t", "# said", "\u00a0# said", "é", "\x1c", "x\0y", "x" * 40_000]
+)
+LINES = st.one_of(
+    COMMANDS.map(str.encode),
+    st.sampled_from(
+        [b"\xff", b"x" * 140_000, b'{"command": "json"}', b'\xc2\xa0 {"command": "json"}', b"{ echo; }", b"\r"]
+    ),
+    st.binary(max_size=6).filter(lambda line: b"\n" not in line),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(LINES, min_size=1, max_size=12), ended=st.booleans())
+def test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one(
+    store: Watched, monkeypatch: pytest.MonkeyPatch, lines: list[bytes], ended: bool
+) -> None:
+    """Lines are looked at together, and each alone where that is not enough: both must mean the same."""
+    monkeypatch.setattr(q, "CHUNK_BYTES", 30)
+    wanted: list[str] = []
+    wrong = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            if (said := q.parse_job_line(line, store.now())) is not None:
+                wanted.append(said["command"])
+        except q.BadValue:
+            wrong = wrong or number
+    spool = q.Spool(store, [b"\n".join(lines), b"\n" * ended])
+    before = store.totals.n
+    try:
+        if wrong:
+            with pytest.raises(q.BadValue, match=rf"^In line {wrong}: "):
+                q.enqueue_bulk(store, spool, {"cwd": "/"}, keep_records=True)
+        else:
+            records = q.enqueue_bulk(store, spool, {"cwd": "/"}, keep_records=True).records
+            assert [json.loads(raw)["command"] for raw in records] == wanted
+    finally:
+        spool.close()
+    assert store.totals.n == before + (0 if wrong else len(wanted))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])
 def test_a_transaction_of_several_lines_is_one_change(
     home: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch, count: int

@@ -121,8 +121,7 @@ MUTANTS = (
     ),
     Mutant(
         "a bulk's first lines do not say that more follows",
-        (('self._append(_line(_change_body(batch, (), {"more": True})))',
-          "self._append(_line(_change_body(batch, (), self.totals.as_json())))"),),
+        (('tail = {"more": True} if batch else self.totals.as_json()', "tail = self.totals.as_json()"),),
         "points.py",
         "bulk in many lines beside a live worker",
         "killed",
