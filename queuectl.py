@@ -2881,11 +2881,17 @@ class Waiting:
         if base is not None:
             plain = self._fixed.setdefault(_PLAIN, array("Q"))
             is_plain = self._is_plain if limited else _is_plain
+            # How the last plain record ends: what was added together ends alike. The end closes the record, so that
+            # what stands in it are the job's own fields.
+            end = b"\0"
             for offset, lines in _array_chunks(base):
                 for line in lines:
                     if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
-                        if accept is None and is_plain(line):
+                        if accept is None and line.endswith(end):
                             plain.append(offset)
+                        elif accept is None and is_plain(line):
+                            plain.append(offset)
+                            end = b"".join(line.partition(b', "attempts": ')[1:]) or end
                         else:
                             job = trust_job(line.rstrip(b","))
                             if accept is not None and not accept(job):
@@ -3377,6 +3383,14 @@ def _head(raw: bytes) -> tuple[str, str, int]:
 _EDITED_IN_PLACE: Final = "An array changed while it was read (edited in place?). Nothing was changed. Try again."
 
 
+def _raw_ids(lines: Iterable[bytes]) -> list[bytes]:
+    """The ids of canonical records."""
+    try:
+        return [line[8 : line.index(b'"', 8)] for line in lines]
+    except ValueError:
+        raise StoreError(_EDITED_IN_PLACE) from None
+
+
 def _seq(raw: bytes) -> int:
     return _head(raw)[2]
 
@@ -3471,13 +3485,12 @@ def _array_lines_reversed(base: Base) -> Iterator[bytes]:
 def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
     """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq, record), which
     are sorted, in their places. A piece in which nothing changes is passed on as it is."""
-    done = 0
+    done, gone = 0, {id.encode() for id in changed}
     for _, lines in _array_chunks(base) if base is not None else ():
-        heads = list(map(_head, lines))
-        end = bisect.bisect(mine, (heads[-1][2] + 1,))
-        if end > done or any(id in changed for id, _, _ in heads):
-            pairs = zip(heads, lines, strict=True)
-            kept = [(seq, line.rstrip(b",")) for (id, _, seq), line in pairs if id not in changed]
+        end = bisect.bisect(mine, (_seq(lines[-1]) + 1,))
+        if end > done or not gone.isdisjoint(_raw_ids(lines)):
+            pairs = zip(_raw_ids(lines), lines, strict=True)
+            kept = [(_seq(line), line.rstrip(b",")) for id, line in pairs if id not in gone]
             lines = [raw for _, raw in sorted([*kept, *mine[done:end]])]
             done = end
             if lines:
@@ -3489,7 +3502,8 @@ def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[in
 
 def _holds_any(base: Base, ids: Collection[str]) -> bool:
     """Whether one of these jobs stands in the array."""
-    return bool(ids) and any(_head(line)[0] in ids for _, lines in _array_chunks(base) for line in lines)
+    wanted = {id.encode() for id in ids}
+    return bool(ids) and not all(wanted.isdisjoint(_raw_ids(lines)) for _, lines in _array_chunks(base))
 
 
 def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -36,6 +36,12 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a job is taken for plain by how the record before it ends, less its fields",
+        """end = b"".join(line.partition(b', "attempts": ')[1:]) or end""",
+        'end = b"},"',
+        "test_store.py::test_claims_go_by_priority_then_by_arrival",
+    ),
+    Mutant(
         "a line that begins with a brace behind a space is taken for a command",
         'any(line.lstrip().startswith("{") for line in lines)',
         'any(line.startswith("{") for line in lines)',
@@ -345,8 +351,8 @@ MUTANTS = [
     ),
     Mutant(
         "a fold forgets the overlay's deletes",
-        " for (id, _, seq), line in pairs if id not in changed]\n",
-        " for (id, _, seq), line in pairs]\n",
+        "for id, line in pairs if id not in gone]\n",
+        "for id, line in pairs]\n",
         STORE + "test_an_empty_array_is_an_empty_array",
     ),
     Mutant(

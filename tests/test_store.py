@@ -1879,6 +1879,17 @@ def test_a_priority_inside_an_unknown_field_is_not_the_jobs(home: Path, opened: 
     assert list(claimed(opened())) == ["b", "a"]
 
 
+def test_an_unknown_field_that_holds_a_plain_job_makes_none_of_its_own(home: Path, opened: Opener) -> None:
+    """Records of the array are known for plain by their ends."""
+    store = opened()
+    for id in "abc":
+        enqueue(store, id, priority=5 if id == "b" else 0)
+    store.fold()
+    edit(home, lambda jobs: [{**job, **({"meta": {"x": 0, **jobs[0]}} if job["id"] == "b" else {})} for job in jobs])
+    opened().fold()  # in the canonical form again
+    assert list(claimed(opened())) == ["b", "a", "c"]
+
+
 @pytest.mark.parametrize("outcome", [OK, BAD, HANDED_BACK])
 @pytest.mark.parametrize("worker", ["w", "w2"])
 def test_a_report_of_a_run_that_was_taken_back_is_not_believed(
