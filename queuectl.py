@@ -4712,6 +4712,7 @@ class Executor:
                     if int(name) > 2:
                         os.set_inheritable(int(name), False)
         self._env = dict(base_env)
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._runners: dict[tuple[str, ...], str] = {}  # to the paths of their programs
         self._defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
         self.running: dict[int, Attempt] = {}  # by slot
@@ -4735,7 +4736,7 @@ class Executor:
                 return Outcome("not_started", reason=f"its directory '{cwd}' cannot be entered: {error.strerror}")
             try:
                 pid = self._spawn_process(
-                    path, [*runner, command], whole_env, {1: log_fd, 2: log_fd, **(more_fds or {})}
+                    path, [*runner, command], whole_env, {0: self._null, 1: log_fd, 2: log_fd, **(more_fds or {})}
                 )
             except OSError as error:
                 if error.errno == errno.E2BIG:
@@ -4748,9 +4749,7 @@ class Executor:
         return attempt
 
     def _spawn_process(self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]) -> int:
-        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
-        if 0 not in fds:
-            actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
         try:
             return os.posix_spawn(
                 path, words, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self._defaults
@@ -4759,7 +4758,7 @@ class Executor:
             import subprocess
 
             child = subprocess.Popen(
-                words, executable=path, env=env, stdin=fds.get(0, subprocess.DEVNULL), stdout=fds[1], stderr=fds[2],
+                words, executable=path, env=env, stdin=fds[0], stdout=fds[1], stderr=fds[2],
                 start_new_session=True, restore_signals=True,
             )  # fmt: skip
             child.returncode = 0  # it is waited for below, not by its object
