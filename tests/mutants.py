@@ -49,8 +49,8 @@ MUTANTS = [
     ),
     Mutant(
         "lines of a bulk are numbered from the block they stand in",
-        "        begins, count = count + 1, count + 1 + block.count",
-        "        begins, count = 1, count + 1 + block.count",
+        "        first, count = count + 1, count + 1 + block.count",
+        "        first, count = 1, count + 1 + block.count",
         "test_store.py::test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one",
     ),
     Mutant(
