@@ -760,10 +760,14 @@ def check_job(job: Job) -> str | None:
 
 def make_id(ms: int, number: int) -> str:
     """A made id: 8 base-36 digits of milliseconds and 4 of n, both given under the lock, so it is unique."""
-    return _four_digits(ms // 1296**2) + _four_digits(ms) + _PAIRS[number // 1296 % 1296] + _PAIRS[number % 1296]
+    return _time_digits(ms) + _four_digits(number)
 
 
-@functools.lru_cache(2)  # of a bulk all ids begin alike
+@functools.lru_cache(1)  # of a bulk all ids begin alike
+def _time_digits(ms: int) -> str:
+    return _four_digits(ms // 1296**2) + _four_digits(ms)
+
+
 def _four_digits(number: int) -> str:
     return _PAIRS[number // 1296 % 1296] + _PAIRS[number % 1296]
 
@@ -3880,7 +3884,7 @@ def _are_plain(block: bytes) -> bool:
     lines = text.split("\n")
     return (
         "\0" not in text
-        and len(max(lines, key=len)) <= COMMAND_BYTES_MAX // 4
+        and len(max(lines, key=len)) <= COMMAND_BYTES_MAX // 4  # a character has four bytes at the most
         and not ("{" in text and any(line.lstrip().startswith("{") for line in lines))
     )
 
@@ -6799,7 +6803,7 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
     if in_json:
         click.echo(as_json([json.loads(raw) for raw in bulk.records]))
     else:
-        click.echo(bytes(bulk.ids), nl=False)
+        click.echo(bulk.ids, nl=False)
     return 0
 
 

@@ -36,6 +36,12 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "what stands in another object is taken for a job's own fields",
+        "line.endswith(end):",
+        'line.rstrip(b"},").endswith(end.rstrip(b"},")):',
+        "test_store.py::test_an_unknown_field_that_holds_a_plain_job_makes_none_of_its_own",
+    ),
+    Mutant(
         "a job is taken for plain by how the record before it ends, less its fields",
         """end = b"".join(line.partition(b', "attempts": ')[1:]) or end""",
         'end = b"},"',
