@@ -522,7 +522,12 @@ def _is_finite(value: object) -> bool:
 def format_instant(seconds: float) -> str:
     """Seconds since 1970 as the text that is stored: UTC, milliseconds, `Z`."""
     whole_s, ms = divmod(round(seconds * 1000), 1000)
-    return f"{datetime.fromtimestamp(whole_s, UTC).isoformat()[:19]}.{ms:03d}Z"
+    return f"{_second(whole_s)}.{ms:03d}Z"
+
+
+@functools.lru_cache(1)  # a worker asks a thousand times a second
+def _second(whole_s: int) -> str:
+    return datetime.fromtimestamp(whole_s, UTC).isoformat()[:19]
 
 
 def instant_s(instant: str) -> float:
@@ -1136,6 +1141,7 @@ _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
 FOLD_BYTES_S: Final = 2 << 20  # so much of an array is written in a second, at least
 PIECE_BYTES: Final = 1 << 14  # of an array, read at once for the claims that follow
+SEEN_MAX: Final = 64  # records of the array that the index remembers
 LOOKS_MAX: Final = 20_000  # records that a completion looks at before it gives up
 HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
 _BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
@@ -2874,6 +2880,7 @@ class Waiting:
         self.limited = frozenset(limited)
         self._fd = -1 if base is None else base.fd
         self._piece, self._piece_at = b"", 0  # of the array, read along with a line: claims go in that order
+        self._seen: dict[int, tuple[bytes, str, str, int]] = {}  # what `_record` gave of late
         self._fixed: dict[Rank, array[int]] = {}
         self._next: dict[Rank, int] = {}  # the first entry of _fixed that may still wait
         self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
@@ -3061,6 +3068,15 @@ class Waiting:
                 return _line_at(self._fd, offset)
         return _record_in(self._piece[at:end])
 
+    def _record(self, offset: int) -> tuple[bytes, str, str, int]:
+        """That record with its head. A turn asks for the one that it claims and the next, several times."""
+        if offset not in self._seen:
+            if len(self._seen) >= SEEN_MAX:
+                self._seen.clear()
+            raw = self._line(offset)
+            self._seen[offset] = raw, *_head(raw)
+        return self._seen[offset]
+
     def _release(self, now: str) -> None:
         """Move the entries whose time has come to where claims look."""
         import heapq
@@ -3090,17 +3106,17 @@ class Waiting:
         heapq.heapify(kept)
         self._timed = kept
 
-    def _tops(self, rank: Rank, skip: Collection[str]) -> Iterator[tuple[int, bytes]]:
-        """(seq, raw) of the first job that waits in the array, and of the first in the heap, of that rank."""
+    def _top(self, rank: Rank, skip: Collection[str]) -> tuple[int, bytes] | None:
+        """(seq, raw) of the first job of that rank that waits, in the array or in the heap."""
         import heapq
 
+        tops = []
         fixed, at = self._fixed.get(rank, ()), self._next.get(rank, 0)
         passed = True  # whether every entry up to here has surely left: a skipped one may come back
         while at < len(fixed):
-            raw = self._line(fixed[at])
-            id, _, seq = _head(raw)
+            raw, id, _, seq = self._record(fixed[at])
             if id not in self._overlay and id not in skip:
-                yield seq, raw
+                tops.append((seq, raw))
                 break
             at += 1
             passed = passed and id in self._overlay
@@ -3113,13 +3129,14 @@ class Waiting:
             if found is not None and not self._is_ready_at(found, rank):
                 found = None  # it was changed since; another entry stands for it
             if found is not None and id not in skip:
-                yield seq, found
+                tops.append((seq, found))
                 break
             entry = heapq.heappop(heap)
             if found is not None:
                 skipped.append(entry)
         for entry in skipped:
             heapq.heappush(heap, entry)
+        return min(tops, default=None)
 
     def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
         if rank == _PLAIN and self._is_plain(raw):
@@ -3136,10 +3153,8 @@ class Waiting:
         for rank in self._ranks:
             if best is not None and rank[0] > best[0]:
                 break
-            if full.isdisjoint(rank[1]):
-                for seq, raw in self._tops(rank, skip):
-                    if best is None or seq < best[1]:
-                        best = rank[0], seq, raw
+            if full.isdisjoint(rank[1]) and (top := self._top(rank, skip)):
+                best = min(best or (rank[0], *top), (rank[0], *top))
         if change is not None and self.parents:
             ended = [id for id, (old, _) in change.changes.items() if old is not None and change.is_over(id)]
             freed = [(held.rank[0], held.seq, id) for id, held in self._freed(ended, skip).items()
@@ -3161,8 +3176,7 @@ class Waiting:
         import heapq
 
         self._release(now)
-        tops = [min(self._tops(rank, skip), default=None) for rank in self._ranks]
-        oldest = min(filter(None, tops), default=None)
+        oldest = min(filter(None, [self._top(rank, skip) for rank in self._ranks]), default=None)
         skipped = []
         next_run_at = None
         while self._timed:
@@ -3953,7 +3967,7 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 # -- Claim, report, recover: what workers do
 
 
-class Turn(Record):
+class Turn(NamedTuple):
     """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, the one it claimed
     (none where there are hooks, which take the slot's time first), and whether the report left others one to claim."""
 
@@ -4661,7 +4675,7 @@ class HostFault(Exception):
     """An attempt could not begin for a reason that is not the job's: no runner, no memory, no descriptors, no disk."""
 
 
-class Trace(Record):
+class Trace(NamedTuple):
     """What the processes of one run are known by. `session` and `start_s` only where its worker wrote them down."""
 
     mark: str
