@@ -116,6 +116,7 @@ RETRIES_MAX: Final = 1_000
 DURATION_MAX_S: Final = 100 * 365 * 86_400
 HISTORY_MAX: Final = 5  # attempts kept in a job's record
 RECOVERIES_MAX: Final = 5  # a job that took its worker down more often than this is dead
+IDS_BLOCKS: Final = 64  # of ids printed at once, each of at most 1,296
 LINE_JOBS_MAX: Final = 1_000  # jobs in one journal line: `status` has to read the last one whole
 PURGE_JOBS: Final = 500  # deleted by a worker in one transaction
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
@@ -766,6 +767,15 @@ def check_job(job: Job) -> str | None:
 def make_id(ms: int, number: int) -> str:
     """A made id: 8 base-36 digits of milliseconds and 4 of n, both given under the lock, so it is unique."""
     return _time_digits(ms) + _four_digits(number)
+
+
+def made_ids(ms: int, first: int, last: int) -> Iterator[bytes]:
+    """What `make_id` gives for all these numbers, one a line: up to 1,296 in a row differ in two digits only."""
+    while first <= last:
+        head, low = make_id(ms, first)[:-2], first % 1296
+        digits = _PAIRS[low : low + last - first + 1]
+        yield "".join([f"{head}{pair}\n" for pair in digits]).encode()
+        first += len(digits)
 
 
 @functools.lru_cache(1)  # of a bulk all ids begin alike
@@ -3790,7 +3800,7 @@ class Bulk(Record):
     """What became of a bulk: how many jobs were added, and per line its job's id, or its record."""
 
     added: int
-    ids: bytearray  # one a line
+    ids: Iterator[bytes]  # some lines at a time, one an id
     records: list[bytes]  # only where they were asked for
 
 
@@ -3802,15 +3812,17 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
     ids, keys, named, is_plain = _names_in(lines, options, store.now())
     wanted = ids.keys() | named
     found = store.look_up(wanted, keys) if wanted or keys else None
-    bulk = Bulk(0, bytearray(), [])
+    said_ids: Iterator[bytes] = iter(())
+    kept: list[bytes] = []
 
     def records(now: str, n: int) -> Iterator[tuple[bytes, str | None]]:
+        nonlocal said_ids
+        first, others = n, list[tuple[int, str, int]]()
         config = store.config()
         there = store.look_again(found, wanted, keys) if found else Found(None, 0, {}, set(), {})
         states = {id: _head(raw)[1] for id, raw in there.jobs.items() if raw}
-        if taken := states.keys() & ids.keys():
-            first = min(taken, key=ids.__getitem__)
-            raise Refused(f"In {lines.unit} {ids[first]}: {_taken(first)}")
+        if taken := min(states.keys() & ids.keys(), key=ids.__getitem__, default=None):
+            raise Refused(f"In {lines.unit} {ids[taken]}: {_taken(taken)}")
         stands_for: dict[str, str] = {}
         made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
@@ -3819,23 +3831,21 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
         for number, said in given:
             if isinstance(said, str):
                 n += 1
-                (id, raw), start_at = plain.encode(ms, n, said), plain.start_at
+                raw, start_at = plain.encode(ms, n, said), plain.start_at
             elif said.unique is not None and (holder := there.keys.get(said.unique)):
-                bulk.ids.extend(b"%s\n" % holder.encode())
+                others.append((n, holder, n))
                 if keep_records:
                     raw = made.get(said.unique) or encode_job(store.peek(holder))
-                    bulk.records.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
+                    kept.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
                 if said.id in named:  # later lines that name this one mean the job it stands for
                     stands_for[said.id], states[holder] = holder, "pending"
                 continue
             else:
                 n += 1
                 id = said.id or make_id(ms, n)
-                if said.after and stands_for:
-                    after = [{"id": stands_for.get(id, id), "any": end} for id, end in parents_of(said).items()]
-                    said = said._replace(after=parse_after(after))
+                others += [(n - 1, id, n)] if said.id else []
                 try:
-                    job, is_held = _accept(said, id, n, config, now, states)
+                    job, is_held = _accept(_after_whom(said, stands_for), id, n, config, now, states)
                 except Refused as error:
                     raise Refused(f"In {lines.unit} {number}: {error}") from None
                 if id in named:
@@ -3845,15 +3855,33 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
                     there.keys[said.unique] = id
                     if keep_records:
                         made[said.unique] = raw
-            bulk.ids.extend(b"%s\n" % id.encode())
             if keep_records:
-                bulk.records.append(raw)
+                kept.append(raw)
             yield raw, start_at
+        said_ids = _ids_between(ms, first, n, others)
 
     added = store.accept_bulk(records, large=lines.size > SMALL_BYTES)
     if added:
         store.wake_workers()
-    return Bulk(added, bulk.ids, bulk.records)
+    return Bulk(added, said_ids, kept)
+
+
+def _after_whom(spec: Spec, stands_for: Mapping[str, str]) -> Spec:
+    """The Spec, coming after the jobs that those which it names stand for."""
+    if not (spec.after and stands_for):
+        return spec
+    after = [{"id": stands_for.get(id, id), "any": end} for id, end in parents_of(spec).items()]
+    return spec._replace(after=parse_after(after))
+
+
+def _ids_between(ms: int, first: int, last: int, others: Sequence[tuple[int, str, int]]) -> Iterator[bytes]:
+    """The ids of the jobs after `first`, up to `last`, and of those that were there before. Only `others`, which are
+    not made, are kept, each between the seq of the job before it and from which to go on: the rest follow from that."""
+    for before, id, after in others:
+        yield from made_ids(ms, first + 1, before)
+        yield b"%s\n" % id.encode()
+        first = after
+    yield from made_ids(ms, first + 1, last)
 
 
 def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str], bool]:
@@ -3919,10 +3947,9 @@ class _PlainRecords:
         self.start_at: str | None = job.run_at or ""
         self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
 
-    def encode(self, ms: int, seq: int, command: str) -> tuple[str, bytes]:
-        """Its id and its record."""
+    def encode(self, ms: int, seq: int, command: str) -> bytes:
         id, quoted = make_id(ms, seq), json.encoder.encode_basestring(command)
-        return id, f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
+        return f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
 
 
 def _parse_lines(
@@ -6817,7 +6844,8 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
     if in_json:
         click.echo(as_json([json.loads(raw) for raw in bulk.records]))
     else:
-        click.echo(bulk.ids, nl=False)
+        while block := b"".join(itertools.islice(bulk.ids, IDS_BLOCKS)):
+            click.echo(block, nl=False)
     return 0
 
 

@@ -60,6 +60,30 @@ MUTANTS = [
         "test_store.py::test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one",
     ),
     Mutant(
+        "ids made in a row begin anew with the last two digits",
+        "        head, low = make_id(ms, first)[:-2], first % 1296\n",
+        "        head, low = make_id(ms, first)[:-2], 0\n",
+        "test_jobs.py::test_ids_made_in_a_row_are_those_made_one_by_one",
+    ),
+    Mutant(
+        "a bulk tells a made id for one that was given",
+        "others += [(n - 1, id, n)] if",
+        "others += [(n, id, n)] if",
+        STORE + "test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before",
+    ),
+    Mutant(
+        "a bulk leaves out the id of a job that was there before",
+        "                others.append((n, holder, n))\n",
+        "                others.append((n, holder, n + 1))\n",
+        STORE + "test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before",
+    ),
+    Mutant(
+        "the index remembers an old record",
+        "        if offset not in self._seen:\n            if len",
+        "        if not self._seen:\n            if len",
+        STORE + "test_claims_go_by_priority_then_by_arrival",
+    ),
+    Mutant(
         "a worker that is killed while it stops is held against its jobs",
         "        self.file.write_header(self._header)\n        self.say(text)\n",
         "        self.say(text)\n",

@@ -257,7 +257,7 @@ class Queue(RuleBasedStateMachine):
             with pytest.raises(q.BadValue):
                 bulk(store, *lines, '{"command": 5}')
         else:
-            for id in bulk(store, *lines).ids.split():
+            for id in b"".join(bulk(store, *lines).ids).split():
                 self.added(id.decode())
 
     # -- Claim and report

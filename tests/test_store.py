@@ -835,7 +835,7 @@ def test_a_bulk_after_a_fold_that_failed_half_way_is_kept(home: Path, opened: Op
     effects.undo()
     assert "did not work" in store.warned[0]
     store = opened()
-    added = bulk(store, "echo 1", "echo 2").ids.split()
+    added = b"".join(bulk(store, "echo 1", "echo 2").ids).split()
     store.settle()
     assert [id.encode() for id in seen(opened())] == [b"a", b"b", *added]
 
@@ -1641,8 +1641,23 @@ def test_a_bulk_takes_each_unique_key_once(opened: Opener) -> None:
     enqueue(store, "a", unique="k")
     line = '{"id": "%s", "command": "x", "unique": "%s"}'
     answer = bulk(store, line % ("b", "k"), line % ("c", "new"), line % ("d", "new"), "plain")
-    assert answer.added == 2 and answer.ids.split()[:3] == [b"a", b"c", b"c"]
+    assert answer.added == 2 and b"".join(answer.ids).split()[:3] == [b"a", b"c", b"c"]
     assert sorted(seen(opened()))[:2] == ["a", "c"]
+
+
+def test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before(opened: Opener) -> None:
+    store = opened()
+    enqueue(store, "there", unique="k")
+    named, same, new = (
+        '{"id": "%s", "command": "x"}',
+        '{"command": "x", "unique": "k"}',
+        '{"command": "x", "unique": "n"}',
+    )
+    lines = [*["x"] * 1400, named % "a", "x", same, same, "x", new, new, named % "b"]
+    told = b"".join(bulk(store, *lines).ids).decode().split()
+    _, *jobs = seen(opened())
+    assert told == [*jobs[:1402], "there", "there", *jobs[1402:1404], jobs[1403], "b"]
+    assert (jobs[1400], jobs[1404], len(jobs)) == ("a", "b", 1405)
 
 
 def test_a_light_enqueue_and_a_loaded_one_write_the_same(tmp_path: Path, opened: Opener) -> None:
