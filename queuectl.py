@@ -2228,8 +2228,8 @@ class Store:
         return found, None
 
     def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
-        """The index of what waits (of the jobs that `accept` takes, under that key), built when first asked for, and
-        anew when other tags have a limit."""
+        """The index of what waits (of the jobs that `accept` takes by their tags, under that key), built when first
+        asked for, and anew when other tags have a limit."""
         limited = self.last_config().limits
         index = self._waiting.get(key)
         if index is None or index.limited != limited.keys():
@@ -2899,40 +2899,54 @@ class Waiting:
         self.parents: dict[str, list[str]] = {}  # these others, each with those whom it holds or held
         self._going: dict[str, int] = {}  # those of these others that are not over, with their seq
         self._unknown: set[str] = set()  # taken for such until somebody asks, as if they came first
-        if base is not None:
-            plain = self._fixed.setdefault(_PLAIN, array("Q"))
-            is_plain = self._is_plain if limited else _is_plain
-            # How the last plain record ends: what was added together ends alike. The end closes the record, so that
-            # what stands in it are the job's own fields.
-            end = b"\0"
-            for offset, lines in _array_chunks(base):
-                for line in lines:
-                    if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
-                        if accept is None and line.endswith(end):
-                            plain.append(offset)
-                        elif accept is None and is_plain(line):
-                            plain.append(offset)
-                            end = b"".join(line.partition(b', "attempts": ')[1:]) or end
-                        else:
-                            job = trust_job(line.rstrip(b","))
-                            if accept is not None and not accept(job):
-                                pass  # not for this worker
-                            elif job.after:
-                                self._hold(job, offset)
-                            elif job.run_at is None:
-                                self._fixed.setdefault(self._rank(job), array("Q")).append(offset)
-                            else:
-                                self._timed.append((job.run_at, job.seq, job.id, offset))
-                    offset += len(line) + 1
+        far = add_seconds(now, backoff_max_s + 1)
+        late = set() if base is None else self._read_array(base, far)
         self._ranks = sorted(self._fixed)
         for id, raw in overlay.items():
             if raw is not None:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
+                    late |= {id} if state == "failed" else set()
                 elif state == "processing" and b'"after": ' in raw and (accept is None or accept(trust_job(raw))):
                     self._hold(trust_job(raw), -1)  # it may wait again
-        self._release_far(now, backoff_max_s)
+        self._release_late(late, far)
+
+    def _read_array(self, base: Base, far: str) -> set[str]:
+        """Enter the jobs of the array that wait; gives the failed ones among them that wait beyond `far`."""
+        from array import array
+
+        late = set()
+        is_plain = self._is_plain if self.limited else _is_plain
+        # How the last record ends, and where it belongs: what was added together ends alike, from before the first
+        # field that decides. The end closes the record, so that what stands in it are the job's own fields.
+        end, run_at = b"\0", None
+        here: array[int] | None = None
+        plain = self._fixed.setdefault(_PLAIN, array("Q"))
+        for offset, lines in _array_chunks(base):
+            for line in lines:
+                if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
+                    if not line.endswith(end):
+                        end = b"".join(line.partition(b', "attempts": ')[1:]) or b"\0"
+                        if self._accept is None and is_plain(line):
+                            here, run_at = plain, None
+                        else:
+                            job = trust_job(line.rstrip(b","))
+                            here, run_at = self._fixed.setdefault(self._rank(job), array("Q")), job.run_at
+                            if self._accept is not None and not self._accept(job):
+                                here = None  # not for this worker
+                            elif job.after:
+                                self._hold(job, offset)
+                                here, end = None, b"\0"
+                                late |= {job.id} if (run_at or "") > far else set()
+                    if here is not None and run_at is None:
+                        here.append(offset)
+                    elif here is not None and run_at is not None:
+                        id, state, seq = _head(line)
+                        self._timed.append((run_at, seq, id, offset))
+                        late |= {id} if state == "failed" and run_at > far else set()
+                offset += len(line) + 1
+        return late
 
     def add(self, raw: bytes, id: str, seq: int) -> None:
         """A job that waits now."""
@@ -3099,17 +3113,16 @@ class Waiting:
             if raw is not None and (job := trust_job(raw)).run_at == run_at and not self._is_held(id):
                 self._push(self._rank(job), (seq, id, offset))
 
-    def _release_far(self, now: str, backoff_max_s: float) -> None:
+    def _release_late(self, late: Collection[str], far: str) -> None:
         """After the clock was set back: failed jobs whose wait would be longer than any backoff are due."""
         import heapq
 
         self._look_up_unknown()  # whom nothing holds, that is among these
-        far = add_seconds(now, backoff_max_s + 1)
         kept = []
         for entry in self._timed:
-            found = self._raw(*entry[2:]) if entry[0] > far else None
-            job = trust_job(found) if found is not None and _head(found)[1] == "failed" else None
-            if job is not None and is_ready(job, now, backoff_max_s):
+            found = self._raw(*entry[2:]) if entry[0] > far and entry[2] in late else None
+            job = trust_job(found) if found is not None else None
+            if job is not None and is_ready(job, self._now, self._backoff_max_s):
                 self._push(self._rank(job), entry[1:])
             else:
                 kept.append(entry)

@@ -43,7 +43,7 @@ MUTANTS = [
     ),
     Mutant(
         "a job is taken for plain by how the record before it ends, less its fields",
-        """end = b"".join(line.partition(b', "attempts": ')[1:]) or end""",
+        """end = b"".join(line.partition(b', "attempts": ')[1:]) or b"\\0\"""",
         'end = b"},"',
         "test_store.py::test_claims_go_by_priority_then_by_arrival",
     ),
@@ -58,6 +58,30 @@ MUTANTS = [
         "        first, count = count + 1, count + 1 + block.count",
         "        first, count = 1, count + 1 + block.count",
         "test_store.py::test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one",
+    ),
+    Mutant(
+        "a job that others hold is passed over with the one before it",
+        '                                here, end = None, b"\\0"\n',
+        "                                here = None\n",
+        STORE + "test_jobs_added_together_that_come_after_one_are_all_freed_by_it",
+    ),
+    Mutant(
+        "each record of the array is decoded for the index",
+        "                    if not line.endswith(end):\n",
+        "                    if True:\n",
+        STORE + "test_what_was_added_together_is_decoded_once_for_the_index",
+    ),
+    Mutant(
+        "the index looks again at each job that waits for long",
+        "if entry[0] > far and entry[2] in late else None",
+        "if entry[0] > far else None",
+        STORE + "test_what_was_added_together_is_decoded_once_for_the_index",
+    ),
+    Mutant(
+        "a held retry waits however far the clock went back",
+        '                                late |= {job.id} if (run_at or "") > far else set()\n',
+        "",
+        STORE + "test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back",
     ),
     Mutant(
         "ids made in a row begin anew with the last two digits",

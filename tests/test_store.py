@@ -1750,6 +1750,45 @@ def test_filters_take_only_what_fits(opened: Opener) -> None:
         assert got == ids
 
 
+def test_what_was_added_together_is_decoded_once_for_the_index(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first claim among a million jobs with a delay, a priority or a tag holds the lock for a second, not ten."""
+    clock = Clock()
+    store = opened(clock)
+    later = q.format_instant(clock.at + 86_400)
+    bulk(store, *["x"] * 300, run_at=later)
+    bulk(store, *["x"] * 300, priority=-1, tags=["a"])
+    bulk(store, *["x"] * 300, tags=["b"])
+    bulk(store, *["x"] * 300, run_at=later, tags=["b"])
+    store.fold()
+    jobs = seen(opened())
+    decoded = [0]
+    trust = q.trust_job
+
+    def counted(raw: bytes) -> q.Job:
+        decoded[0] += 1
+        return trust(raw)
+
+    monkeypatch.setattr(q, "trust_job", counted)
+    slots = itertools.count()
+    for only, tags in ((q.TagFilter(), ["b"]), (q.TagFilter(("a",)), ["a"]), (q.TagFilter((), ("b",)), ["a"])):
+        store = opened(clock)
+        decoded[0] = 0
+        job = q.take_turn(store, "w", next(slots), None, True, only).claimed
+        assert job is not None and jobs[job.id].tags == tags and decoded[0] < 15
+    clock.at += 86_401
+    assert sum(1 for _ in claimed(store)) == 1197, "each of the others is claimed in its time"
+
+
+def test_jobs_added_together_that_come_after_one_are_all_freed_by_it(opened: Opener) -> None:
+    store = opened()
+    enqueue(store, "a")
+    bulk(store, *['{"command": "x", "after": ["a"]}'] * 3)
+    store.fold()
+    store = opened()
+    run_next(store)
+    assert len(list(claimed(store))) == 3
+
+
 def test_nothing_is_claimed_while_the_queue_is_paused(opened: Opener) -> None:
     store = opened()
     enqueue(store, "a")
@@ -1759,24 +1798,34 @@ def test_nothing_is_claimed_while_the_queue_is_paused(opened: Opener) -> None:
     assert claim(store) is not None
 
 
-def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: Opener) -> None:
+@pytest.mark.parametrize("folded", [True, False], ids=["from the arrays", "from the journal"])
+def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: Opener, folded: bool) -> None:
     clock = Clock()
     store = opened(clock)
     enqueue(store, "a")
     enqueue(store, "wish", run_at="2099-01-01T00:00:00.000Z")
     run_next(store, BAD)
+    if folded:
+        store.fold()
+        store = opened(clock)
+        store.follow()
     clock.at -= 86_400
     store.meet_new_clock()
     assert list(claimed(store)) == ["a"], "a person's own time is kept"
 
 
-def test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back(opened: Opener) -> None:
+@pytest.mark.parametrize("folded", [True, False], ids=["from the arrays", "from the journal"])
+def test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back(opened: Opener, folded: bool) -> None:
     clock = Clock()
     store = opened(clock)
     enqueue(store, "first")
     enqueue(store, "second", after=["first"])
     run_next(store)
     run_next(store, BAD)
+    if folded:
+        store.fold()
+        store = opened(clock)
+        store.follow()
     clock.at -= 86_400
     store.meet_new_clock()
     assert list(claimed(store)) == ["second"]
