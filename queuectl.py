@@ -2907,7 +2907,8 @@ class Waiting:
                 _, state, seq = _head(raw)
                 if state in WAITING:
                     self.add(raw, id, seq)
-                    late |= {id} if state == "failed" else set()
+                    if state == "failed":
+                        late.add(id)
                 elif state == "processing" and b'"after": ' in raw and (accept is None or accept(trust_job(raw))):
                     self._hold(trust_job(raw), -1)  # it may wait again
         self._release_late(late, far)
@@ -2938,13 +2939,15 @@ class Waiting:
                             elif job.after:
                                 self._hold(job, offset)
                                 here, end = None, b"\0"
-                                late |= {job.id} if (run_at or "") > far else set()
+                                if job.state == "failed" and (run_at or "") > far:
+                                    late.add(job.id)
                     if here is not None and run_at is None:
                         here.append(offset)
                     elif here is not None and run_at is not None:
                         id, state, seq = _head(line)
                         self._timed.append((run_at, seq, id, offset))
-                        late |= {id} if state == "failed" and run_at > far else set()
+                        if state == "failed" and run_at > far:
+                            late.add(id)
                 offset += len(line) + 1
         return late
 
