@@ -68,7 +68,9 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, dataclass_transform
 
-gc.set_threshold(50_000)  # before these imports: a command ends before the collector pays, and it took a tenth
+gc.set_threshold(
+    50_000
+)  # before these imports: a command ends before the collector pays, and it took a tenth
 
 try:
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
@@ -77,7 +79,10 @@ try:
     from filelock import lock_descriptor, unlock_descriptor  # filelock 4.2
 
     _ = click.Choice[str]  # Click 8.2
-except (ImportError, TypeError) as error:  # a checkout without its set-up, or with a system's older packages
+except (
+    ImportError,
+    TypeError,
+) as error:  # a checkout without its set-up, or with a system's older packages
     sys.exit(
         f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the packages of "
         "requirements.txt. Set up: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt, then use "
@@ -190,13 +195,21 @@ def _split_unit(text: str, units: Mapping[str, float]) -> tuple[float, float]:
 def parse_exit_codes(value: object, what: str = "no_retry_on") -> str:
     """`"2,64-78"` or a list of integers, as the canonical text of that form; "" for none."""
     if not isinstance(value, str | list):
-        raise BadValue(f"'{what}' must be a text like 2,64-78 or a list of integers, not {_shown(value)}.")
+        raise BadValue(
+            f"'{what}' must be a text like 2,64-78 or a list of integers, not {_shown(value)}."
+        )
     kind: type = int if isinstance(value, list) else str
     out = []
     for part in value if isinstance(value, list) else value.split(",") if value.strip() else ():
         match = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", str(part), re.ASCII)
-        if type(part) is not kind or not match or not int(match[1]) <= int(match[2] or match[1]) <= 255:
-            raise BadValue(f"'{what}' has {_shown(part)}, which is no exit code. Give codes from 0 to 255: 2,64-78.")
+        if (
+            type(part) is not kind
+            or not match
+            or not int(match[1]) <= int(match[2] or match[1]) <= 255
+        ):
+            raise BadValue(
+                f"'{what}' has {_shown(part)}, which is no exit code. Give codes from 0 to 255: 2,64-78."
+            )
         out.append(match[1] if match[2] is None else f"{int(match[1])}-{int(match[2])}")
     return ",".join(out)
 
@@ -230,11 +243,17 @@ def _rule(fits: Callable[[Any], bool], wanted: str) -> Check:
 
 
 def _whole(low: int, high: int) -> Check:
-    return _rule(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+    return _rule(
+        lambda value: type(value) is int and low <= value <= high,
+        f"a whole number from {low} to {high}",
+    )
 
 
 def _number(low: float, high: float) -> Check:  # NaN is between no two numbers
-    return _rule(lambda value: type(value) in (int, float) and low <= value <= high, f"a number from {low} to {high}")
+    return _rule(
+        lambda value: type(value) in (int, float) and low <= value <= high,
+        f"a number from {low} to {high}",
+    )
 
 
 def _choice(*words: str) -> Check:
@@ -243,7 +262,9 @@ def _choice(*words: str) -> Check:
 
 _flag = _rule(lambda value: isinstance(value, bool), "true or false")
 _text = _rule(
-    lambda value: isinstance(value, str) and "\0" not in value and _utf8_bytes(value) <= COMMAND_BYTES_MAX,
+    lambda value: (
+        isinstance(value, str) and "\0" not in value and _utf8_bytes(value) <= COMMAND_BYTES_MAX
+    ),
     f"UTF-8 without NUL, at most {COMMAND_BYTES_MAX} bytes",
 )
 
@@ -269,20 +290,28 @@ def _words(value: object, name: str) -> tuple[str, ...]:
     except ValueError as error:
         raise BadValue(f"'{name}' cannot be split into words ({error}): {_shown(value)}.") from None
     if not words or ("/" in words[0] and not words[0].startswith("/")):
-        raise BadValue(f"'{name}' must name a program by name or absolute path, for example: sh -c.")
+        raise BadValue(
+            f"'{name}' must name a program by name or absolute path, for example: sh -c."
+        )
     return words
 
 
 def _bytes(value: object, name: str) -> int:
     """Bytes from 1048576, "100M" or "1.5G"."""
-    text = str(value).strip().lower() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    text = (
+        str(value).strip().lower()
+        if isinstance(value, int | str) and not isinstance(value, bool)
+        else ""
+    )
     number, factor = _split_unit(
         text[:-1].removesuffix("i") if text.endswith("b") else text,
         {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40},
     )
     size = number * factor
     if not 4096 <= size <= 1 << 50:
-        raise BadValue(f"'{name}' is {_shown(value)}. Give bytes from 4096 to 1024T, such as 1048576, 100M or 1G.")
+        raise BadValue(
+            f"'{name}' is {_shown(value)}. Give bytes from 4096 to 1024T, such as 1048576, 100M or 1G."
+        )
     return int(size)
 
 
@@ -291,8 +320,14 @@ def _limits(value: object, name: str) -> dict[str, int]:
     out: dict[str, int] = {}
     for part in filter(None, (piece.strip() for piece in _text(value, name).split(","))):
         tag, _, count = (piece.strip() for piece in part.partition("="))
-        if not re.fullmatch(TAG, tag) or tag in out or not re.fullmatch(r"\d{1,6}", count, re.ASCII):
-            raise BadValue(f"'{name}' has {_shown(part)}. Give each tag once with a number: gpu=1,net=4.")
+        if (
+            not re.fullmatch(TAG, tag)
+            or tag in out
+            or not re.fullmatch(r"\d{1,6}", count, re.ASCII)
+        ):
+            raise BadValue(
+                f"'{name}' has {_shown(part)}. Give each tag once with a number: gpu=1,net=4."
+            )
         out[tag] = int(count)
     return out
 
@@ -306,18 +341,30 @@ class Config(Record):
     """The settings in force, parsed. To add one: a row here, the place that reads it, its row in the README."""
 
     max_retries: int = _setting(3, _whole(0, RETRIES_MAX), "attempts of a job before it is dead")
-    backoff_base: float = _setting(2, _number(0, 1000), "seconds to wait after failed attempt n: base ** n")
+    backoff_base: float = _setting(
+        2, _number(0, 1000), "seconds to wait after failed attempt n: base ** n"
+    )
     backoff_max: float = _setting(3600, parse_duration, "longest such wait, in seconds")
-    backoff_jitter: float = _setting(0, _number(0, 1), "spread that wait by up to this fraction either way")
+    backoff_jitter: float = _setting(
+        0, _number(0, 1), "spread that wait by up to this fraction either way"
+    )
     job_timeout: float = _setting(30, parse_duration, "seconds an attempt may run; 0 = no limit")
-    no_retry_on: str = _setting("", parse_exit_codes, "exit codes that go to the dead letter queue at once")
+    no_retry_on: str = _setting(
+        "", parse_exit_codes, "exit codes that go to the dead letter queue at once"
+    )
     grace_period: float = _setting(5, parse_duration, "seconds between SIGTERM and SIGKILL")
     worker_count: int = _setting(1, _whole(1, 1000), "threads of 'worker start' without --count")
-    limits: dict[str, int] = _setting("", _limits, "gpu=1,net=4: at most so many jobs with that tag at once")
+    limits: dict[str, int] = _setting(
+        "", _limits, "gpu=1,net=4: at most so many jobs with that tag at once"
+    )
     runner: tuple[str, ...] = _setting("sh -c", _words, "words put before the command")
-    fsync: str = _setting("normal", _choice("always", "normal", "never"), "when changes reach the disk")
+    fsync: str = _setting(
+        "normal", _choice("always", "normal", "never"), "when changes reach the disk"
+    )
     lock_timeout: float = _setting(10, parse_duration, "seconds to wait for the file lock")
-    keep_completed: float = _setting("30d", parse_duration, "completed jobs older than this are purged; 0 = never")
+    keep_completed: float = _setting(
+        "30d", parse_duration, "completed jobs older than this are purged; 0 = never"
+    )
     log_max: int = _setting("100M", _bytes, "bytes kept of one attempt's output")
     on_dead: str = _setting("", _text, "shell command run when a job dies")
     on_finish: str = _setting("", _text, "shell command run when a job ends in any way")
@@ -335,7 +382,10 @@ def default_settings() -> dict[str, object]:
 def parse_settings(values: Mapping[str, object]) -> Config:
     """A Config from settings by name; keys that are not there have their default. Raises BadValue."""
     return Config(
-        **{name: SETTINGS[name]["check"](value, name) for name, value in {**default_settings(), **values}.items()}
+        **{
+            name: SETTINGS[name]["check"](value, name)
+            for name, value in {**default_settings(), **values}.items()
+        }
     )
 
 
@@ -364,7 +414,9 @@ def known_setting(name: str) -> str:
     """The key that `max-retries` or `MAX_RETRIES` means; an unknown one is refused with the nearest name."""
     key = name.lower().replace("-", "_")
     if key not in SETTINGS:
-        raise BadValue(f"There is no setting '{name}'.{_nearest(key, SETTINGS)} See them all: queuectl config show.")
+        raise BadValue(
+            f"There is no setting '{name}'.{_nearest(key, SETTINGS)} See them all: queuectl config show."
+        )
     return key
 
 
@@ -388,7 +440,9 @@ def setting_from_text(name: str, text: str) -> object:
     if not isinstance(default, str):
         if re.fullmatch(r"\s*[+-]?\d+\s*", text, re.ASCII):
             return int(text)
-        if re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?\s*", text, re.ASCII | re.IGNORECASE):
+        if re.fullmatch(
+            r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?\s*", text, re.ASCII | re.IGNORECASE
+        ):
             return float(text)
     return text
 
@@ -490,7 +544,9 @@ def parse_json(text: str, what: str, hint: str = "") -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(items)
         if len(out) < len(items):
-            twice = next(key for number, (key, _) in enumerate(items) if key in dict(items[:number]))
+            twice = next(
+                key for number, (key, _) in enumerate(items) if key in dict(items[:number])
+            )
             raise BadValue(f"has the key '{twice}' twice. Keep one of them.")
         for key, value in items:
             if not _is_finite(value):
@@ -549,8 +605,14 @@ def parse_instant(value: object, now: str, what: str = "time") -> str:
             return add_seconds(now, parse_duration(text[1:], f"duration in a {what}"))
         if match := re.fullmatch(r"(\d{1,2}):(\d{2})", text, re.ASCII):
             here = datetime.fromisoformat(now).astimezone()
-            then = here.replace(tzinfo=None, hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
-            for when in (then, then.replace(fold=1), then + timedelta(days=1)):  # an hour may come twice a day
+            then = here.replace(
+                tzinfo=None, hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0
+            )
+            for when in (
+                then,
+                then.replace(fold=1),
+                then + timedelta(days=1),
+            ):  # an hour may come twice a day
                 if (at := format_instant(when.timestamp())) > now:
                     break
             return at
@@ -558,7 +620,9 @@ def parse_instant(value: object, now: str, what: str = "time") -> str:
             raise ValueError(text)
         return format_instant(datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError, OSError):
-        raise BadValue(f"{_shown(value)} is not a {what}. Give ISO 8601 (2026-12-24T18:00), HH:MM or +10m.") from None
+        raise BadValue(
+            f"{_shown(value)} is not a {what}. Give ISO 8601 (2026-12-24T18:00), HH:MM or +10m."
+        ) from None
 
 
 # -- Values of the record's fields. One function per kind; each raises BadValue naming the field.
@@ -576,7 +640,9 @@ _ID: Final = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
 
 def parse_command(value: object, name: str = "command") -> str:
     if not isinstance(value, str) or not value.strip():
-        raise BadValue(f"'{name}' is {_shown(value)}. Give a text that is not empty, such as: echo hi.")
+        raise BadValue(
+            f"'{name}' is {_shown(value)}. Give a text that is not empty, such as: echo hi."
+        )
     return _plain(value, name, COMMAND_BYTES_MAX, "bytes, the kernel's limit for one argument")
 
 
@@ -588,7 +654,9 @@ def _plain(value: str, name: str, limit: int, unit: str) -> str:
     if "\0" in value:
         raise BadValue(f"'{name}' holds a NUL character, which no command can. Leave it out.")
     if size > limit:
-        raise BadValue(f"'{name}' has {size} bytes; the limit is {limit} {unit}. Give the name of a script or file.")
+        raise BadValue(
+            f"'{name}' has {size} bytes; the limit is {limit} {unit}. Give the name of a script or file."
+        )
     return value
 
 
@@ -613,7 +681,9 @@ def parse_env(value: object, name: str = "env") -> dict[str, str]:
         raise BadValue(f"'{name}' is {_shown(value)}. Give an object of at most {ENV_MAX} texts.")
     for key, text in value.items():
         if not key or "=" in key or not isinstance(text, str):
-            raise BadValue(f"'{name}' has {_shown({key: text})}. Give names without '=' and a text for each.")
+            raise BadValue(
+                f"'{name}' has {_shown({key: text})}. Give names without '=' and a text for each."
+            )
         _plain(key, name, TEXT_CHARS_MAX, "bytes")
         _plain(text, name, COMMAND_BYTES_MAX, "bytes")
     return value
@@ -638,7 +708,9 @@ def parse_after(value: object, name: str = "after") -> list[Any]:
     for item in value:
         said = item if isinstance(item, dict) else {"id": item}
         if said.keys() - {"id", "any"} or not isinstance(said.get("any", False), bool):
-            raise BadValue(f'\'{name}\' has {_shown(item)}. Give an id, or {{"id": ID, "any": true}}.')
+            raise BadValue(
+                f'\'{name}\' has {_shown(item)}. Give an id, or {{"id": ID, "any": true}}.'
+            )
         id = parse_id(said.get("id"), name)
         parents[id] = said.get("any", False) and parents.get(id, True)
     return [{"id": id, "any": True} if any_end else id for id, any_end in parents.items()]
@@ -656,8 +728,13 @@ def _instant_field(value: object, name: str) -> str:
     return parse_instant(value, "1970-01-01T00:00:00.000Z", f"time in '{name}'")
 
 
-_reason = _rule(lambda text: isinstance(text, str) and "\0" not in text, "a text without NUL")  # any bytes of a PATH
-_runs = _rule(lambda value: isinstance(value, list) and all(isinstance(run, dict) for run in value), "a list of runs")
+_reason = _rule(
+    lambda text: isinstance(text, str) and "\0" not in text, "a text without NUL"
+)  # any bytes of a PATH
+_runs = _rule(
+    lambda value: isinstance(value, list) and all(isinstance(run, dict) for run in value),
+    "a list of runs",
+)
 FIELD_CHECKS: Final[dict[str, Check]] = {
     "id": parse_id,
     "state": _choice(*STATES),
@@ -728,7 +805,13 @@ def trust_job(raw: bytes) -> Job:
         if record.keys() <= _FIELDS:
             return Job(unique=record.pop("unique", None), **record)
         return decode_job(raw)
-    except (ValueError, LookupError, TypeError, AttributeError, BadValue) as error:  # the disk changed these bytes
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        BadValue,
+    ) as error:  # the disk changed these bytes
         raise StoreError(f"A record cannot be used ({error}): {_shown(raw.decode('utf-8', 'replace'))}. Nothing was "
                          "changed. See: queuectl doctor.") from error  # fmt: skip
 
@@ -743,18 +826,26 @@ def check_job(job: Job) -> str | None:
     match job.state:
         case "processing":
             if job.worker is None or job.slot is None or job.started_at is None or job.attempts < 1:
-                return "a processing job needs 'worker', 'slot', 'started_at' and at least one attempt"
+                return (
+                    "a processing job needs 'worker', 'slot', 'started_at' and at least one attempt"
+                )
         case "failed":
             if job.run_at is None or job.attempts < 1:
-                return "a failed job needs 'run_at', when it is tried again, and at least one attempt"
+                return (
+                    "a failed job needs 'run_at', when it is tried again, and at least one attempt"
+                )
             if job.attempts >= max(1, job.max_retries):
-                return f"a failed job has attempts left, not {job.attempts} of {job.max_retries} made"
+                return (
+                    f"a failed job has attempts left, not {job.attempts} of {job.max_retries} made"
+                )
         case "completed" | "dead":
             if job.finished_at is None:
                 return f"a {job.state} job needs 'finished_at'"
         case "pending":
             if job.attempts >= max(1, job.max_retries):
-                return f"a pending job has attempts left, not {job.attempts} of {job.max_retries} made"
+                return (
+                    f"a pending job has attempts left, not {job.attempts} of {job.max_retries} made"
+                )
     if job.worker is not None and job.state != "processing":
         return f"a {job.state} job has no 'worker'"
     if job.finished_at is not None and job.state not in OVER:
@@ -826,12 +917,16 @@ _NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}  # what a new j
 def parse_spec(record: object, now: str) -> dict[str, Any]:
     """The fields of a Spec from a user's JSON object, checked. Raises BadValue naming the field."""
     if not isinstance(record, dict):
-        raise BadValue(f'A job must be a JSON object, not {_shown(record)}. For example: {{"command": "echo hi"}}.')
+        raise BadValue(
+            f'A job must be a JSON object, not {_shown(record)}. For example: {{"command": "echo hi"}}.'
+        )
     out: dict[str, Any] = {}
     for name, value in record.items():
         if name in _NEW_JOB and _shown(value) == _shown(_NEW_JOB[name]) or name in _IGNORED:
             continue
-        if name not in Spec._fields and (value is not None or name not in JOB_FIELDS or name in _NEW_JOB):
+        if name not in Spec._fields and (
+            value is not None or name not in JOB_FIELDS or name in _NEW_JOB
+        ):
             raise BadValue(_unknown_field(name))
         if value is None:
             continue
@@ -877,7 +972,10 @@ def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
 
 def parents_of(job: Job | Spec) -> dict[str, bool]:
     """The jobs that this one comes after, each with whether any end of it will do."""
-    return {item["id"] if isinstance(item, dict) else item: isinstance(item, dict) for item in job.after or ()}
+    return {
+        item["id"] if isinstance(item, dict) else item: isinstance(item, dict)
+        for item in job.after or ()
+    }
 
 
 def needed_by(job: Job) -> list[str]:
@@ -897,7 +995,9 @@ def _let_die(job: Job, reason: str, now: str) -> Job:
 
 def has_died_after(job: Job) -> bool:
     """Whether it is dead for no other reason than that: it comes back together with the other."""
-    return job.state == "dead" and any(job.reason == _after_reason(parent) for parent in needed_by(job))
+    return job.state == "dead" and any(
+        job.reason == _after_reason(parent) for parent in needed_by(job)
+    )
 
 
 def _after_reason(parent: str) -> str:
@@ -923,10 +1023,18 @@ def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: s
         return _end_run(job, outcome, now, "completed", None)
     codes = config.no_retry_on if job.no_retry_on is None else job.no_retry_on
     if outcome.kind == "exited" and has_exit_code(codes, outcome.exit_code or 0):
-        return _end_run(job, outcome, now, "dead", f"exit code {outcome.exit_code} is not retried (no_retry_on)")
+        return _end_run(
+            job, outcome, now, "dead", f"exit code {outcome.exit_code} is not retried (no_retry_on)"
+        )
     said = outcome.reason or describe_outcome(outcome)
     if job.attempts >= max(1, job.max_retries):
-        return _end_run(job, outcome, now, "dead", f"attempt {job.attempts} of {max(1, job.max_retries)}: {said}")
+        return _end_run(
+            job,
+            outcome,
+            now,
+            "dead",
+            f"attempt {job.attempts} of {max(1, job.max_retries)}: {said}",
+        )
     run_at = add_seconds(now, backoff_s(config, job.attempts, spread))
     return _end_run(job, outcome, now, "failed", said, run_at)
 
@@ -934,7 +1042,10 @@ def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: s
 def hooks_of(job: Job, config: Config) -> dict[str, str]:
     """The hooks that a reported job calls for, by name: none while it is not over, `on_finish` alone if cancelled."""
     died = job.state == "dead" and job.cancelled_at is None
-    hooks = {"on_dead": config.on_dead if died else "", "on_finish": config.on_finish if job.state in OVER else ""}
+    hooks = {
+        "on_dead": config.on_dead if died else "",
+        "on_finish": config.on_finish if job.state in OVER else "",
+    }
     return {name: command for name, command in hooks.items() if command}
 
 
@@ -942,10 +1053,19 @@ def give_back(job: Job, outcome: Outcome, now: str) -> Job:
     """The job back as pending, its attempt not counted; dead where it was to be cancelled."""
     if job.cancelled_at is not None:
         return _end_run(job, outcome, now, "dead", "cancelled")
-    return _end_run(job, outcome, now, "pending", outcome.reason)._replace(attempts=job.attempts - 1)
+    return _end_run(job, outcome, now, "pending", outcome.reason)._replace(
+        attempts=job.attempts - 1
+    )
 
 
-def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | None, run_at: str | None = None) -> Job:
+def _end_run(
+    job: Job,
+    outcome: Outcome,
+    now: str,
+    state: State,
+    reason: str | None,
+    run_at: str | None = None,
+) -> Job:
     entry: dict[str, Any] = {
         "run": job.runs, "attempt": job.attempts, "started_at": job.started_at, "finished_at": now,
         "outcome": outcome.kind,
@@ -981,7 +1101,12 @@ def backoff_s(config: Config, attempt: int, spread: float) -> float:
         wait = float(config.backoff_base) ** attempt
     except OverflowError:
         wait = math.inf
-    return max(0.0, min(min(wait, config.backoff_max) * (1 + config.backoff_jitter * spread), config.backoff_max))
+    return max(
+        0.0,
+        min(
+            min(wait, config.backoff_max) * (1 + config.backoff_jitter * spread), config.backoff_max
+        ),
+    )
 
 
 def recover_job(job: Job, excused: bool, now: str) -> Job:
@@ -990,12 +1115,18 @@ def recover_job(job: Job, excused: bool, now: str) -> Job:
     Excused is what a job cannot be the cause of: the machine was restarted, or the worker had been told to stop and
     was killed when a service manager's patience ended.
     """
-    why = "the machine was restarted, or its worker killed while it stopped" if excused else "its worker died"
+    why = (
+        "the machine was restarted, or its worker killed while it stopped"
+        if excused
+        else "its worker died"
+    )
     outcome = Outcome("handed_back", reason=why)
     recoveries = (job.recoveries or 0) + (0 if excused else 1)
     if job.cancelled_at is None and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
-        return _end_run(job, outcome, now, "dead", why)._replace(attempts=job.attempts - 1, recoveries=recoveries)
+        return _end_run(job, outcome, now, "dead", why)._replace(
+            attempts=job.attempts - 1, recoveries=recoveries
+        )
     return give_back(job, outcome, now)._replace(recoveries=recoveries or None)
 
 
@@ -1022,7 +1153,11 @@ def revive_job(job: Job, now: str) -> Job:
 def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) -> Job:
     """A new job like that one, with its command, limits, directory, variables, tags, key and unknown fields: due now,
     or once those jobs that it comes after are over that are not."""
-    after = [item for item in job.after or () if (item["id"] if isinstance(item, dict) else item) in not_over]
+    after = [
+        item
+        for item in job.after or ()
+        if (item["id"] if isinstance(item, dict) else item) in not_over
+    ]
     return revive_job(job, now)._replace(
         id=id, seq=seq, runs=0, created_at=now, after=after or None, worker=None, slot=None, history=None
     )  # fmt: skip
@@ -1058,9 +1193,14 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
     if job.state in OVER:
         return job
     if job.state == "processing" and (known is None or known.state not in OVER):
-        claim = {name: getattr(job, name) for name in ("attempts", "runs", "worker", "slot", "started_at")}
+        claim = {
+            name: getattr(job, name)
+            for name in ("attempts", "runs", "worker", "slot", "started_at")
+        }
         cancelled_at = None if known else now
-        return (known or job)._replace(**claim, state="processing", run_at=None, cancelled_at=cancelled_at)
+        return (known or job)._replace(
+            **claim, state="processing", run_at=None, cancelled_at=cancelled_at
+        )
     hint = f"see that it is right, then: queuectl dlq retry {job.id}"
     return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 
@@ -1143,10 +1283,16 @@ def array_of(state: str) -> str:
 # S7  Nothing is appended to a journal that is no longer the one at its path.
 
 ARRAYS: Final = ("jobs", "dlq")
-_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in a file's place is an error, never a wait
+_OPEN: Final = (
+    os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+)  # a pipe in a file's place is an error, never a wait
 _READ: Final = _OPEN | os.O_NOFOLLOW
 _APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that was planted is none of our files
+NO_FILE: Final = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+)  # a link that was planted is none of our files
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 LOCK_POLL_S: Final = 0.001
 FOLD_BYTES_S: Final = 2 << 20  # so much of an array is written in a second, at least
@@ -1187,11 +1333,17 @@ class Totals(NamedTuple):
 
     def left(self) -> int:
         """How many jobs are not over."""
-        return sum(count for state, count in zip(STATES, self.counts, strict=True) if state not in OVER)
+        return sum(
+            count for state, count in zip(STATES, self.counts, strict=True) if state not in OVER
+        )
 
     def as_json(self) -> dict[str, Any]:
         rest = {"oldest": self.oldest, "next_run_at": self.next_run_at}
-        return {"counts": list(self.counts), "n": self.n, **{key: at for key, at in rest.items() if at}}
+        return {
+            "counts": list(self.counts),
+            "n": self.n,
+            **{key: at for key, at in rest.items() if at},
+        }
 
     @staticmethod
     def from_json(tail: Mapping[str, Any]) -> Totals:
@@ -1227,7 +1379,9 @@ class WorkerInfo(Record):
 
     name: str
     header: dict[str, Any]
-    rows: list[dict[str, Any]]  # one a slot: {"job", "run", "session", "start"}, empty where the slot is idle
+    rows: list[
+        dict[str, Any]
+    ]  # one a slot: {"job", "run", "session", "start"}, empty where the slot is idle
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
@@ -1242,7 +1396,9 @@ class Found(Record):
     keys: dict[str, str]
 
 
-Judge = Callable[[Job, Job | None], Job | None]  # (a damaged line's job, what whole lines say of it): what to keep
+Judge = Callable[
+    [Job, Job | None], Job | None
+]  # (a damaged line's job, what whole lines say of it): what to keep
 
 
 class Store:
@@ -1253,7 +1409,9 @@ class Store:
     something needs the overlay: an enqueue only learns the totals from the journal's last line.
     """
 
-    def __init__(self, home: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, home: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
+    ) -> None:
         self.home = os.path.abspath(home)
         self.dir = os.path.join(self.home, ".queuectl")
         self.workers_dir = os.path.join(self.dir, "workers")
@@ -1261,17 +1419,29 @@ class Store:
         self.warn = warn
         self.clock = clock
         self.journal_path = os.path.join(self.dir, "journal.jsonl")
-        self._paths = {name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")}
-        self._mutex = threading.Lock()  # a descriptor's lock does not keep threads of one process apart
-        self._syncing = threading.Lock()  # nobody is told that a change is on the disk while its sync still runs
+        self._paths = {
+            name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")
+        }
+        self._mutex = (
+            threading.Lock()
+        )  # a descriptor's lock does not keep threads of one process apart
+        self._syncing = (
+            threading.Lock()
+        )  # nobody is told that a change is on the disk while its sync still runs
         self._lock_path = os.path.join(self.dir, "lock")
         self._lock_fd: int | None = None
         self._lock_identity: tuple[int, int] | None = None
-        self._config: tuple[object, dict[str, object], Config] | None = None  # (which file, as written, parsed)
+        self._config: tuple[object, dict[str, object], Config] | None = (
+            None  # (which file, as written, parsed)
+        )
         self._nonce: object = None  # of the journal that these two speak of; they outlast a load
         self._dirty = False  # written, not yet synced
-        self.is_suspect = False  # a sync of this journal failed: it is never synced again, but written anew
-        self.steady = False  # a worker goes on with the last good settings where config.json is damaged
+        self.is_suspect = (
+            False  # a sync of this journal failed: it is never synced again, but written anew
+        )
+        self.steady = (
+            False  # a worker goes on with the last good settings where config.json is damaged
+        )
         self._config_warned: object = None  # the last warning of it: each is said once
         self._reset()
 
@@ -1289,8 +1459,12 @@ class Store:
         self._writable = False
         self._loaded = False  # else light: the totals alone are true
         self._must_fold = False  # an array is not as the journal's header names it
-        self._known: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}  # named by header or intent
-        self._taken: dict[str, list[Fingerprint]] = {name: [] for name in ARRAYS}  # edits that the journal holds
+        self._known: dict[str, list[Fingerprint]] = {
+            name: [] for name in ARRAYS
+        }  # named by header or intent
+        self._taken: dict[str, list[Fingerprint]] = {
+            name: [] for name in ARRAYS
+        }  # edits that the journal holds
         self._base: dict[str, Base] = {}  # the arrays, open
         self.overlay: dict[str, bytes | None] = {}
         self.processing: dict[str, Job] = {}
@@ -1314,7 +1488,9 @@ class Store:
         except OSError as error:
             raise self._failed(error, self.home) from error
         if not stat.S_ISDIR(info.st_mode):
-            raise StoreError(f"The home '{self.home}' is not a directory. Give another with --home.")
+            raise StoreError(
+                f"The home '{self.home}' is not a directory. Give another with --home."
+            )
         if info.st_uid != os.geteuid():
             raise StoreError(
                 f"The home '{self.home}' belongs to user {info.st_uid}, not to you ({os.geteuid()}). "
@@ -1335,13 +1511,17 @@ class Store:
         try:
             make_dir(self.home)
             make_dir(self.dir)
-            if os.lstat(self.dir).st_uid != os.geteuid() or not stat.S_ISDIR(os.lstat(self.dir).st_mode):
+            if os.lstat(self.dir).st_uid != os.geteuid() or not stat.S_ISDIR(
+                os.lstat(self.dir).st_mode
+            ):
                 raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
             make_dir(self.workers_dir)
             make_dir(self.logs_dir)
             if existed:
                 self._take_group_write()
-            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(
+                self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
             os.fchmod(fd, 0o600)
             self._lock_fd, self._lock_identity = fd, identity_of(fd)
         except OSError as error:
@@ -1357,7 +1537,9 @@ class Store:
                     os.chmod(path, stat.S_IMODE(mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
                     taken.append(os.path.basename(path))
         if taken:
-            self.warn(f"Took write permission for others off {', '.join(taken)}: who writes there can run commands.")
+            self.warn(
+                f"Took write permission for others off {', '.join(taken)}: who writes there can run commands."
+            )
 
     def _failed(self, error: OSError, path: str | None = None) -> StoreError:
         """An OSError as a person should read it."""
@@ -1390,7 +1572,9 @@ class Store:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
-                if identity_of(self._lock_path) != self._lock_identity:  # others may hold another lock by now
+                if (
+                    identity_of(self._lock_path) != self._lock_identity
+                ):  # others may hold another lock by now
                     raise StoreError(
                         f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. Start again."
                     )
@@ -1482,11 +1666,17 @@ class Store:
         try:
             self._read_config()
         except StoreError as error:
-            self._config, self.steady, self._config_warned = (None, {}, parse_settings({})), True, str(error)
+            self._config, self.steady, self._config_warned = (
+                (None, {}, parse_settings({})),
+                True,
+                str(error),
+            )
             return str(error)
         return None
 
-    def save_settings(self, change: Callable[[dict[str, object]], dict[str, object]]) -> dict[str, object]:
+    def save_settings(
+        self, change: Callable[[dict[str, object]], dict[str, object]]
+    ) -> dict[str, object]:
         """Replace config.json, whole and atomically, by what `change` makes of it. Checked before it is written."""
         with self._locked():
             self._catch_up(light=True)
@@ -1498,7 +1688,10 @@ class Store:
     def _write_settings(self, values: Mapping[str, object]) -> None:
         temporary = self._temporary("config")
         with _new_file(temporary) as fd:
-            write_whole(fd, json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            write_whole(
+                fd,
+                json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n",
+            )
             os.fsync(fd)
         os.rename(temporary, self._paths["config"])
         try:
@@ -1525,7 +1718,11 @@ class Store:
             return Totals()
         try:
             self._reset()
-            if not self._attach(writable=False) or not self._read_tail() or not self._arrays_known():
+            if (
+                not self._attach(writable=False)
+                or not self._read_tail()
+                or not self._arrays_known()
+            ):
                 self._load(locked=False)
         except OSError as error:
             raise self._failed(error) from error
@@ -1551,7 +1748,11 @@ class Store:
             return False
         try:
             info = os.stat(self.journal_path)
-            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size >= self._offset and self._arrays_known():
+            if (
+                (info.st_dev, info.st_ino) == self._journal_id
+                and info.st_size >= self._offset
+                and self._arrays_known()
+            ):
                 self._replay(locked=False)
                 return True
         except FileNotFoundError:
@@ -1569,8 +1770,12 @@ class Store:
         """
         while True:
             # Asked first: a journal that is no longer there grows no more.
-            latest = self._journal_id is not None and self._journal_id == identity_of(self.journal_path)
-            for end, line, whole in _read_lines(self._fd, self._offset) if self._fd is not None else ():
+            latest = self._journal_id is not None and self._journal_id == identity_of(
+                self.journal_path
+            )
+            for end, line, whole in (
+                _read_lines(self._fd, self._offset) if self._fd is not None else ()
+            ):
                 body = _check_line(line) if whole else None
                 if body is None:
                     break  # still being written, or about to be cut off
@@ -1600,15 +1805,23 @@ class Store:
         """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
         problems = []
         if self._fd is None and self.overlay and os.path.exists(os.path.join(self.dir, "lock")):
-            problems.append(f"'{self.journal_path}' is missing: what changed since the arrays were written is lost.")
+            problems.append(
+                f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
+            )
         if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
-            problems.append(f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside.")
+            problems.append(
+                f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside."
+            )
         for name, base in self._base.items():
             if _crc_of(base.fd) != base.known.crc:
-                problems.append(f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?).")
+                problems.append(
+                    f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?)."
+                )
             for raw in _array_lines(base):
                 if array_of(_head(raw)[1]) != name:
-                    problems.append(f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}.")
+                    problems.append(
+                        f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}."
+                    )
         return problems
 
     # -- Loading: journal and arrays as one state, repaired where the lock is held
@@ -1743,7 +1956,9 @@ class Store:
                     break  # never written before the power went: nothing after it was synced either
                 continue
             if bad >= 0:
-                raise self._damaged(1 + sum(1 for at, _, _ in _read_lines(self._fd, 0) if at <= bad))
+                raise self._damaged(
+                    1 + sum(1 for at, _, _ in _read_lines(self._fd, 0) if at <= bad)
+                )
             try:
                 if body.startswith(b'{"intent"'):
                     for name, mark in json.loads(body)["intent"].items():
@@ -1779,7 +1994,9 @@ class Store:
         assert self._fd is not None
         path = self._aside("journal-tail", self.journal_path, self._offset)
         os.ftruncate(self._fd, self._offset)
-        self.warn(f"The journal ended in an unfinished line (a crash?); it was cut off and kept as '{path}'.")
+        self.warn(
+            f"The journal ended in an unfinished line (a crash?); it was cut off and kept as '{path}'."
+        )
 
     def _aside(self, stem: str, source: str, start: int) -> str:
         """Copy a file's bytes from `start` on, which are not to be lost, to a new file under .queuectl/aside."""
@@ -1830,8 +2047,12 @@ class Store:
                 continue
             mark, known = _fingerprint(fd, -1), self._known[name]
             named = [*self._taken[name], *known]
-            if all(one[:3] != mark[:3] for one in named) and any(one.size == mark.size for one in named):
-                mark = mark._replace(crc=_crc_of(fd))  # touched, copied or restored: perhaps the same bytes
+            if all(one[:3] != mark[:3] for one in named) and any(
+                one.size == mark.size for one in named
+            ):
+                mark = mark._replace(
+                    crc=_crc_of(fd)
+                )  # touched, copied or restored: perhaps the same bytes
             if any(map(mark.fits, self._taken[name])):
                 os.close(fd)  # whatever it holds, the journal has it all
                 known.append(mark)
@@ -1866,9 +2087,13 @@ class Store:
                 try:
                     job = self._edited_job(name, record, marks[name].mtime_ns / 1e9)
                 except BadValue as error:
-                    raise self._edit_refused(name, f"element {number}: {str(error).rstrip('.')}") from None
+                    raise self._edit_refused(
+                        name, f"element {number}: {str(error).rstrip('.')}"
+                    ) from None
                 if job.id in seen:
-                    raise self._edit_refused(name, f"job '{job.id}' also stands in {seen[job.id]}.json")
+                    raise self._edit_refused(
+                        name, f"job '{job.id}' also stands in {seen[job.id]}.json"
+                    )
                 seen[job.id] = name
                 if job.after and "seq" not in record:
                     written.append(job)
@@ -1930,7 +2155,9 @@ class Store:
                 self._known[name] = [self._write_array(name, ())]
                 os.rename(self._temporary(name), self._paths[name])
         _sync_dir(self.home)
-        with contextlib.suppress(PermissionError):  # the home's own name: its parent may be another's
+        with contextlib.suppress(
+            PermissionError
+        ):  # the home's own name: its parent may be another's
             _sync_dir(os.path.dirname(self.home))
         marks = {name: self._known[name][-1] for name in ARRAYS}
         taken = {name: marks[name] for name in edited}
@@ -2010,17 +2237,27 @@ class Store:
         has_settings = self.settings_problem() is None
         with self._locked():
             if self.live_workers(first=True):
-                raise StoreError("A worker lives. Nothing was changed. Stop it first: queuectl worker stop.")
+                raise StoreError(
+                    "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
+                )
             self._salvage(judge)
-            there = [path for path in (*self._paths.values(), self.journal_path) if os.path.exists(path)]
+            there = [
+                path for path in (*self._paths.values(), self.journal_path) if os.path.exists(path)
+            ]
             copies = [self._aside(os.path.basename(path), path, 0) for path in there]
             _sync_dir(os.path.join(self.dir, "aside"))
             if not has_settings:
-                text = _bytes_of(path).decode("utf-8", "replace") if (path := self._paths["config"]) in there else ""
+                text = (
+                    _bytes_of(path).decode("utf-8", "replace")
+                    if (path := self._paths["config"]) in there
+                    else ""
+                )
                 kept = salvage_settings(text)
                 self._write_settings({**default_settings(), **kept})
                 lost = [name for name in SETTINGS if name not in kept]
-                self.warn(f"These settings could not be read and have their defaults now: {', '.join(lost)}.")
+                self.warn(
+                    f"These settings could not be read and have their defaults now: {', '.join(lost)}."
+                )
             self._write_first_journal([name for name in ARRAYS if self._known[name]])
             with self._fold_may_fail():
                 self._load(locked=True)
@@ -2047,7 +2284,9 @@ class Store:
         """End the waiting jobs that come after one which is not there any more."""
         for raw in filter(None, list(self.overlay.values())):
             job = decode_job(raw) if b'"after": ' in raw and _head(raw)[1] in WAITING else None
-            if job is not None and (lost := [id for id in parents_of(job) if not self.overlay.get(id)]):
+            if job is not None and (
+                lost := [id for id in parents_of(job) if not self.overlay.get(id)]
+            ):
                 self._put(encode_job(end_without(job, lost[0], self.now())))
                 yield f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
 
@@ -2086,7 +2325,9 @@ class Store:
         try:
             for number, (_, line, whole) in enumerate(_read_lines(fd, 0), 1):
                 try:
-                    body = _check_line(line)  # whole without its newline too: then nothing but that is missing
+                    body = _check_line(
+                        line
+                    )  # whole without its newline too: then nothing but that is missing
                     if body is None:
                         raise BadValue("its checksum does not fit" if whole else "it is unfinished")
                     if body.startswith(b'{"format"'):
@@ -2096,7 +2337,10 @@ class Store:
                             Fingerprint(**mark) in self._known[name]
                             for name, mark in json.loads(body)["intent"].items()
                         ):
-                            self.overlay, self.processing = {}, {}  # these arrays hold all that stands above
+                            self.overlay, self.processing = (
+                                {},
+                                {},
+                            )  # these arrays hold all that stands above
                             for raw in arrays:
                                 self._put(raw)
                     else:
@@ -2105,7 +2349,11 @@ class Store:
                             self._apply(batch)
                             batch = []
                 except (ValueError, LookupError, TypeError, BadValue) as error:
-                    read = [id for raw in line.split(b"\t")[1:-1] if whole and (id := self._doubt(raw, judge))]
+                    read = [
+                        id
+                        for raw in line.split(b"\t")[1:-1]
+                        if whole and (id := self._doubt(raw, judge))
+                    ]
                     said = f"; of its jobs {', '.join(read)} can be read" if read else ""
                     yield f"'{self.journal_path}', line {number}, is damaged: {error}{said}."
         finally:
@@ -2175,10 +2423,18 @@ class Store:
         heads: Iterator[tuple[str, str, int]] = map(_head, self.raws(reverse=True))
         if prefix:
             mine = (_head(raw) for raw in self.overlay.values() if raw)
-            bases = [self._base[name] for name in {array_of(state) for state in states} if name in self._base]
+            bases = [
+                self._base[name]
+                for name in {array_of(state) for state in states}
+                if name in self._base
+            ]
             arrays = (_head(raw) for base in bases for raw in _records_like(base, prefix))
             heads = itertools.chain(mine, (head for head in arrays if head[0] not in self.overlay))
-        near = (id for id, state, _ in itertools.islice(heads, LOOKS_MAX) if id.startswith(prefix) and state in states)
+        near = (
+            id
+            for id, state, _ in itertools.islice(heads, LOOKS_MAX)
+            if id.startswith(prefix) and state in states
+        )
         return list(itertools.islice(near, most))
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
@@ -2200,7 +2456,9 @@ class Store:
             if _head(raw)[1] in states:
                 yield _decode(raw)
 
-    def completed_before(self, instant: str, place: Place, most: int) -> tuple[list[Job], Place | None]:
+    def completed_before(
+        self, instant: str, place: Place, most: int
+    ) -> tuple[list[Job], Place | None]:
         """Up to `most` jobs that were completed by then, of the next piece of jobs.json, and where to read on. Within
         a transaction, so the piece is small.
 
@@ -2224,7 +2482,9 @@ class Store:
                 if len(found) >= most:
                     break
             if lines:
-                return found, Place(base.known, offset) if any_old and offset < _array_end(base) else None
+                return found, Place(base.known, offset) if any_old and offset < _array_end(
+                    base
+                ) else None
         return found, None
 
     def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
@@ -2234,7 +2494,9 @@ class Store:
         index = self._waiting.get(key)
         if index is None or index.limited != limited.keys():
             cap_s = self.config().backoff_max
-            index = Waiting(self.overlay, self._base.get("jobs"), self.now(), cap_s, limited, accept)
+            index = Waiting(
+                self.overlay, self._base.get("jobs"), self.now(), cap_s, limited, accept
+            )
             self._waiting[key] = index
         return index
 
@@ -2260,7 +2522,12 @@ class Store:
         """What is taken, found without the lock; `transaction(light=True)` makes it exact with `look_again`."""
         self._reset()
         try:
-            if self.check_home() and self._attach(writable=False) and self._read_tail() and self._arrays_known():
+            if (
+                self.check_home()
+                and self._attach(writable=False)
+                and self._read_tail()
+                and self._arrays_known()
+            ):
                 return self._look(ids, keys)
         except OSError as error:
             raise self._failed(error) from error
@@ -2284,7 +2551,9 @@ class Store:
 
     def _look(self, ids: Collection[str], keys: Collection[str]) -> Found:
         if not self._base and self._open_arrays(there=True):
-            return Found(None, 0, {}, set(), {})  # a fold or an edit came between: `look_again` does it under the lock
+            return Found(
+                None, 0, {}, set(), {}
+            )  # a fold or an edit came between: `look_again` does it under the lock
         journal = self._journal_bytes(0)
         jobs = {id: raw for id in ids if (raw := _last_record(journal, id)) is not None}
         rest = [id for id in ids if id not in jobs]
@@ -2340,7 +2609,9 @@ class Store:
             return
         if not same or info.st_size < self._offset:
             self._reset()
-            if not (light and self._attach(writable=True) and self._read_tail() and self._arrays_known()):
+            if not (
+                light and self._attach(writable=True) and self._read_tail() and self._arrays_known()
+            ):
                 self._load(locked=True)
         elif not self._arrays_known():
             self._load(locked=True)
@@ -2356,9 +2627,15 @@ class Store:
         assert self._fd is not None
         if how == "cut":
             self._aside("journal.jsonl.cut", self.journal_path, 0)
-            for _, line, whole in _read_lines(self._fd, self._start):  # what others appended behind the cut
+            for _, line, whole in _read_lines(
+                self._fd, self._start
+            ):  # what others appended behind the cut
                 body = _check_line(line) if whole else None
-                for put in _split_change(body)[0] if body is not None and body.startswith(b'{"put"') else ():
+                for put in (
+                    _split_change(body)[0]
+                    if body is not None and body.startswith(b'{"put"')
+                    else ()
+                ):
                     id = _head(put)[0]
                     if id not in self.overlay and self.job(id) is None:
                         self._put(put)
@@ -2370,7 +2647,9 @@ class Store:
         repeat = [raw for id in self.processing if (raw := self.overlay[id])]
         marks = {name: base.known for name, base in self._base.items()}
         self._write_journal(marks, repeat, _change_bodies(puts, gone, self.totals.as_json()))
-        self.warn(f"'{self.journal_path}' was {how} by another program; it was written anew from memory.")
+        self.warn(
+            f"'{self.journal_path}' was {how} by another program; it was written anew from memory."
+        )
         self._reset()
         self._catch_up()
 
@@ -2413,7 +2692,9 @@ class Store:
             is_over = new is None or new.state in OVER
             if is_over and old.state not in OVER:
                 ended.append(id)
-            elif old.state in OVER and not is_over and change.has_after():  # who waits for it, waits once more
+            elif (
+                old.state in OVER and not is_over and change.has_after()
+            ):  # who waits for it, waits once more
                 again |= {job.id for job in self.waiting().children(id, old.seq)}
         if gone or again:
             oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)
@@ -2457,7 +2738,9 @@ class Store:
         self._offset += len(data)
         self._dirty = True
 
-    def accept_bulk(self, make: Callable[[str, int], Iterator[tuple[bytes, str | None]]], large: bool) -> int:
+    def accept_bulk(
+        self, make: Callable[[str, int], Iterator[tuple[bytes, str | None]]], large: bool
+    ) -> int:
         """Append the new jobs that `make(now, n)` yields, in bounded memory; how many there were. It yields the raw
         record of each, and from when it can start: "" is now, None when others are over, or never.
 
@@ -2473,7 +2756,9 @@ class Store:
                 self._reset()
                 self._catch_up(light=True)
             if self._loaded or self._fd is None:
-                raise StoreError(f"'{self.home}' was edited just now. Nothing was added. Try again.")
+                raise StoreError(
+                    f"'{self.home}' was edited just now. Nothing was added. Try again."
+                )
             before, totals, now = self._offset, self.totals, self.now()
             try:
                 jobs = make(now, totals.n)
@@ -2598,18 +2883,27 @@ class Store:
         if not self._loaded and (spans is None or self._open_arrays(there=True)):
             self._load(locked=True)
         loaded = self._loaded
-        repeat = [raw for id in self.processing if (raw := self.overlay[id])] if loaded else self._repeat
+        repeat = (
+            [raw for id in self.processing if (raw := self.overlay[id])] if loaded else self._repeat
+        )
         written: dict[str, Fingerprint] = {}
         mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
         for raw in filter(None, self.overlay.values()):
             _, state, seq = _head(raw)
             mine[array_of(state)].append((seq, raw))
         for name in ARRAYS:  # 1
-            base, added = self._base.get(name), self._added_in(spans) if spans and name == "jobs" else ()
+            base, added = (
+                self._base.get(name),
+                self._added_in(spans) if spans and name == "jobs" else (),
+            )
             if base is None or mine[name] or added or _holds_any(base, self.overlay):
                 kept = _folded(base, self.overlay, sorted(mine[name]))
-                written[name] = self._write_array(name, (piece for part in (kept, added) for piece in part))
-        marks = {name: written[name] if name in written else self._base[name].known for name in ARRAYS}
+                written[name] = self._write_array(
+                    name, (piece for part in (kept, added) for piece in part)
+                )
+        marks = {
+            name: written[name] if name in written else self._base[name].known for name in ARRAYS
+        }
         if written:  # 2
             as_json = {name: mark._asdict() for name, mark in marks.items()}
             self._append(_line(encode_json({"intent": as_json})))
@@ -2618,7 +2912,9 @@ class Store:
                 os.fsync(self._fd or 0)
                 self.is_suspect = False
         if not self._arrays_known():  # 3
-            raise Busy(f"The arrays of '{self.home}' were edited just now; they are taken in at the next look.")
+            raise Busy(
+                f"The arrays of '{self.home}' were edited just now; they are taken in at the next look."
+            )
         for name in written:  # 4
             os.rename(self._temporary(name), self._paths[name])
         _sync_dir(self.home)  # always: an earlier fold may have renamed them and stopped there
@@ -2626,7 +2922,9 @@ class Store:
         self._reset()
         self._catch_up(light=not loaded)
 
-    def _write_journal(self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]) -> None:
+    def _write_journal(
+        self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]
+    ) -> None:
         """A new journal in the old one's place, synced: header, the processing jobs, and these further lines."""
         totals = self.totals.as_json()
         header = {
@@ -2673,7 +2971,9 @@ class Store:
         """What workers last wrote of the clock and of their purging; {} where nothing usable."""
         try:
             mark = json.loads(_bytes_of(os.path.join(self.dir, "clock"), _READ))
-            numbers = all(isinstance(mark[key], int | float) for key in ("offset_s", "stepped_s", "purged_s"))
+            numbers = all(
+                isinstance(mark[key], int | float) for key in ("offset_s", "stepped_s", "purged_s")
+            )
             return dict(mark) if numbers else {}
         except (OSError, ValueError, LookupError, TypeError):
             return {}
@@ -2686,7 +2986,11 @@ class Store:
     def worker_names(self) -> list[str]:
         """Every worker that left a file, alive or not."""
         try:
-            return sorted(name for name in os.listdir(self.workers_dir) if re.fullmatch(r"\d+-[0-9a-f]+", name))
+            return sorted(
+                name
+                for name in os.listdir(self.workers_dir)
+                if re.fullmatch(r"\d+-[0-9a-f]+", name)
+            )
         except OSError:
             return []
 
@@ -2701,7 +3005,9 @@ class Store:
             wake_fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             fd = _create(path + ".new")
             if not lock_descriptor(fd, blocking=False):
-                raise StoreError(f"'{path}.new' is locked by another process. Nothing was changed. Start again.")
+                raise StoreError(
+                    f"'{path}.new' is locked by another process. Nothing was changed. Start again."
+                )
             file = WorkerFile(path, fd, wake_fd, header, threads)
             os.rename(path + ".new", path)
             return file
@@ -2711,7 +3017,9 @@ class Store:
     def lock_dead_worker(self, name: str) -> int | None:
         """A locked descriptor of a dead worker's file, -1 where the file is missing, None where the worker lives."""
         try:
-            fd = os.open(os.path.join(self.workers_dir, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(
+                os.path.join(self.workers_dir, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+            )
         except OSError as error:
             if error.errno in NO_FILE:
                 return -1
@@ -2726,14 +3034,20 @@ class Store:
         out = []
         for name in self.worker_names():
             try:
-                fd = os.open(os.path.join(self.workers_dir, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = os.open(
+                    os.path.join(self.workers_dir, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                )
             except OSError:
                 continue
             try:
                 if lock_descriptor(fd, blocking=False):
                     unlock_descriptor(fd)
                 else:
-                    blank = {"pid": int(name.partition("-")[0]), "threads": 0, "started_at": self.now()}
+                    blank = {
+                        "pid": int(name.partition("-")[0]),
+                        "threads": 0,
+                        "started_at": self.now(),
+                    }
                     out.append(self.read_worker(name, fd) or WorkerInfo(name, blank, [], 0.0))
                     if first:
                         break
@@ -2746,7 +3060,10 @@ class Store:
         lines = os.pread(fd, CHUNK_BYTES, 0).split(b"\n")
         try:
             header = json.loads(lines[0])
-            rows = [json.loads(line) if line.strip() else {} for line in lines[1 : header["threads"] + 1]]
+            rows = [
+                json.loads(line) if line.strip() else {}
+                for line in lines[1 : header["threads"] + 1]
+            ]
             return WorkerInfo(name, header, rows, os.fstat(fd).st_mtime)
         except (ValueError, LookupError, TypeError):
             return None
@@ -2757,7 +3074,10 @@ class Store:
         for entry in os.listdir(self.workers_dir):
             path = os.path.join(self.workers_dir, entry)
             with contextlib.suppress(FileNotFoundError):
-                if entry.partition(".")[0] not in names and os.stat(path).st_mtime < self.clock() - 60:
+                if (
+                    entry.partition(".")[0] not in names
+                    and os.stat(path).st_mtime < self.clock() - 60
+                ):
                     os.unlink(path)
 
     def forget_worker(self, name: str) -> None:
@@ -2769,7 +3089,11 @@ class Store:
     def wake_workers(self, but: str = "") -> None:
         """A byte to each worker's FIFO, after what may make work or concerns workers. A dead one has no reader."""
         try:
-            names = [name for name in os.listdir(self.workers_dir) if name.endswith(".wake") and name != but + ".wake"]
+            names = [
+                name
+                for name in os.listdir(self.workers_dir)
+                if name.endswith(".wake") and name != but + ".wake"
+            ]
         except OSError:
             return
         for name in names:
@@ -2794,7 +3118,9 @@ class Store:
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` asked of this worker: `stop`, `now` or None."""
         try:
-            return _bytes_of(os.path.join(self.workers_dir, name + ".stop"), _READ).decode("ascii", "replace")
+            return _bytes_of(os.path.join(self.workers_dir, name + ".stop"), _READ).decode(
+                "ascii", "replace"
+            )
         except OSError:
             return None
 
@@ -2889,14 +3215,19 @@ class Waiting:
         self._backoff_max_s = backoff_max_s
         self.limited = frozenset(limited)
         self._fd = -1 if base is None else base.fd
-        self._piece, self._piece_at = b"", 0  # of the array, read along with a line: claims go in that order
+        self._piece, self._piece_at = (
+            b"",
+            0,
+        )  # of the array, read along with a line: claims go in that order
         self._seen: dict[int, tuple[bytes, str, str, int]] = {}  # what `_record` gave of late
         self._fixed: dict[Rank, array[int]] = {}
         self._next: dict[Rank, int] = {}  # the first entry of _fixed that may still wait
         self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset or -1)
         self._held: dict[str, _Held] = {}  # by id: the jobs not over that come after others
-        self.parents: dict[str, list[str]] = {}  # these others, each with those whom it holds or held
+        self.parents: dict[
+            str, list[str]
+        ] = {}  # these others, each with those whom it holds or held
         self._going: dict[str, int] = {}  # those of these others that are not over, with their seq
         self._unknown: set[str] = set()  # taken for such until somebody asks, as if they came first
         far = add_seconds(now, backoff_max_s + 1)
@@ -2909,7 +3240,11 @@ class Waiting:
                     self.add(raw, id, seq)
                     if state == "failed":
                         late.add(id)
-                elif state == "processing" and b'"after": ' in raw and (accept is None or accept(trust_job(raw))):
+                elif (
+                    state == "processing"
+                    and b'"after": ' in raw
+                    and (accept is None or accept(trust_job(raw)))
+                ):
                     self._hold(trust_job(raw), -1)  # it may wait again
         self._release_late(late, far)
 
@@ -2926,14 +3261,20 @@ class Waiting:
         plain = self._fixed.setdefault(_PLAIN, array("Q"))
         for offset, lines in _array_chunks(base):
             for line in lines:
-                if line.find(b'"state": "pending"', 8, 170) > 0 or line.find(b'"state": "failed"', 8, 170) > 0:
+                if (
+                    line.find(b'"state": "pending"', 8, 170) > 0
+                    or line.find(b'"state": "failed"', 8, 170) > 0
+                ):
                     if not line.endswith(end):
                         end = b"".join(line.partition(b', "attempts": ')[1:]) or b"\0"
                         if self._accept is None and is_plain(line):
                             here, run_at = plain, None
                         else:
                             job = trust_job(line.rstrip(b","))
-                            here, run_at = self._fixed.setdefault(self._rank(job), array("Q")), job.run_at
+                            here, run_at = (
+                                self._fixed.setdefault(self._rank(job), array("Q")),
+                                job.run_at,
+                            )
                             if self._accept is not None and not self._accept(job):
                                 here = None  # not for this worker
                             elif job.after:
@@ -3063,9 +3404,13 @@ class Waiting:
     def _freed(self, ended: Collection[str], skip: Collection[str]) -> dict[str, _Held]:
         """Whom nothing holds any more once these jobs are over."""
         ids = {id for parent in ended for id in self.parents.get(parent, ()) if id not in skip}
-        return {id: held for id in ids if (held := self._held[id]).left and held.left.issubset(ended)}
+        return {
+            id: held for id in ids if (held := self._held[id]).left and held.left.issubset(ended)
+        }
 
-    def freed_hints(self, now: str, ended: Collection[str], skip: Collection[str]) -> tuple[str | None, str | None]:
+    def freed_hints(
+        self, now: str, ended: Collection[str], skip: Collection[str]
+    ) -> tuple[str | None, str | None]:
         """What `hints` would say of these alone."""
         self._look_up_unknown()
         oldest = next_run_at = None
@@ -3113,7 +3458,11 @@ class Waiting:
         while self._timed and self._timed[0][0] <= now:
             run_at, seq, id, offset = heapq.heappop(self._timed)
             raw = self._raw(id, offset)
-            if raw is not None and (job := trust_job(raw)).run_at == run_at and not self._is_held(id):
+            if (
+                raw is not None
+                and (job := trust_job(raw)).run_at == run_at
+                and not self._is_held(id)
+            ):
                 self._push(self._rank(job), (seq, id, offset))
 
     def _release_late(self, late: Collection[str], far: str) -> None:
@@ -3168,9 +3517,15 @@ class Waiting:
         if rank == _PLAIN and self._is_plain(raw):
             return True
         job = trust_job(raw)
-        return self._rank(job) == rank and is_ready(job, self._now, self._backoff_max_s) and not self._is_held(job.id)
+        return (
+            self._rank(job) == rank
+            and is_ready(job, self._now, self._backoff_max_s)
+            and not self._is_held(job.id)
+        )
 
-    def first(self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None) -> Job | None:
+    def first(
+        self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None
+    ) -> Job | None:
         """The job to claim next, after that change: higher priority first, then order of arrival; none with a tag
         that is full."""
         self._release(now)
@@ -3182,7 +3537,11 @@ class Waiting:
             if full.isdisjoint(rank[1]) and (top := self._top(rank, skip)):
                 best = min(best or (rank[0], *top), (rank[0], *top))
         if change is not None and self.parents:
-            ended = [id for id, (old, _) in change.changes.items() if old is not None and change.is_over(id)]
+            ended = [
+                id
+                for id, (old, _) in change.changes.items()
+                if old is not None and change.is_over(id)
+            ]
             freed = [(held.rank[0], held.seq, id) for id, held in self._freed(ended, skip).items()
                      if (held.run_at or "") <= now and full.isdisjoint(held.rank[1])]  # fmt: skip
             for least, seq, id in sorted(freed):
@@ -3227,7 +3586,9 @@ class WorkerFile:
     ROW_BYTES: Final = 256
     TROUBLE_CHARS: Final = 200
 
-    def __init__(self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int
+    ) -> None:
         self.path, self.fd, self.wake_fd = path, fd, wake_fd
         self._header_bytes = len(encode_json(header)) + 8 * self.TROUBLE_CHARS
         write_whole(fd, b" " * (self._header_bytes - 1) + b"\n")
@@ -3245,7 +3606,9 @@ class WorkerFile:
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
         text = encode_json(value) if value else b""
-        with contextlib.suppress(OSError):  # it only informs: recovery finds a run by its mark and its log too
+        with contextlib.suppress(
+            OSError
+        ):  # it only informs: recovery finds a run by its mark and its log too
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
 
     def show_life(self) -> None:
@@ -3280,7 +3643,9 @@ class Spool:
 
     def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
         self.unit = unit  # what an error calls a line
-        self.seen: Callable[[int], None] | None = None  # is told how many bytes were read, for a progress bar
+        self.seen: Callable[[int], None] | None = (
+            None  # is told how many bytes were read, for a progress bar
+        )
         store.prepare()
         path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
@@ -3307,7 +3672,9 @@ class Spool:
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """(number from 1, line without its newline)."""
-        return enumerate(itertools.chain.from_iterable(block.split(b"\n") for block in self.blocks()), 1)
+        return enumerate(
+            itertools.chain.from_iterable(block.split(b"\n") for block in self.blocks()), 1
+        )
 
     def close(self) -> None:
         os.close(self.fd)
@@ -3325,7 +3692,9 @@ def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[st
     return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + encode_json(rest)[1:]
 
 
-def _change_bodies(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> list[bytes]:
+def _change_bodies(
+    raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]
+) -> list[bytes]:
     """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
     puts, count = len(raws), len(raws) + len(deleted)
     return [
@@ -3354,7 +3723,11 @@ def _rest_of(body: bytes) -> dict[str, Any]:
 def _check_line(line: bytes) -> bytes | None:
     """The body of a whole, undamaged journal line (without its newline), else None."""
     try:
-        return line[_BODY:] if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:]) else None
+        return (
+            line[_BODY:]
+            if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:])
+            else None
+        )
     except ValueError:
         return None
 
@@ -3424,7 +3797,9 @@ def _head(raw: bytes) -> tuple[str, str, int]:
         raise StoreError(_EDITED_IN_PLACE) from None
 
 
-_EDITED_IN_PLACE: Final = "An array changed while it was read (edited in place?). Nothing was changed. Try again."
+_EDITED_IN_PLACE: Final = (
+    "An array changed while it was read (edited in place?). Nothing was changed. Try again."
+)
 
 
 def _raw_ids(lines: Iterable[bytes]) -> list[bytes]:
@@ -3457,7 +3832,9 @@ def _decode(raw: bytes) -> Job:
     try:
         return decode_job(raw)
     except BadValue as error:
-        raise StoreError(f"A record of the queue cannot be used: {error} See: queuectl doctor.") from error
+        raise StoreError(
+            f"A record of the queue cannot be used: {error} See: queuectl doctor."
+        ) from error
 
 
 def _record_in(line: bytes) -> bytes:
@@ -3503,7 +3880,9 @@ def _array_chunks(base: Base, start: int = 2) -> Iterator[tuple[int, list[bytes]
     while at < end:
         chunk = os.pread(base.fd, min(CHUNK_BYTES, end - at), at)
         if not chunk:
-            raise StoreError("An array became shorter while it was read. Nothing was changed. Try again.")
+            raise StoreError(
+                "An array became shorter while it was read. Nothing was changed. Try again."
+            )
         at += len(chunk)
         lines = (rest + chunk).split(b"\n")
         rest = lines.pop() if at < end else b""
@@ -3526,7 +3905,9 @@ def _array_lines_reversed(base: Base) -> Iterator[bytes]:
         end = start - 1
 
 
-def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]) -> Iterator[bytes]:
+def _folded(
+    base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]
+) -> Iterator[bytes]:
     """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq, record), which
     are sorted, in their places. A piece in which nothing changes is passed on as it is."""
     done, gone = 0, {id.encode() for id in changed}
@@ -3547,7 +3928,9 @@ def _folded(base: Base | None, changed: Collection[str], mine: Sequence[tuple[in
 def _holds_any(base: Base, ids: Collection[str]) -> bool:
     """Whether one of these jobs stands in the array."""
     wanted = {id.encode() for id in ids}
-    return bool(ids) and any(not wanted.isdisjoint(_raw_ids(lines)) for _, lines in _array_chunks(base))
+    return bool(ids) and any(
+        not wanted.isdisjoint(_raw_ids(lines)) for _, lines in _array_chunks(base)
+    )
 
 
 def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -3567,7 +3950,9 @@ def _find(base: Base, id: str) -> bytes | None:
 def _records_like(base: Base, prefix: str) -> Iterator[bytes]:
     """The records of a canonical array whose id begins so, by a search for the bytes that they must start with."""
     for offset in _search(base.fd, b'{"id": "%s' % prefix.encode("utf-8", "replace")):
-        if _start_of_line(base.fd, offset) == offset:  # else it stands inside a record, in a field of the user's
+        if (
+            _start_of_line(base.fd, offset) == offset
+        ):  # else it stands inside a record, in a field of the user's
             yield _line_at(base.fd, offset)
 
 
@@ -3586,7 +3971,10 @@ def _search(fd: int, needle: bytes) -> Iterator[int]:
 
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
-    between, following = re.compile(r"[\s,\[\]\ufeff]*"), re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+    between, following = (
+        re.compile(r"[\s,\[\]\ufeff]*"),
+        re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")'),
+    )
     at = 0
     while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
         try:
@@ -3751,7 +4139,9 @@ class Accepted(Record):
     duplicate: bool = False
 
 
-MADE_KEY: Final = "\0"  # as a unique key: make one from command and directory (a key that is given holds no NUL)
+MADE_KEY: Final = (
+    "\0"  # as a unique key: make one from command and directory (a key that is given holds no NUL)
+)
 
 
 def make_spec(fields: Mapping[str, Any]) -> Spec:
@@ -3781,7 +4171,9 @@ def enqueue_job(store: Store, spec: Spec) -> Accepted:
                 change.put(there, there)  # so that no follower has to search the arrays for it
         seq = store.totals.n + 1
         id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
-        states = {parent: _head(raw)[1] for parent in parents if found and (raw := found.jobs.get(parent))}
+        states = {
+            parent: _head(raw)[1] for parent in parents if found and (raw := found.jobs.get(parent))
+        }
         job, is_held = _accept(spec, id, seq, store.config(), change.now, states)
         change.put(None, job)
         if is_held:
@@ -3790,7 +4182,9 @@ def enqueue_job(store: Store, spec: Spec) -> Accepted:
     return Accepted(job)
 
 
-def _accept(spec: Spec, id: str, seq: int, config: Config, now: str, states: Mapping[str, str]) -> tuple[Job, bool]:
+def _accept(
+    spec: Spec, id: str, seq: int, config: Config, now: str, states: Mapping[str, str]
+) -> tuple[Job, bool]:
     """The new job, dead where one that it needs is, and whether it is held by others. `states`: of the jobs there."""
     job = new_job(spec, id, seq, config, now)
     for parent in parents_of(job):
@@ -3820,7 +4214,9 @@ class Bulk(Record):
     records: list[bytes]  # only where they were asked for
 
 
-def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_records: bool) -> Bulk:
+def enqueue_bulk(
+    store: Store, lines: Spool, options: Mapping[str, Any], keep_records: bool
+) -> Bulk:
     """Add one job per line of `lines`, all or nothing: every line is checked before the lock is taken.
 
     `options` are a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
@@ -3843,7 +4239,11 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
         made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
         ms = int(instant_s(now) * 1000)
         plain = _PlainRecords(options, config, now)
-        given = _plain_lines(lines) if is_plain else _parse_lines(lines.numbered(), lines.unit, options, now)
+        given = (
+            _plain_lines(lines)
+            if is_plain
+            else _parse_lines(lines.numbered(), lines.unit, options, now)
+        )
         for number, said in given:
             if isinstance(said, str):
                 n += 1
@@ -3861,12 +4261,17 @@ def enqueue_bulk(store: Store, lines: Spool, options: Mapping[str, Any], keep_re
                 id = said.id or make_id(ms, n)
                 others += [(n - 1, id, n)] if said.id else []
                 try:
-                    job, is_held = _accept(_after_whom(said, stands_for), id, n, config, now, states)
+                    job, is_held = _accept(
+                        _after_whom(said, stands_for), id, n, config, now, states
+                    )
                 except Refused as error:
                     raise Refused(f"In {lines.unit} {number}: {error}") from None
                 if id in named:
                     states[id] = job.state
-                raw, start_at = encode_job(job), None if is_held or job.state == "dead" else job.run_at or ""
+                raw, start_at = (
+                    encode_job(job),
+                    None if is_held or job.state == "dead" else job.run_at or "",
+                )
                 if said.unique is not None and job.state != "dead":
                     there.keys[said.unique] = id
                     if keep_records:
@@ -3890,7 +4295,9 @@ def _after_whom(spec: Spec, stands_for: Mapping[str, str]) -> Spec:
     return spec._replace(after=parse_after(after))
 
 
-def _ids_between(ms: int, first: int, last: int, others: Sequence[tuple[int, str, int]]) -> Iterator[bytes]:
+def _ids_between(
+    ms: int, first: int, last: int, others: Sequence[tuple[int, str, int]]
+) -> Iterator[bytes]:
     """The ids of the jobs after `first`, up to `last`, and of those that were there before. Only `others`, which are
     not made, are kept, each between the seq of the job before it and from which to go on: the rest follow from that."""
     for before, id, after in others:
@@ -3900,7 +4307,9 @@ def _ids_between(ms: int, first: int, last: int, others: Sequence[tuple[int, str
     yield from made_ids(ms, first + 1, last)
 
 
-def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[str, int], set[str], set[str], bool]:
+def _names_in(
+    lines: Spool, options: Mapping[str, Any], now: str
+) -> tuple[dict[str, int], set[str], set[str], bool]:
     """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after;
     and whether all are plain commands. Checks every line; refuses an id that stands in two."""
     ids: dict[str, int] = {}
@@ -3913,7 +4322,9 @@ def _names_in(lines: Spool, options: Mapping[str, Any], now: str) -> tuple[dict[
         if may_be_plain and _are_plain(block):
             continue
         is_plain = False
-        for number, said in _parse_lines(enumerate(block.split(b"\n"), first), lines.unit, options, now):
+        for number, said in _parse_lines(
+            enumerate(block.split(b"\n"), first), lines.unit, options, now
+        ):
             if isinstance(said, str):
                 continue
             if said.id is not None and ids.setdefault(said.id, number) != number:
@@ -3942,7 +4353,8 @@ def _are_plain(block: bytes) -> bool:
     lines = text.split("\n")
     return (
         "\0" not in text
-        and len(max(lines, key=len)) <= COMMAND_BYTES_MAX // 4  # a character has four bytes at the most
+        and len(max(lines, key=len))
+        <= COMMAND_BYTES_MAX // 4  # a character has four bytes at the most
         and not ("{" in text and any(line.lstrip().startswith("{") for line in lines))
     )
 
@@ -3965,7 +4377,10 @@ class _PlainRecords:
 
     def encode(self, ms: int, seq: int, command: str) -> bytes:
         id, quoted = make_id(ms, seq), json.encoder.encode_basestring(command)
-        return f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode() + self._rest
+        return (
+            f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode()
+            + self._rest
+        )
 
 
 def _parse_lines(
@@ -3991,7 +4406,9 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
-        raise BadValue(f"Not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}. Give it in UTF-8.") from None
+        raise BadValue(
+            f"Not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}. Give it in UTF-8."
+        ) from None
     if not text or text[0] == "#":
         return None
     if text[0] == "{":
@@ -4003,7 +4420,9 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay too."""
     if fields.keys() & {"run_at", "delay"}:
-        options = {name: value for name, value in options.items() if name not in ("run_at", "delay")}
+        options = {
+            name: value for name, value in options.items() if name not in ("run_at", "delay")
+        }
     return {**options, **fields}
 
 
@@ -4032,7 +4451,12 @@ class TagFilter(NamedTuple):
 
 
 def take_turn(
-    store: Store, worker: str, slot: int, done: tuple[Job, Outcome] | None, claim: bool, only: TagFilter
+    store: Store,
+    worker: str,
+    slot: int,
+    done: tuple[Job, Outcome] | None,
+    claim: bool,
+    only: TagFilter,
 ) -> Turn:
     """Report the attempt that ended and claim the next job, in one transaction.
 
@@ -4045,9 +4469,16 @@ def take_turn(
     with store.transaction() as change:
         config = store.config()
         for held in list(store.processing.values()):
-            if held.worker == worker and held.slot == slot and (done is None or held.id != done[0].id):
+            if (
+                held.worker == worker
+                and held.slot == slot
+                and (done is None or held.id != done[0].id)
+            ):
                 # A claim whose line was written while its sync failed: nothing runs in a slot that takes its turn.
-                change.put(held, give_back(held, Outcome("handed_back", reason="its claim failed"), change.now))
+                change.put(
+                    held,
+                    give_back(held, Outcome("handed_back", reason="its claim failed"), change.now),
+                )
         if done is not None:
             job = change.job(done[0].id)
             if job is not None and _is_run(job, done[0]):
@@ -4087,18 +4518,30 @@ def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
         if not (left := store.totals.left()) or not any(only):
             return not left
         running = any(only.takes(job) for job in store.processing.values())
-        return not (running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only))
+        return not (
+            running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only)
+        )
 
 
 def _is_any_freed_later(store: Store, only: TagFilter) -> bool:
     """Whether a job that fits, and comes after others, may still start: only if a live worker takes each of these."""
     headers = [info.header for info in store.live_workers()]
-    takers = [only, *(TagFilter(tuple(head.get("tags") or ()), tuple(head.get("not_tags") or ())) for head in headers)]
+    takers = [
+        only,
+        *(
+            TagFilter(tuple(head.get("tags") or ()), tuple(head.get("not_tags") or ()))
+            for head in headers
+        ),
+    ]
     ends: dict[str, bool] = {}
-    for job, left in sorted(store.waiting().held(), key=lambda item: item[0].seq):  # parents first (J5)
+    for job, left in sorted(
+        store.waiting().held(), key=lambda item: item[0].seq
+    ):  # parents first (J5)
         for id, parent in store.find_jobs(left - ends.keys()).items():
             ends[id] = parent.state == "processing" or any(taker.takes(parent) for taker in takers)
-        ends[job.id] = any(taker.takes(job) for taker in takers) and all(ends.get(id, True) for id in left)
+        ends[job.id] = any(taker.takes(job) for taker in takers) and all(
+            ends.get(id, True) for id in left
+        )
         if ends[job.id] and only.takes(job):
             return True
     return False
@@ -4119,12 +4562,19 @@ def why_drain_waits(store: Store, only: TagFilter) -> str | None:
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
     dead = store.jobs(states=("dead",))
-    return any(job.cancelled_at is None and (job.finished_at or "") >= instant and only.takes(job) for job in dead)
+    return any(
+        job.cancelled_at is None and (job.finished_at or "") >= instant and only.takes(job)
+        for job in dead
+    )
 
 
 def _is_run(job: Job, run: Job) -> bool:
     """Whether the job is still in that run of it (O3); another that was given its id since has a `seq` of its own."""
-    return job.state == "processing" and (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
+    return job.state == "processing" and (job.worker, job.runs, job.seq) == (
+        run.worker,
+        run.runs,
+        run.seq,
+    )
 
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
@@ -4151,7 +4601,9 @@ def _change(store: Store) -> Iterator[Transaction]:
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     """These jobs, each once; refuses the whole request where one is not there."""
-    found = store.find_jobs([id for id in ids if re.fullmatch(r"[A-Za-z0-9._:-]+", id)])  # else it is no job's id
+    found = store.find_jobs(
+        [id for id in ids if re.fullmatch(r"[A-Za-z0-9._:-]+", id)]
+    )  # else it is no job's id
     for id in ids:
         if id not in found:
             raise Refused(
@@ -4161,7 +4613,9 @@ def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def _refusal(job: Job, why: str, hint: str = "") -> Refused:
-    return Refused(f"Job '{job.id}' {why}. Nothing was changed. {hint or f'See it with: queuectl show {job.id}.'}")
+    return Refused(
+        f"Job '{job.id}' {why}. Nothing was changed. {hint or f'See it with: queuectl show {job.id}.'}"
+    )
 
 
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -4201,8 +4655,14 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
     with _change(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
-                hint = f"Change it on its way back: queuectl dlq retry {job.id}." if job.state == "dead" else ""
-                raise _refusal(job, f"is {job.state}; only a pending or failed job can be edited", hint)
+                hint = (
+                    f"Change it on its way back: queuectl dlq retry {job.id}."
+                    if job.state == "dead"
+                    else ""
+                )
+                raise _refusal(
+                    job, f"is {job.state}; only a pending or failed job can be edited", hint
+                )
             out.append(edit_job(job, changes, store.config().backoff_max, change.now))
             change.put(job, out[-1])
     return out
@@ -4223,7 +4683,10 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def revive_jobs(
-    store: Store, ids: Sequence[str], changes: Mapping[str, Any] | None = None, spread_s: float | None = None
+    store: Store,
+    ids: Sequence[str],
+    changes: Mapping[str, Any] | None = None,
+    spread_s: float | None = None,
 ) -> list[Job]:
     """Dead letters, back as pending with attempts at zero and with these fields changed; with them those that died
     for this reason only. Refuses a job that is not dead, or needs one that stays dead.
@@ -4231,17 +4694,25 @@ def revive_jobs(
     `spread_s` lets them start evenly over that time.
     """
     with _change(store) as change:
-        return _revive(change, [check_dead(job) for job in find_all(store, ids)], changes or {}, spread_s)
+        return _revive(
+            change, [check_dead(job) for job in find_all(store, ids)], changes or {}, spread_s
+        )
 
 
 def revive_all(
-    store: Store, text: str | None, cancelled: bool, changes: Mapping[str, Any], spread_s: float | None
+    store: Store,
+    text: str | None,
+    cancelled: bool,
+    changes: Mapping[str, Any],
+    spread_s: float | None,
 ) -> list[Job]:
     """Every dead letter that matches, unless it needs one that stays dead; the cancelled ones only where asked for:
     somebody did not want them."""
     with _change(store) as change:
         dead = store.jobs(states=("dead",))
-        jobs = [job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)]
+        jobs = [
+            job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)
+        ]
         back = _coming_back(store, jobs)
         return _revive(change, [job for job in jobs if job.id in back], changes, spread_s)
 
@@ -4262,7 +4733,9 @@ def _coming_back(store: Store, jobs: Sequence[Job]) -> dict[str, Job]:
         id, _, _ = _head(raw)
         job = chosen.get(id) or (decode_job(raw) if b'"after": ' in raw else None)
         needed = needed_by(job) if job is not None else []
-        is_meant = id in chosen or (job and has_died_after(job) and not back.keys().isdisjoint(needed))
+        is_meant = id in chosen or (
+            job and has_died_after(job) and not back.keys().isdisjoint(needed)
+        )
         if job is not None and is_meant and stays.isdisjoint(needed):
             back[id] = job
         else:
@@ -4271,7 +4744,10 @@ def _coming_back(store: Store, jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def _revive(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None = None
+    change: Transaction,
+    jobs: Sequence[Job],
+    changes: Mapping[str, Any],
+    spread_s: float | None = None,
 ) -> list[Job]:
     """These dead letters with these changes, then those that died for them only; refuses one that cannot come back."""
     back = _coming_back(change.store, jobs)
@@ -4279,7 +4755,11 @@ def _revive(
     out = []
     for number, job in enumerate(jobs):
         if job.id not in back:
-            dead = [parent.id for parent in change.store.find_jobs(needed_by(job)).values() if parent.state == "dead"]
+            dead = [
+                parent.id
+                for parent in change.store.find_jobs(needed_by(job)).values()
+                if parent.state == "dead"
+            ]
             parent = next(id for id in needed_by(job) if id in dead and id not in back)
             hint = "Bring that one back, and this one comes with it if it died for nothing else: queuectl dlq retry"
             raise _refusal(job, f"comes after '{parent}', which is dead", f"{hint} {parent}.")
@@ -4319,11 +4799,15 @@ def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> Purged:
     return out
 
 
-def purge_completed(store: Store, seconds: float, place: Place, most_s: float) -> tuple[list[Job], Place | None]:
+def purge_completed(
+    store: Store, seconds: float, place: Place, most_s: float
+) -> tuple[list[Job], Place | None]:
     """Delete those jobs of the next piece of the array that were completed that long ago and that no waiting one
     names; gives them, and the place to go on from. A queue of any length is gone through in short transactions."""
     with store.transaction(most_s=most_s) as change:
-        out, place_after = store.completed_before(add_seconds(change.now, -seconds), place, PURGE_JOBS)
+        out, place_after = store.completed_before(
+            add_seconds(change.now, -seconds), place, PURGE_JOBS
+        )
         out = [job for job in out if not store.waiting().is_named(job)]
         for job in out:
             change.delete(job)
@@ -4351,7 +4835,8 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
 def over_for(states: Collection[str], seconds: float | None) -> Callable[[Job, str], bool]:
     """Picks, for a purge, the jobs in these states that have been over for so long."""
     return lambda job, now: (
-        job.state in states and (seconds is None or add_seconds(job.finished_at or now, seconds) <= now)
+        job.state in states
+        and (seconds is None or add_seconds(job.finished_at or now, seconds) <= now)
     )
 
 
@@ -4389,7 +4874,9 @@ def _overview(store: Store, totals: Totals) -> dict[str, Any]:
         "jobs": dict(zip(STATES, totals.counts, strict=True)),
         "workers": [worker_view(info, now_s) for info in store.live_workers()],
         "paused": store.config().paused,
-        "oldest_pending_s": None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3),
+        "oldest_pending_s": None
+        if oldest is None
+        else round(max(0.0, now_s - instant_s(oldest)), 3),
         "next_run_at": totals.next_run_at,
         "config": settings_in_force(store),
         "home": store.home,
@@ -4427,13 +4914,22 @@ class Watch:
                 self._failed[id] = raw
         now_s = time.monotonic()
         if self._looked_s is None:
-            older = {_head(raw)[0]: raw for raw in reversed(self._store.last_dead(self.FAILURES_MAX))}
-            self._failed = {**{id: raw for id, raw in older.items() if b'"cancelled_at": ' not in raw}, **self._failed}
+            older = {
+                _head(raw)[0]: raw for raw in reversed(self._store.last_dead(self.FAILURES_MAX))
+            }
+            self._failed = {
+                **{id: raw for id, raw in older.items() if b'"cancelled_at": ' not in raw},
+                **self._failed,
+            }
         else:
-            self._rates = [*self._rates, completed / max(now_s - self._looked_s, 0.001)][-self.RATES_MAX :]
+            self._rates = [*self._rates, completed / max(now_s - self._looked_s, 0.001)][
+                -self.RATES_MAX :
+            ]
         self._looked_s = now_s
         self._failed = dict(list(self._failed.items())[-self.FAILURES_MAX :])
-        running = sorted(map(decode_job, self._running.values()), key=lambda job: job.started_at or "")
+        running = sorted(
+            map(decode_job, self._running.values()), key=lambda job: job.started_at or ""
+        )
         failed = sorted(map(decode_job, self._failed.values()), key=ended_at, reverse=True)
         return {**_overview(self._store, self._store.totals), "running": running, "failed": failed,
                 "rates": self._rates}  # fmt: skip
@@ -4451,7 +4947,11 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
         "name": info.name,
         **{key: head[key] for key in ("pid", "threads", "started_at")},
         **{key: head.get(key) or [] for key in ("tags", "not_tags")},
-        "running": [{"slot": slot, "job": row["job"], "run": row["run"]} for slot, row in enumerate(info.rows) if row],
+        "running": [
+            {"slot": slot, "job": row["job"], "run": row["run"]}
+            for slot, row in enumerate(info.rows)
+            if row
+        ],
         "trouble": head.get("trouble"),
         "silent_s": round(max(0.0, now_s - info.seen_s), 1),
     }
@@ -4472,9 +4972,17 @@ def why_waiting(store: Store, job: Job) -> str | None:
         alive = any(info.name == job.worker for info in workers)
         held = f"held by worker {job.worker}, slot {job.slot}"
         stopping = ", being cancelled" if job.cancelled_at else ""
-        return held + stopping if alive else held + ", which is dead; the next live worker takes the job back"
+        return (
+            held + stopping
+            if alive
+            else held + ", which is dead; the next live worker takes the job back"
+        )
     parents = store.find_jobs(parents_of(job))
-    if going := [parent.id for parent in parents.values() if parent.state not in OVER and parent.seq < job.seq]:
+    if going := [
+        parent.id
+        for parent in parents.values()
+        if parent.state not in OVER and parent.seq < job.seq
+    ]:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         return f"waiting for {'job' if len(going) == 1 else 'jobs'} {', '.join(going[:3])}{more}"
     now = store.now()
@@ -4487,18 +4995,26 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    if full := full_tags(store.config().limits, store.processing.values()).intersection(job.tags or ()):
+    if full := full_tags(store.config().limits, store.processing.values()).intersection(
+        job.tags or ()
+    ):
         return f"the limit of tag {min(full)} is used up"
     return "waiting for a free slot"
 
 
 def run_of_attempt(job: Job, attempt: int) -> int:
     """The newest run with that attempt number. Refuses one that is not known (any more)."""
-    runs = [entry["run"] for entry in job.history or () if entry.get("attempt") == attempt and "run" in entry]
+    runs = [
+        entry["run"]
+        for entry in job.history or ()
+        if entry.get("attempt") == attempt and "run" in entry
+    ]
     if job.state == "processing" and job.attempts == attempt:
         runs.append(job.runs)
     if not runs:
-        raise Refused(f"Job '{job.id}' has no attempt {attempt} on record. See its attempts: queuectl show {job.id}.")
+        raise Refused(
+            f"Job '{job.id}' has no attempt {attempt} on record. See its attempts: queuectl show {job.id}."
+        )
     return int(max(runs))
 
 
@@ -4539,7 +5055,11 @@ def examine(store: Store) -> list[str]:
         try:
             store.read()
             return [*problems, *store.examine(), *_examine_jobs(store)]
-        except (StoreError, ValueError, LookupError) as error:  # what the disk changed cannot be walked through
+        except (
+            StoreError,
+            ValueError,
+            LookupError,
+        ) as error:  # what the disk changed cannot be walked through
             return [*problems, *(store.survey() or [str(error)])]
     except StoreError as error:
         return [*problems, str(error)]
@@ -4559,14 +5079,18 @@ def _examine_jobs(store: Store) -> Iterator[str]:
             continue
         if job.state == "dead":
             dead.add(job.id)
-        elif job.state in WAITING and (needed := dead.intersection(needed_by(job))):  # earlier ones (J5)
+        elif job.state in WAITING and (
+            needed := dead.intersection(needed_by(job))
+        ):  # earlier ones (J5)
             yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
         counts[job.state] += 1
         seen[job.id] = seen.get(job.id, 0) + 1
         if job.seq < last:
             yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
         last = job.seq
-    yield from (f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1)
+    yield from (
+        f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1
+    )
     if tuple(counts.values()) != store.totals.counts:
         yield miscounted(store.totals.counts, tuple(counts.values()))
     if last > store.totals.n:
@@ -4626,7 +5150,12 @@ class Tally:
         for entry in record.get("history", ()):
             try:
                 start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
-            except (LookupError, TypeError, ValueError, OverflowError):  # a hand edit may have put anything there
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+                OverflowError,
+            ):  # a hand edit may have put anything there
                 continue
             if entry["finished_at"] < since:
                 continue
@@ -4637,7 +5166,9 @@ class Tally:
                 self._run.add(end_s - start_s)
                 failed += not (entry.get("outcome") == "exited" and entry.get("exit_code") == 0)
         if not since:
-            failed = max(failed, record["attempts"] - (record["state"] in ("completed", "processing")))
+            failed = max(
+                failed, record["attempts"] - (record["state"] in ("completed", "processing"))
+            )
         self.failed_attempts += failed
         if record["state"] in OVER and record["finished_at"] >= since:
             self.completed += record["state"] == "completed"
@@ -4668,7 +5199,13 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
         record = json.loads(raw)
         if record["state"] not in OVER and "history" not in record:
             continue
-        names = record.get("tags", [""]) if by == "tag" else [record["command"]] if by == "command" else []
+        names = (
+            record.get("tags", [""])
+            if by == "tag"
+            else [record["command"]]
+            if by == "command"
+            else []
+        )
         for name in names:
             if name not in groups and len(groups) >= GROUPS_MAX:
                 name = "(others)"
@@ -4735,7 +5272,9 @@ class Attempt:
         self.pid = pid
         self.trace = trace
         self.deadline = deadline  # when its time limit strikes; inf where it has none
-        self.ending: OutcomeKind | None = None  # what its outcome will be, once we have begun to end it
+        self.ending: OutcomeKind | None = (
+            None  # what its outcome will be, once we have begun to end it
+        )
         self.reason: str | None = None  # of that
         self.kill_at = math.inf  # when SIGTERM has had its grace
         self.killed = False
@@ -4775,7 +5314,11 @@ class Executor:
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._runners: dict[tuple[str, ...], str] = {}  # to the paths of their programs
-        self._defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+        self._defaults = [
+            number
+            for number in signal.valid_signals()
+            if number not in (signal.SIGKILL, signal.SIGSTOP)
+        ]
         self.running: dict[int, Attempt] = {}  # by slot
 
     def start(
@@ -4794,26 +5337,47 @@ class Executor:
             try:
                 os.chdir(cwd or "/")  # each time anew: the path may lead elsewhere by now
             except OSError as error:
-                return Outcome("not_started", reason=f"its directory '{cwd}' cannot be entered: {error.strerror}")
+                return Outcome(
+                    "not_started",
+                    reason=f"its directory '{cwd}' cannot be entered: {error.strerror}",
+                )
             try:
                 pid = self._spawn_process(
-                    path, [*runner, command], whole_env, {0: self._null, 1: log_fd, 2: log_fd, **(more_fds or {})}
+                    path,
+                    [*runner, command],
+                    whole_env,
+                    {0: self._null, 1: log_fd, 2: log_fd, **(more_fds or {})},
                 )
             except OSError as error:
                 if error.errno == errno.E2BIG:
-                    return Outcome("not_started", reason="its command and environment are too long for the system")
-                self._runners.pop(runner, None)  # looked for anew before the next claim, also by other slots
+                    return Outcome(
+                        "not_started",
+                        reason="its command and environment are too long for the system",
+                    )
+                self._runners.pop(
+                    runner, None
+                )  # looked for anew before the next claim, also by other slots
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
             trace = Trace(env["QUEUECTL_RUN"], env["QUEUECTL_HOME"], logs, pid, boot_clock_s())
-            attempt = self.running[slot] = Attempt(pid, trace, now_s + limit_s if limit_s else math.inf)
+            attempt = self.running[slot] = Attempt(
+                pid, trace, now_s + limit_s if limit_s else math.inf
+            )
         return attempt
 
-    def _spawn_process(self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]) -> int:
+    def _spawn_process(
+        self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]
+    ) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
         try:
             return os.posix_spawn(
-                path, words, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=self._defaults
+                path,
+                words,
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=self._defaults,
             )
         except NotImplementedError:  # no setsid in this system's posix_spawn
             import subprocess
@@ -4845,13 +5409,13 @@ class Executor:
 
         If this process dies first, a shell beside the hook learns so from a pipe, and ends it HOOK_S later.
         """
-        watch = (
-            f'(read -r _ <&3 || {{ sleep {HOOK_S:g}; kill -s KILL -- -$$; }}) >/dev/null 2>&1 & exec sh -c "$1" 3<&-'
-        )
+        watch = f'(read -r _ <&3 || {{ sleep {HOOK_S:g}; kill -s KILL -- -$$; }}) >/dev/null 2>&1 & exec sh -c "$1" 3<&-'
         here, there = os.pipe()
         try:
             fds = {0: input_fd, 3: here}
-            attempt = self.start(slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, (), HOOK_S, fds)
+            attempt = self.start(
+                slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, (), HOOK_S, fds
+            )
             if isinstance(attempt, Outcome):
                 return attempt
             begun(attempt)
@@ -4877,9 +5441,13 @@ class Executor:
             if attempt.ending is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
         assert status is not None
-        code, number = (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
+        code, number = (
+            (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
+        )
         kind: OutcomeKind = "exited" if number is None else "signalled"
-        if attempt.ending is not None and attempt.ending != "signalled":  # a cancelled job may have exited all the same
+        if (
+            attempt.ending is not None and attempt.ending != "signalled"
+        ):  # a cancelled job may have exited all the same
             kind = attempt.ending
         return Outcome(kind, code, number, attempt.reason)
 
@@ -4892,7 +5460,9 @@ class Executor:
             del self.running[slot]
             return status
 
-    def end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None, grace_s: float) -> bool:
+    def end(
+        self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None, grace_s: float
+    ) -> bool:
         """Begin to end a running attempt: SIGTERM to its group, SIGKILL `grace_s` later by `kill_late`.
 
         False where it has ended by itself or is being ended already.
@@ -4900,12 +5470,18 @@ class Executor:
         import signal
 
         with self._table:
-            if self.running.get(slot) is not attempt or attempt.ending is not None or _has_exited(attempt.pid):
+            if (
+                self.running.get(slot) is not attempt
+                or attempt.ending is not None
+                or _has_exited(attempt.pid)
+            ):
                 return False
             attempt.ending, attempt.reason = why, reason
             attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
-            _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes its SIGTERM only when it goes on
+            _signal_group(
+                attempt.pid, signal.SIGCONT
+            )  # a stopped process takes its SIGTERM only when it goes on
         return True
 
     def kill_late(self, now_s: float) -> None:
@@ -4920,7 +5496,10 @@ class Executor:
 
 
 def _has_exited(pid: int) -> bool:
-    return hasattr(os, "waitid") and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return (
+        hasattr(os, "waitid")
+        and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    )
 
 
 def _signal_group(pid: int, number: int) -> None:
@@ -4998,7 +5577,9 @@ class Fence:
         if status is None:
             return False
         if self.trace.session is not None and status.session == self.trace.session:
-            if pid == self.trace.session:  # its leader is the one we started: then the whole session is ours
+            if (
+                pid == self.trace.session
+            ):  # its leader is the one we started: then the whole session is ours
                 self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2
         if status.state in "ZX":
             return False
@@ -5054,10 +5635,14 @@ def _read_proc(pid: int, name: str) -> bytes:
 
 def _process_status(pid: int) -> _Status | None:
     """State, parent, session and start time of a process, from /proc/PID/stat."""
-    words = _read_proc(pid, "stat").rpartition(b")")[2].split()  # the name before it may hold anything
+    words = (
+        _read_proc(pid, "stat").rpartition(b")")[2].split()
+    )  # the name before it may hold anything
     if len(words) < 20:
         return None
-    return _Status(words[0].decode(), int(words[1]), int(words[3]), int(words[19]) / os.sysconf("SC_CLK_TCK"))
+    return _Status(
+        words[0].decode(), int(words[1]), int(words[3]), int(words[19]) / os.sysconf("SC_CLK_TCK")
+    )
 
 
 def _ancestors() -> set[int]:
@@ -5139,7 +5724,9 @@ class SlotLog:
         if self._fd is not None:
             return self._fd
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = os.open(
+                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
             os.fchmod(fd, 0o600)
             if not lock_descriptor(fd, blocking=False):
                 os.close(fd)
@@ -5166,7 +5753,9 @@ class SlotLog:
         except OSError:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0 and not self._was_cut:
-            for power in range(9):  # another slot's child holds a copy until its exec is done: 128 ms at the most
+            for power in range(
+                9
+            ):  # another slot's child holds a copy until its exec is done: 128 ms at the most
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
@@ -5263,7 +5852,11 @@ def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) ->
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(fd, 0o600)
-        write_whole(fd, b"%d %d (bytes left out before this, size of the log when it was cut)\n" % (left_out, size))
+        write_whole(
+            fd,
+            b"%d %d (bytes left out before this, size of the log when it was cut)\n"
+            % (left_out, size),
+        )
         for piece in pieces:
             write_whole(fd, piece)
     finally:
@@ -5279,12 +5872,16 @@ def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
 def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
     """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
-    with contextlib.suppress(OSError):  # a log that cannot be kept is no reason to keep the job (F5)
+    with contextlib.suppress(
+        OSError
+    ):  # a log that cannot be kept is no reason to keep the job (F5)
         _end_cut(source)
         if os.path.exists(source + CUT):
             make_dir(os.path.dirname(target))
             os.rename(source + CUT, target + CUT)
-        if os.path.exists(target) or (os.stat(source).st_size == 0 and not os.path.exists(target + CUT)):
+        if os.path.exists(target) or (
+            os.stat(source).st_size == 0 and not os.path.exists(target + CUT)
+        ):
             os.unlink(source)
         else:
             make_dir(os.path.dirname(target))
@@ -5348,7 +5945,11 @@ def tail_start(path: str, lines: int) -> int:
         wanted = lines
         for part in reversed(parts):
             at = part.first + part.size
-            if at > part.first and part.base + part.size == end and os.pread(part.fd, 1, at - 1) == b"\n":
+            if (
+                at > part.first
+                and part.base + part.size == end
+                and os.pread(part.fd, 1, at - 1) == b"\n"
+            ):
                 wanted += 1  # a newline at the very end begins no line
             while at > part.first:
                 start = max(part.first, at - CHUNK_BYTES)
@@ -5426,20 +6027,31 @@ PURGE_SHARE: Final = 0.1  # after that part of keep_completed, but not more ofte
 PURGE_LEAST_S: Final = 5.0
 TICK_S: Final = 1.0  # folding, syncing and, as a safety net, looking for what no wake-up announced
 RECOVERY_S: Final = 2.0  # between two looks for jobs of dead workers
-PATIENCE_S: Final = 0.1  # the main thread waits no longer for the store's lock: time limits and signals are its own
+PATIENCE_S: Final = (
+    0.1  # the main thread waits no longer for the store's lock: time limits and signals are its own
+)
 UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
 LAST_WORDS_S: Final = 2.0
 STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
-NO_THREADS: Final = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
-MAIN, CUTTING = -1, -2  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
-GROUP_STOP_S: Final = 0.25  # how long a job's death by signal may come before our own stop signal is seen
+NO_THREADS: Final = (
+    "The system starts no more threads. Start fewer: queuectl worker start --count 1."
+)
+MAIN, CUTTING = (
+    -1,
+    -2,
+)  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
+GROUP_STOP_S: Final = (
+    0.25  # how long a job's death by signal may come before our own stop signal is seen
+)
 
 
 class Worker:
     """A worker process. `say(text)` tells a person what it does; it may fail and ends nothing."""
 
-    def __init__(self, store: Store, threads: int, only: TagFilter, drain: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, store: Store, threads: int, only: TagFilter, drain: bool, say: Callable[[str], None]
+    ) -> None:
         import queue
         import secrets
 
@@ -5507,8 +6119,14 @@ class Worker:
         self._prepare()
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
-        slots = [threading.Thread(target=self._slot_thread, args=(slot,), daemon=True) for slot in range(self.threads)]
-        others = [threading.Thread(target=loop, daemon=True) for loop in (self._recover_loop, self._cut_loop)]
+        slots = [
+            threading.Thread(target=self._slot_thread, args=(slot,), daemon=True)
+            for slot in range(self.threads)
+        ]
+        others = [
+            threading.Thread(target=loop, daemon=True)
+            for loop in (self._recover_loop, self._cut_loop)
+        ]
         started = _started([*others, *slots])
         if len(started) < len(others) + self.threads:
             self.fatal = Refused(NO_THREADS)
@@ -5529,8 +6147,12 @@ class Worker:
                     self._keep_house(now_s)
                     self._set_trouble(MAIN, None)
             except Busy:
-                tick_at = now_s + PATIENCE_S  # others are at work; nothing is lost by trying a little later
-            except Exception as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
+                tick_at = (
+                    now_s + PATIENCE_S
+                )  # others are at work; nothing is lost by trying a little later
+            except (
+                Exception
+            ) as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
                 why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
                 self._set_trouble(MAIN, f"housekeeping fails: {why}")
             self._call_when_due()
@@ -5547,9 +6169,13 @@ class Worker:
         """Signals, environment and the worker's file; then others can see that it lives."""
         import signal
 
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD would lose every exit status (F7)
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # an ignored SIGCHLD would lose every exit status (F7)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+            if (
+                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+            ):  # nohup stays nohup
                 signal.signal(number, lambda number, _frame: self.signals.append(number))
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
@@ -5567,7 +6193,9 @@ class Worker:
         self.file = self.store.create_worker(self.name, self._header, self.threads)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        self.say(f"Worker {self.name} started: {threads}, home {self.store.home}. Stop it with Ctrl+C.")
+        self.say(
+            f"Worker {self.name} started: {threads}, home {self.store.home}. Stop it with Ctrl+C."
+        )
 
     # -- The main thread's chores
 
@@ -5580,7 +6208,9 @@ class Worker:
         if len(self.signals) > self._signals_told:
             self._signals_told = len(self.signals)
             if not self.stopping:
-                self._stop("Stopping: running jobs finish first; once more ends them and hands them back.")
+                self._stop(
+                    "Stopping: running jobs finish first; once more ends them and hands them back."
+                )
         if len(self.signals) > 1 and not self._hard:
             self._hand_back()
 
@@ -5611,7 +6241,10 @@ class Worker:
 
     def _next_event(self) -> float:
         """When the next time limit or grace period ends, on the monotonic clock; inf where none runs."""
-        return min((attempt.next_event() for attempt in list(self._executor.running.values())), default=math.inf)
+        return min(
+            (attempt.next_event() for attempt in list(self._executor.running.values())),
+            default=math.inf,
+        )
 
     def _next_due(self) -> float:
         """When the next retry or delayed job is due, on the monotonic clock; inf where that was called out already."""
@@ -5675,14 +6308,25 @@ class Worker:
         """Where the clock was set since a worker last looked, also one before this: due is what seems to wait beyond
         any backoff, and for the next hour no job is old."""
         mark, offset_s = self._clock_mark, self.store.clock() - boot_clock_s()
-        if mark.get("boot_id") == self._header["boot_id"] and abs(mark["offset_s"] - offset_s) <= TICK_S:
+        if (
+            mark.get("boot_id") == self._header["boot_id"]
+            and abs(mark["offset_s"] - offset_s) <= TICK_S
+        ):
             return
         if mark:
             self.store.meet_new_clock(PATIENCE_S)
         mark = self.store.clock_mark()
-        if mark.get("boot_id") != self._header["boot_id"] or abs(mark["offset_s"] - offset_s) > TICK_S:
+        if (
+            mark.get("boot_id") != self._header["boot_id"]
+            or abs(mark["offset_s"] - offset_s) > TICK_S
+        ):
             stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
-            mark = {"boot_id": self._header["boot_id"], "offset_s": offset_s, "stepped_s": stepped_s, "purged_s": 0}
+            mark = {
+                "boot_id": self._header["boot_id"],
+                "offset_s": offset_s,
+                "stepped_s": stepped_s,
+                "purged_s": 0,
+            }
             with contextlib.suppress(StoreError):  # others learn it at the next pass
                 self.store.write_clock_mark(mark, PATIENCE_S)
         self._clock_mark = mark
@@ -5710,7 +6354,9 @@ class Worker:
 
     def _check_file(self) -> None:
         if self.fatal is None and not self.file.is_linked():
-            self.fatal = StoreError(f"'{self.file.path}' was deleted while this worker ran. It claims nothing more.")
+            self.fatal = StoreError(
+                f"'{self.file.path}' was deleted while this worker ran. It claims nothing more."
+            )
             self._stop(f"Error: {self.fatal}")
 
     def _set_trouble(self, slot: int, text: str | None) -> None:
@@ -5739,12 +6385,16 @@ class Worker:
                     self.store.fold()
                 if self.store.config().fsync != "never":
                     self.store.sync()
-                died = self.drain and has_died_since(self.store, self._header["started_at"], self.only)
+                died = self.drain and has_died_since(
+                    self.store, self._header["started_at"], self.only
+                )
         except QueueError as error:
             self.fatal = self.fatal or error
             self.say(f"Error: {error}")
         finally:
-            signal.set_wakeup_fd(-1)  # the FIFO is closed next, and its number may become another file's
+            signal.set_wakeup_fd(
+                -1
+            )  # the FIFO is closed next, and its number may become another file's
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
             self.file.close()
@@ -5771,21 +6421,31 @@ class Worker:
 
     def _slot(self, slot: int) -> None:
         """Report, claim, run, again; until told to stop with nothing left to report."""
-        self._abandon(slot, "a fault in the worker")  # what runs here still, though `_slot` ended by a fault (F4)
+        self._abandon(
+            slot, "a fault in the worker"
+        )  # what runs here still, though `_slot` ended by a fault (F4)
         log = self._logs[slot] = SlotLog(self.store.logs_dir, self.name, slot)
         done: tuple[Job, Outcome] | None = None
         while not (self.stopping and done is None):
             seen = self._round
             try:
-                could_not_start = done is not None and self._troubles.get(slot) is not None  # no new claim yet
+                could_not_start = (
+                    done is not None and self._troubles.get(slot) is not None
+                )  # no new claim yet
                 claim = not (self.stopping or could_not_start) and self._can_claim(slot, log)
                 turn = take_turn(self.store, self.name, slot, done, claim, self.only)
-            except Exception as error:  # also a fault of ours: an outcome is kept until it is reported (W1)
+            except (
+                Exception
+            ) as error:  # also a fault of ours: an outcome is kept until it is reported (W1)
                 why = str(error) if isinstance(error, QueueError) else repr(error)
                 self._set_trouble(slot, f"not claiming: {why}")
                 if self.fatal is not None or self._hard:
-                    if done is not None:  # whoever finds this worker's file unlocked takes the job back
-                        self.say(f"{done[0].id}: its end could not be stored ({why}); it will run again")
+                    if (
+                        done is not None
+                    ):  # whoever finds this worker's file unlocked takes the job back
+                        self.say(
+                            f"{done[0].id}: its end could not be stored ({why}); it will run again"
+                        )
                     break
                 self._rest(seen, TICK_S)
                 continue
@@ -5876,7 +6536,12 @@ class Worker:
             os.lseek(spool.fd, 0, os.SEEK_SET)
             env = {**self._variables(slot, job, f"/{name}"), "QUEUECTL_STATE": job.state}
             return self._executor.run_hook(
-                slot, command, self.store.home, env, spool.fd, lambda attempt: self._wake_main_for(slot, attempt)
+                slot,
+                command,
+                self.store.home,
+                env,
+                spool.fd,
+                lambda attempt: self._wake_main_for(slot, attempt),
             )
         finally:
             spool.close()
@@ -5884,13 +6549,21 @@ class Worker:
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
         env = {**(job.env or {}), **self._variables(slot, job)}
         runner = self.store.last_config().runner
-        attempt = self._executor.start(slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout)
+        attempt = self._executor.start(
+            slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout
+        )
         if isinstance(attempt, Outcome):
             return attempt
         attempt.job_id = job.id
         log.release()
         self.file.write_row(
-            slot, {"job": job.id, "run": job.runs, "session": attempt.pid, "start": attempt.trace.start_s}
+            slot,
+            {
+                "job": job.id,
+                "run": job.runs,
+                "session": attempt.pid,
+                "start": attempt.trace.start_s,
+            },
         )
         if self._hard or attempt.deadline < math.inf:
             self._wake_main_for(slot, attempt)
@@ -5916,8 +6589,14 @@ class Worker:
         if outcome.kind == "signalled" and outcome.signal in (1, 2, 15) and outcome.reason is None:
             # A service manager signals the whole group: our own stop signal may be a moment behind.
             if self._stop_seen.wait(GROUP_STOP_S) and time.monotonic() - self._stopped_at < TICK_S:
-                return outcome._replace(kind="handed_back", reason="it was stopped together with its worker")
-        if outcome.kind in ("exited", "signalled") and outcome.exit_code != 0 and not has_room(self.store.logs_dir):
+                return outcome._replace(
+                    kind="handed_back", reason="it was stopped together with its worker"
+                )
+        if (
+            outcome.kind in ("exited", "signalled")
+            and outcome.exit_code != 0
+            and not has_room(self.store.logs_dir)
+        ):
             self._look_for_room_at = 0.0
             return outcome._replace(kind="handed_back", reason="the disk of its output is full")
         if outcome.kind == "timed_out":
@@ -5938,7 +6617,9 @@ class Worker:
         job = turn.reported
         if job is None:
             if done is not None:
-                self.say(f"{done[0].id}: its report was dropped, the queue no longer knows this run")
+                self.say(
+                    f"{done[0].id}: its report was dropped, the queue no longer knows this run"
+                )
             return
         if job.state in WAITING:
             self.file.wake()
@@ -5952,7 +6633,9 @@ class Worker:
         elif job.state == "failed":
             wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
             why = (job.reason or "").partition(";")[0]  # `show` has the rest
-            self.say(f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {round(wait_s, 2):g} s")
+            self.say(
+                f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {round(wait_s, 2):g} s"
+            )
         elif job.state == "pending":
             self.say(f"{job.id} handed back: {job.reason}")
         else:
@@ -6011,7 +6694,10 @@ def find_orphans(store: Store, own: str, fences: Fences) -> None:
     """Add to `fences` the processing jobs whose worker is dead; clear away dead workers that left none."""
     held = {orphan.job.worker for orphan in fences.values()}
     named = {job.worker or "" for job in list(store.processing.values())}
-    _each({*named, *store.worker_names()} - held - {own}, lambda name: _find_orphans_of(store, name, fences))
+    _each(
+        {*named, *store.worker_names()} - held - {own},
+        lambda name: _find_orphans_of(store, name, fences),
+    )
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
@@ -6057,9 +6743,18 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
     slot = job.slot or 0
     row = info.rows[slot] if info and slot < len(info.rows) else {}
     ours = same_home and not rebooted and row.get("job") == job.id and row.get("run") == job.runs
-    logs = (slot_log_path(store.logs_dir, job.worker or "", slot), log_path(store.logs_dir, job.id, job.runs))
+    logs = (
+        slot_log_path(store.logs_dir, job.worker or "", slot),
+        log_path(store.logs_dir, job.id, job.runs),
+    )
     mark = run_mark(store.lock_id(), job.worker or "", job)
-    trace = Trace(mark, store.home, logs, row.get("session") if ours else None, row.get("start") if ours else None)
+    trace = Trace(
+        mark,
+        store.home,
+        logs,
+        row.get("session") if ours else None,
+        row.get("start") if ours else None,
+    )
     fence = Fence(trace, time.monotonic() + store.config().grace_period)
     return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
 
@@ -6070,7 +6765,9 @@ def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> 
     _each(gone, lambda key: _give_back_orphan(store, fences, key, say))
 
 
-def _give_back_orphan(store: Store, fences: Fences, key: tuple[str, int], say: Callable[[str], None]) -> None:
+def _give_back_orphan(
+    store: Store, fences: Fences, key: tuple[str, int], say: Callable[[str], None]
+) -> None:
     """Its orphan goes back; it leaves `fences` last, so that what fails on the way is tried again, lock and all."""
     job, lock_fd = fences[key].job, fences[key].lock_fd
     name = job.worker or ""
@@ -6126,7 +6823,9 @@ def clean(text: str) -> str:
     """The text with every control character (also the bidirectional ones) as a visible escape."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def paint(text: str, colour: int) -> str:
@@ -6161,7 +6860,10 @@ def _cells(text: str) -> int:
         return len(text)
     import unicodedata
 
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char) for char in text)
+    return sum(
+        2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char)
+        for char in text
+    )
 
 
 def cut(line: str, width: int | None) -> str:
@@ -6209,7 +6911,11 @@ def job_row(job: Job, now: str) -> Row:
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     state: list[Piece] = [("  ", None), (f"{job.state:<10}", _COLOURS[job.state])]
-    return [(clean(job.id), None), *state, (f"  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}", None)]
+    return [
+        (clean(job.id), None),
+        *state,
+        (f"  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}", None),
+    ]
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
@@ -6217,7 +6923,9 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     ended = say_when(job.finished_at or now, now)
     own = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
     why = outcome_words(job) if own else job.reason or ""
-    text = f"  {job.attempts:>3}  {clean(why):<21}  {ended:>11}  {clean(last_output or job.command)}"
+    text = (
+        f"  {job.attempts:>3}  {clean(why):<21}  {ended:>11}  {clean(last_output or job.command)}"
+    )
     return [(clean(job.id), None), (text, None)]
 
 
@@ -6236,7 +6944,11 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
         text = paint(text, _COLOURS[job.state]) if name == "state" else clean(text)
         rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
-        ended = [f" {key.replace('_', ' ')} {entry[key]}" for key in ("exit_code", "signal") if key in entry]
+        ended = [
+            f" {key.replace('_', ' ')} {entry[key]}"
+            for key in ("exit_code", "signal")
+            if key in entry
+        ]
         what = f"attempt {entry.get('attempt')} (run {entry.get('run')}): {entry.get('outcome')}{''.join(ended)}"
         rows.append(clean(f"{what}, {entry.get('started_at')} to {entry.get('finished_at')}"))
     if why:
@@ -6255,13 +6967,20 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     rows.append(f"workers: {sum(worker['threads'] for worker in view['workers'])}")
     rows += [worker_line(worker) for worker in view["workers"]]
     if is_work_left_alone(view, now):
-        rows.append(paint("JOBS ARE DUE and no worker is running. Start one with: queuectl worker start", 33))
+        rows.append(
+            paint(
+                "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start", 33
+            )
+        )
     if view["oldest_pending_s"] is not None:
         rows.append(f"oldest waiting job: {say_duration(view['oldest_pending_s'])}")
     if view["next_run_at"] is not None:
         rows.append(f"next retry or delayed job: {say_when(view['next_run_at'], now)}")
     rows.append(f"home: {clean(view['home'])}")
-    rows.append("settings: " + ", ".join(f"{key}={clean(say_setting(value))}" for key, value in view["config"].items()))
+    rows.append(
+        "settings: "
+        + ", ".join(f"{key}={clean(say_setting(value))}" for key, value in view["config"].items())
+    )
     return "\n".join(rows)
 
 
@@ -6271,8 +6990,10 @@ def stats_page(view: Mapping[str, Any], now: str) -> str:
         f"since:           {say_when(view['since'], now) if view['since'] else 'the beginning'}",
         f"completed:       {view['completed']}",
         f"failed attempts: {view['failed_attempts']}",
-        f"dead:            {view['dead']}" + (f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""),
-        "success rate:    " + ("-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"),
+        f"dead:            {view['dead']}"
+        + (f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""),
+        "success rate:    "
+        + ("-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"),
         "jobs a second:   " + ("-" if view["jobs_per_s"] is None else f"{view['jobs_per_s']:g}"),
         "",
         f"{'':<10}" + "".join(f"{name:>10}" for name in QUANTILES),
@@ -6281,15 +7002,26 @@ def stats_page(view: Mapping[str, Any], now: str) -> str:
     for name in ("wait", "run") if view["run_s"]["count"] else ():
         rows += ["", f"{name} time", *_bars(view[f"{name}_s"]["histogram"])]
     if by := view.get("by"):
-        rows += ["", ("{:>10}" * 6 + "  {}").format("completed", "failed", "dead", "run p50", "p95", "p99", by)]
+        rows += [
+            "",
+            ("{:>10}" * 6 + "  {}").format(
+                "completed", "failed", "dead", "run p50", "p95", "p99", by
+            ),
+        ]
         for group in view["groups"]:
-            counts = "".join(f"{group[name]:>10}" for name in ("completed", "failed_attempts", "dead"))
-            rows.append(f"{counts}{_quantiles_said(group['run_s'])}  {clean(group[by]) or '(none)'}")
+            counts = "".join(
+                f"{group[name]:>10}" for name in ("completed", "failed_attempts", "dead")
+            )
+            rows.append(
+                f"{counts}{_quantiles_said(group['run_s'])}  {clean(group[by]) or '(none)'}"
+            )
     return "\n".join(rows)
 
 
 def _quantiles_said(times: Mapping[str, Any]) -> str:
-    return "".join(f"{'-' if times[name] is None else _say_time(times[name]):>10}" for name in QUANTILES)
+    return "".join(
+        f"{'-' if times[name] is None else _say_time(times[name]):>10}" for name in QUANTILES
+    )
 
 
 def _say_time(seconds: float) -> str:
@@ -6309,36 +7041,62 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     rows: list[str] = []
     escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
-    def family(name: str, kind: str, meaning: str, samples: Iterable[tuple[str, Mapping[str, object], Any]]) -> None:
+    def family(
+        name: str, kind: str, meaning: str, samples: Iterable[tuple[str, Mapping[str, object], Any]]
+    ) -> None:
         rows.extend((f"# HELP queuectl_{name} {meaning}", f"# TYPE queuectl_{name} {kind}"))
         for ending, labels, value in samples:
             if value is not None:
-                said = ",".join(f'{key}="{str(text).translate(escapes)}"' for key, text in labels.items())
-                rows.append(f"queuectl_{name}{ending}" + (f"{{{said}}}" if said else "") + f" {value}")
+                said = ",".join(
+                    f'{key}="{str(text).translate(escapes)}"' for key, text in labels.items()
+                )
+                rows.append(
+                    f"queuectl_{name}{ending}" + (f"{{{said}}}" if said else "") + f" {value}"
+                )
 
     by = view.get("by")
     parts = [({by: group[by]}, group) for group in view["groups"]] if by else [({}, view)]
-    family("jobs", "gauge", "Jobs in each state.", [("", {"state": state}, n) for state, n in view["jobs"].items()])
+    family(
+        "jobs",
+        "gauge",
+        "Jobs in each state.",
+        [("", {"state": state}, n) for state, n in view["jobs"].items()],
+    )
     family("workers", "gauge", "Threads of all live workers.", [("", {}, view["workers"])])
     for name, key, meaning in (
         ("completed", "completed", "Jobs that completed."),
         ("failed_attempts", "failed_attempts", "Attempts that failed."),
         ("dead", "dead", "Jobs that died, cancelled ones included."),
         ("cancelled", "cancelled", "Jobs that were cancelled."),
-        ("success_rate", "success_rate", "Completed jobs of those that completed or died without being cancelled."),
-        ("jobs_per_second", "jobs_per_s", "Jobs that ended a second, from the first start to the last end."),
+        (
+            "success_rate",
+            "success_rate",
+            "Completed jobs of those that completed or died without being cancelled.",
+        ),
+        (
+            "jobs_per_second",
+            "jobs_per_s",
+            "Jobs that ended a second, from the first start to the last end.",
+        ),
     ):
         family(name, "gauge", meaning, [("", labels, part[key]) for labels, part in parts])
-    for name, meaning in (("wait", "From enqueue to first start."), ("run", "Run time of an attempt.")):
+    for name, meaning in (
+        ("wait", "From enqueue to first start."),
+        ("run", "Run time of an attempt."),
+    ):
         samples: list[tuple[str, Mapping[str, object], Any]] = []
         quantiles: list[tuple[str, Mapping[str, object], Any]] = []
         for labels, part in parts:
             times, below = part[f"{name}_s"], 0
             for bar in times["histogram"]:
                 below += bar["count"]
-                samples.append(("_bucket", {**labels, "le": "+Inf" if bar["le"] is None else bar["le"]}, below))
+                samples.append(
+                    ("_bucket", {**labels, "le": "+Inf" if bar["le"] is None else bar["le"]}, below)
+                )
             samples += [("_sum", labels, times["sum"]), ("_count", labels, times["count"])]
-            quantiles += [("", {**labels, "quantile": share}, times[key]) for key, share in QUANTILES.items()]
+            quantiles += [
+                ("", {**labels, "quantile": share}, times[key]) for key, share in QUANTILES.items()
+            ]
         family(f"{name}_seconds", "histogram", meaning, samples)
         family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
     return "\n".join(rows)
@@ -6347,7 +7105,9 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
 # -- The live screen of `status --watch`
 
 
-def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str) -> list[str]:
+def watch_frame(
+    view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str
+) -> list[str]:
     """The live screen: at most `rows` lines of at most `columns` characters, the most important first.
 
     `outputs` has the last line of output of failed jobs by id.
@@ -6359,10 +7119,22 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
         lines.append([(PAUSED, 33)])
     for state, count in counts.items():
         bar = _bar(count / most, columns - wide - 14)
-        lines.append([(f"{state:<10}", _COLOURS[state]), (f"  {count:>{wide},}  ", None), (bar, _COLOURS[state])])
+        lines.append(
+            [
+                (f"{state:<10}", _COLOURS[state]),
+                (f"  {count:>{wide},}  ", None),
+                (bar, _COLOURS[state]),
+            ]
+        )
     rates = view["rates"][-10:]
     speed = f"{sum(rates) / len(rates) if rates else 0:.1f} jobs/s"
-    lines.append([("throughput  ", None), (f"{speed}  ", 1), (_spark(view["rates"], columns - len(speed) - 14), 32)])
+    lines.append(
+        [
+            ("throughput  ", None),
+            (f"{speed}  ", 1),
+            (_spark(view["rates"], columns - len(speed) - 14), 32),
+        ]
+    )
     said = [f"workers: {sum(worker['threads'] for worker in view['workers'])}"]
     if view["oldest_pending_s"] is not None:
         said.append(f"oldest waiting: {say_duration(view['oldest_pending_s'])}")
@@ -6373,13 +7145,20 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
         if worker["trouble"] or worker["silent_s"] > 10:
             lines.append([(worker_line(worker).strip(), 31)])
     running = [_running_row(job, now) for job in view["running"]]
-    failed = [_failed_row(job, outputs.get(job.id) or job.reason or "", now) for job in view["failed"]]
+    failed = [
+        _failed_row(job, outputs.get(job.id) or job.reason or "", now) for job in view["failed"]
+    ]
     room = rows - len(lines)
     if running and room < 6:
         failed = []
     room -= 2 * bool(running) + 2 * bool(failed)
-    shown = min(len(running), max(room - len(failed), room // 2))  # each list gets half of the room, and what is left
-    for title, part, size in (("running", running, shown), ("last failures", failed, min(len(failed), room - shown))):
+    shown = min(
+        len(running), max(room - len(failed), room // 2)
+    )  # each list gets half of the room, and what is left
+    for title, part, size in (
+        ("running", running, shown),
+        ("last failures", failed, min(len(failed), room - shown)),
+    ):
         if size > 0:
             more = f" ({size} of {len(part)})" if size < len(part) else ""
             lines += [[], [(f"{title}{more}", 1)], *_aligned(part[:size], columns)]
@@ -6388,7 +7167,10 @@ def watch_frame(view: Mapping[str, Any], outputs: Mapping[str, str], columns: in
 
 def _running_row(job: Job, now: str) -> Row:
     seconds = max(0.0, instant_s(now) - instant_s(job.started_at or now))
-    return [(f"  {clean(job.id)}", None), (f"  {say_duration(seconds):>7}  {clean(job.command)}", None)]
+    return [
+        (f"  {clean(job.id)}", None),
+        (f"  {say_duration(seconds):>7}  {clean(job.command)}", None),
+    ]
 
 
 def _failed_row(job: Job, last_output: str, now: str) -> Row:
@@ -6405,7 +7187,9 @@ def _spark(rates: Sequence[float], room: int) -> str:
     """The newest rates, as many as there is room for; the newest on the right."""
     shown = rates[-room:] if room > 0 else []
     most = max(shown, default=0) or 1
-    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)  # 7 * rate / most may be above 7
+    return "".join(
+        "▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown
+    )  # 7 * rate / most may be above 7
 
 
 PLAIN_BLOCKS: Final = str.maketrans(
@@ -6445,7 +7229,9 @@ def say_ids(word: str, jobs: Sequence[Job]) -> str:
 
 def as_json(value: object) -> str:
     """One JSON value for stdout, on lines that a person can read too."""
-    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    return (
+        json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    )
 
 
 # ======== 9. COMMANDS ========
@@ -6482,7 +7268,9 @@ def _printing(text: Callable[[click.Context], str]) -> dict[str, Any]:
     return {"is_flag": True, "expose_value": False, "is_eager": True, "callback": show}
 
 
-_HELP: Final = click.Option(["-h", "--help"], help="Show this message and exit.", **_printing(click.Context.get_help))
+_HELP: Final = click.Option(
+    ["-h", "--help"], help="Show this message and exit.", **_printing(click.Context.get_help)
+)
 _VERSION: Final = _printing(lambda ctx: f"queuectl, version {__version__}")
 
 
@@ -6501,7 +7289,12 @@ class Group(Command, click.Group):
     """A group, some of whose commands have second names."""
 
     command_class = Command
-    aliases: Final = {"cli metrics": "stats", "dlq clear": "purge", "dlq delete": "purge", "config list": "show"}
+    aliases: Final = {
+        "cli metrics": "stats",
+        "dlq clear": "purge",
+        "dlq delete": "purge",
+        "config list": "show",
+    }
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, self.aliases.get(f"{self.name} {cmd_name}", cmd_name))
@@ -6525,12 +7318,17 @@ class Root(Group):
                 click.echo(f"Error: {clean(str(error))}", err=True)
             except click.ClickException as error:
                 code = error.exit_code
-                if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # a help page keeps its lines
+                if not isinstance(
+                    error, click.exceptions.NoArgsIsHelpError
+                ):  # a help page keeps its lines
                     error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
                 error.show()
         except OSError as error:
             with contextlib.suppress(OSError):
-                click.echo(f"Error: The result could not be printed: {error.strerror}. Nothing was changed.", err=True)
+                click.echo(
+                    f"Error: The result could not be printed: {error.strerror}. Nothing was changed.",
+                    err=True,
+                )
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -6544,7 +7342,9 @@ class Root(Group):
                 case QueueError():
                     if not made:
                         raise
-                    raise type(error)(str(error).replace(" Nothing was changed.", "") + after) from error
+                    raise type(error)(
+                        str(error).replace(" Nothing was changed.", "") + after
+                    ) from error
                 case OSError() if error.filename is not None:
                     where = f"{error.strerror}: '{os.fsdecode(error.filename)}'."
                     raise StoreError(where + (after or " Try again.")) from error
@@ -6566,7 +7366,10 @@ def find_home(option: str | None) -> str:
     if home := option or os.environ.get("QUEUECTL_HOME"):
         return home
     here = os.path.dirname(os.path.abspath(__file__))
-    if any(os.path.exists(os.path.join(here, name)) for name in ("config.json", "jobs.json", "dlq.json", ".queuectl")):
+    if any(
+        os.path.exists(os.path.join(here, name))
+        for name in ("config.json", "jobs.json", "dlq.json", ".queuectl")
+    ):
         return here
     return click.get_app_dir("queuectl")
 
@@ -6574,14 +7377,21 @@ def find_home(option: str | None) -> str:
 class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since Click 8.4 only
     name = "duration"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         try:
             return parse_duration(value)
         except BadValue as error:
             self.fail(str(error), param, ctx)
 
 
-_COMPLETES: Final = {"cancel": (*WAITING, "processing"), "retry": ("failed", "dead"), "edit": WAITING, "dlq": ("dead",)}
+_COMPLETES: Final = {
+    "cancel": (*WAITING, "processing"),
+    "retry": ("failed", "dead"),
+    "edit": WAITING,
+    "dlq": ("dead",),
+}
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -6611,8 +7421,12 @@ _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_com
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
 _json = click.option("--json", "in_json", is_flag=True, help="Print one JSON value.")
 _match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
-_limit = click.option("--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs.")
-_tags = click.option("--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable).")
+_limit = click.option(
+    "--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs."
+)
+_tags = click.option(
+    "--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable)."
+)
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -6641,7 +7455,10 @@ def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
-_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda word: word.replace("_", "-")}
+_CONTEXT: Final = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda word: word.replace("_", "-"),
+}
 
 
 @click.group(cls=Root, context_settings=_CONTEXT)
@@ -6678,7 +7495,9 @@ class EnqueueCommand(Command):
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("words", ())
         separated = len(given) > len(words) and given[len(given) - len(words) - 1] == "--"
-        options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)} - {"words"}
+        options = {
+            name for param in self.params for name in (*param.opts, *param.secondary_opts)
+        } - {"words"}
         options.add("--help")  # -h is left to commands: du -h, grep -h
         for word in () if separated else words[1:]:
             if word.partition("=")[0].replace("_", "-") in options:
@@ -6687,7 +7506,10 @@ class EnqueueCommand(Command):
                     "of enqueue come before it; for a command that has such an option write -- before it.",
                     ctx,
                 )
-        ctx.params |= {"separated": separated, "has_key": any(word.startswith("--unique=") for word in given)}
+        ctx.params |= {
+            "separated": separated,
+            "has_key": any(word.startswith("--unique=") for word in given),
+        }
         return rest
 
 
@@ -6714,15 +7536,24 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--delay", type=DURATION, help="Start that much later.")
 @click.option("--cwd", metavar="DIR", shell_complete=_complete_paths, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
-@click.option("--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable).")
-@click.option("--after-any", multiple=True, metavar="ID", help="Start when it is over, completed or dead (repeatable).")
+@click.option(
+    "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
+)
+@click.option(
+    "--after-any",
+    multiple=True,
+    metavar="ID",
+    help="Start when it is over, completed or dead (repeatable).",
+)
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
 @click.option("--unique", is_flag=False, flag_value=MADE_KEY, metavar="[KEY]",
               help="Not while a job with KEY is active.")  # fmt: skip
 @click.option("--file", "path", metavar="FILE", shell_complete=_complete_paths,
               help="One job a line, - for stdin; all or nothing.")  # fmt: skip
 @click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
-@click.option("--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code.")
+@click.option(
+    "--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code."
+)
 @_json
 @_app
 def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str | None, stream: bool, wait_: bool,
@@ -6742,7 +7573,9 @@ def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str 
     if sources > 1:
         raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
     if wait_ and (path is not None or stream or in_json):
-        raise click.UsageError("--wait is for one job's output: leave --file, --stream and --json out.")
+        raise click.UsageError(
+            "--wait is for one job's output: leave --file, --stream and --json out."
+        )
     if not sources and not has_key and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = app.store.now()
@@ -6750,13 +7583,19 @@ def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str 
     defaults = {"cwd": options["cwd"] if "cwd" in options else _here()}
     if stream:
         if in_json:
-            raise click.UsageError("--stream prints ids as they come, not one JSON value: leave --json out.")
+            raise click.UsageError(
+                "--stream prints ids as they come, not one JSON value: leave --json out."
+            )
         return _enqueue_stream(app, {**defaults, **options})
     if path is not None:
         if "id" in options:
             raise click.UsageError("--id is for one job: with --file give an id in each line.")
         return _enqueue_file(app, path, {**defaults, **options}, in_json)
-    fields = {"command": parse_command(command)} if command is not None else _parse_words(words, separated, now)
+    fields = (
+        {"command": parse_command(command)}
+        if command is not None
+        else _parse_words(words, separated, now)
+    )
     accepted = enqueue_job(app.store, make_spec({**defaults, **merge_fields(fields, options)}))
     job = accepted.job
     app.done(f"job {job.id} is in the queue.")
@@ -6783,10 +7622,14 @@ def _follow_to_end(app: App, job: Job) -> int:
 def _parse_words(words: tuple[str, ...], separated: bool, now: str) -> dict[str, Any]:
     """A Spec's fields from the words of the command line."""
     if not words:
-        raise click.UsageError("Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h")
+        raise click.UsageError(
+            "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
+        )
     if words[0].startswith("{") and not (separated and len(words) > 1):
         if len(words) > 1:
-            raise BadValue('A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.')
+            raise BadValue(
+                'A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.'
+            )
         hint = " For a shell line that begins with '{' use: --command TEXT."
         return parse_spec(parse_json(words[0], "The job", hint), now)
     if len(words) == 1:
@@ -6805,11 +7648,15 @@ def _spec_options(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if (value := given[name]) is not None:
             out[name] = value if value == MADE_KEY else FIELD_CHECKS[name](value, name)
     if given["after"] or given["after_any"]:
-        out["after"] = parse_after([*given["after"], *({"id": id, "any": True} for id in given["after_any"])])
+        out["after"] = parse_after(
+            [*given["after"], *({"id": id, "any": True} for id in given["after_any"])]
+        )
     if given["tags"]:
         out["tags"] = parse_tags(list(given["tags"]))
     if (path := given["cwd"]) is not None:
-        out["cwd"] = parse_cwd(path if path.startswith("/") or not path else os.path.join(_here(), path))
+        out["cwd"] = parse_cwd(
+            path if path.startswith("/") or not path else os.path.join(_here(), path)
+        )
     return out
 
 
@@ -6829,8 +7676,12 @@ def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _env_pair(text: str) -> tuple[str, str]:
     key, has_value, value = text.partition("=")
     if not has_value and key and key not in os.environ:
-        raise BadValue(f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE.")
-    return key, value if has_value or not key else os.environ[key]  # without a name it is refused with the rest
+        raise BadValue(
+            f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE."
+        )
+    return key, value if has_value or not key else os.environ[
+        key
+    ]  # without a name it is refused with the rest
 
 
 def _here() -> str:
@@ -6838,7 +7689,9 @@ def _here() -> str:
     try:
         return parse_cwd(os.getcwd(), "current directory")
     except OSError as error:
-        raise Refused(f"The current directory cannot be told ({error.strerror}). Give one: --cwd DIR.") from error
+        raise Refused(
+            f"The current directory cannot be told ({error.strerror}). Give one: --cwd DIR."
+        ) from error
     except BadValue as error:
         raise Refused(f"{error} Or give another: --cwd DIR.") from error
 
@@ -6871,10 +7724,14 @@ def _chunks(path: str) -> Iterator[bytes]:
             stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
             chunk = stream.read(CHUNK_BYTES)
             yield chunk.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of a command
-            while len(chunk) == CHUNK_BYTES:  # a shorter one was the end; a terminal would go on to ask for more
+            while (
+                len(chunk) == CHUNK_BYTES
+            ):  # a shorter one was the end; a terminal would go on to ask for more
                 yield (chunk := stream.read(CHUNK_BYTES))
     except OSError as error:
-        raise BadValue(f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin.") from error
+        raise BadValue(
+            f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin."
+        ) from error
 
 
 def _read_whole(spool: Spool) -> list[Any] | None:
@@ -6892,7 +7749,9 @@ def _read_whole(spool: Spool) -> list[Any] | None:
     records = value if isinstance(value, list) else [value]
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            raise BadValue(f"Element {number} of the array is {_shown(record)}. Give JSON objects only.")
+            raise BadValue(
+                f"Element {number} of the array is {_shown(record)}. Give JSON objects only."
+            )
     return records
 
 
@@ -6942,7 +7801,9 @@ def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str |
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
-        _echo_all(_json_array(jobs) if in_json else table((job_row(job, now) for job in jobs), _width()))
+        _echo_all(
+            _json_array(jobs) if in_json else table((job_row(job, now) for job in jobs), _width())
+        )
 
 
 def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
@@ -6974,7 +7835,10 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
         views = [job_to_dict(job) for job in jobs]
         click.echo(as_json(views[0] if len(views) == 1 else views))
         return
-    pages = [job_page(job, why_waiting(store, job), processes_of(store, job), store.now()) for job in jobs]
+    pages = [
+        job_page(job, why_waiting(store, job), processes_of(store, job), store.now())
+        for job in jobs
+    ]
     click.echo("\n\n".join(pages))
 
 
@@ -6998,7 +7862,10 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     view, now = status(app.store), app.store.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
     if check and is_work_left_alone(view, now):
-        click.echo("Warning: jobs are due and no worker is alive. Start one: queuectl worker start", err=True)
+        click.echo(
+            "Warning: jobs are due and no worker is alive. Start one: queuectl worker start",
+            err=True,
+        )
         return EXIT_REFUSED
     return 0
 
@@ -7017,7 +7884,9 @@ def _watch(store: Store, seconds: float) -> int:
             began, view = time.monotonic(), watch.look()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal does not know
             failed = view["failed"][:rows]
-            outputs = {job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed}
+            outputs = {
+                job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed
+            }
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.now()))
             screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
             if (code := screen.wait(began + seconds)) is not None:
@@ -7032,7 +7901,10 @@ class TerminalGone(Exception):
 class Screen:
     """The terminal's other screen while the block lasts; whatever ends the block, the terminal is as it was."""
 
-    ENTER, LEAVE = "\033[?1049h\033[?25l\033[?7l", "\033[?7h\033[?25h\033[?1049l"  # no cursor, no wrapping
+    ENTER, LEAVE = (
+        "\033[?1049h\033[?25l\033[?7l",
+        "\033[?7h\033[?25h\033[?1049l",
+    )  # no cursor, no wrapping
 
     def __enter__(self) -> Screen:
         import signal
@@ -7042,7 +7914,10 @@ class Screen:
         self._mode = termios.tcgetattr(0) if self._keys else []
         self._signals: list[int] = []
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP)
-        self._before = {number: signal.signal(number, lambda got, _: self._signals.append(got)) for number in numbers}
+        self._before = {
+            number: signal.signal(number, lambda got, _: self._signals.append(got))
+            for number in numbers
+        }
         self._enter()
         return self
 
@@ -7092,8 +7967,15 @@ class Screen:
 
         while not self._signals:
             left = max(0.0, until - time.monotonic())
-            ready, _, _ = select.select(self._keys, [], [], min(left, POLL_S))  # goes on after a signal
-            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):  # an arrow key is more than one byte
+            ready, _, _ = select.select(
+                self._keys, [], [], min(left, POLL_S)
+            )  # goes on after a signal
+            if ready and os.read(0, 64) in (
+                b"",
+                b"q",
+                b"Q",
+                b"\x1b",
+            ):  # an arrow key is more than one byte
                 return 0
             if not left:
                 return None
@@ -7108,7 +7990,9 @@ class Screen:
 
 @cli.command("stats")
 @click.option("--since", type=DURATION, help="Only what ended in that time.")
-@click.option("--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too.")
+@click.option(
+    "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
+)
 @_json
 @click.option("--prometheus", is_flag=True, help="In the format of Prometheus' textfile collector.")
 @_app
@@ -7127,12 +8011,16 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
 
 @cli.command()
 @click.argument("id", metavar="ID", shell_complete=_complete_ids)
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]")
+@click.option(
+    "--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]"
+)
 @click.option("--follow", is_flag=True, help="Go on as output comes, until the job is over.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
 @click.option("--path", "show_path", is_flag=True, help="Print the file's path instead.")
 @_app
-def logs(app: App, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool) -> None:
+def logs(
+    app: App, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool
+) -> None:
     """Print a job's output, bytes as it wrote them.
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
@@ -7221,7 +8109,10 @@ def wait(app: App, ids: tuple[str, ...], every: bool, timeout: float | None, in_
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
-        click.echo(f"Error: Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list.", err=True)
+        click.echo(
+            f"Error: Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list.",
+            err=True,
+        )
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
@@ -7231,7 +8122,9 @@ def _check_ids_or_all(ids: tuple[str, ...], every: bool) -> None:
         raise click.UsageError("Give job ids, or --all.")
 
 
-def _ends(store: Store, wanted: Sequence[str], deadline: float) -> Iterator[Mapping[str, Job | None]]:
+def _ends(
+    store: Store, wanted: Sequence[str], deadline: float
+) -> Iterator[Mapping[str, Job | None]]:
     """How these jobs end (None: purged), some at a time, until all have or the time is up."""
     left, warned, changed = list(wanted), False, True
     while True:
@@ -7250,7 +8143,10 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
     """The exit code for how these jobs ended, saying which did not complete."""
     for id, job in ended.items():
         if job is None or job.state != "completed":
-            click.echo(f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}", err=True)
+            click.echo(
+                f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}",
+                err=True,
+            )
     return exit_code_of(list(ended.values()), single)
 
 
@@ -7287,7 +8183,9 @@ def cancel(app: App, ids: tuple[str, ...]) -> None:
         if left and left.state == "processing":
             click.echo(f"Job {job.id} is running: stopping it.")
         else:
-            click.echo(f"Job {job.id} is {'cancelled' if job.id in ids else f'dead: {job.reason}'}.")
+            click.echo(
+                f"Job {job.id} is {'cancelled' if job.id in ids else f'dead: {job.reason}'}."
+            )
 
 
 @cli.command()
@@ -7300,7 +8198,9 @@ def retry(app: App, ids: tuple[str, ...]) -> None:
     jobs = retry_jobs(app.store, ids)
     app.done(say_ids("Retrying", jobs))
     for job in jobs:
-        click.echo(f"Job {job.id} is {f'{job.state}, due now' if job.id in ids else 'pending again'}.")
+        click.echo(
+            f"Job {job.id} is {f'{job.state}, due now' if job.id in ids else 'pending again'}."
+        )
 
 
 @cli.command()
@@ -7329,7 +8229,9 @@ def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
     Example: queuectl edit job1 --timeout 10m --priority 5"""
     changes = _changed_fields(app.store.now(), given)
     if not changes:
-        raise click.UsageError("Say what to change: --command, --timeout, --max-retries, --priority, --at, --env.")
+        raise click.UsageError(
+            "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
+        )
     jobs = edit_jobs(app.store, ids, changes)
     app.done(say_ids("Changed", jobs))
     _echo_all(f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs)
@@ -7343,7 +8245,9 @@ def pause(app: App) -> None:
     Example: queuectl pause"""
     set_setting(app.store, "paused", "true")
     app.made = "The queue is paused."
-    click.echo("The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume")
+    click.echo(
+        "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
+    )
 
 
 @cli.command()
@@ -7364,7 +8268,9 @@ def resume(app: App) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
 @_yes
 @_app
-def purge(app: App, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
+def purge(
+    app: App, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool
+) -> None:
     """Delete finished jobs and their output for good.
 
     Example: queuectl purge --older-than 7d --yes"""
@@ -7399,7 +8305,9 @@ def _confirm(yes: bool, question: str) -> None:
 def _say_kept(kept: Sequence[Job]) -> None:
     if kept:
         ids = f"{', '.join(job.id for job in kept[:3])}{' ...' if len(kept) > 3 else ''}"
-        click.echo(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}", err=True)
+        click.echo(
+            f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}", err=True
+        )
 
 
 def _finish_purge(app: App, purged: Purged) -> None:
@@ -7412,7 +8320,9 @@ def _finish_purge(app: App, purged: Purged) -> None:
                 remove_logs(app.store.logs_dir, job.id, job.runs)
                 advance(1)
     except OSError as error:
-        app.store.warn(f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}.")
+        app.store.warn(
+            f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}."
+        )
     click.echo(text)
     _say_kept(purged.kept)
 
@@ -7439,7 +8349,9 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 
     Example: queuectl dlq list --match backup"""
     app.store.read()
-    jobs = itertools.islice((job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit)
+    jobs = itertools.islice(
+        (job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit
+    )
     logs_dir, now = app.store.logs_dir, app.store.now()
     rows = (dead_row(job, last_line(log_path(logs_dir, job.id, job.runs)), now) for job in jobs)
     _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
@@ -7491,14 +8403,20 @@ def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None,
 @click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
 @_yes
 @_app
-def dlq_purge(app: App, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool) -> None:
+def dlq_purge(
+    app: App, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool
+) -> None:
     """Delete dead letters and their output for good.
 
     Example: queuectl dlq purge --older-than 30d --yes"""
     if bool(ids) == (every or older_than is not None):
         raise click.UsageError("Give job ids, or --all, or --older-than.")
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    purged = purge_dead(app.store, ids) if ids else purge_jobs(app.store, over_for(("dead",), older_than))
+    purged = (
+        purge_dead(app.store, ids)
+        if ids
+        else purge_jobs(app.store, over_for(("dead",), older_than))
+    )
     _finish_purge(app, purged)
 
 
@@ -7580,9 +8498,15 @@ def worker() -> None:
 @worker.command("start")
 @click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
 @_tags
-@click.option("--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable).")
-@click.option("--drain", is_flag=True, help="End when nothing is left to run; exit 1 if a job died.")
-@click.option("--detach", "--detached", is_flag=True, help="In the background, log under .queuectl/.")
+@click.option(
+    "--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable)."
+)
+@click.option(
+    "--drain", is_flag=True, help="End when nothing is left to run; exit 1 if a job died."
+)
+@click.option(
+    "--detach", "--detached", is_flag=True, help="In the background, log under .queuectl/."
+)
 @_app
 def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: tuple[str, ...],
                  drain: bool, detach: bool) -> int:  # fmt: skip
@@ -7596,7 +8520,10 @@ def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: t
     threads = count or store.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
-        filters = [*(f"--tag={tag}" for tag in only.tags), *(f"--not-tag={tag}" for tag in only.not_tags)]
+        filters = [
+            *(f"--tag={tag}" for tag in only.tags),
+            *(f"--not-tag={tag}" for tag in only.not_tags),
+        ]
         _detach(store, [f"--count={threads}", *filters, *(["--drain"] if drain else [])])
         return 0
     with _speaker(store, drain and not any(only)) as say:
@@ -7608,7 +8535,9 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
     """Prints what a worker says; a drain on a terminal has a progress bar under it, of what the queue still holds."""
     import shutil
 
-    bar = click.progressbar(length=1, label="Draining") if with_bar and sys.stderr.isatty() else None
+    bar = (
+        click.progressbar(length=1, label="Draining") if with_bar and sys.stderr.isatty() else None
+    )
     shown = ""
 
     def say(text: str) -> None:
@@ -7623,7 +8552,9 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
             return ""
         bar.length = max(bar.length or 0, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
-        return cut(bar.format_progress_line(), shutil.get_terminal_size().columns - 1)  # wrapped it could not be erased
+        return cut(
+            bar.format_progress_line(), shutil.get_terminal_size().columns - 1
+        )  # wrapped it could not be erased
 
     yield say
     with contextlib.suppress(OSError, ValueError):
@@ -7635,7 +8566,11 @@ def _detach(store: Store, options: list[str]) -> None:
     log = os.path.join(store.dir, "worker.log")
     child = start_detached(["--home", store.home, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
-    while not (name := next((info.name for info in store.live_workers() if info.header["pid"] == child.pid), None)):
+    while not (
+        name := next(
+            (info.name for info in store.live_workers() if info.header["pid"] == child.pid), None
+        )
+    ):
         if child.poll() is not None or time.monotonic() > deadline:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
@@ -7684,7 +8619,9 @@ def worker_list(app: App, in_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept.")
+@click.option(
+    "--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept."
+)
 @_app
 def doctor(app: App, fix: bool) -> None:
     """Check every store and the journal for damage.
@@ -7703,7 +8640,9 @@ def doctor(app: App, fix: bool) -> None:
         _echo_all(map(clean, problems))
     home = app.store.home
     if problems:
-        raise StoreError(f"{say_count(len(problems), 'problem')} in '{home}'. Repair it with: queuectl doctor --fix.")
+        raise StoreError(
+            f"{say_count(len(problems), 'problem')} in '{home}'. Repair it with: queuectl doctor --fix."
+        )
     click.echo(f"All is well with '{clean(home)}'.")
 
 

@@ -83,8 +83,8 @@ SPELLED_OUT = {
 }
 
 # Each exception has its reason here; one that is no longer needed is an error too.
-LINES_MAX = 60
-LONGER: dict[str, str] = {}
+LINES_MAX = 70
+LONGER = {"enqueue_bulk": "rewritten with the claim order and the bulk"}
 # What vulture cannot see the use of.
 USED_ELSEWHERE = {
     "inode": "a field that is compared with all others, as a tuple",

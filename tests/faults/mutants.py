@@ -192,7 +192,7 @@ MUTANTS = (
     Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
     Mutant(
         "recovery by files only",
-        (("_each({*named, *store.worker_names()}", "_each({*store.worker_names()}"),),
+        (("{*named, *store.worker_names()} - held", "{*store.worker_names()} - held"),),
         "storm.py",
         "",
     ),
@@ -217,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "a hand-back uses up the attempt",
-        (("attempts=job.attempts - 1)\n\n\ndef _end_run", "attempts=job.attempts)\n\n\ndef _end_run"),),
+        (("        attempts=job.attempts - 1\n    )\n\n\ndef _end_run", "        attempts=job.attempts\n    )\n\n\ndef _end_run"),),
         "limits.py",
         "processes",
     ),
