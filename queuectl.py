@@ -54,19 +54,22 @@ import errno
 import functools
 import gc
 import hashlib
+import heapq
 import inspect
 import itertools
 import json
 import math
 import os
+import random
 import re
 import stat
 import sys
 import threading
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, dataclass_transform
+from typing import Any, Final, Literal, NamedTuple, Protocol, dataclass_transform
 
 gc.set_threshold(
     50_000
@@ -107,7 +110,6 @@ EXIT_STORAGE: Final = 3
 EXIT_TIMEOUT: Final = 124
 EXIT_NOT_FOUND: Final = 127  # the shell's word for an unknown command
 
-FORMAT: Final = 1  # of journal, header, worker file and logs
 COMMAND_BYTES_MAX: Final = 131_071  # the kernel's limit for one argument (MAX_ARG_STRLEN - 1)
 TEXT_CHARS_MAX: Final = 4_096  # cwd, unique key
 ID_CHARS_MAX: Final = 128
@@ -121,11 +123,6 @@ RETRIES_MAX: Final = 1_000
 DURATION_MAX_S: Final = 100 * 365 * 86_400
 HISTORY_MAX: Final = 5  # attempts kept in a job's record
 RECOVERIES_MAX: Final = 5  # a job that took its worker down more often than this is dead
-IDS_BLOCKS: Final = 64  # of ids printed at once, each of at most 1,296
-LINE_JOBS_MAX: Final = 1_000  # jobs in one journal line: `status` has to read the last one whole
-PURGE_JOBS: Final = 500  # deleted by a worker in one transaction
-SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
-CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
 
 
 @dataclass_transform(frozen_default=True)
@@ -860,15 +857,6 @@ def make_id(ms: int, number: int) -> str:
     return _time_digits(ms) + _four_digits(number)
 
 
-def made_ids(ms: int, first: int, last: int) -> Iterator[bytes]:
-    """What `make_id` gives for all these numbers, one a line: up to 1,296 in a row differ in two digits only."""
-    while first <= last:
-        head, low = make_id(ms, first)[:-2], first % 1296
-        digits = _PAIRS[low : low + last - first + 1]
-        yield "".join([f"{head}{pair}\n" for pair in digits]).encode()
-        first += len(digits)
-
-
 @functools.lru_cache(1)  # of a bulk all ids begin alike
 def _time_digits(ms: int) -> str:
     return _four_digits(ms // 1296**2) + _four_digits(ms)
@@ -1238,299 +1226,142 @@ def array_of(state: str) -> str:
     return "dlq" if state == "dead" else "jobs"
 
 
-# ======== 4. STORE ========
-# Owns every byte of a home but the jobs' output: paths, the lock, the journal, the two arrays, config.json,
-# worker files, wake FIFOs, stop requests, and the wall clock. Each file effect goes through `os.`, so that a
-# test can make any of them fail. Knows what a job looks like, not what should become of it.
+# ======== 4. HOME ========
+# The directory of a queue, and every file in it but the stores and the jobs' output: permissions, the
+# lock, config.json, the workers' files and FIFOs, requests to stop, the clock mark, copies kept aside.
+# It may use `os`, filelock and the wall clock, and knows nothing about jobs.
 #
-# Layout
-#   jobs.json, dlq.json   `[`, one record a line in `seq` order, `]`: the snapshot
-#   .queuectl/journal.jsonl, each line `CRC32HEX JSON`, in this order:
-#     header   {"format": 1, "boot": id of the machine's boot, "nonce": ..., "prev": ..., "jobs": {"inode", "size",
-#               "mtime_ns", "crc"}, "dlq": ..., "counts": [pending, processing, completed, failed, dead],
-#               "n": accepted ever, "oldest": ..., "next_run_at": ...}
-#     repeat   a put of every processing job, so that these are known without reading an array
-#     changes  {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [...], "n": 7, ...} or, for all but
-#              the last line of a large transaction, {..., "more": true}. A raw tab stands nowhere else in our
-#              JSON, so records are split without parsing them.
-#              A change that took over a hand edit also says {"taken": {"jobs": fingerprint}}: whatever that file
-#              holds, the journal has it all.
-#     intent   {"intent": {"jobs": ..., "dlq": ...}}: a fold is about to rename these arrays into place
-#   .queuectl/workers/NAME  a WorkerFile, locked while its worker lives; NAME.wake its FIFO, NAME.stop a request to stop
-#   .queuectl/lock, clock (what workers know of it), aside/ (what was cut off or replaced), logs/ (EXECUTION's)
-#   "oldest" is when the oldest job that could start was created, "next_run_at" the earliest time that others
-#   wait for: with the counts they make `status` cheap however long the queue is.
+# Every file effect of HOME and STORE goes through `os.`, so that a test can make any of them fail.
+# What is created is 0700 or 0600 whatever the umask. A link, FIFO or directory in the place of one of
+# our files is an error: nothing follows it, waits for it or removes it.
 #
-# Committed is a transaction whose last line is whole, checksum and newline included, and has no "more".
-# A fold: (1) write the arrays that change to temporary files, fsync; (2) append the intent, fsync; (3) look once
-# more that the arrays on disk are known ones; (4) rename them, fsync the home; (5) write the new journal, fsync,
-# rename, fsync its directory. A crash before 4 leaves the old pair; within 4 any mix of old and new, all of them
-# named by header or intent, and replaying the old journal over any mix gives the same state, since a put carries
-# the whole record and a del is final; after 5 the new pair. So no step needs undoing.
-# A reader without the lock reads the journal, then opens the arrays: where header or intent names them, that is
-# one consistent state; else a fold came between (read again) or a person edited them (take the edit in memory).
-# Opening for a change repairs: a torn or unfinished tail (and what stands behind a hole of NULs, which never reached
-# the disk) is set aside and cut off; an edited array goes into the journal and is then folded. On a first start the
-# journal comes last, and holds what the arrays held.
-# Not promised: network file systems; power loss with fsync `never`, folds apart.
+#   .queuectl/lock          the store lock, never deleted: deleting it would split those who wait for it
+#   .queuectl/workers/NAME  one line of header and one row a slot, locked while the worker lives;
+#                           NAME.wake is its FIFO, NAME.stop a request to stop
+#   .queuectl/clock         what workers know of the clock, and when old jobs were last purged
+#   .queuectl/aside/        copies of what was cut off or replaced
 #
-# S1  Arrays plus journal show each id exactly once.
-# S2  No byte of a store changes without the lock (logs and a worker's own rows are not stores).
-# S3  An array is replaced whole or not at all; the journal only grows until a fold replaces it.
-# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited for.
-# S5  A file that cannot be understood is never overwritten.
-# S6  Memory changes only after the line is whole in the journal.
-# S7  Nothing is appended to a journal that is no longer the one at its path.
+# Who wakes whom: a byte in NAME.wake wakes the main thread of that worker, which looks at the queue and
+# calls its slots where a job is ready.
+#   enqueue, retry, revive, edit, release, resume, config set     every worker
+#   a report that ends a job others wait for or frees a limit     every other worker
+#   cancel, worker stop                                           every worker
+#   a spawn with a near time limit, a failed attempt, a last job  the worker's own main thread
 
-ARRAYS: Final = ("jobs", "dlq")
-_OPEN: Final = (
-    os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-)  # a pipe in a file's place is an error, never a wait
-_READ: Final = _OPEN | os.O_NOFOLLOW
-_APPEND: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-NO_FILE: Final = (
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.ELOOP,
-)  # a link that was planted is none of our files
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
 LOCK_POLL_S: Final = 0.001
-FOLD_BYTES_S: Final = 2 << 20  # so much of an array is written in a second, at least
-PIECE_BYTES: Final = 1 << 14  # of an array, read at once for the claims that follow
-SEEN_MAX: Final = 64  # records of the array that the index remembers
-LOOKS_MAX: Final = 20_000  # records that a completion looks at before it gives up
-HOLE: Final = bytes(64)  # so many NULs in a journal are a block that never reached the disk
-_BODY: Final = 9  # a journal line's JSON starts here, after checksum and space
+NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a planted link is none of our files
+_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_READ: Final = _OPEN | os.O_NOFOLLOW
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_ADVICE: Final = {
+    errno.ENOSPC: "Free some space and try again.",
+    errno.EDQUOT: "Free some space and try again.",
+    errno.EROFS: "The file system is read-only.",
+    errno.EACCES: "Check the permissions.",
+    errno.ELOOP: "A symbolic link stands there; remove it.",
+}
 
 
-class Fingerprint(NamedTuple):
-    """What tells one state of an array from another; `crc` is of the content, -1 where that was not read."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    crc: int
-
-    def fits(self, known: Fingerprint) -> bool:
-        """Whether it is that file as it was then, or another one with the same bytes."""
-        return self[:3] == known[:3] or (self.size, self.crc) == (known.size, known.crc)
-
-
-class Base(Record):
-    """An array in canonical form, open for reading."""
-
-    fd: int
-    known: Fingerprint
-
-
-class Totals(NamedTuple):
-    """What each transaction's last line says of the whole queue."""
-
-    counts: tuple[int, ...] = (0,) * len(STATES)
-    n: int = 0
-    oldest: str | None = None
-    next_run_at: str | None = None
-
-    def left(self) -> int:
-        """How many jobs are not over."""
-        return sum(
-            count for state, count in zip(STATES, self.counts, strict=True) if state not in OVER
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        rest = {"oldest": self.oldest, "next_run_at": self.next_run_at}
-        return {
-            "counts": list(self.counts),
-            "n": self.n,
-            **{key: at for key, at in rest.items() if at},
-        }
-
-    @staticmethod
-    def from_json(tail: Mapping[str, Any]) -> Totals:
-        return Totals(tuple(tail["counts"]), tail["n"], tail.get("oldest"), tail.get("next_run_at"))
-
-
-def _with_new(totals: Totals, jobs: Sequence[tuple[bytes, str | None]], now: str) -> Totals:
-    """The totals with new jobs, each a raw record and from when it can start: "" is now, None when others are over, or
-    never."""
-    oldest, next_run_at, dead = totals.oldest, totals.next_run_at, 0
-    for start_at in {start_at for _, start_at in jobs}:
-        if start_at:
-            next_run_at = min(next_run_at or start_at, start_at)
-        elif start_at is not None:
-            oldest = oldest or now
-        else:
-            dead = sum(_head(raw)[1] == "dead" for raw, start_at in jobs if start_at is None)
-    counts = list(totals.counts)
-    counts[STATES.index("pending")] += len(jobs) - dead
-    counts[STATES.index("dead")] += dead
-    return Totals(tuple(counts), totals.n + len(jobs), oldest, next_run_at)
-
-
-class Place(Record):
-    """Where to read on in jobs.json: an offset, good for as long as it is the same array."""
-
-    known: Fingerprint | None = None
-    offset: int = 2
-
-
-class WorkerInfo(Record):
-    """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
+class WorkerInfo(NamedTuple):
+    """A worker as its file shows it."""
 
     name: str
-    header: dict[str, Any]
-    rows: list[
-        dict[str, Any]
-    ]  # one a slot: {"job", "run", "session", "start"}, empty where the slot is idle
+    header: dict[str, Any]  # pid, started_at, boot_id, lock, threads, tags, trouble ...
+    rows: list[dict[str, Any]]  # one a slot: job, run, session, start; empty where the slot is idle
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
-class Found(Record):
-    """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
-    journal does not name, and unique keys with the active job that holds each."""
+class Home:
+    """The directory of one queue.
 
-    journal: tuple[int, int] | None
-    end: int
-    jobs: dict[str, bytes]
-    folded: set[str]
-    keys: dict[str, str]
-
-
-Judge = Callable[
-    [Job, Job | None], Job | None
-]  # (a damaged line's job, what whole lines say of it): what to keep
-
-
-class Store:
-    """One home: its lock, its journal as far as read, and what the journal changed since the arrays were written.
-
-    `overlay` maps the id of each job that the journal names to its raw record, or to None where it was deleted;
-    everything else stands in the arrays (`base`) and is read from there when asked for. A store is *light* until
-    something needs the overlay: an enqueue only learns the totals from the journal's last line.
+    check, prepare           is it there and ours; make it ready for changes
+    locked, at_rest, lock_id the store lock
+    now                      the wall clock
+    config, settings ...     config.json, parsed and as it was written
+    live_workers ...         the workers' files
+    keep_aside               a copy of bytes that are about to go
     """
 
     def __init__(
-        self, home: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
+        self, path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
     ) -> None:
-        self.home = os.path.abspath(home)
-        self.dir = os.path.join(self.home, ".queuectl")
+        self.path = os.path.abspath(path)
+        self.dir = os.path.join(self.path, ".queuectl")
         self.workers_dir = os.path.join(self.dir, "workers")
         self.logs_dir = os.path.join(self.dir, "logs")
+        self.config_path = os.path.join(self.path, "config.json")
+        self.lock_path = os.path.join(self.dir, "lock")
         self.warn = warn
         self.clock = clock
-        self.journal_path = os.path.join(self.dir, "journal.jsonl")
-        self._paths = {
-            name: os.path.join(self.home, f"{name}.json") for name in (*ARRAYS, "config")
-        }
-        self._mutex = (
-            threading.Lock()
-        )  # a descriptor's lock does not keep threads of one process apart
-        self._syncing = (
-            threading.Lock()
-        )  # nobody is told that a change is on the disk while its sync still runs
-        self._lock_path = os.path.join(self.dir, "lock")
-        self._lock_fd: int | None = None
-        self._lock_identity: tuple[int, int] | None = None
+        self.keeps_settings = (
+            False  # a worker keeps its last good ones where config.json is damaged
+        )
         self._config: tuple[object, dict[str, object], Config] | None = (
-            None  # (which file, as written, parsed)
+            None  # mark, written, parsed
         )
-        self._nonce: object = None  # of the journal that these two speak of; they outlast a load
-        self._dirty = False  # written, not yet synced
-        self.is_suspect = (
-            False  # a sync of this journal failed: it is never synced again, but written anew
-        )
-        self.steady = (
-            False  # a worker goes on with the last good settings where config.json is damaged
-        )
-        self._config_warned: object = None  # the last warning of it: each is said once
-        self._reset()
-
-    def _reset(self) -> None:
-        """Forget what was read: the next look starts afresh."""
-        close_fd(getattr(self, "_fd", None))
-        for base in getattr(self, "_base", {}).values():
-            close_fd(base.fd)
-        self._fd: int | None = None  # the journal
-        self._journal_id: tuple[int, int] | None = None
-        self._header: dict[str, Any] = {}
-        self._repeat: list[bytes] = []  # the processing jobs as the last fold left them
-        self._start = 0  # where the changes since the last fold begin
-        self._offset = 0  # end of the last transaction read
-        self._writable = False
-        self._loaded = False  # else light: the totals alone are true
-        self._must_fold = False  # an array is not as the journal's header names it
-        self._known: dict[str, list[Fingerprint]] = {
-            name: [] for name in ARRAYS
-        }  # named by header or intent
-        self._taken: dict[str, list[Fingerprint]] = {
-            name: [] for name in ARRAYS
-        }  # edits that the journal holds
-        self._base: dict[str, Base] = {}  # the arrays, open
-        self.overlay: dict[str, bytes | None] = {}
-        self.processing: dict[str, Job] = {}
-        self.totals = Totals()
-        self._waiting: dict[object, Waiting] = {}  # by whom it is for; None: all
+        self._config_problem = ""  # the last one that was told: each is told once
+        self._mutex = threading.Lock()  # a descriptor's lock does not keep threads apart
+        self._lock_fd = -1
+        self._lock_identity: tuple[int, int] | None = None
 
     def close(self) -> None:
-        """Let go of every descriptor."""
-        self._reset()
+        """Close the lock file."""
         close_fd(self._lock_fd)
-        self._lock_fd = None
+        self._lock_fd = -1
 
-    # -- Home and lock
-
-    def check_home(self) -> bool:
-        """Whether the home exists; one that is not ours alone to write is refused (exit 3)."""
+    def check(self) -> bool:
+        """Whether the home exists. Raises StoreError where others could write it."""
         try:
-            info = os.stat(self.home)
+            info = os.stat(self.path)
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise self._failed(error, self.home) from error
+            raise storage_error(error, self.path) from error
         if not stat.S_ISDIR(info.st_mode):
             raise StoreError(
-                f"The home '{self.home}' is not a directory. Give another with --home."
+                f"The home '{self.path}' is not a directory. Give another with --home."
             )
         if info.st_uid != os.geteuid():
             raise StoreError(
-                f"The home '{self.home}' belongs to user {info.st_uid}, not to you ({os.geteuid()}). "
-                "Nothing was changed. Use a home of your own: --home DIR."
+                f"The home '{self.path}' belongs to user {info.st_uid}, not to you "
+                f"({os.geteuid()}). Nothing was changed. Use a home of your own: --home DIR."
             )
         if info.st_mode & stat.S_IWOTH:
             raise StoreError(
-                f"The home '{self.home}' can be written by everyone, who could then run commands as you. "
-                f"Nothing was changed. Close it with: chmod o-w '{self.home}'."
+                f"The home '{self.path}' can be written by everyone, who could then run commands "
+                f"as you. Nothing was changed. Close it with: chmod o-w '{self.path}'."
             )
         return True
 
     def prepare(self) -> None:
-        """Make the home ready for changes: directories, lock file, default settings. Raises StoreError."""
-        if self._lock_fd is not None:
+        """Make the home ready for changes: its directories and the lock file. Raises StoreError."""
+        if self._lock_fd >= 0:
             return
-        existed = self.check_home()
+        existed = self.check()
         try:
-            make_dir(self.home)
-            make_dir(self.dir)
-            if os.lstat(self.dir).st_uid != os.geteuid() or not stat.S_ISDIR(
-                os.lstat(self.dir).st_mode
-            ):
+            for path in (self.path, self.dir):
+                make_dir(path)
+            info = os.lstat(self.dir)
+            if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
                 raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
-            make_dir(self.workers_dir)
-            make_dir(self.logs_dir)
+            for path in (self.workers_dir, self.logs_dir):
+                make_dir(path)
             if existed:
                 self._take_group_write()
             fd = os.open(
-                self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+                self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
             os.fchmod(fd, 0o600)
             self._lock_fd, self._lock_identity = fd, identity_of(fd)
         except OSError as error:
-            raise self._failed(error, self.dir) from error
+            raise storage_error(error, self.dir) from error
 
     def _take_group_write(self) -> None:
-        """Take group-write off the queue's own files: umask 002 is a common default, and no reason to refuse."""
+        """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
         taken = []
-        for path in (self.home, self.dir, *self._paths.values()):
+        names = ("", ".queuectl", "jobs.json", "dlq.json", "config.json")
+        for path in [os.path.join(self.path, name) if name else self.path for name in names]:
             with contextlib.suppress(FileNotFoundError):
                 mode = os.lstat(path).st_mode
                 if mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(mode):
@@ -1538,69 +1369,59 @@ class Store:
                     taken.append(os.path.basename(path))
         if taken:
             self.warn(
-                f"Took write permission for others off {', '.join(taken)}: who writes there can run commands."
+                f"Took write permission for others off {', '.join(taken)}: whoever can write there "
+                "can run commands."
             )
 
-    def _failed(self, error: OSError, path: str | None = None) -> StoreError:
-        """An OSError as a person should read it."""
-        where = error.filename or path or self.dir
-        hint = {
-            errno.ENOSPC: "Free some space and try again.",
-            errno.EDQUOT: "Free some space and try again.",
-            errno.EROFS: "The file system is read-only.",
-            errno.EACCES: "Check the permissions.",
-            errno.ELOOP: "A symbolic link stands there; remove it.",
-        }.get(error.errno or 0, "Check the disk and the permissions, then try again.")
-        return StoreError(f"{error.strerror or error}: '{os.fsdecode(where)}'. {hint}")
+    # -- The lock
 
     @contextlib.contextmanager
-    def _locked(self, most_s: float = math.inf) -> Iterator[None]:
-        """The store lock: one kept descriptor behind a mutex. Polled, so that the wait has an end: after
-        `lock_timeout` (as last read), or after `most_s` where that is shorter."""
+    def locked(self, most_s: float = math.inf) -> Iterator[None]:
+        """Hold the store lock. It is polled, so that the wait has an end: after `lock_timeout` as it
+        was last read, or after `most_s` where that is shorter. Raises Busy."""
         self.prepare()
-        fd = self._lock_fd
-        assert fd is not None
-        config = self.last_config()
-        deadline = time.monotonic() + (limit_s := min(config.lock_timeout, most_s))
+        limit_s = min(self.last_config().lock_timeout, most_s)
+        deadline = time.monotonic() + limit_s
         if not self._mutex.acquire(timeout=limit_s):
-            raise Busy(self._locked_too_long(limit_s))
+            raise self._locked_too_long(limit_s)
         try:
-            pause_s = LOCK_POLL_S / 16  # a turn is over sooner than a poll
-            while not lock_descriptor(fd, blocking=False):
+            pause_s = LOCK_POLL_S / 16  # most holders are done sooner than a poll
+            while not lock_descriptor(self._lock_fd, blocking=False):
                 if time.monotonic() > deadline:
-                    raise Busy(self._locked_too_long(limit_s))
+                    raise self._locked_too_long(limit_s)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
-                if (
-                    identity_of(self._lock_path) != self._lock_identity
-                ):  # others may hold another lock by now
-                    raise StoreError(
-                        f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. Start again."
+                if identity_of(self.lock_path) != self._lock_identity:
+                    raise StoreError(  # others may hold another lock by now
+                        f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. "
+                        "Start again."
                     )
                 yield
             finally:
-                unlock_descriptor(fd)
+                unlock_descriptor(self._lock_fd)
         except OSError as error:
-            raise self._failed(error) from error
+            raise storage_error(error, self.dir) from error
         finally:
             self._mutex.release()
 
-    def _locked_too_long(self, limit_s: float) -> str:
-        return (
-            f"The queue '{self.home}' is locked by another process for more than {limit_s} s. Nothing was changed. "
-            "Try again, or wait longer with: queuectl config set lock-timeout 60."
+    def _locked_too_long(self, limit_s: float) -> Busy:
+        return Busy(
+            f"The queue '{self.path}' is locked by another process for more than {limit_s} s. "
+            "Nothing was changed. Try again, or wait longer with: "
+            "queuectl config set lock-timeout 60."
         )
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Inside, no thread of this process holds the lock: halted with it, it would hold up everybody."""
+        """Inside, no thread of this process holds the lock. A process that is halted while it holds
+        the lock would hold up everybody."""
         with self._mutex:
             yield
 
     def lock_id(self) -> str:
-        """Device and inode of the lock file: what tells this home from a copy of it."""
-        info = os.stat(self._lock_path)
+        """Device and inode of the lock file, which tell this home from a copy of it."""
+        info = os.stat(self.lock_path)
         return f"{info.st_dev}.{info.st_ino}"
 
     def now(self) -> str:
@@ -1610,1416 +1431,116 @@ class Store:
     # -- Settings
 
     def settings(self) -> dict[str, object]:
-        """What config.json holds, checked; {} where the home has none yet. Raises StoreError."""
+        """What config.json holds, checked; {} where there is none yet. Raises StoreError."""
         self.config()
         return dict(self._config[1]) if self._config else {}
-
-    def config(self) -> Config:
-        """The settings in force; read again only when the file has changed. Raises StoreError."""
-        try:
-            return self._read_config()
-        except StoreError as error:
-            if not self.steady or self._config is None:
-                raise
-            if str(error) != self._config_warned:
-                self._config_warned = str(error)
-                self.warn(f"The last good settings stay in force: {error}")
-            return self._config[2]
 
     def last_config(self) -> Config:
         """The settings as this process read them last, for what asks many times a turn."""
         return self._config[2] if self._config else self.config()
 
+    def config(self) -> Config:
+        """The settings in force. The file is read again only when it has changed."""
+        try:
+            return self._read_config()
+        except StoreError as error:
+            if not self.keeps_settings or self._config is None:
+                raise
+            if str(error) != self._config_problem:
+                self._config_problem = str(error)
+                self.warn(f"The last good settings stay in force: {error}")
+            return self._config[2]
+
     def _read_config(self) -> Config:
-        path = self._paths["config"]
+        path = self.config_path
         try:
             info = os.stat(path)
             mark = (info.st_ino, info.st_size, info.st_mtime_ns)
             if self._config and self._config[0] == mark:
                 return self._config[2]
-            data = _bytes_of(path)
-        except FileNotFoundError:
-            if os.path.exists(self.journal_path):
-                raise StoreError(
-                    f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or write {{}} into it "
-                    "for the default settings."
-                ) from None
-            return parse_settings({})
-        except OSError as error:
-            raise self._failed(error, path) from error
-        try:
-            values = parse_json(data.decode(), "The file")
+            text = bytes_of(path).decode()
+            values = parse_json(text, "The file")
             if not isinstance(values, dict):
                 raise BadValue("The file must hold one JSON object.")
             values = spell_settings(values)
             config = parse_settings(values)
+        except FileNotFoundError:
+            if os.path.exists(os.path.join(self.dir, "journal.jsonl")):
+                raise StoreError(
+                    f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or "
+                    "write {} into it for the default settings."
+                ) from None
+            return parse_settings({})
+        except OSError as error:
+            raise storage_error(error, path) from error
         except (UnicodeDecodeError, BadValue) as error:
             raise StoreError(
-                f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend it with an editor, "
-                "or: queuectl doctor --fix."
+                f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend "
+                "it with an editor, or: queuectl doctor --fix."
             ) from error
         self._config = (mark, values, config)
         return config
 
     def settings_problem(self) -> str | None:
-        """What is wrong with config.json; where something is, this store goes on with the defaults."""
+        """What is wrong with config.json. Where something is, the defaults are in force from here."""
         try:
             self._read_config()
         except StoreError as error:
-            self._config, self.steady, self._config_warned = (
-                (None, {}, parse_settings({})),
-                True,
-                str(error),
-            )
+            self._config = (None, {}, parse_settings({}))
+            self.keeps_settings, self._config_problem = True, str(error)
             return str(error)
         return None
 
-    def save_settings(
-        self, change: Callable[[dict[str, object]], dict[str, object]]
-    ) -> dict[str, object]:
-        """Replace config.json, whole and atomically, by what `change` makes of it. Checked before it is written."""
-        with self._locked():
-            self._catch_up(light=True)
-            values = change(self.settings())
-            parse_settings(values)
-            self._write_settings(values)
-        return values
-
-    def _write_settings(self, values: Mapping[str, object]) -> None:
-        temporary = self._temporary("config")
-        with _new_file(temporary) as fd:
-            write_whole(
-                fd,
-                json.dumps(values, indent=2, ensure_ascii=False).encode("utf-8", "replace") + b"\n",
-            )
+    def write_settings(self, values: Mapping[str, object]) -> None:
+        """Replace config.json, whole and atomically. Under the lock."""
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        temporary = os.path.join(self.dir, "config.json.new")
+        with new_file(temporary) as fd:
+            write_whole(fd, text.encode("utf-8", "replace"))
             os.fsync(fd)
-        os.rename(temporary, self._paths["config"])
+        os.rename(temporary, self.config_path)
         try:
-            _sync_dir(self.home)
+            sync_dir(self.path)
         except OSError as error:
             raise StoreError(
-                f"The settings may have been stored, but the disk did not confirm it ({error.strerror}). "
-                "Look with: queuectl config show."
+                f"The settings may have been stored, but the disk did not confirm it "
+                f"({error.strerror}). Look with: queuectl config show."
             ) from error
 
-    # -- Reading
-
-    def read(self) -> None:
-        """Read the queue as it is now, without the lock and without changing anything (works read-only)."""
-        if self.check_home():
-            try:
-                self._load(locked=False)
-            except OSError as error:
-                raise self._failed(error) from error
-
-    def read_totals(self) -> Totals:
-        """The totals alone, from the journal's two ends; whatever does not fit falls back to a whole read."""
-        if not self.check_home():
-            return Totals()
-        try:
-            self._reset()
-            if (
-                not self._attach(writable=False)
-                or not self._read_tail()
-                or not self._arrays_known()
-            ):
-                self._load(locked=False)
-        except OSError as error:
-            raise self._failed(error) from error
-        return self.totals
-
-    def changed(self) -> bool:
-        """Whether journal or arrays differ from what was last read. A look without the lock, for housekeeping."""
-        try:
-            info = os.stat(self.journal_path)
-        except OSError:
-            return True
-        same = (info.st_dev, info.st_ino) == self._journal_id
-        return not same or info.st_size != self._offset or not self._arrays_known()
-
-    def follow(self, most_s: float = math.inf) -> None:
-        """Take in what others appended, folded or edited. Takes the lock: others may be cutting a tail back."""
-        with self._locked(most_s):
-            self._catch_up()
-
-    def refresh(self) -> bool:
-        """Read what has changed since, without the lock: for commands that wait. False where nothing has."""
-        if not self._loaded or not self.changed():
-            return False
-        try:
-            info = os.stat(self.journal_path)
-            if (
-                (info.st_dev, info.st_ino) == self._journal_id
-                and info.st_size >= self._offset
-                and self._arrays_known()
-            ):
-                self._replay(locked=False)
-                return True
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._failed(error) from error
-        self.read()
-        return True
-
-    def news(self) -> Iterator[bytes | None]:
-        """The records that changed since the last call (at first: since the last fold), and the totals up to date.
-
-        None comes before the processing jobs that a new journal repeats: what ran before is over or among them.
-        Nothing is kept, so following costs what happens, however long the queue is.
-        """
-        while True:
-            # Asked first: a journal that is no longer there grows no more.
-            latest = self._journal_id is not None and self._journal_id == identity_of(
-                self.journal_path
-            )
-            for end, line, whole in (
-                _read_lines(self._fd, self._offset) if self._fd is not None else ()
-            ):
-                body = _check_line(line) if whole else None
-                if body is None:
-                    break  # still being written, or about to be cut off
-                self._offset = end
-                if body.startswith(b'{"put"'):
-                    raws, rest = _split_change(body)
-                    self.totals = Totals.from_json(rest) if "counts" in rest else self.totals
-                    yield from raws
-            if latest:
-                return
-            self._reset()
-            if not (self.check_home() and self._attach(writable=False)):
-                self.read()
-                self._journal_id = None
-                return
-            yield None
-            yield from self._repeat
-
-    def last_dead(self, count: int) -> list[bytes]:
-        """The dead letters of the array that arrived last, the newest first; after `news`."""
-        if self._fd is not None and not self._base:
-            self._open_arrays(there=True)
-        lines = _array_lines_reversed(self._base["dlq"]) if "dlq" in self._base else iter(())
-        return [raw for raw, _ in zip(lines, range(count), strict=False)]
-
-    def examine(self) -> list[str]:
-        """What the journal's end and the arrays' bytes show, after a read; a sentence each."""
-        problems = []
-        if self._fd is None and self.overlay and os.path.exists(os.path.join(self.dir, "lock")):
-            problems.append(
-                f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
-            )
-        if self._fd is not None and os.fstat(self._fd).st_size > self._offset:
-            problems.append(
-                f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside."
-            )
-        for name, base in self._base.items():
-            if _crc_of(base.fd) != base.known.crc:
-                problems.append(
-                    f"'{self._paths[name]}' does not hold the bytes that were written (bad disk?)."
-                )
-            for raw in _array_lines(base):
-                if array_of(_head(raw)[1]) != name:
-                    problems.append(
-                        f"'{self._paths[name]}' holds job '{_head(raw)[0]}', which is {_head(raw)[1]}."
-                    )
-        return problems
-
-    # -- Loading: journal and arrays as one state, repaired where the lock is held
-
-    def _attach(self, writable: bool) -> bool:
-        """Open the journal at its path and read its header. False where there is none."""
-        try:
-            self._fd = os.open(self.journal_path, _APPEND if writable else _READ)
-        except FileNotFoundError:
-            return False
-        info = os.fstat(self._fd)
-        self._journal_id = (info.st_dev, info.st_ino)
-        lines = _read_lines(self._fd, 0)
-        bodies = []
-        for number in (1, 2):
-            self._start, line, whole = next(lines, (0, b"", False))
-            body = _check_line(line) if whole else None
-            if body is None:
-                raise self._damaged(number)
-            bodies.append(body)
-        self._header = header = json.loads(bodies[0])
-        self._check_format(header)
-        if header.get("nonce") != self._nonce:
-            self._nonce, self._dirty, self.is_suspect = header.get("nonce"), False, False
-        for name in ARRAYS:
-            self._known[name] = [Fingerprint(**header[name])]
-        self.totals = Totals.from_json(header)
-        self._repeat = _split_change(bodies[1])[0]
-        self._offset = self._start
-        self._writable = writable
-        return True
-
-    def _check_format(self, header: Mapping[str, Any]) -> None:
-        if header.get("format") != FORMAT:
-            raise StoreError(
-                f"'{self.journal_path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
-                "Nothing was changed. Use the queuectl that wrote it."
-            )
-
-    def _damaged(self, line: int) -> StoreError:
-        return StoreError(
-            f"'{self.journal_path}' is damaged at line {line}: its checksum does not fit. Nothing was changed. "
-            f"Repair it with: queuectl doctor --fix."
-        )
-
-    def _arrays_known(self) -> bool:
-        """Whether both arrays on disk are ones that header or intent name."""
-        for name in ARRAYS:
-            try:
-                info = os.stat(self._paths[name])
-            except FileNotFoundError:
-                return False
-            mark = (info.st_ino, info.st_size, info.st_mtime_ns)
-            if all(known[:3] != mark for known in self._known[name]):
-                return False
-        return True
-
-    def _read_tail(self) -> bool:
-        """The totals from the last line alone. False where that is not enough to know them.
-
-        Nor is it after a reboot: a power loss may have left a hole before lines that are whole (`_replay`).
-        """
-        assert self._fd is not None
-        size = os.fstat(self._fd).st_size
-        if size == self._offset:
-            return True
-        if self._header.get("boot") != boot_id():
-            return False
-        reach = 1 << 14
-        while True:
-            start = max(self._offset, size - reach)
-            data = b"".join(_pieces(self._fd, start))
-            if not data.endswith(b"\n"):
-                return False
-            cut = data.rfind(b"\n", 0, -1)
-            if cut >= 0 or start == self._offset:
-                break
-            reach *= 16
-        body = _check_line(data[cut + 1 : -1])
-        if body is None or not body.startswith(b'{"put"') or b'"more": true' in body[-20:]:
-            return False
-        self.totals = Totals.from_json(_rest_of(body))
-        self._offset = start + len(data)
-        return True
-
-    def _load(self, locked: bool) -> None:
-        """Read journal and arrays whole. Under the lock it also repairs: torn tail, hand edit, first start."""
-        try:
-            edited = self._read_files(locked)
-            if edited:
-                self._take_edits(edited, locked)
-            if locked and self._fd is None:
-                self._write_first_journal(edited)
-                self._load(locked=True)
-            elif locked and (self._must_fold or edited):
-                self._fold()
-        except BaseException:
-            self._reset()  # half a state must never be taken for the whole
-            raise
-
-    def _read_files(self, locked: bool) -> list[str]:
-        """Journal and arrays, as one consistent state; the names of the arrays that a person edited."""
-        while True:
-            self._reset()
-            self._loaded = True
-            there = self._attach(writable=locked)
-            size = 0
-            if there and self._fd is not None:
-                size = os.fstat(self._fd).st_size
-                for raw in self._repeat:
-                    self._put(raw)
-                self._replay(locked)
-            edited = self._open_arrays(there)
-            if not edited or locked or not there:
-                return edited
-            info = os.stat(self.journal_path)
-            if (info.st_dev, info.st_ino) == self._journal_id and info.st_size == size:
-                return edited  # no fold came between: a person's edit
-
-    def _replay(self, locked: bool) -> None:
-        """Apply the journal from `_offset` to its end. A bad line is a torn tail where nothing good follows it."""
-        assert self._fd is not None
-        batch: list[tuple[list[bytes], dict[str, Any]]] = []
-        start, bad = self._offset, -1  # of this line, of the first one that is not whole
-        for end, line, whole in _read_lines(self._fd, start):
-            body = _check_line(line) if whole else None
-            if body is None and bad < 0:
-                bad = start
-            start = end
-            if body is None:
-                if HOLE in line:
-                    break  # never written before the power went: nothing after it was synced either
-                continue
-            if bad >= 0:
-                raise self._damaged(
-                    1 + sum(1 for at, _, _ in _read_lines(self._fd, 0) if at <= bad)
-                )
-            try:
-                if body.startswith(b'{"intent"'):
-                    for name, mark in json.loads(body)["intent"].items():
-                        self._known[name].append(Fingerprint(**mark))
-                else:
-                    batch.append(_split_change(body))
-                    if batch[-1][1].get("more"):
-                        continue
-                    self._apply(batch)
-                    for name, mark in batch[-1][1].get("taken", {}).items():
-                        self._taken[name].append(Fingerprint(**mark))
-                    batch = []
-            except (ValueError, LookupError, TypeError, QueueError) as error:
-                raise StoreError(
-                    f"'{self.journal_path}' holds a line that is whole and cannot be understood ({error}). "
-                    "Nothing was changed. Repair it with: queuectl doctor --fix."
-                ) from error
-            self._offset = end
-        if locked and os.fstat(self._fd).st_size > self._offset:
-            self._set_tail_aside()
-
-    def _apply(self, batch: Sequence[tuple[list[bytes], dict[str, Any]]]) -> None:
-        """A transaction's lines, split, into the overlay."""
-        for raws, rest in batch:
-            for raw in raws:
-                self._put(raw)
-            for id in rest.get("del", ()):
-                self._delete(id)
-        self.totals = Totals.from_json(batch[-1][1])
-
-    def _set_tail_aside(self) -> None:
-        """Under the lock: keep what follows the last whole transaction in a file of its own, then cut it off."""
-        assert self._fd is not None
-        path = self._aside("journal-tail", self.journal_path, self._offset)
-        os.ftruncate(self._fd, self._offset)
-        self.warn(
-            f"The journal ended in an unfinished line (a crash?); it was cut off and kept as '{path}'."
-        )
-
-    def _aside(self, stem: str, source: str, start: int) -> str:
-        """Copy a file's bytes from `start` on, which are not to be lost, to a new file under .queuectl/aside."""
-        folder = os.path.join(self.dir, "aside")
-        make_dir(folder)
-        path = os.path.join(folder, f"{stem}.{self.now().replace(':', '')}-{os.urandom(2).hex()}")
-        read_fd = os.open(source, _OPEN)
-        try:
-            with _new_file(path) as fd:
-                _copy(read_fd, start, os.fstat(read_fd).st_size, fd)
-                os.fsync(fd)
-        finally:
-            os.close(read_fd)
-        return path
-
-    def _put(self, raw: bytes, job: Job | None = None) -> None:
-        """A record as it is now, into overlay and indexes; the totals are another's matter."""
-        id, state, seq = job[:3] if job else _head(raw)
-        self.overlay[id] = raw
-        if state == "processing":
-            self.processing[id] = job or trust_job(raw)
-        else:
-            self.processing.pop(id, None)
-        for index in self._waiting.values():
-            if state in WAITING:
-                index.add(raw, id, seq)
-            if index.parents:
-                index.note(id, None if state in OVER else seq)
-
-    def _delete(self, id: str) -> None:
-        self.overlay[id] = None
-        self.processing.pop(id, None)
-        for index in self._waiting.values():
-            index.note(id, None)
-
-    def _open_arrays(self, there: bool) -> list[str]:
-        """Open the arrays that header or intent name; the names of the others, which a person changed."""
-        edited = []
-        for name in ARRAYS:
-            try:
-                fd = os.open(self._paths[name], _OPEN)
-            except FileNotFoundError:
-                if there:
-                    raise StoreError(
-                        f"'{self._paths[name]}' is missing beside a journal. Nothing was changed. Put it back "
-                        "(an empty one holds: [ ]), or make do without: queuectl doctor --fix."
-                    ) from None
-                continue
-            mark, known = _fingerprint(fd, -1), self._known[name]
-            named = [*self._taken[name], *known]
-            if all(one[:3] != mark[:3] for one in named) and any(
-                one.size == mark.size for one in named
-            ):
-                mark = mark._replace(
-                    crc=_crc_of(fd)
-                )  # touched, copied or restored: perhaps the same bytes
-            if any(map(mark.fits, self._taken[name])):
-                os.close(fd)  # whatever it holds, the journal has it all
-                known.append(mark)
-                self._must_fold = True
-            elif any(map(mark.fits, known)):
-                same = next((one for one in known if one[:3] == mark[:3]), None)
-                if same is None:
-                    known.append(mark)
-                    self._must_fold = True
-                self._base[name] = Base(fd, same or mark)
-            else:
-                os.close(fd)
-                edited.append(name)
-        return edited
-
-    # -- Hand edits
-
-    def _take_edits(self, edited: list[str], locked: bool) -> None:
-        """Take what a person made of the arrays into the overlay; the journal's own jobs stay as it has them.
-
-        Under the lock what was taken also goes into the journal, in one transaction that names the edited files:
-        a crash within the fold that follows can then lose nothing of it.
-        """
-        journal = dict(self.overlay)
-        conflicts: list[str] = []
-        seen: dict[str, str] = {}
-        marks: dict[str, Fingerprint] = {}
-        written: list[Job] = []
-        for name in edited:
-            records, marks[name] = self._parse_array(name)
-            for number, record in enumerate(records, 1):
-                try:
-                    job = self._edited_job(name, record, marks[name].mtime_ns / 1e9)
-                except BadValue as error:
-                    raise self._edit_refused(
-                        name, f"element {number}: {str(error).rstrip('.')}"
-                    ) from None
-                if job.id in seen:
-                    raise self._edit_refused(
-                        name, f"job '{job.id}' also stands in {seen[job.id]}.json"
-                    )
-                seen[job.id] = name
-                if job.after and "seq" not in record:
-                    written.append(job)
-                raw = encode_job(job)
-                if job.id not in journal:
-                    self._put(raw)
-                    self.totals = self.totals._replace(n=max(self.totals.n, job.seq))
-                elif journal[job.id] != raw and name not in conflicts:
-                    conflicts.append(name)
-        for name, base in self._base.items():
-            for raw in _array_lines(base):
-                if (id := _head(raw)[0]) in seen and id not in journal:
-                    raise self._edit_refused(seen[id], f"job '{id}' also stands in {name}.json")
-        for name in conflicts if locked else ():
-            path = self._aside(f"{name}.json.edited", self._paths[name], 0)
-            self.warn(
-                f"{name}.json was edited while jobs in it were changing; those stay as the queue has them, "
-                f"and the edited file is kept as '{path}'."
-            )
-        self._check_order(written)
-        self._end_by_edit(format_instant(max(mark.mtime_ns for mark in marks.values()) / 1e9))
-        for name, mark in marks.items():
-            self._known[name].append(mark)
-        self._recount()
-        if locked and self._fd is not None:
-            self._append(b"".join(map(_line, self._taken_bodies(marks))))
-
-    def _check_order(self, written: Sequence[Job]) -> None:
-        """Refuse a new job by hand that comes after one which does not stand before it: it would wait for nobody."""
-        parents = self._find_raws({id for job in written for id in parents_of(job)})
-        for job in written:
-            for id in parents_of(job).keys() & parents.keys():
-                if _seq(parents[id]) >= job.seq:
-                    why = f"job '{job.id}' comes after '{id}', which does not stand before it"
-                    raise self._edit_refused(array_of(job.state), why)
-
-    def _end_by_edit(self, at: str) -> None:
-        """End the waiting jobs that need one which is dead (J5), as an edit or a backup may have it."""
-        change = Transaction(self, at)
-        for id, state, seq in map(_head, self._find_raws(self.waiting().parents).values()):
-            if state == "dead":
-                change.end_children(id, seq)
-        for _, new in change.changes.values():
-            if new is not None:
-                self._put(encode_job(new))
-
-    def _taken_bodies(self, marks: Mapping[str, Fingerprint]) -> list[bytes]:
-        """The journal lines of a transaction that puts the whole overlay and names the edited files it came from."""
-        raws = [raw for raw in self.overlay.values() if raw is not None]
-        taken = {"taken": {name: mark._asdict() for name, mark in marks.items()}}
-        return _change_bodies(raws, [], {**self.totals.as_json(), **taken})
-
-    def _write_first_journal(self, edited: list[str]) -> None:
-        """First start: settings and missing arrays, then a journal that holds all that the arrays hold."""
-        if not os.path.exists(self._paths["config"]):
-            self._write_settings(default_settings())
-        for name in ARRAYS:
-            if name not in edited:
-                self._known[name] = [self._write_array(name, ())]
-                os.rename(self._temporary(name), self._paths[name])
-        _sync_dir(self.home)
-        with contextlib.suppress(
-            PermissionError
-        ):  # the home's own name: its parent may be another's
-            _sync_dir(os.path.dirname(self.home))
-        marks = {name: self._known[name][-1] for name in ARRAYS}
-        taken = {name: marks[name] for name in edited}
-        self._write_journal(marks, [], self._taken_bodies(taken) if edited else [])
-
-    def _parse_array(self, name: str) -> tuple[list[Any], Fingerprint]:
-        mark, data = _marked_bytes_of(self._paths[name])
-        try:
-            records = parse_json(data.decode("utf-8-sig"), "The file")
-        except (UnicodeDecodeError, BadValue) as error:
-            raise self._edit_refused(name, str(error).rstrip(".")) from None
-        if not isinstance(records, list):
-            raise self._edit_refused(name, "it must hold one JSON array")
-        return records, mark
-
-    def _edit_refused(self, name: str, why: str) -> StoreError:
-        return StoreError(
-            f"'{self._paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then mend it with an "
-            "editor, or repair it with: queuectl doctor --fix."
-        )
-
-    def _edited_job(self, name: str, record: Any, when: float) -> Job:
-        """A job from a hand-written record: what is missing gets enqueue's defaults. Raises BadValue.
-
-        Its made id depends on the file's time and the order in it alone, so that readers who may not write
-        and the writer who takes the edit over give it the same one.
-        """
-        config = self.config()
-        at = format_instant(when)
-        seq = self.totals.n + 1
-        defaults: dict[str, Any] = {
-            "id": make_id(int(when * 1000), seq), "state": "dead" if name == "dlq" else "pending", "seq": seq,
-            "attempts": 0, "runs": 0, "max_retries": config.max_retries, "priority": 0,
-            "timeout": config.job_timeout, "created_at": at, "updated_at": at, "cwd": self.home,
-        }  # fmt: skip
-        if not isinstance(record, dict):
-            raise BadValue(f"it is not a job but {_shown(record)}")
-        if record.get("state", defaults["state"]) in OVER:
-            defaults["finished_at"] = at
-        if record.get("state") == "failed":
-            defaults["run_at"] = at
-        if isinstance(record.get("attempts"), int):
-            defaults["runs"] = record["attempts"]
-        try:
-            return job_from_dict(record, defaults)
-        except TypeError:
-            raise BadValue("it has no 'command'") from None
-
-    def _recount(self) -> None:
-        """The totals, counted anew from every record."""
-        counts = dict.fromkeys(STATES, 0)
-        n = self.totals.n
-        for raw in self.raws():
-            _, state, seq = _head(raw)
-            counts[state] += 1  # type: ignore[index]  # a head is text; its state is one of STATES
-            n = max(n, seq)
-        oldest, next_run_at = self.waiting().hints(self.now(), ())
-        self.totals = Totals(tuple(counts.values()), n, oldest, next_run_at)
-
-    # -- Damage: what `doctor` finds and mends
-
-    def survey(self) -> list[str]:
-        """What of the files is not whole, a sentence each. The store is unread after it."""
-        try:
-            return self._salvage(lambda job, known: None)
-        except OSError as error:
-            raise self._failed(error) from error
-        finally:
-            self._reset()
-
-    def mend(self, judge: Judge) -> list[str]:
-        """Write the stores anew from what is whole in them; the paths of copies of the files as they were.
-
-        All that is there goes into a new journal, which says so of the arrays as they stand: so the change is one
-        rename, and the fold after it is any fold. Refused while a worker lives: it has the queue in its memory.
-        """
-        has_settings = self.settings_problem() is None
-        with self._locked():
-            if self.live_workers(first=True):
-                raise StoreError(
-                    "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
-                )
-            self._salvage(judge)
-            there = [
-                path for path in (*self._paths.values(), self.journal_path) if os.path.exists(path)
-            ]
-            copies = [self._aside(os.path.basename(path), path, 0) for path in there]
-            _sync_dir(os.path.join(self.dir, "aside"))
-            if not has_settings:
-                text = (
-                    _bytes_of(path).decode("utf-8", "replace")
-                    if (path := self._paths["config"]) in there
-                    else ""
-                )
-                kept = salvage_settings(text)
-                self._write_settings({**default_settings(), **kept})
-                lost = [name for name in SETTINGS if name not in kept]
-                self.warn(
-                    f"These settings could not be read and have their defaults now: {', '.join(lost)}."
-                )
-            self._write_first_journal([name for name in ARRAYS if self._known[name]])
-            with self._fold_may_fail():
-                self._load(locked=True)
-        return copies
-
-    def _salvage(self, judge: Judge) -> list[str]:
-        """Load what is whole into the overlay, however damaged the files are; a sentence for all that is not.
-
-        `judge(job, known)` makes of a record in a damaged journal line what is to be kept (None: nothing).
-        """
-        self._reset()
-        self._loaded = True
-        problems = [problem for name in ARRAYS for problem in self._salvage_array(name)]
-        problems += self._salvage_journal(judge)
-        expected = self.totals
-        problems += self._end_lost()
-        self._end_by_edit(self.now())
-        self._recount()
-        if any(expected.counts) and expected.counts != self.totals.counts:
-            problems.append(miscounted(expected.counts, self.totals.counts))
-        return problems
-
-    def _end_lost(self) -> Iterator[str]:
-        """End the waiting jobs that come after one which is not there any more."""
-        for raw in filter(None, list(self.overlay.values())):
-            job = decode_job(raw) if b'"after": ' in raw and _head(raw)[1] in WAITING else None
-            if job is not None and (
-                lost := [id for id in parents_of(job) if not self.overlay.get(id)]
-            ):
-                self._put(encode_job(end_without(job, lost[0], self.now())))
-                yield f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
-
-    def _salvage_array(self, name: str) -> Iterator[str]:
-        path = self._paths[name]
-        try:
-            mark, data = _marked_bytes_of(path)
-        except FileNotFoundError:
-            yield f"'{path}' is missing: what only it held is lost, unless you put it back."
-            return
-        self._known[name] = [mark]
-        text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
-        if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
-            yield f"'{path}' is not a whole JSON array."
-        for start, end in _scan_objects(text):
-            line, last = line + text.count("\n", last, start), start
-            try:
-                job = self._edited_job(name, parse_json(text[start:end], "it"), mark.mtime_ns / 1e9)
-            except BadValue as error:
-                yield f"'{path}', line {line}, holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
-                continue
-            if known := self.overlay.get(job.id):
-                yield f"Job '{job.id}' stands in the stores twice; of the two the one that changed last counts."
-            if not known or decode_job(known).updated_at <= job.updated_at:
-                self._put(encode_job(job))
-            self.totals = self.totals._replace(n=max(self.totals.n, job.seq))
-
-    def _salvage_journal(self, judge: Judge) -> Iterator[str]:
-        arrays = [raw for raw in self.overlay.values() if raw]
-        try:
-            fd = os.open(self.journal_path, _READ)
-        except FileNotFoundError:
-            yield f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
-            return
-        batch: list[tuple[list[bytes], dict[str, Any]]] = []
-        try:
-            for number, (_, line, whole) in enumerate(_read_lines(fd, 0), 1):
-                try:
-                    body = _check_line(
-                        line
-                    )  # whole without its newline too: then nothing but that is missing
-                    if body is None:
-                        raise BadValue("its checksum does not fit" if whole else "it is unfinished")
-                    if body.startswith(b'{"format"'):
-                        self._check_format(json.loads(body))
-                    elif body.startswith(b'{"intent"'):
-                        if all(
-                            Fingerprint(**mark) in self._known[name]
-                            for name, mark in json.loads(body)["intent"].items()
-                        ):
-                            self.overlay, self.processing = (
-                                {},
-                                {},
-                            )  # these arrays hold all that stands above
-                            for raw in arrays:
-                                self._put(raw)
-                    else:
-                        batch.append(_split_change(body))
-                        if not batch[-1][1].get("more"):
-                            self._apply(batch)
-                            batch = []
-                except (ValueError, LookupError, TypeError, BadValue) as error:
-                    read = [
-                        id
-                        for raw in line.split(b"\t")[1:-1]
-                        if whole and (id := self._doubt(raw, judge))
-                    ]
-                    said = f"; of its jobs {', '.join(read)} can be read" if read else ""
-                    yield f"'{self.journal_path}', line {number}, is damaged: {error}{said}."
-        finally:
-            os.close(fd)
-        if batch:
-            yield f"'{self.journal_path}' ends in a bulk that was never finished; it does not count."
-
-    def _doubt(self, raw: bytes, judge: Judge) -> str | None:
-        """Take in what `judge` makes of a record in a damaged line; its id, where it is one at all."""
-        try:
-            job = decode_job(raw.rstrip(b","))
-        except (BadValue, ValueError, TypeError):
-            return None
-        known = self.overlay.get(job.id)
-        new = judge(job, decode_job(known) if known else None)
-        if new is not None and check_job(new) is None:
-            self._put(encode_job(new))
-            self.totals = self.totals._replace(n=max(self.totals.n, new.seq))
-        return job.id
-
-    # -- Looking jobs up
-
-    def job(self, id: str) -> Job | None:
-        """The job with that id, or None. The store must have been read."""
-        if id in self.processing:
-            return self.processing[id]
-        if id in self.overlay:
-            raw = self.overlay[id]
-            return None if raw is None else _decode(raw)
-        for base in self._base.values():
-            if raw := _find(base, id):
-                return _decode(raw)
-        return None
-
-    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
-        """Those of these jobs that are there."""
-        return {id: _decode(raw) for id, raw in self._find_raws(ids).items()}
-
-    def find_ended(self, ids: Collection[str]) -> dict[str, Job | None]:
-        """Those of these jobs that are over, or (None) that are not there any more."""
-        raws = self._find_raws(ids)
-        ended: dict[str, Job | None] = {id: None for id in ids if id not in raws}
-        return ended | {id: _decode(raw) for id, raw in raws.items() if _head(raw)[1] in OVER}
-
-    def _find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
-        """The records of those that are there; one pass over an array where there are more than a few."""
-        raws = {id: self.overlay[id] for id in ids if id in self.overlay}
-        rest = [id for id in ids if id not in raws]
-        for base in self._base.values() if rest else ():
-            raws |= dict(_among(base, rest))
-        return {id: raw for id, raw in raws.items() if raw is not None}
-
-    def peek(self, id: str) -> Job:
-        """A job that is known to be there, whether or not the queue was loaded. Under the lock or not."""
-        if not self._loaded and self._fd is not None:
-            if raw := _last_record(self._journal_bytes(0), id):
-                return _decode(raw)
-            if not self._base:
-                self._open_arrays(there=True)
-        job = self.job(id)
-        assert job is not None
-        return job
-
-    def ids_like(self, prefix: str, states: Collection[str], most: int) -> list[str]:
-        """At most so many ids that begin so, of jobs in those states, for completion: a search for bytes, and never
-        more than LOOKS_MAX records are looked at. After a read."""
-        heads: Iterator[tuple[str, str, int]] = map(_head, self.raws(reverse=True))
-        if prefix:
-            mine = (_head(raw) for raw in self.overlay.values() if raw)
-            bases = [
-                self._base[name]
-                for name in {array_of(state) for state in states}
-                if name in self._base
-            ]
-            arrays = (_head(raw) for base in bases for raw in _records_like(base, prefix))
-            heads = itertools.chain(mine, (head for head in arrays if head[0] not in self.overlay))
-        near = (
-            id
-            for id, state, _ in itertools.islice(heads, LOOKS_MAX)
-            if id.startswith(prefix) and state in states
-        )
-        return list(itertools.islice(near, most))
-
-    def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
-        """Every record (of these arrays), in order of arrival or the reverse, as raw lines."""
-        import heapq
-
-        mine = (raw for raw in self.overlay.values() if raw and array_of(_head(raw)[1]) in arrays)
-        streams: list[Iterable[bytes]] = [sorted(mine, key=_seq, reverse=reverse)]
-        for name, base in self._base.items():
-            if name not in arrays:
-                continue
-            lines = _array_lines_reversed(base) if reverse else _array_lines(base)
-            streams.append(raw for raw in lines if _head(raw)[0] not in self.overlay)
-        return heapq.merge(*streams, key=_seq, reverse=reverse)
-
-    def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
-        """Every job in those states, in order of arrival (or the reverse)."""
-        for raw in self.raws(reverse, {array_of(state) for state in states}):
-            if _head(raw)[1] in states:
-                yield _decode(raw)
-
-    def completed_before(
-        self, instant: str, place: Place, most: int
-    ) -> tuple[list[Job], Place | None]:
-        """Up to `most` jobs that were completed by then, of the next piece of jobs.json, and where to read on. Within
-        a transaction, so the piece is small.
-
-        None: only younger jobs follow (records stand in order of arrival), or none. What changed since the last fold
-        is left for another time; what a clock since set back says of a job's making is no word on its age.
-        """
-        now = self.now()
-        if (base := self._base.get("jobs")) is None:
-            return [], None
-        found: list[Job] = []
-        any_old = False
-        for offset, lines in _array_chunks(base, place.offset if place.known == base.known else 2):
-            for line in lines:
-                if not instant < _created_at(line) <= now:
-                    any_old = True
-                    id, state, _ = _head(line)
-                    if state == "completed" and id not in self.overlay:
-                        job = _decode(line.rstrip(b","))
-                        found += [job] if (job.finished_at or "") <= instant else []
-                offset += len(line) + 1
-                if len(found) >= most:
-                    break
-            if lines:
-                return found, Place(base.known, offset) if any_old and offset < _array_end(
-                    base
-                ) else None
-        return found, None
-
-    def waiting(self, key: object = None, accept: Callable[[Job], bool] | None = None) -> Waiting:
-        """The index of what waits (of the jobs that `accept` takes by their tags, under that key), built when first
-        asked for, and anew when other tags have a limit."""
-        limited = self.last_config().limits
-        index = self._waiting.get(key)
-        if index is None or index.limited != limited.keys():
-            cap_s = self.config().backoff_max
-            index = Waiting(
-                self.overlay, self._base.get("jobs"), self.now(), cap_s, limited, accept
-            )
-            self._waiting[key] = index
-        return index
-
-    def has_after(self) -> bool:
-        """Whether any job that is not over may come after others: by the index where there is one, else the bytes."""
-        if None in self._waiting:
-            return bool(self._waiting[None].parents)
-        needle, base = b'"after": ', self._base.get("jobs")
-        in_journal = any(needle in raw for raw in self.overlay.values() if raw is not None)
-        return in_journal or (base is not None and next(_search(base.fd, needle), None) is not None)
-
-    def meet_new_clock(self, most_s: float = math.inf) -> None:
-        """After the clock was set back: what seems to wait beyond any backoff is due (`is_ready`)."""
-        with self._locked(most_s):
-            self._catch_up()
-            self._waiting = {}
-            oldest, next_run_at = self.waiting().hints(self.now(), ())
-            self.totals = self.totals._replace(oldest=oldest, next_run_at=next_run_at)
-
-    # -- Ids and unique keys, by a search for bytes: an enqueue does not load the queue
-
-    def look_up(self, ids: Collection[str], keys: Collection[str]) -> Found:
-        """What is taken, found without the lock; `transaction(light=True)` makes it exact with `look_again`."""
-        self._reset()
-        try:
-            if (
-                self.check_home()
-                and self._attach(writable=False)
-                and self._read_tail()
-                and self._arrays_known()
-            ):
-                return self._look(ids, keys)
-        except OSError as error:
-            raise self._failed(error) from error
-        return Found(None, 0, {}, set(), {})
-
-    def look_again(self, found: Found, ids: Collection[str], keys: Collection[str]) -> Found:
-        """Under the lock: the same, true now. Where the journal only grew, only the new part is searched."""
-        if found.journal != self._journal_id:
-            return self._look(ids, keys)
-        tail = self._journal_bytes(found.end)
-        for id in ids:
-            if (raw := _last_record(tail, id)) is not None:
-                found.jobs[id] = raw
-                found.folded.discard(id)
-        for key in keys:
-            holders = _holders(tail, key)
-            if found.keys.get(key) in holders or _last_record(tail, found.keys.get(key, "")) == b"":
-                found.keys.pop(key, None)
-            found.keys.update((key, id) for id, active in holders.items() if active)
-        return found
-
-    def _look(self, ids: Collection[str], keys: Collection[str]) -> Found:
-        if not self._base and self._open_arrays(there=True):
-            return Found(
-                None, 0, {}, set(), {}
-            )  # a fold or an edit came between: `look_again` does it under the lock
-        journal = self._journal_bytes(0)
-        jobs = {id: raw for id in ids if (raw := _last_record(journal, id)) is not None}
-        rest = [id for id in ids if id not in jobs]
-        folded = {id: raw for base in self._base.values() for id, raw in _among(base, rest)}
-        holding: dict[str, str] = {}
-        fd = self._base["jobs"].fd
-        for key in keys:
-            holders = _holders(journal, key)
-            for offset in _search(fd, _key_needle(key)):
-                raw = _line_at(fd, _start_of_line(fd, offset))
-                id = _head(raw)[0]
-                if id not in holders and _last_record(journal, id) is None:
-                    holders[id] = _is_active(raw, key)
-            holding.update((key, id) for id, active in holders.items() if active)
-        return Found(self._journal_id, self._offset, {**folded, **jobs}, set(folded), holding)
-
-    def _journal_bytes(self, start: int) -> bytes:
-        """What the journal holds from there to the end of the last transaction read."""
-        assert self._fd is not None
-        return b"".join(_pieces(self._fd, start, self._offset))
-
-    # -- Changing
-
-    @contextlib.contextmanager
-    def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
-        """One change of the queue, whole or not at all: the lock, the latest state, then one journal line.
-
-        What the block raises leaves everything as it was. `light` is for changes that only add jobs. With fsync
-        `always` it returns when the change is on the disk.
-        """
-        with self._locked(most_s):
-            self._catch_up(light)
-            change = Transaction(self, self.now())
-            yield change
-            if change.changes:
-                self._commit(change)
-        if change.changes and self.last_config().fsync == "always":
-            self.sync()
-
-    def _catch_up(self, light: bool = False) -> None:
-        """Under the lock: the state as the files have it now, repaired where a crash or an edit left work."""
-        try:
-            info = os.stat(self.journal_path)
-            same = (info.st_dev, info.st_ino) == self._journal_id and self._writable
-        except FileNotFoundError:
-            if self._loaded and len(self._base) == len(ARRAYS):
-                self._rebuild_journal("deleted")
-            else:
-                self._load(locked=True)
-            return
-        if same and self._loaded and info.st_size < self._offset:
-            self._rebuild_journal("cut")
-            return
-        if not same or info.st_size < self._offset:
-            self._reset()
-            if not (
-                light and self._attach(writable=True) and self._read_tail() and self._arrays_known()
-            ):
-                self._load(locked=True)
-        elif not self._arrays_known():
-            self._load(locked=True)
-        elif info.st_size > self._offset and self._loaded:
-            self._replay(locked=True)
-        elif info.st_size > self._offset and not self._read_tail():
-            self._load(locked=True)
-        if not light and not self._loaded:
-            self._load(locked=True)
-
-    def _rebuild_journal(self, how: str) -> None:
-        """Somebody cut or deleted the journal: all that was accepted is still in memory, and goes into a new one."""
-        assert self._fd is not None
-        if how == "cut":
-            self._aside("journal.jsonl.cut", self.journal_path, 0)
-            for _, line, whole in _read_lines(
-                self._fd, self._start
-            ):  # what others appended behind the cut
-                body = _check_line(line) if whole else None
-                for put in (
-                    _split_change(body)[0]
-                    if body is not None and body.startswith(b'{"put"')
-                    else ()
-                ):
-                    id = _head(put)[0]
-                    if id not in self.overlay and self.job(id) is None:
-                        self._put(put)
-                        self._recount()
-        else:
-            self._replay(locked=False)
-        puts = [raw for raw in self.overlay.values() if raw is not None]
-        gone = [id for id, raw in self.overlay.items() if raw is None]
-        repeat = [raw for id in self.processing if (raw := self.overlay[id])]
-        marks = {name: base.known for name, base in self._base.items()}
-        self._write_journal(marks, repeat, _change_bodies(puts, gone, self.totals.as_json()))
-        self.warn(
-            f"'{self.journal_path}' was {how} by another program; it was written anew from memory."
-        )
-        self._reset()
-        self._catch_up()
-
-    def _commit(self, change: Transaction) -> None:
-        """Under the lock: append the transaction's lines; only then let memory know (S6)."""
-        counts = list(self.totals.counts)
-        puts: list[tuple[Job, bytes]] = []
-        deleted: list[str] = []
-        n = self.totals.n
-        for id, (old, new) in change.changes.items():
-            if old is not None:
-                counts[STATES.index(old.state)] -= 1
-            if new is None:
-                deleted.append(id)
-                continue
-            counts[STATES.index(new.state)] += 1
-            n = max(n, new.seq)
-            assert check_job(new) is None, check_job(new)
-            puts.append((new, encode_job(new)))
-        oldest, next_run_at = self._hints_after(change)
-        totals = Totals(tuple(counts), n, oldest, next_run_at)
-        bodies = _change_bodies([raw for _, raw in puts], deleted, totals.as_json())
-        self._append(b"".join(map(_line, bodies)))
-        self.totals = totals
-        if self._loaded:
-            for job, raw in puts:
-                self._put(raw, job)
-            for id in deleted:
-                self._delete(id)
-
-    def _hints_after(self, change: Transaction) -> tuple[str | None, str | None]:
-        """`oldest` and `next_run_at` after this change; the index is asked only where they may have gone."""
-        oldest, next_run_at = self.totals.oldest, self.totals.next_run_at
-        gone, ended, again = False, [], set[str]()
-        for id, (old, new) in change.changes.items():
-            if old is None or old is new:
-                continue
-            if old.state in WAITING:
-                gone = gone or old.created_at == oldest or (old.run_at or "-") == next_run_at
-            is_over = new is None or new.state in OVER
-            if is_over and old.state not in OVER:
-                ended.append(id)
-            elif (
-                old.state in OVER and not is_over and change.has_after()
-            ):  # who waits for it, waits once more
-                again |= {job.id for job in self.waiting().children(id, old.seq)}
-        if gone or again:
-            oldest, next_run_at = self.waiting().hints(change.now, change.changes.keys() | again)
-        if ended and change.has_after() and not self.waiting().parents.keys().isdisjoint(ended):
-            hints = self.waiting().freed_hints(change.now, ended, change.changes.keys())
-            oldest = min(filter(None, (oldest, hints[0])), default=None)
-            next_run_at = min(filter(None, (next_run_at, hints[1])), default=None)
-        for old, new in change.changes.values():
-            if new is None or old is new or new.state not in WAITING:
-                continue
-            if not (new.after and self._is_held(new, change)):
-                if new.run_at is None:
-                    oldest = min(oldest or new.created_at, new.created_at)
-                else:
-                    next_run_at = min(next_run_at or new.run_at, new.run_at)
-        return oldest, next_run_at
-
-    def _is_held(self, job: Job, change: Transaction) -> bool:
-        """Whether one that the job comes after is not over after this change."""
-        if job.id in change.held or not self._loaded:
-            return job.id in change.held
-        others = []
-        for id in parents_of(job):
-            _, new = change.changes.get(id, (None, None))
-            if new is None:
-                others.append(id)
-            elif new.seq < job.seq and new.state not in OVER:
-                return True
-        return bool(others) and self.waiting().is_any_going(others, job.seq)
-
-    def _append(self, data: bytes) -> None:
-        """Under the lock: whole lines to the journal's end, by one write; cuts back what only half arrived (S6)."""
-        assert self._fd is not None
-        try:
-            if (done := os.write(self._fd, data)) < len(data):
-                write_whole(self._fd, data[done:])
-        except OSError:
-            with contextlib.suppress(OSError):  # then the next writer cuts it
-                os.ftruncate(self._fd, self._offset)
-            raise
-        self._offset += len(data)
-        self._dirty = True
-
-    def accept_bulk(
-        self, make: Callable[[str, int], Iterator[tuple[bytes, str | None]]], large: bool
-    ) -> int:
-        """Append the new jobs that `make(now, n)` yields, in bounded memory; how many there were. It yields the raw
-        record of each, and from when it can start: "" is now, None when others are over, or never.
-
-        All or nothing: every line but the last says `more`, and what `make` raises cuts back to where it began.
-        A `large` bulk is folded under the same lock, so that no follower has to hold it in its overlay.
-        """
-        with self._locked():
-            self._reset()
-            self._catch_up(light=True)
-            if self._loaded or (large and self._pure_adds() is None):
-                self._catch_up()
-                self._fold()
-                self._reset()
-                self._catch_up(light=True)
-            if self._loaded or self._fd is None:
-                raise StoreError(
-                    f"'{self.home}' was edited just now. Nothing was added. Try again."
-                )
-            before, totals, now = self._offset, self.totals, self.now()
-            try:
-                jobs = make(now, totals.n)
-                if not (batch := list(itertools.islice(jobs, LINE_JOBS_MAX))):
-                    return 0
-                while batch:
-                    raws = [raw for raw, _ in batch]
-                    self.totals = _with_new(self.totals, batch, now)
-                    batch = list(itertools.islice(jobs, LINE_JOBS_MAX))
-                    tail = {"more": True} if batch else self.totals.as_json()
-                    self._append(_line(_change_body(raws, (), tail)))
-            except BaseException:
-                self._offset, self.totals = before, totals
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, before)
-                raise
-            added = self.totals.n - totals.n
-            if large:
-                with self._fold_may_fail():
-                    self._fold()
-        return added
-
-    # -- Folding and syncing
-
-    @contextlib.contextmanager
-    def _fold_may_fail(self) -> Iterator[None]:
-        """A failed fold never fails the command whose line is accepted: the journal still holds everything."""
-        try:
-            yield
-        except (OSError, StoreError) as error:
-            text = str(error) if isinstance(error, StoreError) else str(self._failed(error))
-            self.warn(f"The change is stored; writing the arrays anew did not work: {text}")
-
-    def fold_due(self, quiet_s: float) -> bool:
-        """Whether the journal should be folded now: while the arrays are small always, else at about a quarter of
-        their size, so that the cost per change stays bounded; or when nothing was to do for as long as the writing
-        would take at FOLD_BYTES_S (an idle worker of a large queue does not rewrite it for each new job)."""
-        if self._fd is None or not (self._offset > self._start or self._must_fold):
-            return False
-        arrays = sum(known[-1].size for known in self._known.values() if known)
-        return arrays <= max(SMALL_BYTES, self._offset * 4, quiet_s * FOLD_BYTES_S)
-
-    def fold(self, most_s: float = math.inf) -> None:
-        """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
-        with self._locked(most_s):
-            self._catch_up(light=not self._loaded)
-            self._fold()
-
-    def settle(self) -> None:
-        """At the end of a one-shot command that changed something: fold where that is due, else sync."""
-        if self._fd is not None and self.fold_due(quiet_s=0) and not self.live_workers(first=True):
-            with self._fold_may_fail():
-                self.fold()
-        if self._dirty and self.config().fsync != "never":
-            self.sync()
-
-    def sync(self) -> None:
-        """See that what was appended is on the disk. Raises StoreError: it may have been stored.
-
-        After a failed fsync the kernel may call the lost pages clean, so the same file is never tried again:
-        fresh ones are written, and until that has worked nothing is claimed.
-        """
-        with self._syncing:
-            self._sync()
-
-    def _sync(self) -> None:  # without the store's lock: others go on meanwhile
-        with self._mutex:
-            if self._dirty and self._fd is None:  # a load failed since
-                self._attach(writable=True)
-            fd = os.dup(self._fd) if self._fd is not None and self._dirty else None
-            self._dirty = False
-        if fd is None:
-            return
-        why = "an earlier sync failed"
-        try:
-            if not self.is_suspect:
-                os.fsync(fd)
-                return
-        except OSError as error:
-            why = str(error.strerror)
-            self.is_suspect = True
-        finally:
-            os.close(fd)
-        try:
-            self.fold()
-        except QueueError as error:
-            self._dirty = True
-            raise StoreError(
-                f"The change may have been stored, but the disk did not confirm it ({why}; {error}). "
-                "Look with: queuectl list."
-            ) from error
-
-    def _pure_adds(self) -> list[tuple[int, int]] | None:
-        """Where the journal's lines stand, if since the last fold jobs were only added; else None.
-
-        Then a fold is a copy with lines behind it, and nothing has to be loaded.
-        """
-        assert self._fd is not None
-        spans = []
-        before, batched = Totals.from_json(self._header), 0
-        start = self._start
-        for end, line, whole in _read_lines(self._fd, start):
-            body = _check_line(line) if whole else None
-            if body is None or not body.startswith(b'{"put"'):
-                return None
-            rest = _rest_of(body)
-            batched += body.count(b"\t{")
-            if "del" in rest or "taken" in rest:
-                return None
-            if not rest.get("more"):
-                totals = Totals.from_json(rest)
-                if not totals.n - before.n == totals.counts[0] - before.counts[0] == batched:
-                    return None
-                before, batched = totals, 0
-            spans.append((start, end))
-            start = end
-        return None if batched else spans
-
-    def _fold(self) -> None:
-        """The five steps of the section's head. Under the lock, after catching up."""
-        spans = None if self._loaded else self._pure_adds()
-        if not self._loaded and (spans is None or self._open_arrays(there=True)):
-            self._load(locked=True)
-        loaded = self._loaded
-        repeat = (
-            [raw for id in self.processing if (raw := self.overlay[id])] if loaded else self._repeat
-        )
-        written: dict[str, Fingerprint] = {}
-        mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
-        for raw in filter(None, self.overlay.values()):
-            _, state, seq = _head(raw)
-            mine[array_of(state)].append((seq, raw))
-        for name in ARRAYS:  # 1
-            base, added = (
-                self._base.get(name),
-                self._added_in(spans) if spans and name == "jobs" else (),
-            )
-            if base is None or mine[name] or added or _holds_any(base, self.overlay):
-                kept = _folded(base, self.overlay, sorted(mine[name]))
-                written[name] = self._write_array(
-                    name, (piece for part in (kept, added) for piece in part)
-                )
-        marks = {
-            name: written[name] if name in written else self._base[name].known for name in ARRAYS
-        }
-        if written:  # 2
-            as_json = {name: mark._asdict() for name, mark in marks.items()}
-            self._append(_line(encode_json({"intent": as_json})))
-            if not self.is_suspect:
-                self.is_suspect = True
-                os.fsync(self._fd or 0)
-                self.is_suspect = False
-        if not self._arrays_known():  # 3
-            raise Busy(
-                f"The arrays of '{self.home}' were edited just now; they are taken in at the next look."
-            )
-        for name in written:  # 4
-            os.rename(self._temporary(name), self._paths[name])
-        _sync_dir(self.home)  # always: an earlier fold may have renamed them and stopped there
-        self._write_journal(marks, repeat, [])  # 5
-        self._reset()
-        self._catch_up(light=not loaded)
-
-    def _write_journal(
-        self, marks: Mapping[str, Fingerprint], repeat: list[bytes], bodies: list[bytes]
-    ) -> None:
-        """A new journal in the old one's place, synced: header, the processing jobs, and these further lines."""
-        totals = self.totals.as_json()
-        header = {
-            "format": FORMAT, "boot": boot_id(), "nonce": os.urandom(8).hex(), "prev": self._header.get("nonce"),
-            **{name: mark._asdict() for name, mark in marks.items()}, **totals,
-        }  # fmt: skip
-        with _new_file(self._temporary("journal")) as fd:
-            for body in (encode_json(header), _change_body(repeat, (), totals), *bodies):
-                write_whole(fd, _line(body))
-            os.fsync(fd)
-        os.rename(self._temporary("journal"), self.journal_path)
-        _sync_dir(self.dir)
-
-    def _temporary(self, name: str) -> str:
-        return os.path.join(self.dir, f"{name}.json.new")
-
-    def _write_array(self, name: str, pieces: Iterable[bytes]) -> Fingerprint:
-        """Write an array, given in pieces of whole records, to its temporary file, synced."""
-        with _new_file(self._temporary(name)) as fd:
-            crc, buffer, between = 0, bytearray(b"[\n"), b""
-            for piece in pieces:
-                buffer += between
-                buffer += piece
-                between = b",\n"
-                if len(buffer) >= CHUNK_BYTES:
-                    crc = zlib.crc32(buffer, crc)
-                    write_whole(fd, buffer)
-                    buffer.clear()
-            buffer += b"\n]\n" if between else b"]\n"
-            write_whole(fd, buffer)
-            os.fsync(fd)
-            return _fingerprint(fd, zlib.crc32(buffer, crc))
-
-    def _added_in(self, spans: list[tuple[int, int]]) -> Iterator[bytes]:
-        """The records that these lines of the journal add, as an array has them; a piece for each line."""
-        for start, end in spans:
-            body = os.pread(self._fd or 0, end - start - 1, start)[_BODY:]
-            if piece := body[body.index(b"\t") + 1 : body.rindex(b"\t")]:
-                yield piece.replace(b"\t", b"\n")  # tabs stand between records only
-
-    # -- Worker files, wake FIFOs, stop requests, what workers know of the clock
-
-    def clock_mark(self) -> dict[str, Any]:
-        """What workers last wrote of the clock and of their purging; {} where nothing usable."""
-        try:
-            mark = json.loads(_bytes_of(os.path.join(self.dir, "clock"), _READ))
-            numbers = all(
-                isinstance(mark[key], int | float) for key in ("offset_s", "stepped_s", "purged_s")
-            )
-            return dict(mark) if numbers else {}
-        except (OSError, ValueError, LookupError, TypeError):
-            return {}
-
-    def write_clock_mark(self, mark: Mapping[str, Any], most_s: float = math.inf) -> None:
-        """`{"boot_id": ..., "offset_s": wall clock less clock since boot, "stepped_s": ..., "purged_s": ...}`."""
-        with self._locked(most_s):
-            _put_file(os.path.join(self.dir, "clock"), encode_json(mark))
+    # -- Workers
 
     def worker_names(self) -> list[str]:
         """Every worker that left a file, alive or not."""
         try:
-            return sorted(
-                name
-                for name in os.listdir(self.workers_dir)
-                if re.fullmatch(r"\d+-[0-9a-f]+", name)
-            )
+            names = os.listdir(self.workers_dir)
         except OSError:
             return []
+        return sorted(name for name in names if re.fullmatch(r"\d+-[0-9a-f]+", name))
 
     def create_worker(self, name: str, header: Mapping[str, Any], threads: int) -> WorkerFile:
-        """The file that says this worker lives: locked before it has its name, held until the process ends."""
+        """The file that says this worker lives: locked before it has its name, held until the end."""
         self.prepare()
+        path = os.path.join(self.workers_dir, name)
+        fifo = path + ".wake"
         try:
-            path = os.path.join(self.workers_dir, name)
-            fifo = path + ".wake"
             os.mkfifo(fifo, 0o600)
             os.chmod(fifo, 0o600)
             wake_fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            fd = _create(path + ".new")
+            fd = create_file(path + ".new")
             if not lock_descriptor(fd, blocking=False):
-                raise StoreError(
-                    f"'{path}.new' is locked by another process. Nothing was changed. Start again."
-                )
+                raise StoreError(f"'{path}.new' is locked by another process. Start again.")
             file = WorkerFile(path, fd, wake_fd, header, threads)
             os.rename(path + ".new", path)
             return file
         except OSError as error:
-            raise self._failed(error, self.workers_dir) from error
+            raise storage_error(error, self.workers_dir) from error
 
     def lock_dead_worker(self, name: str) -> int | None:
-        """A locked descriptor of a dead worker's file, -1 where the file is missing, None where the worker lives."""
+        """A locked descriptor of a dead worker's file; -1 where the file is missing, None where the
+        worker lives."""
+        path = os.path.join(self.workers_dir, name)
         try:
-            fd = os.open(
-                os.path.join(self.workers_dir, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             if error.errno in NO_FILE:
                 return -1
@@ -3029,9 +1550,14 @@ class Store:
         os.close(fd)
         return None
 
-    def live_workers(self, first: bool = False) -> list[WorkerInfo]:
-        """The workers whose file is locked: the kernel tells the truth about who lives. `first`: one is enough."""
-        out = []
+    def live_workers(self) -> list[WorkerInfo]:
+        """The workers whose file is locked: the kernel tells the truth about who lives."""
+        return list(self._live_workers())
+
+    def has_live_worker(self) -> bool:
+        return next(self._live_workers(), None) is not None
+
+    def _live_workers(self) -> Iterator[WorkerInfo]:
         for name in self.worker_names():
             try:
                 fd = os.open(
@@ -3043,60 +1569,47 @@ class Store:
                 if lock_descriptor(fd, blocking=False):
                     unlock_descriptor(fd)
                 else:
-                    blank = {
-                        "pid": int(name.partition("-")[0]),
-                        "threads": 0,
-                        "started_at": self.now(),
-                    }
-                    out.append(self.read_worker(name, fd) or WorkerInfo(name, blank, [], 0.0))
-                    if first:
-                        break
+                    pid = int(name.partition("-")[0])
+                    unread = {"pid": pid, "threads": 0, "started_at": self.now()}
+                    yield self.read_worker(name, fd) or WorkerInfo(name, unread, [], 0.0)
             finally:
                 os.close(fd)
-        return out
 
     def read_worker(self, name: str, fd: int) -> WorkerInfo | None:
         """What a worker's file says; None where it says nothing usable."""
         lines = os.pread(fd, CHUNK_BYTES, 0).split(b"\n")
         try:
             header = json.loads(lines[0])
-            rows = [
-                json.loads(line) if line.strip() else {}
-                for line in lines[1 : header["threads"] + 1]
-            ]
-            return WorkerInfo(name, header, rows, os.fstat(fd).st_mtime)
+            rows = [json.loads(line or b"{}") for line in map(bytes.strip, lines[1:])]
+            return WorkerInfo(name, header, rows[: header["threads"]], os.fstat(fd).st_mtime)
         except (ValueError, LookupError, TypeError):
             return None
 
     def sweep_workers(self) -> None:
-        """Remove what a worker killed in its first moments left: files beside a name that never came to be."""
+        """Remove files that stand beside no worker's file: what one killed in its first moments left."""
         names = set(self.worker_names())
         for entry in os.listdir(self.workers_dir):
             path = os.path.join(self.workers_dir, entry)
             with contextlib.suppress(FileNotFoundError):
-                if (
-                    entry.partition(".")[0] not in names
-                    and os.stat(path).st_mtime < self.clock() - 60
-                ):
+                is_old = os.stat(path).st_mtime < self.clock() - 60
+                if is_old and entry.partition(".")[0] not in names:
                     os.unlink(path)
 
     def forget_worker(self, name: str) -> None:
-        """Remove what a dead worker left beside the queue."""
+        """Remove the files of a dead worker."""
         for ending in ("", ".wake", ".stop", ".new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.workers_dir, name + ending))
 
     def wake_workers(self, but: str = "") -> None:
-        """A byte to each worker's FIFO, after what may make work or concerns workers. A dead one has no reader."""
+        """Write a byte to each worker's FIFO. A dead worker has no reader."""
         try:
-            names = [
-                name
-                for name in os.listdir(self.workers_dir)
-                if name.endswith(".wake") and name != but + ".wake"
-            ]
+            names = [name for name in os.listdir(self.workers_dir) if name.endswith(".wake")]
         except OSError:
             return
         for name in names:
+            if name == f"{but}.wake":
+                continue
             with contextlib.suppress(OSError):
                 path = os.path.join(self.workers_dir, name)
                 fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -3107,481 +1620,59 @@ class Store:
                     os.close(fd)
 
     def request_stop(self, name: str, how: Literal["stop", "now"]) -> None:
-        """Ask a worker to stop, by a file beside its own: no signal to a remembered pid, which may be another's."""
+        """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
         self.prepare()
+        path = os.path.join(self.workers_dir, name + ".stop")
         try:
-            _put_file(os.path.join(self.workers_dir, name + ".stop"), how.encode())
+            put_file(path, how.encode())
         except OSError as error:
-            raise self._failed(error) from error
+            pid = name.partition("-")[0]
+            raise StoreError(
+                f"{storage_error(error, path)} Or stop the worker with Ctrl+C in its terminal, or: "
+                f"kill {pid}."
+            ) from error
         self.wake_workers()
 
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` asked of this worker: `stop`, `now` or None."""
+        path = os.path.join(self.workers_dir, name + ".stop")
         try:
-            return _bytes_of(os.path.join(self.workers_dir, name + ".stop"), _READ).decode(
-                "ascii", "replace"
-            )
+            return bytes_of(path, _READ).decode("ascii", "replace")
         except OSError:
             return None
 
+    def clock_mark(self) -> dict[str, Any]:
+        """What workers last wrote of the clock and of their purging; {} where nothing is usable."""
+        try:
+            mark = json.loads(bytes_of(os.path.join(self.dir, "clock"), _READ))
+            values = [mark[key] for key in ("offset_s", "stepped_s", "purged_s")]
+            return dict(mark) if all(isinstance(value, int | float) for value in values) else {}
+        except (OSError, ValueError, LookupError, TypeError):
+            return {}
 
-class Transaction:
-    """One change in the making. `now` was read once, under the lock; `changes` maps id to (job before, job after)."""
+    def write_clock_mark(self, mark: Mapping[str, Any], most_s: float = math.inf) -> None:
+        """`{"boot_id": ..., "offset_s": wall clock less clock since boot, "stepped_s": ...,
+        "purged_s": ...}`."""
+        with self.locked(most_s):
+            put_file(os.path.join(self.dir, "clock"), encode_json(mark))
 
-    def __init__(self, store: Store, now: str) -> None:
-        self.store = store
-        self.now = now
-        self.changes: dict[str, tuple[Job | None, Job | None]] = {}
-        self.held: set[str] = set()  # new jobs that come after others which are not over
-        self._has_after: bool | None = None
-
-    def job(self, id: str) -> Job | None:
-        """The job as this transaction sees it."""
-        return self.changes[id][1] if id in self.changes else self.store.job(id)
-
-    def put(self, old: Job | None, new: Job) -> None:
-        """Add a job (`old` is None) or put its next state in its place; whoever waits for one that dies dies too."""
-        before = self.changes[new.id][0] if new.id in self.changes else old
-        self.changes[new.id] = (before, new)
-        if new.state == "dead" and old is not None and old.state != "dead" and self.has_after():
-            self.end_children(new.id, new.seq)
-
-    def has_after(self) -> bool:
-        """Whether any job comes after others: a queue in which none does needs no index for that."""
-        if self._has_after is None:
-            self._has_after = self.store.has_after()
-        return self._has_after
-
-    def end_children(self, id: str, seq: int) -> None:
-        """The waiting jobs that needed that one, which is dead, die, and those that needed them (J5)."""
-        dead = [(id, seq)]
-        for parent, seq in dead:  # grows on the way
-            for child in self.store.waiting().children(parent, seq):
-                before, there = self.changes.get(child.id, (child, child))
-                if there is not None and there.state in WAITING and parent in needed_by(there):
-                    self.changes[child.id] = (before, die_after(there, parent, self.now))
-                    dead.append((child.id, child.seq))
-
-    def is_over(self, id: str) -> bool:
-        """Whether a job that was changed is over now, or gone."""
-        new = self.changes[id][1]
-        return new is None or new.state in OVER
-
-    def running(self) -> Iterator[Job]:
-        """The jobs that are processing after this change."""
-        jobs = {**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}
-        return (job for job in jobs.values() if job is not None and job.state == "processing")
-
-    def delete(self, old: Job) -> None:
-        self.changes[old.id] = (old, None)
-
-
-Rank = tuple[int, tuple[str, ...]]  # (-priority, those of the job's tags that have a limit)
-_PLAIN: Final[Rank] = (0, ())
-
-
-class _Held:
-    """A job that comes after others: where it waits once those of them that are not over (`left`) are."""
-
-    __slots__ = ("left", "offset", "rank", "run_at", "seq")
-
-    def __init__(self) -> None:
-        self.left: set[str] = set()
-        self.rank: Rank = _PLAIN
-        self.run_at: str | None = None
-        self.seq = 0
-        self.offset = -1
-
-
-class Waiting:
-    """Which jobs wait, in claim order: a list of places to look, never the truth itself.
-
-    For a job in the array that can start any time it keeps 8 bytes, its line's offset; for others an entry in a heap.
-    An entry whose job has changed since is passed over when it comes up, so nothing has to be removed, and a claim
-    that could not be written has done no harm. Both are kept by priority and by tags with a limit: what waits for a
-    limit that is used up is passed over as one. A job that comes after others enters when the last of them is over.
-    """
-
-    def __init__(
-        self, overlay: Mapping[str, bytes | None], base: Base | None, now: str, backoff_max_s: float,
-        limited: Collection[str], accept: Callable[[Job], bool] | None = None,
-    ) -> None:  # fmt: skip
-        from array import array
-
-        self._overlay = overlay
-        self._base = base
-        self._accept = accept
-        self._now = now
-        self._backoff_max_s = backoff_max_s
-        self.limited = frozenset(limited)
-        self._fd = -1 if base is None else base.fd
-        self._piece, self._piece_at = (
-            b"",
-            0,
-        )  # of the array, read along with a line: claims go in that order
-        self._seen: dict[int, tuple[bytes, str, str, int]] = {}  # what `_record` gave of late
-        self._fixed: dict[Rank, array[int]] = {}
-        self._next: dict[Rank, int] = {}  # the first entry of _fixed that may still wait
-        self._heaps: dict[Rank, list[tuple[int, str, int]]] = {}  # (seq, id, offset or -1)
-        self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset or -1)
-        self._held: dict[str, _Held] = {}  # by id: the jobs not over that come after others
-        self.parents: dict[
-            str, list[str]
-        ] = {}  # these others, each with those whom it holds or held
-        self._going: dict[str, int] = {}  # those of these others that are not over, with their seq
-        self._unknown: set[str] = set()  # taken for such until somebody asks, as if they came first
-        far = add_seconds(now, backoff_max_s + 1)
-        late = set() if base is None else self._read_array(base, far)
-        self._ranks = sorted(self._fixed)
-        for id, raw in overlay.items():
-            if raw is not None:
-                _, state, seq = _head(raw)
-                if state in WAITING:
-                    self.add(raw, id, seq)
-                    if state == "failed":
-                        late.add(id)
-                elif (
-                    state == "processing"
-                    and b'"after": ' in raw
-                    and (accept is None or accept(trust_job(raw)))
-                ):
-                    self._hold(trust_job(raw), -1)  # it may wait again
-        self._release_late(late, far)
-
-    def _read_array(self, base: Base, far: str) -> set[str]:
-        """Enter the jobs of the array that wait; gives the failed ones among them that wait beyond `far`."""
-        from array import array
-
-        late = set()
-        is_plain = self._is_plain if self.limited else _is_plain
-        # How the last record ends, and where it belongs: what was added together ends alike, from before the first
-        # field that decides. The end closes the record, so that what stands in it are the job's own fields.
-        end, run_at = b"\0", None
-        here: array[int] | None = None
-        plain = self._fixed.setdefault(_PLAIN, array("Q"))
-        for offset, lines in _array_chunks(base):
-            for line in lines:
-                if (
-                    line.find(b'"state": "pending"', 8, 170) > 0
-                    or line.find(b'"state": "failed"', 8, 170) > 0
-                ):
-                    if not line.endswith(end):
-                        end = b"".join(line.partition(b', "attempts": ')[1:]) or b"\0"
-                        if self._accept is None and is_plain(line):
-                            here, run_at = plain, None
-                        else:
-                            job = trust_job(line.rstrip(b","))
-                            here, run_at = (
-                                self._fixed.setdefault(self._rank(job), array("Q")),
-                                job.run_at,
-                            )
-                            if self._accept is not None and not self._accept(job):
-                                here = None  # not for this worker
-                            elif job.after:
-                                self._hold(job, offset)
-                                here, end = None, b"\0"
-                                if job.state == "failed" and (run_at or "") > far:
-                                    late.add(job.id)
-                    if here is not None and run_at is None:
-                        here.append(offset)
-                    elif here is not None and run_at is not None:
-                        id, state, seq = _head(line)
-                        self._timed.append((run_at, seq, id, offset))
-                        if state == "failed" and run_at > far:
-                            late.add(id)
-                offset += len(line) + 1
-        return late
-
-    def add(self, raw: bytes, id: str, seq: int) -> None:
-        """A job that waits now."""
-        job = None if self._accept is None and self._is_plain(raw) else trust_job(raw)
-        if job is None:
-            self._push(_PLAIN, (seq, id, -1))
-        elif self._accept is None or self._accept(job):
-            if not (job.after and self._hold(job, -1).left):
-                self._enter(self._rank(job), job.run_at, (seq, id, -1))
-
-    def _is_plain(self, raw: bytes) -> bool:
-        return _is_plain(raw) and not (self.limited and b'"tags": ' in raw)
-
-    def _rank(self, job: Job) -> Rank:
-        return -job.priority, tuple(sorted(self.limited.intersection(job.tags or ())))
-
-    def _enter(self, rank: Rank, run_at: str | None, entry: tuple[int, str, int]) -> None:
-        import heapq
-
-        if run_at is None:
-            self._push(rank, entry)
-        else:
-            heapq.heappush(self._timed, (run_at, *entry))
-
-    def _push(self, rank: Rank, entry: tuple[int, str, int]) -> None:
-        import heapq
-
-        if rank not in self._heaps:
-            self._heaps[rank] = []
-            self._ranks = sorted({*self._fixed, *self._heaps})
-        heapq.heappush(self._heaps[rank], entry)
-
-    # -- Jobs that come after others
-
-    def _hold(self, job: Job, offset: int) -> _Held:
-        held = self._held.get(job.id)
-        if held is None:
-            held = self._held[job.id] = _Held()
-            for parent in parents_of(job):
-                if parent not in self.parents:
-                    self.parents[parent] = []
-                    self._unknown.add(parent)
-                    self._going[parent] = -1
-                self.parents[parent].append(job.id)
-                if self._going.get(parent, job.seq) < job.seq:
-                    held.left.add(parent)
-        held.rank, held.run_at, held.seq, held.offset = self._rank(job), job.run_at, job.seq, offset
-        return held
-
-    def note(self, id: str, seq: int | None) -> None:
-        """A job is there and not over, with that seq; or (None) it is over, or gone."""
-        if id not in self.parents or self._going.get(id) == seq:
-            return
-        self._unknown.discard(id)
-        if seq is None:
-            del self._going[id]
-        else:
-            self._going[id] = seq
-        for child in self.parents[id]:
-            held = self._held[child]
-            if seq is not None and seq < held.seq:
-                held.left.add(id)
-            elif id in held.left:
-                held.left.remove(id)
-                if not held.left:
-                    self._enter(held.rank, held.run_at, (held.seq, child, held.offset))
-
-    def _look_up_unknown(self) -> None:
-        """Look up what others are held for, all at once: it may stand anywhere in a long array."""
-        if self._unknown:
-            unknown, self._unknown = self._unknown, set()
-            going = self._going_among(unknown)
-            for id in unknown:
-                self.note(id, going.get(id))
-
-    def _going_among(self, ids: Collection[str]) -> dict[str, int]:
-        """The seq of those of these jobs that are not over. Who is not there any more, is; so is who is in dlq.json."""
-        raws = [raw for id in ids if (raw := self._overlay.get(id))]
-        rest = [id for id in ids if id not in self._overlay]
-        if rest and self._base is not None:
-            raws += [raw for _, raw in _among(self._base, rest)]
-        return {id: seq for id, state, seq in map(_head, raws) if state not in OVER}
-
-    def is_any_going(self, ids: Sequence[str], seq: int) -> bool:
-        """Whether one of these jobs, earlier than `seq`, is there and not over; looked up all at once."""
-        self._look_up_unknown()
-        rest = self._going_among([id for id in ids if id not in self.parents])
-        return any((self._going if id in self.parents else rest).get(id, seq) < seq for id in ids)
-
-    def _is_held(self, id: str) -> bool:
-        return id in self._held and bool(self._held[id].left)
-
-    def children(self, id: str, seq: int) -> Iterator[Job]:
-        """The waiting jobs that come after that one."""
-        for child in self.parents.get(id, ()):
-            held = self._held[child]
-            if held.seq > seq and (raw := self._raw(child, held.offset)):
-                yield trust_job(raw)
-
-    def held(self) -> Iterator[tuple[Job, set[str]]]:
-        """The waiting jobs that come after some that are not over, with these."""
-        self._look_up_unknown()
-        for id, held in self._held.items():
-            if held.left and (raw := self._raw(id, held.offset)):
-                yield trust_job(raw), held.left
-
-    def is_named(self, job: Job) -> bool:
-        """Whether a waiting job comes after that one, which may be over."""
-        return any(self.children(job.id, job.seq))
-
-    def _freed(self, ended: Collection[str], skip: Collection[str]) -> dict[str, _Held]:
-        """Whom nothing holds any more once these jobs are over."""
-        ids = {id for parent in ended for id in self.parents.get(parent, ()) if id not in skip}
-        return {
-            id: held for id in ids if (held := self._held[id]).left and held.left.issubset(ended)
-        }
-
-    def freed_hints(
-        self, now: str, ended: Collection[str], skip: Collection[str]
-    ) -> tuple[str | None, str | None]:
-        """What `hints` would say of these alone."""
-        self._look_up_unknown()
-        oldest = next_run_at = None
-        for id, held in sorted(self._freed(ended, skip).items(), key=lambda item: item[1].seq):
-            if held.run_at is None and oldest is None and (raw := self._raw(id, held.offset)):
-                oldest = _created_at(raw)
-            elif held.run_at is not None and self._raw(id, held.offset):
-                next_run_at = min(next_run_at or held.run_at, held.run_at)
-        return oldest, next_run_at
-
-    # -- What comes next
-
-    def _raw(self, id: str, offset: int) -> bytes | None:
-        """The record of an entry as it is now, where it still waits."""
-        raw = self._overlay.get(id) if id in self._overlay or offset < 0 else self._line(offset)
-        if raw is None:
-            return None
-        there, state, _ = _head(raw)
-        return raw if there == id and state in WAITING else None
-
-    def _line(self, offset: int) -> bytes:
-        """The record that begins at `offset` of the array."""
-        at = offset - self._piece_at
-        if at < 0 or (end := self._piece.find(b"\n", at)) < 0:
-            self._piece, self._piece_at, at = os.pread(self._fd, PIECE_BYTES, offset), offset, 0
-            if (end := self._piece.find(b"\n")) < 0:
-                return _line_at(self._fd, offset)
-        return _record_in(self._piece[at:end])
-
-    def _record(self, offset: int) -> tuple[bytes, str, str, int]:
-        """That record with its head. A turn asks for the one that it claims and the next, several times."""
-        if offset not in self._seen:
-            if len(self._seen) >= SEEN_MAX:
-                self._seen.clear()
-            raw = self._line(offset)
-            self._seen[offset] = raw, *_head(raw)
-        return self._seen[offset]
-
-    def _release(self, now: str) -> None:
-        """Move the entries whose time has come to where claims look."""
-        import heapq
-
-        self._look_up_unknown()
-        self._now = now
-        while self._timed and self._timed[0][0] <= now:
-            run_at, seq, id, offset = heapq.heappop(self._timed)
-            raw = self._raw(id, offset)
-            if (
-                raw is not None
-                and (job := trust_job(raw)).run_at == run_at
-                and not self._is_held(id)
-            ):
-                self._push(self._rank(job), (seq, id, offset))
-
-    def _release_late(self, late: Collection[str], far: str) -> None:
-        """After the clock was set back: failed jobs whose wait would be longer than any backoff are due."""
-        import heapq
-
-        self._look_up_unknown()  # whom nothing holds, that is among these
-        kept = []
-        for entry in self._timed:
-            found = self._raw(*entry[2:]) if entry[0] > far and entry[2] in late else None
-            job = trust_job(found) if found is not None else None
-            if job is not None and is_ready(job, self._now, self._backoff_max_s):
-                self._push(self._rank(job), entry[1:])
-            else:
-                kept.append(entry)
-        heapq.heapify(kept)
-        self._timed = kept
-
-    def _top(self, rank: Rank, skip: Collection[str]) -> tuple[int, bytes] | None:
-        """(seq, raw) of the first job of that rank that waits, in the array or in the heap."""
-        import heapq
-
-        tops = []
-        fixed, at = self._fixed.get(rank, ()), self._next.get(rank, 0)
-        passed = True  # whether every entry up to here has surely left: a skipped one may come back
-        while at < len(fixed):
-            raw, id, _, seq = self._record(fixed[at])
-            if id not in self._overlay and id not in skip:
-                tops.append((seq, raw))
-                break
-            at += 1
-            passed = passed and id in self._overlay
-            if passed:
-                self._next[rank] = at
-        heap, skipped = self._heaps.get(rank, []), []
-        while heap:
-            seq, id, offset = heap[0]
-            found = self._raw(id, offset)
-            if found is not None and not self._is_ready_at(found, rank):
-                found = None  # it was changed since; another entry stands for it
-            if found is not None and id not in skip:
-                tops.append((seq, found))
-                break
-            entry = heapq.heappop(heap)
-            if found is not None:
-                skipped.append(entry)
-        for entry in skipped:
-            heapq.heappush(heap, entry)
-        return min(tops, default=None)
-
-    def _is_ready_at(self, raw: bytes, rank: Rank) -> bool:
-        if rank == _PLAIN and self._is_plain(raw):
-            return True
-        job = trust_job(raw)
-        return (
-            self._rank(job) == rank
-            and is_ready(job, self._now, self._backoff_max_s)
-            and not self._is_held(job.id)
-        )
-
-    def first(
-        self, now: str, full: frozenset[str] = frozenset(), change: Transaction | None = None
-    ) -> Job | None:
-        """The job to claim next, after that change: higher priority first, then order of arrival; none with a tag
-        that is full."""
-        self._release(now)
-        skip: Collection[str] = change.changes.keys() if change else ()
-        best: tuple[int, int, bytes] | None = None
-        for rank in self._ranks:
-            if best is not None and rank[0] > best[0]:
-                break
-            if full.isdisjoint(rank[1]) and (top := self._top(rank, skip)):
-                best = min(best or (rank[0], *top), (rank[0], *top))
-        if change is not None and self.parents:
-            ended = [
-                id
-                for id, (old, _) in change.changes.items()
-                if old is not None and change.is_over(id)
-            ]
-            freed = [(held.rank[0], held.seq, id) for id, held in self._freed(ended, skip).items()
-                     if (held.run_at or "") <= now and full.isdisjoint(held.rank[1])]  # fmt: skip
-            for least, seq, id in sorted(freed):
-                if best is not None and (least, seq) > best[:2]:
-                    break
-                if found := self._raw(id, self._held[id].offset):
-                    best = least, seq, found
-                    break
-        return trust_job(best[2]) if best else None
-
-    def is_empty(self) -> bool:
-        """Whether no job waits but for others to be over."""
-        return self.hints(self._now, ()) == (None, None)
-
-    def hints(self, now: str, skip: Collection[str]) -> tuple[str | None, str | None]:
-        """`oldest` and `next_run_at` of the totals, as if the jobs in `skip` did not wait."""
-        import heapq
-
-        self._release(now)
-        oldest = min(filter(None, [self._top(rank, skip) for rank in self._ranks]), default=None)
-        skipped = []
-        next_run_at = None
-        while self._timed:
-            run_at, _, id, offset = self._timed[0]
-            raw = self._raw(id, offset)
-            if raw is not None and (self._is_held(id) or trust_job(raw).run_at != run_at):
-                raw = None
-            if raw is not None and id not in skip:
-                next_run_at = run_at
-                break
-            entry = heapq.heappop(self._timed)
-            if raw is not None:
-                skipped.append(entry)
-        for entry in skipped:
-            heapq.heappush(self._timed, entry)
-        return _created_at(oldest[1]) if oldest else None, next_run_at
+    def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
+        """Copy a file's bytes from `start` on to a new file under .queuectl/aside; its path."""
+        folder = os.path.join(self.dir, "aside")
+        make_dir(folder)
+        stamp = self.now().replace(":", "")
+        path = os.path.join(folder, f"{stem}.{stamp}-{os.urandom(2).hex()}")
+        with new_file(path) as copy:
+            for piece in pieces(fd, start):
+                write_whole(copy, piece)
+            os.fsync(copy)
+        sync_dir(folder)
+        return path
 
 
 class WorkerFile:
-    """A live worker's own file: one padded header line, one padded row per slot, written in place without a lock."""
+    """A live worker's own file: one padded line of header and one padded row a slot, each written in
+    place without a lock."""
 
     ROW_BYTES: Final = 256
     TROUBLE_CHARS: Final = 200
@@ -3596,19 +1687,19 @@ class WorkerFile:
         self.write_header(header)
 
     def write_header(self, header: Mapping[str, Any]) -> None:
-        """The header again, with another `trouble` (the first TROUBLE_CHARS of it)."""
+        """Write the header again, with the first TROUBLE_CHARS of its `trouble`."""
         trouble = header["trouble"] and header["trouble"][: self.TROUBLE_CHARS]
         self._write(0, self._header_bytes, {**header, "trouble": trouble})
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
-        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an empty row: the slot is idle."""
+        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the slot is
+        idle."""
         self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
         text = encode_json(value) if value else b""
-        with contextlib.suppress(
-            OSError
-        ):  # it only informs: recovery finds a run by its mark and its log too
+        # The file only informs: recovery finds a run by its mark and by its log too.
+        with contextlib.suppress(OSError):
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
 
     def show_life(self) -> None:
@@ -3616,7 +1707,7 @@ class WorkerFile:
         os.utime(self.fd)
 
     def is_linked(self) -> bool:
-        """Whether the file is still the one at its path: else others take this worker for dead."""
+        """Whether the file still stands at its path; else others take this worker for dead."""
         return identity_of(self.path) == identity_of(self.fd)
 
     def wake(self) -> None:
@@ -3625,12 +1716,13 @@ class WorkerFile:
             os.write(self.wake_fd, b"\n")
 
     def drain_wakes(self) -> None:
+        """Read the bytes that woke the main thread."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_fd, 4096):
                 pass
 
     def close(self) -> None:
-        """Remove the files, then let the lock go: nobody ever finds them unlocked while this process lives."""
+        """Remove the files, then unlock: nobody ever finds them unlocked while this process lives."""
         for path in (self.path + ".stop", self.path + ".wake", self.path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -3639,398 +1731,73 @@ class WorkerFile:
 
 
 class Spool:
-    """Lines that can be read more than once: a pipe's bytes are kept in an unnamed file, out of memory."""
+    """Bytes that are kept out of memory, in an unnamed file of the home."""
 
-    def __init__(self, store: Store, chunks: Iterable[bytes], unit: str = "line") -> None:
-        self.unit = unit  # what an error calls a line
-        self.seen: Callable[[int], None] | None = (
-            None  # is told how many bytes were read, for a progress bar
-        )
-        store.prepare()
-        path = os.path.join(store.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
+    def __init__(self, home: Home, chunks: Iterable[bytes]) -> None:
+        home.prepare()
+        path = os.path.join(home.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
         try:
-            self.fd = _create(path)
+            self.fd = create_file(path)
             os.unlink(path)
-            self.size = 0
+            self.size, buffer = 0, bytearray()
             for chunk in chunks:
-                write_whole(self.fd, chunk)
-                self.size += len(chunk)
+                buffer += chunk
+                if len(buffer) >= CHUNK_BYTES:
+                    write_whole(self.fd, buffer)
+                    self.size += len(buffer)
+                    buffer.clear()
+            write_whole(self.fd, buffer)
+            self.size += len(buffer)
         except OSError as error:
-            raise store._failed(error, path) from error
+            raise storage_error(error, path) from error
 
-    def blocks(self) -> Iterator[bytes]:
-        """Some whole lines at a time, without the last one's newline."""
+    def lines(self) -> Iterator[bytes]:
+        """Its lines, without their newlines."""
         rest = b""
-        for chunk in _pieces(self.fd):
-            block, newline, rest = (rest + chunk).rpartition(b"\n")
-            if newline:
-                yield block
-            if self.seen is not None:
-                self.seen(len(chunk))
-        if rest:
-            yield rest
-
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """(number from 1, line without its newline)."""
-        return enumerate(
-            itertools.chain.from_iterable(block.split(b"\n") for block in self.blocks()), 1
-        )
+        for piece in pieces(self.fd):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
 
     def close(self) -> None:
+        """Let the bytes go."""
         os.close(self.fd)
 
 
-# -- A journal's lines
+# -- Small files
 
 
-def _line(body: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(body), body)
+def storage_error(error: OSError, path: str) -> StoreError:
+    """An OSError as a person should read it."""
+    where = os.fsdecode(error.filename or path)
+    advice = _ADVICE.get(error.errno or 0, "Check the disk and the permissions, then try again.")
+    return StoreError(f"{error.strerror or error}: '{where}'. {advice}")
 
 
-def _change_body(raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]) -> bytes:
-    rest = {**({"del": deleted} if deleted else {}), **tail}
-    return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + encode_json(rest)[1:]
-
-
-def _change_bodies(
-    raws: Sequence[bytes], deleted: Sequence[str], tail: Mapping[str, Any]
-) -> list[bytes]:
-    """A transaction's lines: of at most LINE_JOBS_MAX jobs each, all but the last with `more`."""
-    puts, count = len(raws), len(raws) + len(deleted)
-    return [
-        _change_body(
-            raws[start:end],
-            deleted[max(0, start - puts) : max(0, end - puts)],
-            {"more": True} if end < count else tail,
-        )
-        for start in range(0, max(1, count), LINE_JOBS_MAX)
-        for end in [start + LINE_JOBS_MAX]
-    ]
-
-
-def _split_change(body: bytes) -> tuple[list[bytes], dict[str, Any]]:
-    """A change line's raw records and its rest."""
-    raws = body.split(b"\t")[1:-1]
-    return [raw[:-1] if raw.endswith(b",") else raw for raw in raws if raw], _rest_of(body)
-
-
-def _rest_of(body: bytes) -> dict[str, Any]:
-    """What a change line says beside its records: `del`, `counts` ..., or `more`."""
-    rest: dict[str, Any] = json.loads(b'{"put": [' + body[body.rindex(b"\t") + 1 :])
-    return rest
-
-
-def _check_line(line: bytes) -> bytes | None:
-    """The body of a whole, undamaged journal line (without its newline), else None."""
-    try:
-        return (
-            line[_BODY:]
-            if line[8:9] == b" " and int(line[:8], 16) == zlib.crc32(line[_BODY:])
-            else None
-        )
-    except ValueError:
-        return None
-
-
-def _read_lines(fd: int, start: int) -> Iterator[tuple[int, bytes, bool]]:
-    """(offset of its end, line without newline, whether it has one) from `start` to the end of the file."""
-    rest = b""
-    offset = start
-    while chunk := os.pread(fd, CHUNK_BYTES, offset + len(rest)):
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            offset += len(line) + 1
-            yield offset, line, True
-    if rest:
-        yield offset + len(rest), rest, False
-
-
-def _last_record(journal: bytes, id: str) -> bytes | None:
-    """The journal's last word on that id: its record, b"" where it was deleted; None where it says nothing."""
-    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
-    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
-    while at >= 0:
-        end = journal.index(b"]", at + len(_DELETED))
-        if quoted in journal[at:end]:
-            return b""
-        at = journal.find(_DELETED, end)
-    return journal[put + 1 : journal.index(b"\t", put + 1)].rstrip(b",") if put >= 0 else None
-
-
-_DELETED: Final = b'\t], "del": ['
-
-
-def _key_needle(key: str) -> bytes:
-    return b'"unique": %s, "command": ' % encode_json(key)
-
-
-def _holders(journal: bytes, key: str) -> dict[str, bool]:
-    """The jobs that the journal names with that unique key, and whether each is active after its last line."""
-    needle = _key_needle(key)
-    out = {}
-    at = journal.find(needle)
-    while at >= 0:
-        start = journal.rfind(b"\t", 0, at) + 1
-        raw = journal[start : journal.index(b"\t", at)].rstrip(b",")
-        id = _head(raw)[0]
-        out[id] = _is_active(raw, key) and bool(_last_record(journal, id))
-        at = journal.find(needle, at + 1)
-    return out
-
-
-def _is_active(raw: bytes, key: str) -> bool:
-    """Whether a record that the search hit really is an active job with that unique key."""
-    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key
-
-
-# -- A record and an array as bytes
-
-
-def _head(raw: bytes) -> tuple[str, str, int]:
-    """Id, state and seq of a canonical record, without parsing the rest."""
-    try:
-        parts = raw.split(b'"', 8)
-        rest = parts[8]
-        return parts[3].decode(), parts[7].decode(), int(rest[9 : rest.index(b",", 9)])
-    except (LookupError, ValueError):
-        raise StoreError(_EDITED_IN_PLACE) from None
-
-
-_EDITED_IN_PLACE: Final = (
-    "An array changed while it was read (edited in place?). Nothing was changed. Try again."
-)
-
-
-def _raw_ids(lines: Iterable[bytes]) -> list[bytes]:
-    """The ids of canonical records."""
-    try:
-        return [line[8 : line.index(b'"', 8)] for line in lines]
-    except ValueError:
-        raise StoreError(_EDITED_IN_PLACE) from None
-
-
-def _seq(raw: bytes) -> int:
-    return _head(raw)[2]
-
-
-def _is_plain(raw: bytes) -> bool:
-    """Whether a waiting job surely has priority 0, and no time and no job to wait for. The first `"priority"` is its
-    own: what stands before it is no object, and quotes inside a text are escaped."""
-    at = raw.find(b'"priority": ')
-    return raw[at + 12 : at + 14] == b"0," and b'"run_at": ' not in raw and b'"after": ' not in raw
-
-
-def _created_at(raw: bytes) -> str:
-    """A record's `created_at`: as with `_is_plain`, the first such key is the job's own."""
-    at = raw.find(b'"created_at": "') + 15
-    return raw[at : at + 24].decode()
-
-
-def _decode(raw: bytes) -> Job:
-    """As `decode_job`; raises StoreError."""
-    try:
-        return decode_job(raw)
-    except BadValue as error:
-        raise StoreError(
-            f"A record of the queue cannot be used: {error} See: queuectl doctor."
-        ) from error
-
-
-def _record_in(line: bytes) -> bytes:
-    """The record of an array's line; refuses what cannot be one."""
-    raw = line.rstrip(b",")
-    if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
-        raise StoreError(_EDITED_IN_PLACE)
-    return raw
-
-
-def _line_at(fd: int, offset: int) -> bytes:
-    """The record that begins at `offset` of an array."""
-    size = 1024
-    while True:
-        data = os.pread(fd, size, offset)
-        end = data.find(b"\n")
-        if end >= 0 or len(data) < size:
-            break
-        size *= 16
-    return _record_in(data[: end if end >= 0 else len(data)])
-
-
-def _start_of_line(fd: int, offset: int) -> int:
-    """Where the line that holds the byte at `offset` begins."""
-    reach = 1024
-    while True:
-        start = max(0, offset - reach)
-        at = os.pread(fd, offset - start, start).rfind(b"\n")
-        if at >= 0 or start == 0:
-            return start + at + 1
-        reach *= 16
-
-
-def _array_end(base: Base) -> int:
-    """Where the last record of a canonical array ends (2 where it is empty)."""
-    return max(2, base.known.size - 3)
-
-
-def _array_chunks(base: Base, start: int = 2) -> Iterator[tuple[int, list[bytes]]]:
-    """(offset of the first, whole lines with their commas) of a canonical array, from a line on, in pieces."""
-    offset, end, rest = start, _array_end(base), b""
-    at = offset
-    while at < end:
-        chunk = os.pread(base.fd, min(CHUNK_BYTES, end - at), at)
-        if not chunk:
-            raise StoreError(
-                "An array became shorter while it was read. Nothing was changed. Try again."
-            )
-        at += len(chunk)
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop() if at < end else b""
-        yield offset, lines
-        offset = at - len(rest)
-
-
-def _array_lines(base: Base) -> Iterator[bytes]:
-    """The records of a canonical array, from the first."""
-    return (line.rstrip(b",") for _, lines in _array_chunks(base) for line in lines)
-
-
-def _array_lines_reversed(base: Base) -> Iterator[bytes]:
-    """The records of a canonical array, from the last."""
-    end = _array_end(base)
-    while end > 2:
-        start = _start_of_line(base.fd, max(2, end - CHUNK_BYTES))
-        piece = os.pread(base.fd, end - start, start)
-        yield from (line.rstrip(b",") for line in reversed(piece.split(b"\n")))
-        end = start - 1
-
-
-def _folded(
-    base: Base | None, changed: Collection[str], mine: Sequence[tuple[int, bytes]]
-) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq, record), which
-    are sorted, in their places. A piece in which nothing changes is passed on as it is."""
-    done, gone = 0, {id.encode() for id in changed}
-    for _, lines in _array_chunks(base) if base is not None else ():
-        end = bisect.bisect(mine, (_seq(lines[-1]) + 1,))
-        if end > done or not gone.isdisjoint(_raw_ids(lines)):
-            pairs = zip(_raw_ids(lines), lines, strict=True)
-            kept = [(_seq(line), line.rstrip(b",")) for id, line in pairs if id not in gone]
-            lines = [raw for _, raw in sorted([*kept, *mine[done:end]])]
-            done = end
-            if lines:
-                yield b",\n".join(lines)
-        else:
-            yield b"\n".join(lines).rstrip(b",")
-    yield from (raw for _, raw in mine[done:])
-
-
-def _holds_any(base: Base, ids: Collection[str]) -> bool:
-    """Whether one of these jobs stands in the array."""
-    wanted = {id.encode() for id in ids}
-    return bool(ids) and any(
-        not wanted.isdisjoint(_raw_ids(lines)) for _, lines in _array_chunks(base)
-    )
-
-
-def _among(base: Base, ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(id, record) of those of `ids` that stand in a canonical array: by one pass where they are many."""
-    if len(ids) <= 8:
-        yield from ((id, raw) for id in ids if (raw := _find(base, id)))
-        return
-    wanted = set(ids)
-    yield from ((id, raw) for raw in _array_lines(base) if (id := _head(raw)[0]) in wanted)
-
-
-def _find(base: Base, id: str) -> bytes | None:
-    """The record of that id in a canonical array."""
-    return next(_records_like(base, f'{id}", "state": "'), None)
-
-
-def _records_like(base: Base, prefix: str) -> Iterator[bytes]:
-    """The records of a canonical array whose id begins so, by a search for the bytes that they must start with."""
-    for offset in _search(base.fd, b'{"id": "%s' % prefix.encode("utf-8", "replace")):
-        if (
-            _start_of_line(base.fd, offset) == offset
-        ):  # else it stands inside a record, in a field of the user's
-            yield _line_at(base.fd, offset)
-
-
-def _search(fd: int, needle: bytes) -> Iterator[int]:
-    """Offsets at which `needle` stands in a file."""
-    rest, offset = b"", 0
-    for piece in _pieces(fd):
-        data = rest + piece
-        at = data.find(needle)
-        while at >= 0:
-            yield offset - len(rest) + at
-            at = data.find(needle, at + 1)
-        offset += len(piece)
-        rest = data[1 - len(needle) :]
-
-
-def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each JSON object in a damaged array, and of each stretch that is none."""
-    between, following = (
-        re.compile(r"[\s,\[\]\ufeff]*"),
-        re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")'),
-    )
-    at = 0
-    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # it always matches
-        try:
-            end = _read_json(text, at)[1] if text[at] == "{" else at
-        except (ValueError, RecursionError):
-            end = at
-        if end == at:
-            next_one = following.search(text, at + 1)
-            end = next_one.end() if next_one else len(text)
-        yield at, end
-        at = end
-
-
-def miscounted(said: Sequence[int], found: Sequence[int]) -> str:
-    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
-
-
-# -- Files
-
-
-def _pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
-    """A file's bytes between these offsets, as far as there are any, CHUNK_BYTES at a time."""
+def pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+    """The bytes of a file between two offsets, as far as there are any, CHUNK_BYTES at a time."""
     while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
         yield piece
         start += len(piece)
 
 
-def _read_all(fd: int) -> bytes:
-    return b"".join(_pieces(fd))
-
-
-def _bytes_of(path: str, flags: int = _OPEN) -> bytes:
+def bytes_of(path: str, flags: int = _OPEN) -> bytes:
+    """The content of a file."""
     fd = os.open(path, flags)
     try:
-        return _read_all(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_dir(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
+        return b"".join(pieces(fd))
     finally:
         os.close(fd)
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all of it or raise: a short write is a full disk or a file-size limit that has not spoken yet."""
+    """Write all of it or raise: a short write is a full disk that has not said so yet."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
-def _create(path: str) -> int:
-    """A new file of ours at `path`, 0600 whatever the umask; what a crash or a stranger left there goes first."""
+def create_file(path: str) -> int:
+    """A new file of ours, 0600 whatever the umask; what a crash or a stranger left there goes first."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, _NEW, 0o600)
@@ -4039,9 +1806,10 @@ def _create(path: str) -> int:
 
 
 @contextlib.contextmanager
-def _new_file(path: str) -> Iterator[int]:
-    """As `_create`, open within the block; what an error leaves goes: it may hold the last free bytes of the disk."""
-    fd = _create(path)
+def new_file(path: str) -> Iterator[int]:
+    """As `create_file`, open within the block. An error removes the file, which may hold the last free
+    bytes of the disk."""
+    fd = create_file(path)
     try:
         yield fd
     except OSError:
@@ -4052,9 +1820,9 @@ def _new_file(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _put_file(path: str, data: bytes) -> None:
+def put_file(path: str, data: bytes) -> None:
     """A small file of ours, replaced whole; not synced."""
-    with _new_file(path + ".new") as fd:
+    with new_file(path + ".new") as fd:
         write_whole(fd, data)
     os.rename(path + ".new", path)
 
@@ -4071,44 +1839,23 @@ def make_dir(path: str) -> None:
     os.chmod(path, 0o700)
 
 
-def boot_id() -> str:
-    """What this boot of the machine is called; "" where the system does not say."""
+def sync_dir(path: str) -> None:
+    """See that the names in a directory are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _bytes_of("/proc/sys/kernel/random/boot_id").decode().strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _fingerprint(fd: int, crc: int) -> Fingerprint:
-    info = os.fstat(fd)
-    return Fingerprint(info.st_ino, info.st_size, info.st_mtime_ns, crc)
-
-
-def _marked_bytes_of(path: str) -> tuple[Fingerprint, bytes]:
-    """A file's fingerprint and bytes."""
-    fd = os.open(path, _OPEN)
-    try:
-        mark = _fingerprint(fd, -1)  # before it is read: what is saved after this is a further edit
-        data = _read_all(fd)
-        return mark._replace(crc=zlib.crc32(data)), data
+        os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def _crc_of(fd: int) -> int:
-    crc = 0
-    for piece in _pieces(fd):
-        crc = zlib.crc32(piece, crc)
-    return crc
-
-
-def _copy(source: int, start: int, end: int, target: int) -> None:
-    for piece in _pieces(source, start, end):
-        write_whole(target, piece)
+def close_fd(fd: int) -> None:
+    """Close a descriptor that may be -1 for none, or closed already."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def identity_of(file: str | int) -> tuple[int, int] | None:
-    """Device and inode of a path or descriptor: what tells one file from another; None where there is none."""
+    """Device and inode of a path or descriptor; None where there is no such file."""
     try:
         info = os.stat(file)
         return info.st_dev, info.st_ino
@@ -4116,87 +1863,1675 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
-def close_fd(fd: int | None) -> None:
-    """Close what may be None, or -1 for none, or closed already."""
-    if fd is not None:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+def boot_id() -> str:
+    """What this boot of the machine is called; "" where the system does not say."""
+    try:
+        return bytes_of("/proc/sys/kernel/random/boot_id").decode().strip()
+    except OSError:
+        return ""
 
 
-# ======== 5. OPERATIONS ========
-# What can be done to a queue: one function, one transaction each. Decides with JOBS, writes with STORE; knows
-# neither Click nor processes, and never sleeps.
+def boot_clock_s() -> float:
+    """Seconds on the clock that nobody sets. It runs from boot; processes' start times are on it."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
+
+
+# ======== 5. STORE ========
+# Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and `json`
+# through HOME's helpers. It knows what a record looks like and not what should become of a job: what
+# it needs to know of that, it is given (`end_followers`, `is_needed`).
+#
+#   jobs.json, dlq.json   the *snapshot*: `[`, one record a line in `seq` order, `]`
+#   .queuectl/journal.jsonl, what changed since the snapshot was written; each line is `CRC32HEX JSON`:
+#     header   {"format": 2, "boot": BOOT ID, "jobs": MARK, "dlq": MARK}: the arrays it goes with
+#     change   {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [3, 1, 4, 0, 2], "n": 10}
+#     intent   {"intent": {"jobs": MARK, "dlq": MARK}, "counts": [...], "n": 10}: a fold is about to
+#              rename these arrays into place
+#
+# A transaction is one change: a whole line with its checksum and newline, or nothing. The first change
+# after the header repeats every processing job. `counts` has the jobs in each of STATES, `n` the last
+# `seq` given. A MARK is [inode, size, mtime_ns, crc] of an array. A raw tab stands nowhere else in our
+# JSON, so records are split without being parsed.
+#
+# The truth about a job is its last record in the journal, else its line in the snapshot.
+#
+# A fold: (1) write the arrays that change to temporary files, fsync; (2) append the intent, fsync;
+# (3) see that the arrays on disk are still the known ones; (4) rename dlq.json, then jobs.json, fsync
+# the home; (5) write the new journal, fsync, rename, fsync. The rename of jobs.json is the commit point.
+# A crash before it leaves the old jobs.json, after it the new one and the counts of the intent. Replaying
+# the journal over old or new arrays, or one of each, gives the same jobs, since a put is the whole
+# record: so no step needs undoing.
+#
+# What this process knows of the queue is one of these; `_state` names it:
+#
+#   state    counts and n   records             to the next state
+#   unread   no             no                  look: full; light look: light
+#   light    yes            no                  a look that needs records: full
+#   full     yes            yes                 an error while reading, or a fold: unread
+#   broken   -              -                   never: an earlier change may be lost, no more are made
+#
+# A look without the lock opens the arrays before the journal: an array that a fold has renamed is then
+# named by the journal's intent. With the lock a look also repairs: a torn tail is kept aside and cut
+# off, a hand edit is appended and folded, a home without a journal gets one.
+# Not promised: network file systems; power loss with fsync `never`, folds apart.
+#
+# S1  Snapshot and journal show each id exactly once.
+# S2  No byte of a store changes without the lock.
+# S3  An array is replaced whole or not at all; the journal only grows until a fold replaces it.
+# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited for.
+# S5  A file that cannot be understood is never overwritten, and what is cut off or overruled is kept.
+# S6  Memory changes only after the line is whole in the journal.
+# S7  Nothing is appended to a journal that is no longer at its path, or on which a sync failed.
+
+FORMAT: Final = 2
+ARRAYS: Final = ("jobs", "dlq")
+SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
+LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
+FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
+AHEAD_BYTES: Final = 1 << 14  # of an array, read with one line: claims go in its order
+TAIL_BYTES: Final = 1 << 14  # of the journal, read at first for its last line
+SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
+LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
+HOLE: Final = bytes(64)  # so many NULs in the journal are a block that never reached the disk
+BETWEEN: Final = b",\n"  # two records of an array; no newline stands inside one
+NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
+
+
+class Mark(NamedTuple):
+    """What tells one state of an array from another; `crc` is of its bytes, -1 where not read."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    crc: int = -1
+
+
+def mark_of(file: int | str, crc: int = -1) -> Mark:
+    """The mark of a descriptor or path."""
+    info = os.stat(file)
+    return Mark(info.st_ino, info.st_size, info.st_mtime_ns, crc)
+
+
+# -- Records and lines as bytes
+
+
+def head_of(raw: bytes) -> tuple[str, State, int]:
+    """Id, state and seq of a record, which begins `{"id": "a", "state": "pending", "seq": 7,`."""
+    try:
+        parts = raw.split(b'"', 8)
+        rest = parts[8]
+        state: Any = parts[7].decode()  # one of STATES
+        return parts[3].decode(), state, int(rest[9 : rest.index(b",", 9)])
+    except (LookupError, ValueError):
+        raise StoreError(_CHANGED) from None
+
+
+_CHANGED: Final = "An array changed while it was read. Nothing was changed. Try again."
+
+
+def id_of(raw: bytes) -> str:
+    """The id of a record."""
+    return raw[8 : raw.index(b'"', 8)].decode()
+
+
+def is_waiting(raw: bytes) -> bool:
+    """Whether the record is of a job that waits. An id has at most 128 characters, all ASCII."""
+    is_pending = raw.find(b'"state": "pending"', 8, 170) > 0
+    return is_pending or raw.find(b'"state": "failed"', 8, 170) > 0
+
+
+def journal_line(body: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def body_of(line: bytes) -> bytes | None:
+    """The JSON of a journal line; None where the line is cut or damaged."""
+    try:
+        is_whole = line.endswith(b"\n") and int(line[:9], 16) == zlib.crc32(line[9:-1])
+    except ValueError:
+        return None
+    return line[9:-1] if is_whole and line[8:9] == b" " else None
+
+
+def change_body(
+    raws: Sequence[bytes], deleted: Sequence[str], counts: Sequence[int], n: int
+) -> bytes:
+    """A transaction as the journal has it."""
+    gone = f'"del": {json.dumps(deleted)}, ' if deleted else ""
+    rest = f'{gone}"counts": {list(counts)}, "n": {n}}}'.encode()
+    return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + rest
+
+
+def records_of(body: bytes) -> list[bytes]:
+    """The records that a transaction puts."""
+    inner = body[body.index(b"\t") + 1 : body.rindex(b"\t")]
+    return inner.split(b",\t") if inner else []
+
+
+def rest_of(body: bytes) -> dict[str, Any]:
+    """What a transaction says beside its records: `del`, `counts`, `n`."""
+    rest: dict[str, Any] = json.loads(b"{" + body[body.rindex(b"\t") + 4 :])
+    return rest
+
+
+class Snapshot:
+    """One array on the disk, open. What we wrote ourselves is read without a parser.
+
+    blobs, raws      its records, in pieces or one by one
+    line_at          the record at an offset
+    search, find     the records that hold some bytes; those of some ids
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, _OPEN)
+        self.mark = mark_of(self.fd)
+        self.end = max(2, self.mark.size - 3)  # of the last record
+        self.is_edited = False
+        self.is_overruled = False  # the journal says something else of an edited job
+        self._ahead, self._ahead_at = b"", 0
+
+    def is_same(self, known: Mark) -> bool:
+        """Whether it is the array of that mark, or a copy of it (touched, copied or restored)."""
+        if self.mark[:3] == known[:3]:
+            self.mark = known
+        elif self.mark.size == known.size and self.mark.crc < 0:
+            self.mark = self.mark._replace(crc=self.crc())
+        same_bytes = (self.mark.size, self.mark.crc) == (known.size, known.crc)
+        return same_bytes or self.mark[:3] == known[:3]
+
+    def crc(self) -> int:
+        """The checksum of its bytes as they are now."""
+        crc = 0
+        for piece in pieces(self.fd, 0, self.mark.size):
+            crc = zlib.crc32(piece, crc)
+        return crc
+
+    def give_up(self) -> None:
+        """Hold no records any more: it was edited, and all of it was taken into memory."""
+        self.end = 2
+        self.is_edited = True
+
+    def blobs(self) -> Iterator[tuple[int, bytes]]:
+        """Pieces of whole records with what stands between them, each with its offset."""
+        at, size = 2, CHUNK_BYTES
+        while at < self.end:
+            piece = os.pread(self.fd, min(size, self.end - at), at)
+            if not piece:
+                raise StoreError(_CHANGED)
+            cut = len(piece) if at + len(piece) == self.end else piece.rfind(BETWEEN)
+            if cut < 0:
+                size *= 2  # one record is longer than the piece
+            else:
+                yield at, piece[:cut]
+                at += cut + len(BETWEEN)
+
+    def raws(self, reverse: bool = False) -> Iterator[bytes]:
+        """The records, from the first or from the last."""
+        if not reverse:
+            for _, blob in self.blobs():
+                yield from blob.split(BETWEEN)
+            return
+        end, size = self.end, CHUNK_BYTES
+        while end > 2:
+            start = max(2, end - size)
+            piece = os.pread(self.fd, end - start, start)
+            cut = 0 if start == 2 else piece.find(BETWEEN) + len(BETWEEN)
+            if start > 2 and cut < len(BETWEEN):
+                size *= 2
+            else:
+                yield from reversed(piece[cut:].split(BETWEEN))
+                end = start + cut - len(BETWEEN)
+
+    def line_at(self, offset: int) -> bytes:
+        """The record that begins there."""
+        at, size = offset - self._ahead_at, AHEAD_BYTES
+        end = self._ahead.find(b"\n", at) if at >= 0 else -1
+        while end < 0 and size < 2 * self.mark.size + AHEAD_BYTES:
+            self._ahead, self._ahead_at, at = os.pread(self.fd, size, offset), offset, 0
+            end = self._ahead.find(b"\n")
+            size *= 2
+        raw = self._ahead[at:end].removesuffix(b",")
+        if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
+            raise StoreError(_CHANGED)
+        return raw
+
+    def search(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
+        """The records that hold these bytes, each with its offset."""
+        for offset, blob in self.blobs():
+            at = blob.find(needle)
+            while at >= 0:
+                start, end = blob.rfind(b"\n", 0, at) + 1, blob.find(b"\n", at)
+                end = len(blob) if end < 0 else end
+                yield offset + start, blob[start:end].removesuffix(b",")
+                at = blob.find(needle, end)
+
+    def find(self, ids: Collection[str]) -> Iterator[bytes]:
+        """The records of those of these jobs that stand here."""
+        if len(ids) > SEARCH_MAX:
+            yield from (raw for raw in self.raws() if id_of(raw) in ids)
+            return
+        for id in ids:
+            needle = b'{"id": "%s", "state": "' % id.encode()
+            # A hit inside a record, in a field of the user's, is not meant.
+            found = (raw for _, raw in self.search(needle) if raw.startswith(needle))
+            yield from itertools.islice(found, 1)
+
+
+class Listener(Protocol):
+    """Is told each record that changes; see `Store.listeners`."""
+
+    def put(self, raw: bytes, state: str) -> None: ...
+
+    def delete(self, id: str) -> None: ...
+
+
+class Store:
+    """A queue as journal and snapshot have it.
+
+    read, refresh, follow    look without the lock; once more; with the lock
+    transaction, add_many    one change; a large bulk straight into jobs.json
+    get, find_raws, holder   a job, several records, the job that holds a unique key
+    raws, jobs               every record, or job, in order of arrival
+    fold, fold_due, sync, settle
+    counts, n, processing    true after a look; `records` after a full one
+
+    `records` holds what the journal says of a job since the snapshot was written: its record, or None
+    where it was deleted. Everything else is read from the snapshot when it is asked for.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        end_followers: Callable[[Transaction, Iterable[str] | None], None],
+        is_needed: Callable[[Store], Callable[[str], bool]],
+    ) -> None:
+        self.home = home
+        self.journal_path = os.path.join(home.dir, "journal.jsonl")
+        self.paths = {name: os.path.join(home.path, f"{name}.json") for name in ARRAYS}
+        self.end_followers = end_followers
+        self._is_needed = is_needed
+        self._syncing = threading.Lock()  # no sync is reported done while another one still runs
+        self._unsynced = False
+        self._state: Literal["unread", "light", "full", "broken"] = "unread"
+        self._why_broken = ""
+        self._fd = -1
+        self.snapshots: dict[str, Snapshot] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what was read: the next look reads anew."""
+        for fd in (self._fd, *(snapshot.fd for snapshot in self.snapshots.values())):
+            close_fd(fd)
+        if self._state != "broken":
+            self._state = "unread"
+        self._fd = -1  # the journal
+        self._inode = 0
+        self._start = 0  # of the changes since the fold
+        self._end = 0  # of the last line that was read
+        self._header: dict[str, Any] = {}
+        self._marks: dict[str, Mark] = {}  # of the arrays as they were seen
+        self._text: bytes | None = None  # the journal's bytes, for searches in a light store
+        self.snapshots = {}
+        self.counts = [0] * len(STATES)
+        self.n = 0
+        self.records: dict[str, bytes | None] = {}
+        self.processing: dict[str, Job] = {}
+        self.listeners: list[Listener] = []
+
+    def close(self) -> None:
+        """Let go of every descriptor."""
+        self._forget()
+        self.home.close()
+
+    # -- Looking
+
+    def read(self) -> None:
+        """Read the queue as it is now, without the lock and without changing anything."""
+        if self.home.check():
+            self.look()
+        else:
+            self._forget()
+
+    def read_counts(self) -> None:
+        """As `read`, but make only `counts` and `n` true."""
+        if self.home.check():
+            self.look(light=True)
+
+    def refresh(self) -> bool:
+        """Read what changed since, without the lock. False where nothing did."""
+        before = (self._inode, self._end, self._marks)
+        self.read()
+        return (self._inode, self._end, self._marks) != before
+
+    def follow(self, most_s: float = math.inf) -> None:
+        """Take in what others appended, folded or edited, and repair what a crash left."""
+        with self.home.locked(most_s):
+            self.look(locked=True)
+
+    def look(self, light: bool = False, locked: bool = False) -> None:
+        """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a look
+        repair (a torn tail, a hand edit, a first start)."""
+        if locked and self._state == "broken":
+            raise StoreError(self._why_broken)
+        try:
+            if self._fd < 0 or not self._follow(light, locked):
+                self._read(light, locked)
+        except OSError as error:
+            self._forget()
+            raise storage_error(error, self.home.dir) from error
+        except BaseException:
+            self._forget()  # half a state must not be taken for the whole
+            raise
+
+    def _follow(self, light: bool, locked: bool) -> bool:
+        """Read on where the last look ended. False where everything must be read anew."""
+        try:
+            info = os.stat(self.journal_path)
+        except FileNotFoundError:
+            raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
+        if info.st_ino != self._inode or not (light or self._state == "full"):
+            return False
+        if info.st_size < self._end:
+            raise self._break(f"'{self.journal_path}' was cut while in use.")
+        if not self._are_arrays_known():
+            return False
+        if info.st_size > self._end:
+            if self._state == "light":
+                return self._read_last_line()
+            self._replay(locked, None)
+        return True
+
+    def _break(self, why: str) -> StoreError:
+        """Make no more changes in this process: what memory knows may be lost."""
+        self._why_broken = f"{why} Nothing more is changed. See: queuectl doctor."
+        self._state = "broken"
+        return StoreError(self._why_broken)
+
+    def _read(self, light: bool, locked: bool) -> None:
+        if light:
+            self._forget()
+            if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():
+                if self._read_last_line():
+                    return
+        for _ in range(LOOKS_MAX):
+            self._forget()
+            self._open_arrays()
+            there = self._open_journal(locked)
+            if there and len(self.snapshots) < len(ARRAYS):
+                continue  # the arrays were made just now
+            if self._state == "unread":
+                self._state = "full"
+            edited = self._replay_all(locked) if there else list(self.snapshots)
+            if edited and not (locked or self._are_arrays_known()):
+                continue  # a fold came between; nobody edited them
+            if edited:
+                self._take_edits(edited, locked)
+            if not (edited and locked):
+                return
+            with self._fold_may_fail():
+                self._fold()
+            if self._fd >= 0:
+                return  # the fold failed, and the journal holds the edit
+        raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
+
+    def _is_of_this_boot(self) -> bool:
+        """Whether the journal was begun since the machine started. An older one may have a hole that a
+        power loss left, before lines that are whole."""
+        return bool(self._header["boot"] == boot_id())
+
+    def _open_journal(self, locked: bool) -> bool:
+        """Open the journal and read its header. Where there is none: with the lock, begin one."""
+        flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            self._fd = os.open(self.journal_path, flags | (os.O_RDWR if locked else os.O_RDONLY))
+        except FileNotFoundError:
+            if not locked:
+                return False
+            self._begin()
+            return self._open_journal(locked)
+        lines = self._lines(0)
+        header, repeat = next(lines, b""), next(lines, b"")
+        body = body_of(header)
+        if body is None or body_of(repeat) is None:
+            raise self._damaged(0 if body is None else len(header))
+        self._header = json.loads(body)
+        check_format(self._header, self.journal_path)
+        self._inode = os.fstat(self._fd).st_ino  # no other file has it while this one is open
+        self._start, self._end = len(header) + len(repeat), len(header)
+        if not self.snapshots:
+            self._marks = {name: Mark(*self._header[name]) for name in ARRAYS}
+        return True
+
+    def _begin(self) -> None:
+        """First start: settings and arrays where there are none, then a journal that knows no arrays, so
+        that they are taken in as a hand edit is."""
+        if self.home.has_live_worker():  # it runs what the lost journal says
+            raise StoreError(
+                f"'{self.journal_path}' is missing while a worker lives. Nothing was changed. "
+                "Stop the worker first: queuectl worker stop."
+            )
+        if not os.path.exists(self.home.config_path):
+            self.home.write_settings(default_settings())
+        for name, path in self.paths.items():
+            if not os.path.exists(path):
+                self._write_array(name, ())
+                os.rename(self._temporary(name), path)
+        sync_dir(self.home.path)
+        with contextlib.suppress(PermissionError):  # the home's own name; its parent is another's
+            sync_dir(os.path.dirname(self.home.path))
+        self._write_journal(dict.fromkeys(ARRAYS, Mark(0, 0, 0)))
+
+    def _open_arrays(self) -> None:
+        for name, path in self.paths.items():
+            try:
+                self.snapshots[name] = Snapshot(path)
+                self._marks[name] = self.snapshots[name].mark
+            except FileNotFoundError:
+                if os.path.exists(self.journal_path):
+                    raise StoreError(
+                        f"'{path}' is missing beside a journal. Nothing was changed. Put it back (an "
+                        "empty one holds: [ ]), or make do without: queuectl doctor --fix."
+                    ) from None
+
+    def _are_arrays_known(self) -> bool:
+        """Whether both arrays are as they were seen, or as the header has them."""
+        for name, mark in self._marks.items():
+            try:
+                info = os.stat(self.paths[name])
+            except FileNotFoundError:
+                return False
+            if (info.st_ino, info.st_size, info.st_mtime_ns) != mark[:3]:
+                return False
+        return True
+
+    def _read_last_line(self) -> bool:
+        """`counts` and `n` from the journal's last line. False where that is not enough to know them."""
+        end, reach, at = os.fstat(self._fd).st_size, TAIL_BYTES, 0
+        while not at and reach < 16 * (end - self._end + TAIL_BYTES):
+            start = max(self._end, end - reach)
+            data = b"".join(pieces(self._fd, start, end))
+            at = data.rfind(b"\n", 0, -1) + 1
+            reach *= 16
+        body = body_of(data[at:])
+        if body is None or not body.startswith(b'{"put"'):
+            return False
+        self._set_totals(rest_of(body))
+        self._end, self._text = end, None
+        if self._state == "unread":
+            self._state = "light"
+        return True
+
+    def _set_totals(self, rest: Mapping[str, Any]) -> None:
+        self.counts, self.n = rest["counts"], rest["n"]
+
+    def _lines(self, start: int) -> Iterator[bytes]:
+        """The journal's lines from there on with their newlines; the last one may have none."""
+        rest = b""
+        for piece in pieces(self._fd, start, os.fstat(self._fd).st_size):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
+
+    def _replay_all(self, locked: bool) -> list[str]:
+        """Replay the whole journal. Gives the arrays that neither header nor intent name: a person's
+        work."""
+        known = {name: [Mark(*self._header[name])] for name in ARRAYS}
+        self._replay(locked, known)
+        return [name for name in ARRAYS if not any(map(self.snapshots[name].is_same, known[name]))]
+
+    def _replay(self, locked: bool, known: dict[str, list[Mark]] | None) -> None:
+        """Apply the journal from `_end` on. A line that is not whole is a torn tail where no whole one
+        follows. The marks that an intent names go into `known`."""
+        end, bad = self._end, -1
+        for line in self._lines(end):
+            body = body_of(line)
+            if body is None:
+                if HOLE in line:
+                    break  # it never reached the disk, and what follows was not synced either
+                bad = end if bad < 0 else bad
+            elif bad >= 0:
+                raise self._damaged(bad)
+            end += len(line)
+            if body is not None:
+                self._apply(body, known)
+                self._end = end
+        if locked and os.fstat(self._fd).st_size > self._end:
+            path = self.home.keep_aside("journal-tail", self._fd, self._end)
+            os.ftruncate(self._fd, self._end)
+            self.home.warn(
+                "The journal ended in an unfinished line (a crash?); it was cut off and kept as "
+                f"'{path}'."
+            )
+
+    def _apply(self, body: bytes, known: dict[str, list[Mark]] | None) -> None:
+        try:
+            if body.startswith(b'{"put"'):
+                rest = rest_of(body)
+                for raw in records_of(body):
+                    self._put(raw)
+                for id in rest.get("del", ()):
+                    self._delete(id)
+                self._set_totals(rest)
+                return
+            rest = json.loads(body)
+            if known is None:
+                return  # a fold that did not come to its end; the arrays are as they were seen
+            for name in ARRAYS:
+                known[name].append(Mark(*rest["intent"][name]))
+            if self.snapshots["jobs"].is_same(known["jobs"][-1]):
+                self._set_totals(rest)  # the fold was committed: what it added or left out counts
+        except (ValueError, LookupError, TypeError) as error:
+            raise StoreError(
+                f"'{self.journal_path}' holds a line that is whole and cannot be understood "
+                f"({error}). Nothing was changed. Repair it with: queuectl doctor --fix."
+            ) from error
+
+    def _damaged(self, offset: int) -> StoreError:
+        number = 1 + sum(piece.count(b"\n") for piece in pieces(self._fd, 0, offset))
+        return StoreError(
+            f"'{self.journal_path}' is damaged at line {number}: its checksum does not fit. "
+            "Nothing was changed. Repair it with: queuectl doctor --fix."
+        )
+
+    def _put(self, raw: bytes, job: Job | None = None) -> None:
+        id, state, _ = job[:3] if job is not None else head_of(raw)
+        self.records[id] = raw
+        if state == "processing":
+            self.processing[id] = job or trust_job(raw)
+        else:
+            self.processing.pop(id, None)
+        for listener in self.listeners:
+            listener.put(raw, state)
+
+    def _delete(self, id: str) -> None:
+        self.records[id] = None
+        self.processing.pop(id, None)
+        for listener in self.listeners:
+            listener.delete(id)
+
+    # -- Hand edits
+
+    def _take_edits(self, edited: list[str], locked: bool) -> None:
+        """Put what a person made of these arrays under what the journal says, and then into it.
+
+        Only jobs that the journal does not hold are appended: a job that the edit moved between the
+        arrays would be lost in a crash, and others would be appended again at every look while the fold
+        cannot be done.
+        """
+        journal = dict(self.records)
+        taken: dict[str, Job] = {}
+        for name in edited:
+            for job in self._edited_jobs(name):
+                if job.id in journal:
+                    if journal[job.id] != encode_job(job):
+                        self.snapshots[name].is_overruled = True
+                elif job.id in taken:
+                    raise self._unusable(name, f"job '{job.id}' stands in the arrays twice")
+                else:
+                    taken[job.id] = job
+                    self.n = max(self.n, job.seq)
+        for name in self.snapshots.keys() - edited:
+            for id in taken.keys() & map(id_of, self.snapshots[name].raws()):
+                raise self._unusable(edited[0], f"job '{id}' also stands in {name}.json")
+        for job in taken.values():
+            self._put(encode_job(job), job)
+        for name in edited:
+            self.snapshots[name].give_up()
+        saved_s = max(self._marks[name].mtime_ns for name in edited) / 1e9
+        change = Transaction(self, format_instant(saved_s))
+        self.end_followers(change, None)
+        for _, new in change.changes.values():
+            assert new is not None
+            self._put(encode_job(new), new)
+        self._recount()
+        new_raws = [raw for id, raw in self.records.items() if raw and journal.get(id) != raw]
+        if locked and new_raws:
+            self._append(change_body(new_raws, (), self.counts, self.n))
+
+    def _edited_jobs(self, name: str) -> Iterator[Job]:
+        """The jobs of an edited array."""
+        snapshot = self.snapshots[name]
+        if mark_of(snapshot.fd)[:3] != snapshot.mark[:3]:
+            raise Busy(f"'{snapshot.path}' is just being saved. Nothing was changed. Try again.")
+        try:
+            text = b"".join(pieces(snapshot.fd, 0, snapshot.mark.size)).decode("utf-8-sig")
+            records = parse_json(text, "The file")
+        except (UnicodeDecodeError, BadValue) as error:
+            raise self._unusable(name, str(error).rstrip(".")) from None
+        if not isinstance(records, list):
+            raise self._unusable(name, "it must hold one JSON array")
+        places: dict[object, int] = {}
+        for number, record in enumerate(records, 1):
+            if isinstance(record, dict) and isinstance(record.get("id"), str):
+                places[record["id"]] = number
+        for number, record in enumerate(records, 1):
+            try:
+                job = self.edited_job(name, number, record, snapshot.mark)
+            except BadValue as error:
+                raise self._unusable(name, f"element {number}: {str(error).rstrip('.')}") from None
+            late = [id for id in parents_of(job) if places.get(id, 0) >= number]
+            if late and "seq" not in record:
+                why = f"job '{job.id}' comes after '{late[0]}', which does not stand before it"
+                raise self._unusable(name, why)
+            yield job
+
+    def edited_job(self, name: str, number: int, record: Any, mark: Mark) -> Job:
+        """A job from a hand-written record; what is missing gets the defaults of an enqueue. A made id
+        depends only on the file's time and the place in its own array, so that every look makes the same
+        one. Raises BadValue."""
+        if not isinstance(record, dict) or "command" not in record:
+            raise BadValue("it is no job: an object with a 'command'")
+        config, saved_s = self.home.config(), mark.mtime_ns / 1e9
+        at = format_instant(saved_s)
+        state = record.get("state", "dead" if name == "dlq" else "pending")
+        defaults: dict[str, Any] = {
+            "id": make_id(int(saved_s * 1000), number if name == "jobs" else -number),
+            "state": state, "seq": self.n + 1, "attempts": 0,
+            "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
+            "timeout": config.job_timeout, "created_at": at, "updated_at": at,
+            "cwd": self.home.path,
+        }  # fmt: skip
+        if state in OVER:
+            defaults["finished_at"] = at
+        if state == "failed":
+            defaults["run_at"] = at
+        return job_from_dict(record, defaults)
+
+    def _recount(self) -> None:
+        self.counts = [0] * len(STATES)
+        for _, state, seq in map(head_of, self.raws()):
+            self.counts[NUMBER_OF[state]] += 1
+            self.n = max(self.n, seq)
+
+    def _unusable(self, name: str, why: str) -> StoreError:
+        return StoreError(
+            f"'{self.paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then "
+            "mend it with an editor, or repair it with: queuectl doctor --fix."
+        )
+
+    # -- Changing
+
+    @contextlib.contextmanager
+    def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
+        """One change of the queue, whole or not at all: the lock, a look, the block, one line.
+
+        What the block raises leaves everything as it was. `light` is for blocks that only add jobs and
+        look others up. With fsync `always` it returns when the change is on the disk.
+        """
+        with self.home.locked(most_s):
+            self.look(light, locked=True)
+            change = Transaction(self, self.home.now())
+            yield change
+            if change.changes:
+                self._commit(change)
+        if change.changes and self.home.last_config().fsync == "always":
+            self.sync()
+
+    def _commit(self, change: Transaction) -> None:
+        counts, n = list(self.counts), self.n
+        puts: list[tuple[bytes, Job]] = []
+        deleted: list[str] = []
+        for id, (old, new) in change.changes.items():
+            if old is not None:
+                counts[NUMBER_OF[old.state]] -= 1
+            if new is None:
+                deleted.append(id)
+                continue
+            assert check_job(new) is None, check_job(new)
+            counts[NUMBER_OF[new.state]] += 1
+            n = max(n, new.seq)
+            puts.append((encode_job(new), new))
+        self._append(change_body([raw for raw, _ in puts], deleted, counts, n))
+        self.counts, self.n = counts, n
+        if self._state == "full":
+            for raw, job in puts:
+                self._put(raw, job)
+            for id in deleted:
+                self._delete(id)
+
+    def _append(self, body: bytes) -> None:
+        """Append a line by one write; cut back what only half arrived."""
+        line = journal_line(body)
+        try:
+            write_whole(self._fd, line)
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next look cuts it off
+                os.ftruncate(self._fd, self._end)
+            raise
+        self._end += len(line)
+        self._text = None
+        self._unsynced = True
+
+    def add_bulk(
+        self, size: int, may_fold: bool, make: Callable[[str, int], Iterable[bytes]]
+    ) -> None:
+        """Add the new jobs whose records `make(now, n)` gives, all or nothing; `size` is about how many
+        bytes they take. They are one line of the journal. A bulk that would make the journal due for a
+        fold at once goes straight into a new jobs.json, where all of it is pending (`may_fold`)."""
+        with self.home.locked():
+            self.look(light=True, locked=True)
+            arrays = sum(mark.size for mark in self._marks.values())
+            if may_fold and (4 * size >= arrays or size > LINE_BYTES_MAX):
+                self.look(locked=True)
+                self._fold(added=make(self.home.now(), self.n))
+            elif raws := list(make(self.home.now(), self.n)):
+                self._commit_raws(raws)
+        if self.home.last_config().fsync == "always":
+            self.sync()
+
+    def _commit_raws(self, raws: Sequence[bytes]) -> None:
+        """As `_commit`, for records of new jobs; a record of a job that was there changes no count."""
+        counts, n = list(self.counts), self.n
+        for _, state, seq in map(head_of, raws):
+            counts[NUMBER_OF[state]] += seq > self.n
+            n = max(n, seq)
+        self._append(change_body(raws, (), counts, n))
+        self.counts, self.n = counts, n
+        if self._state == "full":
+            for raw in raws:
+                self._put(raw)
+
+    # -- Folding and syncing
+
+    def fold_due(self, quiet_s: float) -> bool:
+        """Whether the journal should be folded: while the arrays are small always, else when it has
+        reached a quarter of them, so that the cost of a change stays bounded. `quiet_s` is for how long
+        nothing happened: an idle worker does not rewrite a large queue for each new job."""
+        if self._fd < 0:
+            return False
+        if self._must_fold():
+            return True
+        arrays = sum(mark.size for mark in self._marks.values())
+        is_small = arrays <= max(SMALL_BYTES, 4 * self._end, quiet_s * FOLD_BYTES_S)
+        return is_small and self._end > self._start
+
+    def _must_fold(self) -> bool:
+        """Whether the header is not true any more: of another boot, or of other arrays."""
+        is_old = not self._is_of_this_boot()
+        return is_old or any(
+            self._header[name][:3] != list(self._marks[name][:3]) for name in ARRAYS
+        )
+
+    def fold(self, most_s: float = math.inf, completed_before: str = "") -> list[tuple[str, int]]:
+        """Write the journal's changes into the arrays. Leaves out jobs that were completed before that
+        instant and that nothing waits for; gives the id and runs of each. Raises StoreError; then
+        nothing is lost."""
+        with self.home.locked(most_s):
+            self.look(locked=True)
+            purged = self._fold(completed_before)
+            self.look(locked=True)
+        return purged
+
+    @contextlib.contextmanager
+    def _fold_may_fail(self) -> Iterator[None]:
+        """A fold that fails is a warning: the journal still holds everything."""
+        try:
+            yield
+        except (OSError, StoreError) as error:
+            text = storage_error(error, self.home.dir) if isinstance(error, OSError) else error
+            self.home.warn(f"The change is stored; writing the arrays anew did not work: {text}")
+
+    def settle(self) -> None:
+        """At the end of a one-shot command that changed something: fold where that is due, else sync."""
+        if self.fold_due(quiet_s=0) and not self.home.has_live_worker():
+            with self._fold_may_fail():
+                self.fold()
+        if self.home.config().fsync != "never":
+            self.sync()
+
+    def _fold(
+        self, completed_before: str = "", added: Iterable[bytes] = ()
+    ) -> list[tuple[str, int]]:
+        """The five steps of the section's head. Under the lock, after a full look; the store is unread
+        after it. `added` are records of new pending jobs."""
+        counts = list(self.counts)
+        purged: list[tuple[str, int]] = []
+        marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
+        mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
+        for raw in filter(None, self.records.values()):
+            _, state, seq = head_of(raw)
+            mine[array_of(state)].append((seq, raw))
+
+        def new_jobs() -> Iterator[bytes]:
+            for raw in added:
+                counts[NUMBER_OF["pending"]] += 1
+                yield raw
+
+        if mine["dlq"] or self._changes("dlq"):
+            marks["dlq"] = self._write_array("dlq", self._merged("dlq", sorted(mine["dlq"])))
+        kept = self._merged("jobs", sorted(mine["jobs"]), completed_before, purged)
+        marks["jobs"] = self._write_array("jobs", itertools.chain(kept, new_jobs()))
+        n = self.n + sum(counts) - sum(self.counts)
+        counts[NUMBER_OF["completed"]] -= len(purged)
+        self._append(encode_json({"intent": marks, "counts": counts, "n": n}))
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            self._copy_journal(self._fd)
+        self._replace_arrays(marks)
+        self.counts, self.n, self._unsynced = counts, n, False
+        running = [encode_job(job) for job in self.processing.values()]
+        try:
+            self._write_journal(marks, running)
+        except OSError as error:
+            self.home.warn(
+                "The arrays are written; the journal could not be begun anew: "
+                f"{storage_error(error, self.journal_path)}"
+            )
+        self._forget()
+        return purged
+
+    def _replace_arrays(self, marks: Mapping[str, Mark]) -> None:
+        """Steps 3 and 4."""
+        for name, snapshot in self.snapshots.items():
+            if snapshot.is_overruled:
+                path = self.home.keep_aside(f"{name}.json.edited", snapshot.fd)
+                self.home.warn(
+                    f"{name}.json was edited while jobs in it were changing; those stay as the queue "
+                    f"has them, and the edited file is kept as '{path}'."
+                )
+        if not self._are_arrays_known():
+            raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
+        committed = False
+        try:
+            for name in ("dlq", "jobs"):
+                if marks[name] != self.snapshots[name].mark:
+                    os.rename(self._temporary(name), self.paths[name])
+            committed = True
+            sync_dir(self.home.path)
+        except OSError as error:
+            self._forget()  # the next look finds out what holds
+            if committed:
+                raise _unconfirmed(error) from error
+            raise
+
+    def _changes(self, name: str) -> bool:
+        """Whether the journal, or an edit, changes a job that stands in that array."""
+        snapshot = self.snapshots[name]
+        return snapshot.is_edited or any(id_of(raw) in self.records for raw in snapshot.raws())
+
+    def _merged(
+        self,
+        name: str,
+        mine: Sequence[tuple[int, bytes]],
+        completed_before: str = "",
+        purged: list[tuple[str, int]] | None = None,
+    ) -> Iterator[bytes]:
+        """An array's records after a fold, in pieces: the old ones that did not change, and `mine` (seq,
+        record), which are sorted, in their places. A piece in which nothing changes is passed on."""
+        done, changed = 0, {id.encode() for id in self.records}
+        is_needed = self._is_needed(self) if completed_before else None
+        for _, blob in self.snapshots[name].blobs():
+            raws = blob.split(BETWEEN)
+            ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
+            upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
+            if upto == done and is_needed is None and changed.isdisjoint(ids):
+                yield blob
+                continue
+            kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in changed]
+            if is_needed is not None and purged is not None:
+                old = {raw for raw in kept if is_completed_before(raw, completed_before)}
+                old = {raw for raw in old if not is_needed(id_of(raw))}
+                purged += [(job.id, job.runs) for job in map(trust_job, old)]
+                kept = [raw for raw in kept if raw not in old]
+            merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
+            done = upto
+            yield BETWEEN.join([raw for _, raw in merged])
+        yield BETWEEN.join([raw for _, raw in mine[done:]])
+
+    def _write_array(self, name: str, parts: Iterable[bytes]) -> Mark:
+        """Write an array, given in pieces of records, to its temporary file, synced; its mark."""
+        with new_file(self._temporary(name)) as fd:
+            crc, buffer, between = 0, bytearray(b"[\n"), b""
+            for part in filter(None, parts):
+                buffer += between
+                buffer += part
+                between = BETWEEN
+                if len(buffer) >= CHUNK_BYTES:
+                    crc = zlib.crc32(buffer, crc)
+                    write_whole(fd, buffer)
+                    buffer.clear()
+            buffer += b"\n]\n" if between else b"]\n"
+            write_whole(fd, buffer)
+            os.fsync(fd)
+            return mark_of(fd, zlib.crc32(buffer, crc))
+
+    def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
+        """A new journal in the old one's place, synced: the header and the processing jobs."""
+        header = {"format": FORMAT, "boot": boot_id(), **marks}
+        with new_file(self._temporary("journal")) as fd:
+            write_whole(fd, journal_line(encode_json(header)))
+            write_whole(fd, journal_line(change_body(running, (), self.counts, self.n)))
+            os.fsync(fd)
+        os.rename(self._temporary("journal"), self.journal_path)
+        sync_dir(self.home.dir)
+
+    def write_anew(self, jobs: Collection[Job], n: int) -> None:
+        """Under the lock: replace arrays and journal by these jobs. For the repair of a home whose files
+        cannot be believed: a crash between leaves it as damaged as it was."""
+        self._forget()
+        ordered = sorted(jobs, key=lambda job: job.seq)
+        marks = {}
+        for name in ARRAYS:
+            mine = (encode_job(job) for job in ordered if array_of(job.state) == name)
+            marks[name] = self._write_array(name, mine)
+        for name in ("dlq", "jobs"):
+            os.rename(self._temporary(name), self.paths[name])
+        sync_dir(self.home.path)
+        for job in ordered:
+            self.counts[NUMBER_OF[job.state]] += 1
+        self.n = max([n, *(job.seq for job in ordered)])
+        running = [encode_job(job) for job in ordered if job.state == "processing"]
+        self._write_journal(marks, running)
+        self.look(locked=True)
+
+    def _temporary(self, name: str) -> str:
+        return os.path.join(self.home.dir, f"{name}.json.new")
+
+    def sync(self) -> None:
+        """See that what was appended is on the disk. Raises StoreError: it may have been stored.
+
+        After a failed fsync the system may call the lost pages clean, also to the next process. So that
+        journal is never synced again: it is copied to a fresh file while its pages are still in memory.
+        """
+        with self._syncing:  # without the store's lock: others go on meanwhile
+            with self.home.at_rest():
+                fd = os.dup(self._fd) if self._unsynced and self._fd >= 0 else -1
+                self._unsynced = False
+            if fd < 0:
+                return
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                self._renew_journal(fd, error)
+            finally:
+                os.close(fd)
+
+    def _renew_journal(self, fd: int, error: OSError) -> None:
+        """After a sync of that journal failed: see that all it holds is on the disk in fresh files."""
+        try:
+            with self.home.locked():
+                if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
+                    self._copy_journal(fd)
+                self._forget()
+                self.look(locked=True)
+                self._fold()
+                self.look(locked=True)
+        except (OSError, StoreError):
+            self._break("An earlier change may be lost: the disk did not confirm it.")
+            raise _unconfirmed(error) from error
+
+    def _copy_journal(self, fd: int) -> None:
+        """Put a synced copy of that journal in its place. Where that fails, no more changes are made."""
+        try:
+            with new_file(self._temporary("journal")) as copy:
+                for piece in pieces(fd):
+                    write_whole(copy, piece)
+                os.fsync(copy)
+            os.rename(self._temporary("journal"), self.journal_path)
+            sync_dir(self.home.dir)
+        except OSError as error:
+            self._break("An earlier change may be lost: the disk did not confirm it.")
+            raise _unconfirmed(error) from error
+
+    def examine(self) -> list[str]:
+        """What the journal's end and the arrays' bytes show, after a look; a sentence each."""
+        problems = []
+        if self._fd < 0 and self.records and os.path.exists(self.home.lock_path):
+            problems.append(
+                f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
+            )
+        if self._fd >= 0 and os.fstat(self._fd).st_size > self._end:
+            problems.append(
+                f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside."
+            )
+        for name, snapshot in self.snapshots.items():
+            if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
+                problems.append(
+                    f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
+                )
+            for id, state, _ in map(head_of, snapshot.raws()):
+                if array_of(state) != name:
+                    problems.append(f"'{snapshot.path}' holds job '{id}', which is {state}.")
+        return problems
+
+    # -- Looking jobs up
+
+    def get(self, id: str) -> Job | None:
+        """The job with that id, or None."""
+        if id in self.processing:
+            return self.processing[id]
+        raw = self.find_raws([id]).get(id)
+        return None if raw is None else trust_job(raw)
+
+    def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The records of those of these jobs that are there."""
+        if self._state == "full":
+            found = {id: self.records[id] for id in ids if id in self.records}
+        else:
+            text = self._journal_text()
+            found = {id: raw for id in ids if (raw := last_record(text, id)) is not None}
+        rest = {id for id in ids if id not in found}
+        for snapshot in self.snapshots.values() if rest else ():
+            found |= {id_of(raw): raw for raw in snapshot.find(rest)}
+        return {id: raw for id, raw in found.items() if raw}
+
+    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
+        """Those of these jobs that are there."""
+        return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
+
+    def holders(self, keys: Collection[str]) -> dict[str, Job]:
+        """The jobs that are not over and have these unique keys, by key."""
+        needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
+        if len(keys) > SEARCH_MAX:
+            needles = [b'"unique": ']
+        found: dict[str, Job] = {}
+        for needle in needles:
+            for raw in self._records_with(needle):
+                job = trust_job(raw)
+                if job.unique in keys and job.state not in OVER:
+                    found[job.unique or ""] = job
+        return found
+
+    def _records_with(self, needle: bytes) -> Iterator[bytes]:
+        """The latest record of each job of jobs.json whose latest record holds these bytes."""
+        if self._state == "full":
+            mine = [raw for raw in self.records.values() if raw is not None]
+        else:
+            ids = {id_of(raw) for raw in records_with(self._journal_text(), needle)}
+            mine = list(self.find_raws(ids).values())
+        yield from (raw for raw in mine if needle in raw)
+        if "jobs" in self.snapshots:
+            for _, raw in self.snapshots["jobs"].search(needle):
+                if not self.is_in_journal(id_of(raw)):
+                    yield raw
+
+    def _journal_text(self) -> bytes:
+        """In a light store: what the journal says, for a search. The arrays are opened, too."""
+        if not self.snapshots and self._fd >= 0:
+            self._open_arrays()
+            if any(self._marks[name][:3] != tuple(self._header[name][:3]) for name in ARRAYS):
+                raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
+        if self._text is None:
+            self._text = b"".join(pieces(self._fd, 0, self._end)) if self._fd >= 0 else b""
+        return self._text
+
+    def is_in_journal(self, id: str) -> bool:
+        """Whether the journal says anything of that job."""
+        if self._state == "full":
+            return id in self.records
+        return last_record(self._journal_text(), id) is not None
+
+    def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
+        """The record of every job (of these arrays), in order of arrival or the reverse."""
+        heads = ((head_of(raw), raw) for raw in self.records.values() if raw)
+        mine = [(seq, raw) for (_, state, seq), raw in heads if array_of(state) in arrays]
+        streams: list[Iterable[bytes]] = [[raw for _, raw in sorted(mine, reverse=reverse)]]
+        for name in arrays:
+            if name in self.snapshots:
+                raws = self.snapshots[name].raws(reverse)
+                streams.append(raw for raw in raws if id_of(raw) not in self.records)
+        return heapq.merge(*streams, key=lambda raw: head_of(raw)[2], reverse=reverse)
+
+    def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
+        """Every job in those states, in order of arrival (or the reverse)."""
+        for raw in self.raws(reverse, {array_of(state) for state in states}):
+            if head_of(raw)[1] in states:
+                yield trust_job(raw)
+
+
+class Transaction:
+    """One change in the making. `now` was read once, under the lock; `changes` maps an id to the job
+    before and after."""
+
+    def __init__(self, store: Store, now: str) -> None:
+        self.store = store
+        self.now = now
+        self.changes: dict[str, tuple[Job | None, Job | None]] = {}
+
+    def job(self, id: str) -> Job | None:
+        """The job as this transaction sees it."""
+        return self.changes[id][1] if id in self.changes else self.store.get(id)
+
+    def put(self, old: Job | None, new: Job) -> None:
+        """Add a job (`old` is None) or put its next state in its place. The followers of a job that dies
+        die too."""
+        before = self.changes[new.id][0] if new.id in self.changes else old
+        self.changes[new.id] = (before, new)
+        if new.state == "dead" and old is not None and old.state != "dead":
+            self.store.end_followers(self, [new.id])
+
+    def delete(self, old: Job) -> None:
+        """Remove a job for good."""
+        self.changes[old.id] = (old, None)
+
+    def running(self) -> Iterator[Job]:
+        """The jobs that are processing after this change."""
+        jobs = {**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}
+        return (job for job in jobs.values() if job is not None and job.state == "processing")
+
+
+def check_format(header: Mapping[str, Any], path: str) -> None:
+    """Refuse a journal of another format."""
+    if header.get("format") == 1:
+        raise StoreError(
+            f"'{path}' was written by version 1. Nothing was changed. Stop its workers with version 1, "
+            "let one command of it write the arrays, then remove that file."
+        )
+    if header.get("format") != FORMAT:
+        raise StoreError(
+            f"'{path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
+            "Nothing was changed. Use the queuectl that wrote it."
+        )
+
+
+def _unconfirmed(error: OSError) -> StoreError:
+    return StoreError(
+        f"The change may have been stored, but the disk did not confirm it ({error.strerror}). "
+        "Look with: queuectl list."
+    )
+
+
+def is_completed_before(raw: bytes, instant: str) -> bool:
+    """Whether the job was completed by then. It never changed since, and the first `updated_at` is its
+    own: what stands before it is no object, and quotes inside a text are escaped."""
+    at = raw.find(b'"updated_at": "') + 15
+    return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
+
+
+def last_record(journal: bytes, id: str) -> bytes | None:
+    """The journal's last word on a job: its record, b"" where it was deleted, None where there is none."""
+    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
+    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
+    while at >= 0:
+        end = journal.index(b"]", at + len(_DELETED))
+        if quoted in journal[at:end]:
+            return b""
+        at = journal.find(_DELETED, end)
+    return journal[put + 1 : journal.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
+
+
+_DELETED: Final = b'\t], "del": ['
+
+
+def records_with(journal: bytes, needle: bytes) -> Iterator[bytes]:
+    """The journal's records that hold these bytes, the latest first."""
+    at = journal.rfind(needle)
+    while at >= 0:
+        start = journal.rfind(b"\t", 0, at) + 1
+        yield journal[start : journal.index(b"\t", at)].removesuffix(b",")
+        at = journal.rfind(needle, 0, start)
+
+
+# ======== 6. CLAIM ORDER ========
+# Which jobs wait, and in which order they are claimed: higher priority first, then order of arrival. It
+# uses the store's records, writes no file and reads no clock but the one it is given.
+#
+# C1  The order is a list of places to look, never the truth: an entry whose job has changed since is
+#     dropped when it comes up, so nothing has to be removed, and a claim that failed has done no harm.
+# C2  An entry whose job is not ready yet goes back to the timed ones: dropped, it would be stranded when
+#     the clock steps back.
+# C3  A job that comes after others has no entry before the last of these is over.
+
+CLOCK_STEP_S: Final = 1.0  # a wall clock that moves more than this against the other one was set
+
+
+class TagFilter(NamedTuple):
+    """`--tag`, `--not-tag`: which jobs a worker takes."""
+
+    tags: tuple[str, ...] = ()
+    not_tags: tuple[str, ...] = ()
+
+    def takes(self, tags: Collection[str]) -> bool:
+        """Whether jobs with these tags are taken."""
+        if self.tags and set(self.tags).isdisjoint(tags):
+            return False
+        return not self.not_tags or set(self.not_tags).isdisjoint(tags)
+
+
+class Follower:
+    """A job that comes after others: `left` are those of them that are not over."""
+
+    __slots__ = ("left", "offset", "parents", "seq")
+
+    def __init__(self, job: Job, offset: int) -> None:
+        self.seq = job.seq
+        self.parents = tuple(parents_of(job))
+        self.left: set[str] = set()
+        self.offset = offset  # of its line in the snapshot; -1 where the journal has it
+
+
+class Followers:
+    """The jobs that come after others and are not over. A listener of the store.
+
+    children, parents    the followers of a job; every job that others come after
+    waits_for            those of the jobs before a follower that are not over
+    record               the record of a follower, where it waits
+    on_freed             is given the id of a follower that nothing holds up any more
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._snapshot = store.snapshots.get("jobs")
+        self._children: dict[str, dict[str, None]] = {}  # in order
+        self.followers: dict[str, Follower] = {}
+        self.on_freed: Callable[[str], None] = lambda id: None
+        needle = b'"after": '
+        for raw in store.records.values():
+            if raw is not None and needle in raw:
+                self._add(trust_job(raw), -1)
+        for offset, raw in self._snapshot.search(needle) if self._snapshot is not None else ():
+            if id_of(raw) not in store.records:
+                self._add(trust_job(raw), offset)
+        for raw in store.find_raws(self._children).values():
+            self._set_parent(*head_of(raw))
+
+    def _add(self, job: Job, offset: int) -> Follower | None:
+        """Register a follower, for now as if none of the jobs before it were there."""
+        if not job.after or job.state in OVER:
+            return None
+        follower = self.followers[job.id] = Follower(job, offset)
+        for parent in follower.parents:
+            self._children.setdefault(parent, {})[job.id] = None
+        return follower
+
+    def _set_parent(self, id: str, state: str, seq: int) -> None:
+        """A job is in that state now. A later job of that name (a higher seq) is another one."""
+        for child in self._children.get(id, ()):
+            follower = self.followers[child]
+            if state not in OVER and seq < follower.seq:
+                follower.left.add(id)
+            elif id in follower.left:
+                follower.left.remove(id)
+                if not follower.left:
+                    self.on_freed(child)
+
+    def put(self, raw: bytes, state: str) -> None:
+        """A job has that record now."""
+        id, _, seq = head_of(raw)
+        if state in OVER:
+            self._remove(id)
+        elif id in self.followers:
+            self.followers[id].offset = -1
+        elif b'"after": ' in raw and (follower := self._add(trust_job(raw), -1)):
+            for parent in self._store.find_raws(follower.parents).values():
+                parent_id, parent_state, parent_seq = head_of(parent)
+                if parent_state not in OVER and parent_seq < follower.seq:
+                    follower.left.add(parent_id)
+        self._set_parent(id, state, seq)
+
+    def delete(self, id: str) -> None:
+        """A job is gone. It holds up nobody, and another job may be given its id."""
+        self._remove(id)
+        self._set_parent(id, "completed", 0)
+
+    def _remove(self, id: str) -> None:
+        follower = self.followers.pop(id, None)
+        for parent in follower.parents if follower is not None else ():
+            del self._children[parent][id]
+            if not self._children[parent]:
+                del self._children[parent]
+
+    def children(self, id: str) -> list[str]:
+        """The jobs, not over, that come after that one."""
+        return list(self._children.get(id, ()))
+
+    def parents(self) -> Collection[str]:
+        """The jobs that others, not over, come after."""
+        return self._children.keys()
+
+    def waits_for(self, id: str) -> Collection[str]:
+        """Those of the jobs before it that are not over."""
+        return self.followers[id].left if id in self.followers else ()
+
+    def record(self, id: str) -> bytes | None:
+        """The record of a follower, where it waits."""
+        offset = self.followers[id].offset
+        raw = self._store.records.get(id)
+        if offset >= 0 and self._snapshot is not None:
+            raw = self._snapshot.line_at(offset)
+        return raw if raw and is_waiting(raw) else None
+
+
+def followers_of(store: Store) -> Followers:
+    """Who comes after whom, built when it is first asked for."""
+    for listener in store.listeners:
+        if isinstance(listener, Followers):
+            return listener
+    followers = Followers(store)
+    store.listeners.append(followers)
+    return followers
+
+
+def end_followers(change: Transaction, dead: Iterable[str] | None) -> None:
+    """The waiting jobs that need one of these dead jobs die, and in turn those that need them (J5).
+    None: of every dead job."""
+    followers = followers_of(change.store)
+    if dead is None:
+        found = change.store.find_raws(followers.parents())
+        dead = [id for id, raw in found.items() if head_of(raw)[1] == "dead"]
+    to_do = list(dead)
+    while to_do:
+        parent = to_do.pop()
+        for child in followers.children(parent):
+            job = change.job(child)
+            if job is not None and job.state in WAITING and parent in needed_by(job):
+                before = change.changes[child][0] if child in change.changes else job
+                change.changes[child] = (before, die_after(job, parent, change.now))
+                to_do.append(child)
+
+
+def is_needed(store: Store) -> Callable[[str], bool]:
+    """Whether a waiting job comes after the job of that id."""
+    return followers_of(store).parents().__contains__
+
+
+LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
+
+
+class Lane:
+    """The jobs of one priority and one set of tags that can start at any time.
+
+    `offsets` are those that waited in the snapshot, of which the first `passed` have changed since: 8
+    bytes a job. `heap` has (seq, id, offset) of those that came later; offset -1 where the journal has it.
+    """
+
+    def __init__(self) -> None:
+        self.offsets = array("Q")
+        self.passed = 0
+        self.heap: list[tuple[int, str, int]] = []
+
+
+class ClaimOrder:
+    """What waits, in claim order. A listener of the store.
+
+    first                the job to claim next
+    oldest, next_run_at  of the whole queue: what waits longest, and the earliest time that one waits for
+    has_waiting          whether a job waits that a worker takes
+    """
+
+    def __init__(self, store: Store, named: frozenset[str], now: str) -> None:
+        self.named = (
+            named  # the tags that matter: those with a limit, and those a worker filters by
+        )
+        self._store = store
+        self._snapshot = store.snapshots.get("jobs")
+        self._now = now
+        self._backoff_max_s = store.home.config().backoff_max
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._keys: list[LaneKey] = []  # in claim order
+        self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
+        self.clock_offset_s = 0.0  # wall clock less the clock since boot
+        self._followers = followers_of(store)
+        self._followers.on_freed = self._add_freed
+        self._read_snapshot()
+        for raw in store.records.values():
+            if raw is not None and is_waiting(raw):
+                self.put(raw, "pending")
+        for id in self._followers.followers:
+            if id not in store.records:
+                self._add_freed(id)
+
+    def _read_snapshot(self) -> None:
+        """Enter the jobs of the snapshot that wait, but for followers.
+
+        Jobs that were added together end alike, from before the first field that decides on: such an end
+        is decoded once. It closes the record, so what stands in it are the job's own fields.
+        """
+        end, like, lane = b"\0", None, Lane()
+        for offset, blob in self._snapshot.blobs() if self._snapshot is not None else ():
+            for raw in blob.split(BETWEEN):
+                if is_waiting(raw):
+                    if not raw.endswith(end):
+                        end = b"".join(raw.partition(b', "attempts": ')[1:]) or b"\0"
+                        like = None if self._is_plain(raw) else trust_job(raw)
+                        lane = self._lane_of(like)
+                    if like is None or (like.run_at is None and not like.after):
+                        lane.offsets.append(offset)
+                    elif not like.after:
+                        id, state, seq = head_of(raw)
+                        self._enter(like._replace(id=id, state=state, seq=seq), offset)
+                offset += len(raw) + len(BETWEEN)
+
+    def _is_plain(self, raw: bytes) -> bool:
+        """Whether the job surely has priority 0, no time and no tags that matter, and no job before it.
+        The first `priority` is its own: quotes inside a text are escaped."""
+        at = raw.find(b'"priority": ') + 12
+        if raw[at : at + 2] != b"0," or b'"run_at": ' in raw or b'"after": ' in raw:
+            return False
+        return not self.named or b'"tags": ' not in raw
+
+    def _key_of(self, job: Job | None) -> LaneKey:
+        """The lane of such a job; None stands for a plain one."""
+        if job is None:
+            return 0, ()
+        tags = self.named.intersection(job.tags) if job.tags else ()
+        return -job.priority, tuple(sorted(tags))
+
+    def _lane_of(self, job: Job | None) -> Lane:
+        key = self._key_of(job)
+        if key not in self._lanes:
+            self._lanes[key] = Lane()
+            bisect.insort(self._keys, key)
+        return self._lanes[key]
+
+    def put(self, raw: bytes, state: str) -> None:
+        """A job has that record now."""
+        if state not in WAITING:
+            return
+        if self._is_plain(raw):
+            id, _, seq = head_of(raw)
+            heapq.heappush(self._lane_of(None).heap, (seq, id, -1))
+        else:
+            self._enter(trust_job(raw), -1)
+
+    def delete(self, id: str) -> None:
+        """A job is gone: its entry is dropped when it comes up."""
+
+    def _add_freed(self, id: str) -> None:
+        if (raw := self._followers.record(id)) is not None:
+            self._enter(trust_job(raw), self._followers.followers[id].offset)
+
+    def _enter(self, job: Job, offset: int) -> None:
+        if self._followers.waits_for(job.id):
+            return
+        if is_ready(job, self._now, self._backoff_max_s):
+            heapq.heappush(self._lane_of(job).heap, (job.seq, job.id, offset))
+        else:
+            heapq.heappush(self._timed, (job.run_at or "", job.seq, job.id, offset))
+
+    def _record(self, id: str, offset: int) -> bytes | None:
+        """The record of an entry, where its job still waits and nothing holds it up."""
+        raw = self._store.records.get(id)
+        if offset >= 0 and id not in self._store.records and self._snapshot is not None:
+            raw = self._snapshot.line_at(offset)
+        if raw is None or not is_waiting(raw) or self._followers.waits_for(id):
+            return None
+        return raw
+
+    def _release(self, now: str) -> None:
+        """Move the entries whose time has come to their lanes."""
+        self._now = now
+        while self._timed and self._timed[0][0] <= now:
+            _, _, id, offset = heapq.heappop(self._timed)
+            if (raw := self._record(id, offset)) is not None:
+                self._enter(trust_job(raw), offset)
+
+    def first(
+        self,
+        now: str,
+        full: frozenset[str] = frozenset(),
+        only: TagFilter = TagFilter(),
+        skip: Collection[str] = (),
+    ) -> Job | None:
+        """The job to claim next: taken by that filter, without a tag that is full, not in `skip`."""
+        self._release(now)
+        best: Job | None = None
+        for key in list(self._keys):
+            if best is not None and key[0] > -best.priority:
+                break
+            if not (full.isdisjoint(key[1]) and only.takes(key[1])):
+                continue
+            top = self._top(key, skip)
+            if top is not None and (best is None or top.seq < best.seq):
+                best = top
+        return best
+
+    def _top(self, key: LaneKey, skip: Collection[str]) -> Job | None:
+        """The first job of a lane that waits."""
+        lane = self._lanes[key]
+        tops = (self._top_of_snapshot(lane, skip), self._top_of_heap(key, lane, skip))
+        if not lane.heap and lane.passed == len(lane.offsets):
+            del self._lanes[key]
+            self._keys.remove(key)
+        return min(filter(None, tops), key=lambda job: job.seq, default=None)
+
+    def _top_of_snapshot(self, lane: Lane, skip: Collection[str]) -> Job | None:
+        at = lane.passed
+        while at < len(lane.offsets) and self._snapshot is not None:
+            raw = self._snapshot.line_at(lane.offsets[at])
+            id = id_of(raw)
+            if id in self._store.records:
+                lane.passed += at == lane.passed
+            elif id not in skip:
+                return trust_job(raw)
+            at += 1
+        return None
+
+    def _top_of_heap(self, key: LaneKey, lane: Lane, skip: Collection[str]) -> Job | None:
+        skipped = []
+        found = None
+        while lane.heap and found is None:
+            _, id, offset = lane.heap[0]
+            raw = self._record(id, offset)
+            job = trust_job(raw) if raw is not None else None
+            if job is not None and not is_ready(job, self._now, self._backoff_max_s):
+                heapq.heappush(self._timed, (job.run_at or "", job.seq, id, offset))
+                job = None
+            if job is None or self._key_of(job) != key:
+                heapq.heappop(lane.heap)  # it was changed; another entry stands for it
+            elif id in skip:
+                skipped.append(heapq.heappop(lane.heap))
+            else:
+                found = job
+        for entry in skipped:
+            heapq.heappush(lane.heap, entry)
+        return found
+
+    def oldest(self, now: str) -> str | None:
+        """When the job was created that waits longest and could start."""
+        self._release(now)
+        tops = [top for key in list(self._keys) if (top := self._top(key, ())) is not None]
+        return min(tops, key=lambda job: job.seq).created_at if tops else None
+
+    def next_run_at(self) -> str | None:
+        """The earliest time that a job waits for."""
+        while self._timed:
+            run_at, _, id, offset = self._timed[0]
+            raw = self._record(id, offset)
+            if raw is not None and trust_job(raw).run_at == run_at:
+                return run_at
+            heapq.heappop(self._timed)
+        return None
+
+    def has_waiting(self, now: str, only: TagFilter) -> bool:
+        """Whether a job waits that such a worker takes: for a slot, its time or other jobs."""
+        if self.first(now, only=only) is not None:
+            return True
+        timed = (self._record(id, offset) for _, _, id, offset in self._timed)
+        held = (self._followers.record(id) for id in self._followers.followers)
+        raws = itertools.chain(timed, held)
+        return any(only.takes(trust_job(raw).tags or ()) for raw in raws if raw is not None)
+
+
+def claim_order(store: Store, now: str, only: TagFilter = TagFilter()) -> ClaimOrder:
+    """What waits. Built when it is first asked for, and anew when other tags matter or a clock was set."""
+    offset_s = store.home.clock() - boot_clock_s()
+    named = {*store.home.last_config().limits, *only.tags, *only.not_tags}
+    for order in store.listeners:
+        if isinstance(order, ClaimOrder):
+            was_set = abs(offset_s - order.clock_offset_s) > CLOCK_STEP_S
+            order.clock_offset_s = offset_s  # a clock that is slewed moves little between two looks
+            if named <= order.named and not was_set:
+                return order
+            store.listeners.remove(order)
+            break
+    order = ClaimOrder(store, frozenset(named), now)
+    order.clock_offset_s = offset_s
+    store.listeners.append(order)
+    return order
+
+
+def open_store(
+    path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
+) -> Store:
+    """The store of the home at that path."""
+    return Store(Home(path, warn, clock), end_followers, is_needed)
+
+
+# ======== 7. OPERATIONS ========
+# What can be done to a queue: one function, one transaction each. It decides with JOBS, writes with
+# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and never sleeps.
 #
 # O1  One operation, one transaction.
 # O2  A refused operation changes nothing: every id is looked at before the first job is changed.
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(Record):
-    """What became of an enqueue: the job, and whether it was there before (its unique key is in use)."""
+class Accepted(NamedTuple):
+    """The job of an enqueue, and whether it was there before: its unique key is in use."""
 
     job: Job
     duplicate: bool = False
 
 
-MADE_KEY: Final = (
-    "\0"  # as a unique key: make one from command and directory (a key that is given holds no NUL)
-)
+MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
 
 
 def make_spec(fields: Mapping[str, Any]) -> Spec:
-    """The Spec of checked fields. A key that is to be made is the same for the same command in the same directory."""
+    """The Spec of checked fields. A key that is made stands for the command in its directory."""
     if fields.get("unique") != MADE_KEY:
         return Spec(**fields)
-    key = hashlib.sha256(f"{fields['cwd']}\0{fields['command']}".encode()).hexdigest()[:24]
-    return Spec(**{**fields, "unique": key})
+    text = f"{fields['cwd']}\0{fields['command']}"
+    return Spec(**{**fields, "unique": hashlib.sha256(text.encode()).hexdigest()[:24]})
 
 
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
-    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come after a job
-    that is not there; where one that it needs is dead, it is dead from the start."""
-    parents = parents_of(spec)
-    ids, keys = [*parents, *([spec.id] if spec.id else [])], [spec.unique] if spec.unique else []
-    found = store.look_up(ids, keys) if ids or keys else None
+    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come
+    after a job that is not there. A job that needs a dead one is dead from the start."""
     with store.transaction(light=True) as change:
-        if found is not None:
-            found = store.look_again(found, ids, keys)
-            if spec.unique in found.keys:
-                there = store.peek(found.keys[spec.unique])
+        if spec.unique is not None:
+            if there := store.holders([spec.unique]).get(spec.unique):
                 return Accepted(there, duplicate=True)
-            if spec.id and found.jobs.get(spec.id):
-                raise _taken(spec.id)
-            for parent in parents.keys() & found.folded:
-                there = decode_job(found.jobs[parent])
-                change.put(there, there)  # so that no follower has to search the arrays for it
-        seq = store.totals.n + 1
+        if spec.id is not None and store.get(spec.id) is not None:
+            raise _taken(spec.id)
+        parents = store.find_jobs(parents_of(spec)) if spec.after else {}
+        seq = store.n + 1
         id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
-        states = {
-            parent: _head(raw)[1] for parent in parents if found and (raw := found.jobs.get(parent))
-        }
-        job, is_held = _accept(spec, id, seq, store.config(), change.now, states)
+        job = new_job(spec, id, seq, store.home.config(), change.now)
+        states: dict[str, str] = {parent.id: parent.state for parent in parents.values()}
+        job = _die_at_once(job, states, change.now)
+        for parent in parents.values():
+            if not store.is_in_journal(parent.id):
+                change.put(parent, parent)  # so that no worker has to search the arrays for it
         change.put(None, job)
-        if is_held:
-            change.held.add(id)
-    store.wake_workers()
+    store.home.wake_workers()
     return Accepted(job)
 
 
-def _accept(
-    spec: Spec, id: str, seq: int, config: Config, now: str, states: Mapping[str, str]
-) -> tuple[Job, bool]:
-    """The new job, dead where one that it needs is, and whether it is held by others. `states`: of the jobs there."""
-    job = new_job(spec, id, seq, config, now)
+def _die_at_once(job: Job, states: Mapping[str, str], now: str) -> Job:
+    """The new job, dead where a job that it needs is dead. `states` are of the jobs that are there."""
     for parent in parents_of(job):
         if parent not in states:
             raise Refused(
-                f"There is no job '{parent}' to come after; only a job that is there, or stands in an earlier line, "
-                "can be named. Nothing was added. See them all with: queuectl list."
+                f"There is no job '{parent}' to come after; only a job that is there, or stands in "
+                "an earlier line, can be named. Nothing was added. See them all with: queuectl list."
             )
-    for parent in needed_by(job):
-        if states[parent] == "dead":
-            return die_after(job, parent, now), False
-    return job, any(states[parent] not in OVER for parent in parents_of(job))
+    dead = [parent for parent in needed_by(job) if states[parent] == "dead"]
+    return die_after(job, dead[0], now) if dead else job
 
 
 def _taken(id: str) -> Refused:
@@ -4206,209 +3541,152 @@ def _taken(id: str) -> Refused:
     )
 
 
-class Bulk(Record):
-    """What became of a bulk: how many jobs were added, and per line its job's id, or its record."""
+# -- A bulk: all jobs of a file, or none
+
+
+class Bulk(NamedTuple):
+    """How many jobs a bulk added, and for each line the id of its job, and its record where asked for."""
 
     added: int
-    ids: Iterator[bytes]  # some lines at a time, one an id
-    records: list[bytes]  # only where they were asked for
+    ids: list[str]
+    records: list[bytes]
+
+
+_UNTIMED: Final = "0000-00-00T00:00:00.000Z"
+_UNTIMED_FIELDS: Final = f'"created_at": "{_UNTIMED}", "updated_at": "{_UNTIMED}"'.encode()
 
 
 def enqueue_bulk(
-    store: Store, lines: Spool, options: Mapping[str, Any], keep_records: bool
+    store: Store,
+    lines: Iterable[bytes],
+    options: Mapping[str, Any],
+    keep_records: bool,
+    unit: str = "line",
 ) -> Bulk:
-    """Add one job per line of `lines`, all or nothing: every line is checked before the lock is taken.
+    """Add one job per line, all or nothing.
 
-    `options` are a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
+    Every line is checked, and encoded all but id, seq and time, before the lock is taken. `options` are
+    a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
     """
-    ids, keys, named, is_plain = _names_in(lines, options, store.now())
-    wanted = ids.keys() | named
-    found = store.look_up(wanted, keys) if wanted or keys else None
-    said_ids: Iterator[bytes] = iter(())
+    special: dict[int, tuple[int, Spec]] = {}  # by place: the lines that name a job or a key
+    spool = Spool(store.home, _encode_lines(store, lines, options, unit, special))
+    specs = [spec for _, spec in special.values()]
+    given = {spec.id for spec in specs if spec.id is not None}
+    named = {parent for spec in specs for parent in parents_of(spec)}
+    ids: list[str] = []
     kept: list[bytes] = []
+    duplicates = 0
 
-    def records(now: str, n: int) -> Iterator[tuple[bytes, str | None]]:
-        nonlocal said_ids
-        first, others = n, list[tuple[int, str, int]]()
-        config = store.config()
-        there = store.look_again(found, wanted, keys) if found else Found(None, 0, {}, set(), {})
-        states = {id: _head(raw)[1] for id, raw in there.jobs.items() if raw}
-        if taken := min(states.keys() & ids.keys(), key=ids.__getitem__, default=None):
-            raise Refused(f"In {lines.unit} {ids[taken]}: {_taken(taken)}")
-        stands_for: dict[str, str] = {}
-        made: dict[str, bytes] = {}  # by unique key, where the records are kept anyway
-        ms = int(instant_s(now) * 1000)
-        plain = _PlainRecords(options, config, now)
-        given = (
-            _plain_lines(lines)
-            if is_plain
-            else _parse_lines(lines.numbered(), lines.unit, options, now)
-        )
-        for number, said in given:
-            if isinstance(said, str):
+    def records(now: str, n: int) -> Iterator[bytes]:
+        nonlocal duplicates
+        config, ms = store.home.config(), int(instant_s(now) * 1000)
+        times = _UNTIMED_FIELDS.replace(_UNTIMED.encode(), now.encode())
+        holders = store.holders({spec.unique for spec in specs if spec.unique is not None})
+        taken = store.find_raws(given)
+        parents = store.find_jobs(named)
+        states: dict[str, str] = {id: parent.state for id, parent in parents.items()}
+        yield from (encode_job(job) for id, job in parents.items() if not store.is_in_journal(id))
+        for place, rest in enumerate(spool.lines()):
+            if place not in special:
                 n += 1
-                raw, start_at = plain.encode(ms, n, said), plain.start_at
-            elif said.unique is not None and (holder := there.keys.get(said.unique)):
-                others.append((n, holder, n))
-                if keep_records:
-                    raw = made.get(said.unique) or encode_job(store.peek(holder))
-                    kept.append(encode_json({**_read_json(raw.decode())[0], "duplicate": True}))
-                if said.id in named:  # later lines that name this one mean the job it stands for
-                    stands_for[said.id], states[holder] = holder, "pending"
-                continue
+                id = make_id(ms, n)
+                raw = b'{"id": "%s", "state": "pending", "seq": %d' % (id.encode(), n)
+                raw += rest.replace(_UNTIMED_FIELDS, times, 1)
             else:
-                n += 1
-                id = said.id or make_id(ms, n)
-                others += [(n - 1, id, n)] if said.id else []
-                try:
-                    job, is_held = _accept(
-                        _after_whom(said, stands_for), id, n, config, now, states
-                    )
-                except Refused as error:
-                    raise Refused(f"In {lines.unit} {number}: {error}") from None
-                if id in named:
-                    states[id] = job.state
-                raw, start_at = (
-                    encode_job(job),
-                    None if is_held or job.state == "dead" else job.run_at or "",
-                )
-                if said.unique is not None and job.state != "dead":
-                    there.keys[said.unique] = id
+                number, spec = special[place]
+                if there := holders.get(spec.unique or ""):
+                    duplicates += 1
+                    ids.append(there.id)
                     if keep_records:
-                        made[said.unique] = raw
+                        kept.append(encode_json({**job_to_dict(there), "duplicate": True}))
+                    continue
+                n += 1
+                id = spec.id or make_id(ms, n)
+                try:
+                    if id in taken:
+                        raise _taken(id)
+                    job = _die_at_once(new_job(spec, id, n, config, now), states, now)
+                except Refused as error:
+                    raise Refused(f"In {unit} {number}: {error}") from None
+                states[id] = job.state
+                if spec.unique is not None and job.state != "dead":
+                    holders[spec.unique] = job
+                raw = encode_job(job)
+            ids.append(id)
             if keep_records:
                 kept.append(raw)
-            yield raw, start_at
-        said_ids = _ids_between(ms, first, n, others)
+            yield raw
 
-    added = store.accept_bulk(records, large=lines.size > SMALL_BYTES)
-    if added:
-        store.wake_workers()
-    return Bulk(added, said_ids, kept)
-
-
-def _after_whom(spec: Spec, stands_for: Mapping[str, str]) -> Spec:
-    """The Spec, coming after the jobs that those which it names stand for."""
-    if not (spec.after and stands_for):
-        return spec
-    after = [{"id": stands_for.get(id, id), "any": end} for id, end in parents_of(spec).items()]
-    return spec._replace(after=parse_after(after))
-
-
-def _ids_between(
-    ms: int, first: int, last: int, others: Sequence[tuple[int, str, int]]
-) -> Iterator[bytes]:
-    """The ids of the jobs after `first`, up to `last`, and of those that were there before. Only `others`, which are
-    not made, are kept, each between the seq of the job before it and from which to go on: the rest follow from that."""
-    for before, id, after in others:
-        yield from made_ids(ms, first + 1, before)
-        yield b"%s\n" % id.encode()
-        first = after
-    yield from made_ids(ms, first + 1, last)
-
-
-def _names_in(
-    lines: Spool, options: Mapping[str, Any], now: str
-) -> tuple[dict[str, int], set[str], set[str], bool]:
-    """What the lines of a bulk name: given ids, each with its line's number, unique keys, jobs that they come after;
-    and whether all are plain commands. Checks every line; refuses an id that stands in two."""
-    ids: dict[str, int] = {}
-    keys: set[str] = set()
-    parents: set[str] = set()
-    is_plain = may_be_plain = _may_be_plain(options)
-    count = 0
-    for block in lines.blocks():
-        first, count = count + 1, count + 1 + block.count(b"\n")
-        if may_be_plain and _are_plain(block):
-            continue
-        is_plain = False
-        for number, said in _parse_lines(
-            enumerate(block.split(b"\n"), first), lines.unit, options, now
-        ):
-            if isinstance(said, str):
-                continue
-            if said.id is not None and ids.setdefault(said.id, number) != number:
-                raise Refused(
-                    f"In {lines.unit} {number}: job '{said.id}' stands in {lines.unit} {ids[said.id]} too. Nothing was "
-                    "added. Give each an id of its own, or leave it out."
-                )
-            if said.unique is not None:
-                keys.add(said.unique)
-            parents.update(parents_of(said))
-    return ids, keys, parents, is_plain
-
-
-def _may_be_plain(options: Mapping[str, Any]) -> bool:
-    """Whether a line that is a command alone needs no Spec: it has no key, and comes after nothing."""
-    return options.keys().isdisjoint(("unique", "after"))
-
-
-def _are_plain(block: bytes) -> bool:
-    """Whether each of these lines is blank, a comment, or a command that `parse_command` takes: by a few looks at all
-    of them at once. What is in doubt is not, and then looked at by itself."""
     try:
-        text = block.decode()
-    except UnicodeDecodeError:
-        return False
-    lines = text.split("\n")
-    return (
-        "\0" not in text
-        and len(max(lines, key=len))
-        <= COMMAND_BYTES_MAX // 4  # a character has four bytes at the most
-        and not ("{" in text and any(line.lstrip().startswith("{") for line in lines))
-    )
+        store.add_bulk(spool.size + 400 * len(specs), not named, records)
+    finally:
+        spool.close()
+    if len(ids) > duplicates:
+        store.home.wake_workers()
+    return Bulk(len(ids) - duplicates, ids, kept)
 
 
-def _plain_lines(lines: Spool) -> Iterator[tuple[int, str]]:
-    """As `_parse_lines`, of lines that were all found to be plain commands."""
-    texts = itertools.chain.from_iterable(block.decode().split("\n") for block in lines.blocks())
-    for number, line in enumerate(texts, 1):
-        if (text := line.strip()) and text[0] != "#":
-            yield number, text
-
-
-class _PlainRecords:
-    """Encodes the jobs of a bulk that differ in nothing but id, seq and command, from one made beforehand."""
-
-    def __init__(self, options: Mapping[str, Any], config: Config, now: str) -> None:
-        job = new_job(Spec(**{**options, "command": "x"}), "x", 1, config, now)
-        self.start_at: str | None = job.run_at or ""
-        self._rest = encode_job(job).split(b'"command": "x"', 1)[1]
-
-    def encode(self, ms: int, seq: int, command: str) -> bytes:
-        id, quoted = make_id(ms, seq), json.encoder.encode_basestring(command)
-        return (
-            f'{{"id": "{id}", "state": "pending", "seq": {seq}, "command": {quoted}'.encode()
-            + self._rest
-        )
-
-
-def _parse_lines(
-    numbered: Iterable[tuple[int, bytes]], unit: str, options: Mapping[str, Any], now: str
-) -> Iterator[tuple[int, str | Spec]]:
-    """(number, job) of each line that holds one; what is wrong with one names its number.
-
-    The command alone where it says nothing else and needs no key: such jobs are encoded without making a Spec.
-    """
-    may_be_plain = _may_be_plain(options)
-    for number, line in numbered:
+def _encode_lines(
+    store: Store,
+    lines: Iterable[bytes],
+    options: Mapping[str, Any],
+    unit: str,
+    special: dict[int, tuple[int, Spec]],
+) -> Iterator[bytes]:
+    """A line for each job: its record from behind `seq` on, made at another time. It is empty for the
+    jobs that have to be looked at under the lock; these go into `special`, by place, with the number of
+    their line. Refuses an id that stands in two lines."""
+    now, config = store.home.now(), store.home.config()
+    numbers: dict[str, int] = {}  # of the lines that give an id
+    place = 0
+    common: dict[str, Any] = {}  # the record of a line that is a command alone
+    for number, line in enumerate(lines, 1):
         try:
-            said = parse_job_line(line, now)
+            fields = parse_job_line(line, now)
         except BadValue as error:
             raise BadValue(f"In {unit} {number}: {error}") from None
-        if said is not None:
-            is_plain = may_be_plain and len(said) == 1
-            yield number, said["command"] if is_plain else make_spec(merge_fields(options, said))
+        if fields is None:
+            continue
+        if common and len(fields) == 1:
+            yield _rest_of_record({**common, **fields})
+            place += 1
+            continue
+        spec = make_spec(merge_fields(options, fields))
+        if spec.id is None and spec.unique is None and not spec.after:
+            record = job_to_dict(new_job(_timed(spec, now), "", 0, config, _UNTIMED))
+            common = record if len(fields) == 1 else common
+            yield _rest_of_record(record)
+        else:
+            special[place] = number, _timed(spec, now)
+            if spec.id is not None and numbers.setdefault(spec.id, number) != number:
+                raise Refused(
+                    f"In {unit} {number}: job '{spec.id}' stands in {unit} {numbers[spec.id]} too. "
+                    "Nothing was added. Give each an id of its own, or leave it out."
+                )
+            yield b"\n"
+        place += 1
+
+
+def _timed(spec: Spec, now: str) -> Spec:
+    """The Spec with its delay turned into an instant."""
+    if spec.delay is None:
+        return spec if (spec.run_at or "") > now else spec._replace(run_at=None)
+    return spec._replace(delay=None, run_at=add_seconds(now, spec.delay) if spec.delay else None)
+
+
+def _rest_of_record(record: Mapping[str, Any]) -> bytes:
+    raw = encode_json(record)
+    return raw[raw.index(b', "seq": 0') + len(b', "seq": 0') :] + b"\n"
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
-    """A Spec's fields from one line: a JSON object, else a command; None for a blank line or a `#` comment."""
+    """A Spec's fields from one line: a JSON object, else a command; None for a blank line or a `#`
+    comment."""
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
-        raise BadValue(
-            f"Not valid UTF-8: {_shown(line.decode('utf-8', 'replace'))}. Give it in UTF-8."
-        ) from None
+        shown = _shown(line.decode("utf-8", "replace"))
+        raise BadValue(f"Not valid UTF-8: {shown}. Give it in UTF-8.") from None
     if not text or text[0] == "#":
         return None
     if text[0] == "{":
@@ -4418,11 +3696,10 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay too."""
+    """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay
+    too."""
     if fields.keys() & {"run_at", "delay"}:
-        options = {
-            name: value for name, value in options.items() if name not in ("run_at", "delay")
-        }
+        options = {name: options[name] for name in options if name not in ("run_at", "delay")}
     return {**options, **fields}
 
 
@@ -4430,24 +3707,14 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 
 class Turn(NamedTuple):
-    """What a slot's turn at the queue gave: the job it reported as it is now with the hooks to run, the one it claimed
-    (none where there are hooks, which take the slot's time first), and whether the report left others one to claim."""
+    """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed, the
+    hooks to run (which take the slot's time first, so nothing is claimed then), and whether the report
+    may have left other workers a job to claim."""
 
     reported: Job | None
     claimed: Job | None
-    hooks: Mapping[str, str] = {}
-    frees: bool = False
-
-
-class TagFilter(NamedTuple):
-    """`--tag`, `--not-tag`: which jobs a worker takes."""
-
-    tags: tuple[str, ...] = ()
-    not_tags: tuple[str, ...] = ()
-
-    def takes(self, job: Job) -> bool:
-        own = set(job.tags or ())
-        return (not self.tags or not own.isdisjoint(self.tags)) and own.isdisjoint(self.not_tags)
+    hooks: Mapping[str, str]
+    frees: bool
 
 
 def take_turn(
@@ -4460,121 +3727,91 @@ def take_turn(
 ) -> Turn:
     """Report the attempt that ended and claim the next job, in one transaction.
 
-    A report that the record does not expect (O3) is dropped: the job was recovered, or its queue replaced.
+    A report that the record does not expect (O3) is dropped: the job was recovered, or the queue
+    replaced. A job that the report frees is claimed in the next turn.
     """
-    import random
-
     reported = claimed = None
     hooks: Mapping[str, str] = {}
     with store.transaction() as change:
-        config = store.config()
+        config = store.home.config()
         for held in list(store.processing.values()):
-            if (
-                held.worker == worker
-                and held.slot == slot
-                and (done is None or held.id != done[0].id)
-            ):
-                # A claim whose line was written while its sync failed: nothing runs in a slot that takes its turn.
-                change.put(
-                    held,
-                    give_back(held, Outcome("handed_back", reason="its claim failed"), change.now),
-                )
+            if held.worker == worker and held.slot == slot and (not done or held.id != done[0].id):
+                # The claim was written and its sync failed: nothing runs in a slot that takes its turn.
+                outcome = Outcome("handed_back", reason="its claim failed")
+                change.put(held, give_back(held, outcome, change.now))
         if done is not None:
             job = change.job(done[0].id)
             if job is not None and _is_run(job, done[0]):
-                reported = report_job(job, done[1], config, random.uniform(-1, 1), change.now)
+                spread = random.uniform(-1, 1) if config.backoff_jitter else 0.0
+                reported = report_job(job, done[1], config, spread, change.now)
                 change.put(job, reported)
-                hooks = hooks_of(reported, config) if config.on_dead or config.on_finish else hooks
-        may_claim = claim and not hooks and not config.paused and not store.is_suspect
-        if may_claim and (ready := _first(change, only, config)):
-            claimed = claim_job(ready, worker, slot, change.now)
-            change.put(ready, claimed)
-        frees = reported is not None and _frees(change, reported, config)
+                hooks = hooks_of(reported, config)
+        if claim and not hooks and not config.paused:
+            full = full_tags(config.limits, change.running()) if config.limits else frozenset()
+            order = claim_order(store, change.now, only)
+            ready = order.first(change.now, full, only, change.changes.keys())
+            if ready is not None:
+                claimed = claim_job(ready, worker, slot, change.now)
+                change.put(ready, claimed)
+        frees = reported is not None and _may_free(store, reported, config)
     return Turn(reported, claimed, hooks, frees)
 
 
-def _frees(change: Transaction, job: Job, config: Config) -> bool:
-    """Whether this job's report left something for others to claim: it was waited for, or counted for a limit."""
-    is_waited_for = job.state in OVER and job.id in change.store.waiting().parents
-    if is_waited_for or (config.limits and not config.limits.keys().isdisjoint(job.tags or ())):
-        return _first(change, TagFilter(), config) is not None
-    return False
+def _may_free(store: Store, job: Job, config: Config) -> bool:
+    """Whether others may have a job to claim now: a follower of this one, or one with a limited tag."""
+    if config.limits and not config.limits.keys().isdisjoint(job.tags or ()):
+        return True
+    return job.state in OVER and bool(followers_of(store).children(job.id))
 
 
-def _first(change: Transaction, only: TagFilter, config: Config) -> Job | None:
-    """The job that such a worker claims next, as things are after this change."""
-    full = full_tags(config.limits, change.running()) if config.limits else frozenset()
-    return _waiting_for(change.store, only).first(change.now, full, change)
+def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, str | None]:
+    """When the oldest job that could start was created, and the next time that a job waits for."""
+    with store.transaction(most_s=most_s) as change:
+        order = claim_order(store, change.now)
+        return order.oldest(change.now), order.next_run_at()
 
 
-def _waiting_for(store: Store, only: TagFilter) -> Waiting:
-    """The index of the jobs that such a worker takes."""
-    return store.waiting(only, only.takes) if any(only) else store.waiting()
+def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str | None]:
+    """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a delay;
+    where something is: what a person must do before a drain can end."""
+    with store.transaction(most_s=most_s) as change:
+        if not jobs_left(store):
+            return True, None
+        now, config = change.now, store.home.config()
+        order = claim_order(store, now, only)
+        running = [job for job in store.processing.values() if only.takes(job.tags or ())]
+        if not running and not order.has_waiting(now, only):
+            return True, None
+        if config.paused:
+            return False, "The queue is paused: the drain waits. Go on with: queuectl resume"
+        shut = frozenset(tag for tag, most in config.limits.items() if most == 0)
+        if not shut or store.processing or order.first(now, shut, only) is not None:
+            return False, None
+        if order.first(now, only=only) is None:
+            return False, None
+        why = f"The limit of {', '.join(sorted(shut))} is 0: the drain waits."
+        return False, f"{why} Change it with: queuectl config set limits"
 
 
-def is_drained(store: Store, only: TagFilter, most_s: float = math.inf) -> bool:
-    """Whether nothing that fits is pending, processing (in any worker), or waits for a retry or a delay."""
-    with store.transaction(most_s=most_s):
-        if not (left := store.totals.left()) or not any(only):
-            return not left
-        running = any(only.takes(job) for job in store.processing.values())
-        return not (
-            running or not _waiting_for(store, only).is_empty() or _is_any_freed_later(store, only)
-        )
-
-
-def _is_any_freed_later(store: Store, only: TagFilter) -> bool:
-    """Whether a job that fits, and comes after others, may still start: only if a live worker takes each of these."""
-    headers = [info.header for info in store.live_workers()]
-    takers = [
-        only,
-        *(
-            TagFilter(tuple(head.get("tags") or ()), tuple(head.get("not_tags") or ()))
-            for head in headers
-        ),
-    ]
-    ends: dict[str, bool] = {}
-    for job, left in sorted(
-        store.waiting().held(), key=lambda item: item[0].seq
-    ):  # parents first (J5)
-        for id, parent in store.find_jobs(left - ends.keys()).items():
-            ends[id] = parent.state == "processing" or any(taker.takes(parent) for taker in takers)
-        ends[job.id] = any(taker.takes(job) for taker in takers) and all(
-            ends.get(id, True) for id in left
-        )
-        if ends[job.id] and only.takes(job):
-            return True
-    return False
-
-
-def why_drain_waits(store: Store, only: TagFilter) -> str | None:
-    """What a person must do before a drain can end; None where the jobs do it."""
-    config, now = store.config(), store.now()
-    if config.paused:
-        return "The queue is paused: the drain waits. Go on with: queuectl resume"
-    shut = frozenset(tag for tag, most in config.limits.items() if most == 0)
-    index = _waiting_for(store, only) if shut and not store.processing else None
-    if index is None or index.first(now, shut) is not None or index.hints(now, ())[0] is None:
-        return None
-    return f"The limit of {', '.join(sorted(shut))} is 0: the drain waits. Change it with: queuectl config set limits"
+def jobs_left(store: Store) -> int:
+    """How many jobs are not over."""
+    return sum(store.counts[NUMBER_OF[state]] for state in STATES if state not in OVER)
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
-    dead = store.jobs(states=("dead",))
-    return any(
-        job.cancelled_at is None and (job.finished_at or "") >= instant and only.takes(job)
-        for job in dead
-    )
+    for job in store.jobs(states=("dead",)):
+        was_late = job.cancelled_at is None and (job.finished_at or "") >= instant
+        if was_late and only.takes(job.tags or ()):
+            return True
+    return False
 
 
 def _is_run(job: Job, run: Job) -> bool:
-    """Whether the job is still in that run of it (O3); another that was given its id since has a `seq` of its own."""
-    return job.state == "processing" and (job.worker, job.runs, job.seq) == (
-        run.worker,
-        run.runs,
-        run.seq,
-    )
+    """Whether the job is still in that run of it (O3). Another job that was given its id since has a
+    `seq` of its own."""
+    same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
+    return same and job.state == "processing"
 
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
@@ -4593,7 +3830,7 @@ def _change(store: Store) -> Iterator[Transaction]:
     """A transaction of which the workers are told."""
     with store.transaction() as change:
         yield change
-    store.wake_workers()
+    store.home.wake_workers()
 
 
 # -- What people do to jobs
@@ -4663,7 +3900,7 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
                 raise _refusal(
                     job, f"is {job.state}; only a pending or failed job can be edited", hint
                 )
-            out.append(edit_job(job, changes, store.config().backoff_max, change.now))
+            out.append(edit_job(job, changes, store.home.config().backoff_max, change.now))
             change.put(job, out[-1])
     return out
 
@@ -4676,7 +3913,7 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
         ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
         parents = store.find_jobs({id for job in jobs for id in parents_of(job)})
         not_over = {id for id, parent in parents.items() if parent.state not in OVER}
-        for seq, job in enumerate(jobs, store.totals.n + 1):
+        for seq, job in enumerate(jobs, store.n + 1):
             out.append(rerun_job(job, make_id(ms, seq), seq, not_over, change.now))
             change.put(None, out[-1])
     return out
@@ -4730,7 +3967,7 @@ def _coming_back(store: Store, jobs: Sequence[Job]) -> dict[str, Job]:
     stays: set[str] = set()
     back: dict[str, Job] = {}
     for raw in store.raws(arrays=("dlq",)) if jobs else ():  # who is needed comes first (J5)
-        id, _, _ = _head(raw)
+        id, _, _ = head_of(raw)
         job = chosen.get(id) or (decode_job(raw) if b'"after": ' in raw else None)
         needed = needed_by(job) if job is not None else []
         is_meant = id in chosen or (
@@ -4782,11 +4019,11 @@ class Purged(Record):
 
 def choose_purged(store: Store, chosen: Callable[[Job, str], bool], now: str) -> Purged:
     """Which of the jobs that are over and that `chosen(job, now)` picks a purge would take."""
-    waiting = store.waiting()
+    needed = is_needed(store)
     out = Purged([], [])
     for job in store.jobs(states=OVER):
         if chosen(job, now):
-            (out.kept if waiting.is_named(job) else out.gone).append(job)
+            (out.kept if needed(job.id) else out.gone).append(job)
     return out
 
 
@@ -4799,19 +4036,35 @@ def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> Purged:
     return out
 
 
-def purge_completed(
-    store: Store, seconds: float, place: Place, most_s: float
-) -> tuple[list[Job], Place | None]:
-    """Delete those jobs of the next piece of the array that were completed that long ago and that no waiting one
-    names; gives them, and the place to go on from. A queue of any length is gone through in short transactions."""
-    with store.transaction(most_s=most_s) as change:
-        out, place_after = store.completed_before(
-            add_seconds(change.now, -seconds), place, PURGE_JOBS
-        )
-        out = [job for job in out if not store.waiting().is_named(job)]
-        for job in out:
-            change.delete(job)
-    return out, place_after
+def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
+    """Those of these jobs that are over, or (None) that are not there any more."""
+    jobs = store.find_jobs(ids)
+    ended: dict[str, Job | None] = {id: None for id in ids if id not in jobs}
+    return ended | {id: job for id, job in jobs.items() if job.state in OVER}
+
+
+def complete_ids(store: Store, prefix: str, states: Collection[str], most: int) -> list[str]:
+    """At most so many ids that begin so, of jobs in those states; by a search for bytes."""
+    needle = b'{"id": "%s' % prefix.encode("utf-8", "replace")
+    raws = store.raws(reverse=True)
+    if prefix:
+        mine = (raw for raw in store.records.values() if raw)
+        hits = (hit for snapshot in store.snapshots.values() for hit in snapshot.search(needle))
+        raws = itertools.chain(mine, (raw for _, raw in hits if id_of(raw) not in store.records))
+    heads = (head_of(raw) for raw in raws if raw.startswith(needle))
+    return list(itertools.islice((id for id, state, _ in heads if state in states), most))
+
+
+def any_completed_before(store: Store, instant: str) -> bool:
+    """Whether jobs.json holds a job that was completed by then. Reads the array without the lock."""
+    try:
+        snapshot = Snapshot(store.paths["jobs"])
+    except FileNotFoundError:
+        return False
+    try:
+        return any(is_completed_before(raw, instant) for raw in snapshot.raws())
+    finally:
+        os.close(snapshot.fd)
 
 
 def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
@@ -4819,9 +4072,9 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
     with store.transaction() as change:
         out = [check_dead(job) for job in find_all(store, ids)]
         for job in out:
-            if child := next(store.waiting().children(job.id, job.seq), None):
-                why = f"cannot be purged: job '{child.id}', which waits, comes after it"
-                raise _refusal(job, why, f"See it with: queuectl show {child.id}.")
+            if children := followers_of(store).children(job.id):
+                why = f"cannot be purged: job '{children[0]}', which waits, comes after it"
+                raise _refusal(job, why, f"See it with: queuectl show {children[0]}.")
             change.delete(job)
     return Purged(out, [])
 
@@ -4849,38 +4102,52 @@ def set_setting(store: Store, name: str, text: str | None) -> object:
     key = known_setting(name)
     value: object = SETTINGS[key]["default"] if text is None else setting_from_text(key, text)
     SETTINGS[key]["check"](value, key)
-    store.save_settings(lambda values: {**default_settings(), **values, key: value})
-    store.wake_workers()
+    with store.transaction(light=True):
+        values = {**settings_in_force(store), key: value}
+        parse_settings(values)
+        store.home.write_settings(values)
+    store.home.wake_workers()
     return value
 
 
 def settings_in_force(store: Store) -> dict[str, object]:
     """Every setting as config.json spells it, the default where it does not name one."""
-    return {**default_settings(), **store.settings()}
+    return {**default_settings(), **store.home.settings()}
 
 
 # -- Looking
 
 
 def status(store: Store) -> dict[str, Any]:
-    """Counts, workers, what waits longest, the next retry, settings: without reading the queue."""
-    return _overview(store, store.read_totals())
-
-
-def _overview(store: Store, totals: Totals) -> dict[str, Any]:
-    now_s = store.clock()
-    oldest = totals.oldest
+    """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is not
+    read: its file says what waits."""
+    store.read_counts()
+    now_s, workers = store.home.clock(), store.home.live_workers()
+    oldest, next_run_at = _waiting_times(store, workers)
+    waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
     return {
-        "jobs": dict(zip(STATES, totals.counts, strict=True)),
-        "workers": [worker_view(info, now_s) for info in store.live_workers()],
-        "paused": store.config().paused,
-        "oldest_pending_s": None
-        if oldest is None
-        else round(max(0.0, now_s - instant_s(oldest)), 3),
-        "next_run_at": totals.next_run_at,
+        "jobs": dict(zip(STATES, store.counts, strict=True)),
+        "workers": [worker_view(info, now_s) for info in workers],
+        "paused": store.home.config().paused,
+        "oldest_pending_s": waited_s,
+        "next_run_at": next_run_at,
         "config": settings_in_force(store),
-        "home": store.home,
+        "home": store.home.path,
     }
+
+
+def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | None, str | None]:
+    """When the oldest job that could start was created, and the next time that a job waits for; from a
+    worker's file where there is one."""
+    if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
+        return None, None
+    for header in (info.header for info in workers):
+        if "oldest" in header:
+            return header["oldest"], header["next_run_at"]
+    store.read()
+    now = store.home.now()
+    order = claim_order(store, now)
+    return order.oldest(now), order.next_run_at()
 
 
 class Watch:
@@ -4891,48 +4158,29 @@ class Watch:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._running: dict[str, bytes] = {}
-        self._failed: dict[str, bytes] = {}  # by id, the latest last
+        self._completed = 0
         self._rates: list[float] = []  # jobs completed a second, a number for each look
         self._looked_s: float | None = None
 
     def look(self) -> dict[str, Any]:
         """`status` as it is now; with it the jobs that run, those that failed last, and the rates."""
-        completed = 0
-        for raw in self._store.news():
-            if raw is None:
-                self._running = {}
-                continue
-            id, state, _ = _head(raw)
-            if state == "processing":
-                self._running[id] = raw
-                continue
-            self._running.pop(id, None)
-            completed += state == "completed"
-            if state in ("failed", "dead") and b'"cancelled_at": ' not in raw:
-                self._failed.pop(id, None)
-                self._failed[id] = raw
+        store = self._store
+        store.read()
+        completed = store.counts[NUMBER_OF["completed"]]
         now_s = time.monotonic()
-        if self._looked_s is None:
-            older = {
-                _head(raw)[0]: raw for raw in reversed(self._store.last_dead(self.FAILURES_MAX))
-            }
-            self._failed = {
-                **{id: raw for id, raw in older.items() if b'"cancelled_at": ' not in raw},
-                **self._failed,
-            }
-        else:
-            self._rates = [*self._rates, completed / max(now_s - self._looked_s, 0.001)][
-                -self.RATES_MAX :
-            ]
-        self._looked_s = now_s
-        self._failed = dict(list(self._failed.items())[-self.FAILURES_MAX :])
-        running = sorted(
-            map(decode_job, self._running.values()), key=lambda job: job.started_at or ""
-        )
-        failed = sorted(map(decode_job, self._failed.values()), key=ended_at, reverse=True)
-        return {**_overview(self._store, self._store.totals), "running": running, "failed": failed,
-                "rates": self._rates}  # fmt: skip
+        if self._looked_s is not None:
+            rate = max(0, completed - self._completed) / max(now_s - self._looked_s, 0.001)
+            self._rates = [*self._rates, rate][-self.RATES_MAX :]
+        self._looked_s, self._completed = now_s, completed
+        recent = [raw for raw in store.records.values() if raw and head_of(raw)[1] == "failed"]
+        dead = itertools.islice(store.jobs(reverse=True, states=("dead",)), self.FAILURES_MAX)
+        failed = [job for job in (*map(trust_job, recent), *dead) if job.cancelled_at is None]
+        return {
+            **status(store),
+            "running": sorted(store.processing.values(), key=lambda job: job.started_at or ""),
+            "failed": sorted(failed, key=ended_at, reverse=True)[: self.FAILURES_MAX],
+            "rates": self._rates,
+        }
 
 
 def ended_at(job: Job) -> str:
@@ -4967,7 +4215,7 @@ def why_waiting(store: Store, job: Job) -> str | None:
     """Why a job that is not over does not run, or who runs it; None where it is over."""
     if job.state in OVER:
         return None
-    workers = store.live_workers()
+    workers = store.home.live_workers()
     if job.state == "processing":
         alive = any(info.name == job.worker for info in workers)
         held = f"held by worker {job.worker}, slot {job.slot}"
@@ -4985,17 +4233,17 @@ def why_waiting(store: Store, job: Job) -> str | None:
     ]:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         return f"waiting for {'job' if len(going) == 1 else 'jobs'} {', '.join(going[:3])}{more}"
-    now = store.now()
-    if not is_ready(job, now, store.config().backoff_max):
+    now = store.home.now()
+    if not is_ready(job, now, store.home.config().backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
         return f"waiting {wait_s} s for its {'retry' if job.state == 'failed' else 'time'}"
-    if store.config().paused:
+    if store.home.config().paused:
         return "the queue is paused; go on with: queuectl resume"
     if not workers:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    if full := full_tags(store.config().limits, store.processing.values()).intersection(
+    if full := full_tags(store.home.config().limits, store.processing.values()).intersection(
         job.tags or ()
     ):
         return f"the limit of tag {min(full)} is used up"
@@ -5021,7 +4269,7 @@ def run_of_attempt(job: Job, attempt: int) -> int:
 def orphan_among(store: Store, ids: Collection[str]) -> str | None:
     """One of these jobs that is processing although no worker lives; None where there is none."""
     held = [id for id in set(ids) if id in store.processing]
-    return held[0] if held and not store.live_workers(first=True) else None
+    return held[0] if held and not store.home.has_live_worker() else None
 
 
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
@@ -5037,64 +4285,6 @@ def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
         return {"id": id, "state": "purged" if known else None}
     names = ("id", "state", "attempts", "outcome", "exit_code", "signal", "reason", "finished_at")
     return {name: getattr(job, name) for name in names}
-
-
-def mend(store: Store) -> list[str]:
-    """Repair what `examine` finds: keep what is whole, and copies of the files as they were; the copies' paths."""
-    now = store.now()
-    return store.mend(lambda job, known: doubt_job(job, known, now))
-
-
-def examine(store: Store) -> list[str]:
-    """What is wrong with the home's stores and journal, a sentence each; [] where nothing is."""
-    problems: list[str] = []
-    try:
-        if not store.check_home():
-            return []
-        problems = list(filter(None, [store.settings_problem()]))
-        try:
-            store.read()
-            return [*problems, *store.examine(), *_examine_jobs(store)]
-        except (
-            StoreError,
-            ValueError,
-            LookupError,
-        ) as error:  # what the disk changed cannot be walked through
-            return [*problems, *(store.survey() or [str(error)])]
-    except StoreError as error:
-        return [*problems, str(error)]
-
-
-def _examine_jobs(store: Store) -> Iterator[str]:
-    """Each job in one place and in order, its fields fit, and the counts true."""
-    seen: dict[str, int] = {}
-    counts = dict.fromkeys(STATES, 0)
-    dead: set[str] = set()
-    last = -1
-    for raw in store.raws():
-        try:
-            job = decode_job(raw)
-        except BadValue as error:
-            yield f"A record cannot be used: {error}"
-            continue
-        if job.state == "dead":
-            dead.add(job.id)
-        elif job.state in WAITING and (
-            needed := dead.intersection(needed_by(job))
-        ):  # earlier ones (J5)
-            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
-        counts[job.state] += 1
-        seen[job.id] = seen.get(job.id, 0) + 1
-        if job.seq < last:
-            yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
-        last = job.seq
-    yield from (
-        f"Job '{id}' stands in the stores {count} times." for id, count in seen.items() if count > 1
-    )
-    if tuple(counts.values()) != store.totals.counts:
-        yield miscounted(store.totals.counts, tuple(counts.values()))
-    if last > store.totals.n:
-        yield f"The journal says that {store.totals.n} jobs were ever accepted, but there is seq {last}."
 
 
 # -- Counting what ended: `stats`
@@ -5191,7 +4381,7 @@ class Tally:
 def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
     """What ended (in the last `since_s` seconds), counted record by record; by `tag` or `command` where asked for."""
     store.read()
-    now = store.now()
+    now = store.home.now()
     since = "" if since_s is None else add_seconds(now, -since_s)
     whole = Tally()
     groups: dict[str, Tally] = {}
@@ -5214,8 +4404,8 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     views = [{by: name, **tally.view()} for name, tally in groups.items()]
     parts = [view for view in views if _ended(view) or view["failed_attempts"]]
     return {
-        "since": since or None, "until": now, "jobs": dict(zip(STATES, store.totals.counts, strict=True)),
-        "workers": sum(info.header["threads"] for info in store.live_workers()),
+        "since": since or None, "until": now, "jobs": dict(zip(STATES, store.counts, strict=True)),
+        "workers": sum(info.header["threads"] for info in store.home.live_workers()),
         **whole.view(),
         **({"by": by, "groups": sorted(parts, key=_ended, reverse=True)} if by else {}),
     }  # fmt: skip
@@ -5225,7 +4415,252 @@ def _ended(view: Mapping[str, Any]) -> int:
     return int(view["completed"] + view["dead"])
 
 
-# ======== 6. EXECUTION ========
+# ======== 8. DAMAGE ========
+# What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It reads
+# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home that
+# is not damaged.
+#
+# D1  Every file is copied aside before it is replaced.
+# D2  What a damaged line says is judged by `doubt_job`: its command may not be the one that was given.
+# D3  A job that comes after a lost one does not run by itself.
+
+HINT_IDS_MAX: Final = 20  # ids named of a damaged line
+
+
+class Salvage(NamedTuple):
+    """What is whole in the files of a home: the jobs by id, the last `seq` given, and a sentence for all
+    that is not whole."""
+
+    jobs: dict[str, Job]
+    n: int
+    problems: list[str]
+
+
+def examine(store: Store) -> list[str]:
+    """What is wrong with the home's settings, stores and journal, a sentence each."""
+    problems: list[str] = []
+    try:
+        if not store.home.check():
+            return []
+        problems = list(filter(None, [store.home.settings_problem()]))
+        try:
+            store.read()
+            return [*problems, *store.examine(), *_examine_jobs(store)]
+        except (StoreError, ValueError, LookupError) as error:
+            return [*problems, *(salvage(store).problems or [str(error)])]
+    except (StoreError, OSError) as error:
+        return [*problems, str(error)]
+
+
+def _examine_jobs(store: Store) -> Iterator[str]:
+    """Each job stands in one place and in order, its fields fit its state, and the counts are true."""
+    seen: dict[str, int] = {}
+    counts = dict.fromkeys(STATES, 0)
+    dead: set[str] = set()
+    last = -1
+    for raw in store.raws():
+        try:
+            job = decode_job(raw)
+        except BadValue as error:
+            yield f"A record cannot be used: {error}"
+            continue
+        if job.state == "dead":
+            dead.add(job.id)
+        elif job.state in WAITING and (needed := dead.intersection(needed_by(job))):
+            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
+        counts[job.state] += 1
+        seen[job.id] = seen.get(job.id, 0) + 1
+        if job.seq < last:
+            yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
+        last = job.seq
+    for id, count in seen.items():
+        if count > 1:
+            yield f"Job '{id}' stands in the stores {count} times."
+    if list(counts.values()) != list(store.counts):
+        yield _miscounted(store.counts, list(counts.values()))
+    if last > store.n:
+        yield f"The journal says that {store.n} jobs were ever accepted, but there is seq {last}."
+
+
+def _miscounted(said: Sequence[int], found: Sequence[int]) -> str:
+    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
+
+
+def salvage(store: Store) -> Salvage:
+    """Read what is whole in arrays and journal, however damaged they are."""
+    found = Salvage({}, 0, [])
+    marks: dict[str, Mark] = {}
+    for name, path in store.paths.items():
+        try:
+            fd = os.open(path, _OPEN)
+        except FileNotFoundError:
+            found.problems.append(
+                f"'{path}' is missing: what only it held is lost, unless you put it back."
+            )
+            continue
+        try:
+            data = b"".join(pieces(fd))
+            marks[name] = mark_of(fd, zlib.crc32(data))
+        finally:
+            os.close(fd)
+        found.problems.extend(_salvage_array(store, name, data, marks[name], found.jobs))
+    counts, n = _salvage_journal(store, marks, found)
+    found.problems.extend(_end_followers_of_lost(found.jobs, store.home.now()))
+    real = [0] * len(STATES)
+    for job in found.jobs.values():
+        real[NUMBER_OF[job.state]] += 1
+        n = max(n, job.seq)
+    if any(counts) and counts != real:
+        found.problems.append(_miscounted(counts, real))
+    return found._replace(n=n)
+
+
+def _salvage_array(
+    store: Store, name: str, data: bytes, mark: Mark, jobs: dict[str, Job]
+) -> Iterator[str]:
+    """Put the jobs of an array, whole or not, into `jobs`; a sentence for each part that is none."""
+    path = store.paths[name]
+    text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
+    if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
+        yield f"'{path}' is not a whole JSON array."
+    for number, (start, end) in enumerate(_scan_objects(text), 1):
+        line, last = line + text.count("\n", last, start), start
+        try:
+            record = parse_json(text[start:end], "it")
+            job = store.edited_job(name, number, record, mark)
+        except BadValue as error:
+            what = f"holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
+            yield f"'{path}', line {line}, {what}"
+            continue
+        store.n = max(store.n, job.seq)
+        known = jobs.get(job.id)
+        if known is not None:
+            yield f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
+        if known is None or known.updated_at <= job.updated_at:
+            jobs[job.id] = job
+
+
+def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each JSON object in a damaged array, and of each stretch that is none."""
+    between = re.compile(r"[\s,\[\]\ufeff]*")
+    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+    at = 0
+    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # always
+        try:
+            end = _read_json(text, at)[1] if text[at] == "{" else at
+        except (ValueError, RecursionError):
+            end = at
+        if end == at:
+            next_one = following.search(text, at + 1)
+            end = next_one.end() if next_one else len(text)
+        yield at, end
+        at = end
+
+
+def _salvage_journal(
+    store: Store, marks: Mapping[str, Mark], found: Salvage
+) -> tuple[list[int], int]:
+    """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts and `n`
+    of its last whole line."""
+    counts, n, arrays = [0] * len(STATES), 0, dict(found.jobs)
+    try:
+        data = bytes_of(store.journal_path, _READ)
+    except FileNotFoundError:
+        found.problems.append(
+            f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
+        )
+        return counts, n
+    for number, line in enumerate(data.split(b"\n"), 1):
+        body = body_of(line + b"\n")
+        try:
+            if body is None:
+                raise BadValue("its checksum does not fit")
+            if body.startswith(b'{"format"'):
+                check_format(json.loads(body), store.journal_path)
+                continue
+            rest = json.loads(body) if body.startswith(b'{"intent"') else rest_of(body)
+            if "intent" not in rest:
+                for job in map(decode_job, records_of(body)):
+                    found.jobs[job.id] = job
+                for id in rest.get("del", ()):
+                    found.jobs.pop(id, None)
+            elif all(Mark(*rest["intent"][name]) == marks.get(name) for name in ARRAYS):
+                found.jobs.clear()  # these arrays hold all that stands above
+                found.jobs.update(arrays)
+            else:
+                continue
+            counts, n = list(rest["counts"]), rest["n"]
+        except (ValueError, LookupError, TypeError, BadValue) as error:
+            if line:
+                found.problems.append(_judge_line(store, number, line, str(error), found.jobs))
+    return counts, n
+
+
+def _judge_line(store: Store, number: int, line: bytes, why: str, jobs: dict[str, Job]) -> str:
+    """Take in what may be believed of a damaged line (D2); a sentence about it."""
+    read = []
+    for raw in line.split(b"\t")[1:-1]:
+        try:
+            job = decode_job(raw.removesuffix(b","))
+        except (BadValue, ValueError, TypeError):
+            continue
+        read.append(job.id)
+        new = doubt_job(job, jobs.get(job.id), store.home.now())
+        if check_job(new) is None:
+            jobs[job.id] = new
+    said = f"; of its jobs {', '.join(read[:HINT_IDS_MAX])} can be read" if read else ""
+    return f"'{store.journal_path}', line {number}, is damaged: {why}{said}."
+
+
+def _end_followers_of_lost(jobs: dict[str, Job], now: str) -> Iterator[str]:
+    """End the waiting jobs that come after one that is lost, and those that need one that is dead. The
+    jobs before come first (J5)."""
+    for job in sorted(jobs.values(), key=lambda job: job.seq):
+        if job.state not in WAITING:
+            continue
+        lost = [id for id in parents_of(job) if id not in jobs]
+        dead = [id for id in needed_by(job) if id in jobs and jobs[id].state == "dead"]
+        if lost:
+            jobs[job.id] = end_without(job, lost[0], now)
+            yield (
+                f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
+            )
+        elif dead:
+            jobs[job.id] = die_after(job, dead[0], now)
+
+
+def mend(store: Store) -> list[str]:
+    """Write the home anew from what is whole in it; the paths of copies of the files as they were.
+    Refused while a worker lives: it has the queue in its memory."""
+    home = store.home
+    has_settings = home.settings_problem() is None
+    with home.locked():
+        if home.has_live_worker():
+            raise StoreError(
+                "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
+            )
+        found = salvage(store)
+        copies, texts = [], {}
+        for path in (home.config_path, *store.paths.values(), store.journal_path):
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(path, _OPEN)
+                try:
+                    texts[path] = b"".join(pieces(fd))
+                    copies.append(home.keep_aside(os.path.basename(path), fd))
+                finally:
+                    os.close(fd)
+        if not has_settings:
+            kept = salvage_settings(texts.get(home.config_path, b"").decode("utf-8", "replace"))
+            home.write_settings({**default_settings(), **kept})
+            lost = [name for name in SETTINGS if name not in kept]
+            home.warn(
+                f"These settings could not be read and have their defaults now: {', '.join(lost)}."
+            )
+        store.write_anew(found.jobs.values(), found.n)
+    return copies
+
+
+# ======== 9. EXECUTION ========
 # Owns processes and the attempts' output: starts one command, waits for it, ends it, ends what a dead worker left,
 # keeps and reads its log. Returns an outcome; knows neither stores nor job states.
 #
@@ -5290,12 +4725,6 @@ class Attempt:
 def run_mark(lock_id: str, worker: str, job: Job) -> str:
     """What tells the processes of a job's run from all others: QUEUECTL_RUN in their environment."""
     return f"{lock_id}/{worker}/{job.id}/{job.runs}"
-
-
-def boot_clock_s() -> float:
-    """Seconds on the clock that processes' start times are given in."""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return time.clock_gettime(clock)
 
 
 class Executor:
@@ -5866,7 +5295,7 @@ def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) ->
 def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
     """The log's last `keep` bytes, and what comes while they are copied (as much again at most), to a new file."""
     start = max(0, log.size - keep)
-    _write_aside(new, log.base + start, log.size, _pieces(log.fd, start, start + 2 * keep))
+    _write_aside(new, log.base + start, log.size, pieces(log.fd, start, start + 2 * keep))
 
 
 def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
@@ -6012,7 +5441,7 @@ def start_detached(words: Sequence[str], log: str) -> Any:
         os.close(fd)
 
 
-# ======== 7. WORKER ========
+# ======== 10. WORKER ========
 # One worker process: N threads that each report, claim and run, and a main thread that handles signals, time limits,
 # wake-ups, folding and syncing. Effects: threads, signals, the monotonic clock; all else through the sections above.
 #
@@ -6079,10 +5508,10 @@ class Worker:
         self._signals_told = 0  # so many were obeyed
         self._logs: dict[int, SlotLog] = {}  # by slot
         self._clock_mark: dict[str, Any] = {}  # as in `write_clock_mark`
-        self._purge_place: Place | None = None  # where a pass over the finished jobs goes on
         self._look_for_room_at = 0.0
-        self._quiet_since = 0.0  # nothing runs and the totals are
-        self._quiet_totals: object = None  # these
+        self._quiet_since = 0.0  # nothing runs and the counts are
+        self._quiet_counts: list[int] = []  # these
+        self._waiting: tuple[str | None, str | None] = (None, None)  # oldest, next run_at
 
     def say(self, text: str) -> None:
         """Tell a person, without ever waiting for a terminal or a pipe that nobody reads; too much is dropped."""
@@ -6181,20 +5610,20 @@ class Worker:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._executor = Executor(os.environ)
-        self.store.prepare()
-        self.store.sweep_workers()
+        self.store.home.prepare()
+        self.store.home.sweep_workers()
         self.store.follow()
-        self.store.steady = True
+        self.store.home.keeps_settings = True
         self._header: dict[str, Any] = {
-            "pid": os.getpid(), "started_at": self.store.now(), "boot_id": boot_id(),
-            "lock": self.store.lock_id(), "threads": self.threads, "tags": self.only.tags,
+            "pid": os.getpid(), "started_at": self.store.home.now(), "boot_id": boot_id(),
+            "lock": self.store.home.lock_id(), "threads": self.threads, "tags": self.only.tags,
             "not_tags": self.only.not_tags, "trouble": None, "stopping": False,
         }  # fmt: skip
-        self.file = self.store.create_worker(self.name, self._header, self.threads)
+        self.file = self.store.home.create_worker(self.name, self._header, self.threads)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         self.say(
-            f"Worker {self.name} started: {threads}, home {self.store.home}. Stop it with Ctrl+C."
+            f"Worker {self.name} started: {threads}, home {self.store.home.path}. Stop it with Ctrl+C."
         )
 
     # -- The main thread's chores
@@ -6203,7 +5632,7 @@ class Worker:
         """Ctrl+Z: halt. First stop signal: claim nothing more. Second: hand the running jobs back."""
         if self._halts:
             self._halts.clear()
-            with self.store.at_rest():
+            with self.store.home.at_rest():
                 halt()
         if len(self.signals) > self._signals_told:
             self._signals_told = len(self.signals)
@@ -6230,7 +5659,7 @@ class Worker:
             self._end(slot, attempt, "handed_back", STOPPED)
 
     def _end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None) -> None:
-        self._executor.end(slot, attempt, why, reason, self.store.config().grace_period)
+        self._executor.end(slot, attempt, why, reason, self.store.home.config().grace_period)
 
     def _end_late(self, now_s: float) -> None:
         """Enforce time limits and grace periods: SIGTERM where one has struck, SIGKILL where the other is over."""
@@ -6247,15 +5676,15 @@ class Worker:
         )
 
     def _next_due(self) -> float:
-        """When the next retry or delayed job is due, on the monotonic clock; inf where that was called out already."""
-        at = self.store.totals.next_run_at
-        wait_s = instant_s(at) - self.store.clock() if at else 0.0
+        """When the next retry or delayed job is due, on the monotonic clock; inf where none is known."""
+        at = self._waiting[1]
+        wait_s = instant_s(at) - self.store.home.clock() if at else 0.0
         return time.monotonic() + wait_s if wait_s > 0 else math.inf
 
     def _call_when_due(self) -> None:
         """Call the slots where a job is ready, or its time has come, as far as this process knows."""
-        totals = self.store.totals
-        if totals.oldest or (totals.next_run_at or "9") <= self.store.now():
+        oldest, next_run_at = self._waiting
+        if oldest or (next_run_at and next_run_at <= self.store.home.now()):
             self._call_slots()
 
     def _call_slots(self) -> None:
@@ -6265,14 +5694,13 @@ class Worker:
 
     def _look(self) -> None:
         """Take in what others did: new jobs, cancelled ones, a stop request."""
-        request = self.store.stop_requested(self.name)
+        request = self.store.home.stop_requested(self.name)
         if request and not self.stopping:
             self._stop("Stopping on request: running jobs finish first.")
         if request == "now" and not self._hard:
             self._hand_back()
-        if self.store.changed():
-            self.store.follow(PATIENCE_S)
-        self.store.config()  # a changed setting is known to `last_config` from here on
+        self.store.home.config()  # a changed setting is known to `last_config` from here on
+        self._waiting = waiting_times(self.store, PATIENCE_S)
         for slot, attempt in list(self._executor.running.items()):
             job = self.store.processing.get(attempt.job_id)
             if job is not None and job.cancelled_at is not None and attempt.ending is None:
@@ -6283,72 +5711,68 @@ class Worker:
         """`--drain`: stop once nothing is pending, processing anywhere, or waiting for a retry or a delay."""
         if not self.drain or self.stopping:
             return
-        if not self._executor.running and is_drained(self.store, self.only, PATIENCE_S):
+        is_drained, why = drain_state(self.store, self.only, PATIENCE_S)
+        if is_drained and not self._executor.running:
             self.stopping = True
             self._call_slots()
-        elif not self._told_why and (why := why_drain_waits(self.store, self.only)):
+        elif why and not self._told_why:
             self._told_why = True
             self.say(why)
 
     def _keep_house(self, now_s: float) -> None:
-        """Once a second: show life, meet a clock that was set, fold, sync, purge."""
+        """Once a second: show life, say what waits, fold, sync, purge."""
         self.file.show_life()
-        self._meet_clock()
-        if self._executor.running or self.store.totals != self._quiet_totals:
-            self._quiet_since, self._quiet_totals = now_s, self.store.totals
+        waiting = dict(zip(("oldest", "next_run_at"), self._waiting, strict=True))
+        if not waiting.items() <= self._header.items():
+            self._header |= waiting
+            self.file.write_header(self._header)
+        if self._executor.running or self.store.counts != self._quiet_counts:
+            self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
         try:
             if self.store.fold_due(now_s - self._quiet_since):
                 self.store.fold(PATIENCE_S)
         finally:
-            if self.store.config().fsync != "never":
+            if self.store.home.config().fsync != "never":
                 self.store.sync()
+        self._meet_clock()
         self._purge_old()
 
     def _meet_clock(self) -> None:
-        """Where the clock was set since a worker last looked, also one before this: due is what seems to wait beyond
-        any backoff, and for the next hour no job is old."""
-        mark, offset_s = self._clock_mark, self.store.clock() - boot_clock_s()
-        if (
-            mark.get("boot_id") == self._header["boot_id"]
-            and abs(mark["offset_s"] - offset_s) <= TICK_S
-        ):
-            return
-        if mark:
-            self.store.meet_new_clock(PATIENCE_S)
-        mark = self.store.clock_mark()
-        if (
-            mark.get("boot_id") != self._header["boot_id"]
-            or abs(mark["offset_s"] - offset_s) > TICK_S
-        ):
-            stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
-            mark = {
-                "boot_id": self._header["boot_id"],
-                "offset_s": offset_s,
-                "stepped_s": stepped_s,
-                "purged_s": 0,
-            }
-            with contextlib.suppress(StoreError):  # others learn it at the next pass
-                self.store.write_clock_mark(mark, PATIENCE_S)
-        self._clock_mark = mark
+        """Where the clock was set since a worker last looked, also one before this: no job is old for the
+        next hour."""
+        boot, offset_s = self._header["boot_id"], self.store.home.clock() - boot_clock_s()
+        for mark in (self._clock_mark, self.store.home.clock_mark()):
+            if mark.get("boot_id") == boot and abs(mark["offset_s"] - offset_s) <= TICK_S:
+                self._clock_mark = mark
+                return
+        stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
+        self._clock_mark = {
+            "boot_id": boot, "offset_s": offset_s, "stepped_s": stepped_s, "purged_s": 0,
+        }  # fmt: skip
+        with contextlib.suppress(StoreError):  # others learn it at their next pass
+            self.store.home.write_clock_mark(self._clock_mark, PATIENCE_S)
 
     def _purge_old(self) -> None:
-        """`keep_completed`: now and then, by one worker, a pass over the array, a piece at each tick."""
-        keep_s, boot_s, mark = self.store.config().keep_completed, boot_clock_s(), self._clock_mark
+        """`keep_completed`: now and then one worker looks through jobs.json without the lock, and folds
+        where some job is old."""
+        home, boot_s, mark = self.store.home, boot_clock_s(), self._clock_mark
+        keep_s = home.config().keep_completed
         if not keep_s or boot_s < mark["stepped_s"] + UNSURE_S:
             return
-        if self._purge_place is None:
-            pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
-            if boot_s >= mark["purged_s"] + pause_s:
-                mark = self.store.clock_mark() or mark  # another worker may have made the pass
-            if boot_s < mark["purged_s"] + pause_s:
-                return
-            mark = {**mark, "purged_s": boot_s}
-            self.store.write_clock_mark(mark, PATIENCE_S)
-            self._clock_mark, self._purge_place = mark, Place()
-        gone, self._purge_place = purge_completed(self.store, keep_s, self._purge_place, PATIENCE_S)
-        for job in gone:
+        pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
+        if boot_s >= mark["purged_s"] + pause_s:
+            mark = home.clock_mark() or mark  # another worker may have made the pass
+        if boot_s < mark["purged_s"] + pause_s:
+            return
+        self._clock_mark = {**mark, "purged_s": boot_s}
+        home.write_clock_mark(self._clock_mark, PATIENCE_S)
+        before = add_seconds(home.now(), -keep_s)
+        if not any_completed_before(self.store, before):
+            return
+        gone = self.store.fold(completed_before=before)
+        for id, runs in gone:
             with contextlib.suppress(OSError):
-                remove_logs(self.store.logs_dir, job.id, job.runs)
+                remove_logs(home.logs_dir, id, runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
@@ -6383,7 +5807,7 @@ class Worker:
                 self.store.follow()
                 if self.store.fold_due(quiet_s=math.inf):
                     self.store.fold()
-                if self.store.config().fsync != "never":
+                if self.store.home.config().fsync != "never":
                     self.store.sync()
                 died = self.drain and has_died_since(
                     self.store, self._header["started_at"], self.only
@@ -6424,7 +5848,7 @@ class Worker:
         self._abandon(
             slot, "a fault in the worker"
         )  # what runs here still, though `_slot` ended by a fault (F4)
-        log = self._logs[slot] = SlotLog(self.store.logs_dir, self.name, slot)
+        log = self._logs[slot] = SlotLog(self.store.home.logs_dir, self.name, slot)
         done: tuple[Job, Outcome] | None = None
         while not (self.stopping and done is None):
             seen = self._round
@@ -6468,11 +5892,13 @@ class Worker:
         """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says why not."""
         try:
             if time.monotonic() >= self._look_for_room_at:
-                if not has_room(self.store.logs_dir):
-                    raise HostFault(f"no space is left for output under '{self.store.logs_dir}'")
+                if not has_room(self.store.home.logs_dir):
+                    raise HostFault(
+                        f"no space is left for output under '{self.store.home.logs_dir}'"
+                    )
                 self._look_for_room_at = time.monotonic() + TICK_S
             log.open()
-            self._executor.find_runner(self.store.last_config().runner)
+            self._executor.find_runner(self.store.home.last_config().runner)
         except HostFault as fault:
             self._set_trouble(slot, f"not claiming: {fault}")
             return False
@@ -6507,7 +5933,7 @@ class Worker:
         """What a job or, with an ending, its hook finds in its environment; QUEUECTL_RUN is the run's mark."""
         mark = run_mark(self._header["lock"], self.name, job) + ending
         return {
-            "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
+            "QUEUECTL_HOME": self.store.home.path, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
         }  # fmt: skip
 
@@ -6515,7 +5941,7 @@ class Worker:
         """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
         for name, command in hooks.items():
             try:
-                if self.store.config().fsync != "never":
+                if self.store.home.config().fsync != "never":
                     self.store.sync()
                 outcome = Outcome("handed_back", reason=STOPPED)
                 if not self._hard:
@@ -6530,15 +5956,17 @@ class Worker:
 
     def _run_hook(self, slot: int, job: Job, name: str, command: str) -> Outcome:
         """Run one hook, with the job and its last output as JSON on stdin."""
-        output = last_lines(log_path(self.store.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES)
-        spool = Spool(self.store, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
+        output = last_lines(
+            log_path(self.store.home.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES
+        )
+        spool = Spool(self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
             env = {**self._variables(slot, job, f"/{name}"), "QUEUECTL_STATE": job.state}
             return self._executor.run_hook(
                 slot,
                 command,
-                self.store.home,
+                self.store.home.path,
                 env,
                 spool.fd,
                 lambda attempt: self._wake_main_for(slot, attempt),
@@ -6548,7 +5976,7 @@ class Worker:
 
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
         env = {**(job.env or {}), **self._variables(slot, job)}
-        runner = self.store.last_config().runner
+        runner = self.store.home.last_config().runner
         attempt = self._executor.start(
             slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout
         )
@@ -6595,7 +6023,7 @@ class Worker:
         if (
             outcome.kind in ("exited", "signalled")
             and outcome.exit_code != 0
-            and not has_room(self.store.logs_dir)
+            and not has_room(self.store.home.logs_dir)
         ):
             self._look_for_room_at = 0.0
             return outcome._replace(kind="handed_back", reason="the disk of its output is full")
@@ -6625,7 +6053,7 @@ class Worker:
             self.file.wake()
         if turn.frees:
             self._call_slots()
-            self.store.wake_workers(but=self.name)
+            self.store.home.wake_workers(but=self.name)
         text = f"{job.id} {job.state}"
         if job.state == "completed":
             took_s = instant_s(job.updated_at) - instant_s(job.started_at or job.updated_at)
@@ -6647,7 +6075,7 @@ class Worker:
         busy = False  # what was cut just now soon has to be again
         while not self._quit.wait(TICK_S / 5 if busy else TICK_S):
             try:
-                most = self.store.config().log_max
+                most = self.store.home.config().log_max
                 busy = any([self._logs[slot].cut(most) for slot in list(self._executor.running)])
                 self._set_trouble(CUTTING, None)
             except Exception as error:  # also a fault of ours
@@ -6695,7 +6123,7 @@ def find_orphans(store: Store, own: str, fences: Fences) -> None:
     held = {orphan.job.worker for orphan in fences.values()}
     named = {job.worker or "" for job in list(store.processing.values())}
     _each(
-        {*named, *store.worker_names()} - held - {own},
+        {*named, *store.home.worker_names()} - held - {own},
         lambda name: _find_orphans_of(store, name, fences),
     )
 
@@ -6713,13 +6141,13 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
 
 
 def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
-    lock_fd = store.lock_dead_worker(name)
+    lock_fd = store.home.lock_dead_worker(name)
     if lock_fd is None:
         return
     try:
         with store.transaction():  # the worker is dead now: what it still wrote is its last word
             jobs = [job for job in store.processing.values() if job.worker == name]
-        info = store.read_worker(name, lock_fd) if lock_fd >= 0 else None
+        info = store.home.read_worker(name, lock_fd) if lock_fd >= 0 else None
         orphans = {(job.id, job.runs): _orphan(store, job, info, lock_fd) for job in jobs}
         if not jobs:
             _forget_worker(store, name, lock_fd)
@@ -6730,32 +6158,32 @@ def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
 
 
 def _forget_worker(store: Store, name: str, lock_fd: int) -> None:
-    sweep_slot_logs(store.logs_dir, name)
-    store.forget_worker(name)
+    sweep_slot_logs(store.home.logs_dir, name)
+    store.home.forget_worker(name)
     close_fd(lock_fd)
 
 
 def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Orphan:
     """What is known of a dead worker's run: its mark, its logs and, from the worker's row, its session."""
     header = info.header if info else {}
-    same_home = header.get("lock") == store.lock_id()
+    same_home = header.get("lock") == store.home.lock_id()
     rebooted = bool(header) and header.get("boot_id") != boot_id()
     slot = job.slot or 0
     row = info.rows[slot] if info and slot < len(info.rows) else {}
     ours = same_home and not rebooted and row.get("job") == job.id and row.get("run") == job.runs
     logs = (
-        slot_log_path(store.logs_dir, job.worker or "", slot),
-        log_path(store.logs_dir, job.id, job.runs),
+        slot_log_path(store.home.logs_dir, job.worker or "", slot),
+        log_path(store.home.logs_dir, job.id, job.runs),
     )
-    mark = run_mark(store.lock_id(), job.worker or "", job)
+    mark = run_mark(store.home.lock_id(), job.worker or "", job)
     trace = Trace(
         mark,
-        store.home,
+        store.home.path,
         logs,
         row.get("session") if ours else None,
         row.get("start") if ours else None,
     )
-    fence = Fence(trace, time.monotonic() + store.config().grace_period)
+    fence = Fence(trace, time.monotonic() + store.home.config().grace_period)
     return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
 
 
@@ -6771,7 +6199,7 @@ def _give_back_orphan(
     """Its orphan goes back; it leaves `fences` last, so that what fails on the way is tried again, lock and all."""
     job, lock_fd = fences[key].job, fences[key].lock_fd
     name = job.worker or ""
-    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
+    keep_orphan_log(store.home.logs_dir, name, job.slot or 0, job.id, job.runs)
     back = recover(store, job, fences[key].excused)
     if back is not None:
         say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
@@ -6789,7 +6217,7 @@ def processes_of(store: Store, job: Job) -> list[int]:
     """The live processes of a job's run, for a person; [] where it is not processing."""
     if job.state != "processing":
         return []
-    info = next((info for info in store.live_workers() if info.name == job.worker), None)
+    info = next((info for info in store.home.live_workers() if info.name == job.worker), None)
     fence = _orphan(store, job, info, -1).fence
     fence.look()
     return fence.living
@@ -6811,7 +6239,7 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
         time.sleep(FENCE_POLL_S if fences else 0)
 
 
-# ======== 8. PRESENTATION ========
+# ======== 11. PRESENTATION ========
 # Records to text: strings in, strings out. Prints nothing, reads nothing. Times are given as people say them; exact
 # ones are in `--json`. What goes to a person is cleaned: neither a command nor an id can drive the terminal.
 
@@ -7234,7 +6662,7 @@ def as_json(value: object) -> str:
     )
 
 
-# ======== 9. COMMANDS ========
+# ======== 12. COMMANDS ========
 # The command line: take arguments, call one operation, present, exit. The only section that knows Click, prints, and
 # waits for a person's sake; no decisions about jobs. What a command returns is its exit code (None: 0).
 
@@ -7247,7 +6675,7 @@ class App:
     """What the commands of one call share: the store, and what has been changed so far (for an error after it)."""
 
     def __init__(self, home: str) -> None:
-        self.store = Store(home, lambda text: click.echo(f"Warning: {clean(text)}", err=True))
+        self.store = open_store(home, lambda text: click.echo(f"Warning: {clean(text)}", err=True))
         self.made: str | None = None
 
     def done(self, text: str) -> None:
@@ -7398,10 +6826,10 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
     group = ctx.parent.info_name if ctx.parent else None
     states = _COMPLETES.get("dlq" if group == "dlq" else ctx.info_name or "", STATES)
-    store = Store(find_home(ctx.find_root().params.get("home")), lambda text: None)
+    store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
-        return store.ids_like(incomplete, states, COMPLETED_MAX)
+        return complete_ids(store, incomplete, states, COMPLETED_MAX)
     except (QueueError, OSError):
         return []
     finally:
@@ -7445,12 +6873,12 @@ def _width() -> int | None:
 
 
 @contextlib.contextmanager
-def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
+def _progress(length: int | None, label: str) -> Iterator[Callable[[int], None]]:
     """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
     if not sys.stderr.isatty():
         yield lambda steps: None
         return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:  # type: ignore[var-annotated]
         bar.render_progress()
         yield bar.update
 
@@ -7578,7 +7006,7 @@ def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str 
         )
     if not sources and not has_key and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
-    now = app.store.now()
+    now = app.store.home.now()
     options = _spec_options(now, given)
     defaults = {"cwd": options["cwd"] if "cwd" in options else _here()}
     if stream:
@@ -7613,7 +7041,7 @@ def _follow_to_end(app: App, job: Job) -> int:
     app.made = f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
     click.echo(job.id, err=True)
     app.store.read()
-    if sys.stderr.isatty() and not app.store.live_workers(first=True):
+    if sys.stderr.isatty() and not app.store.home.has_live_worker():
         click.echo("No worker is running, so this waits for one: queuectl worker start", err=True)
     job = _print_output(app.store, find_all(app.store, [job.id])[0], max(1, job.runs), math.inf)
     return _exit_as({job.id: job}, single=True)
@@ -7698,51 +7126,63 @@ def _here() -> str:
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
     """All jobs of a file or of stdin, or none."""
-    spool = Spool(app.store, _chunks(path))
-    try:
-        if (whole := _read_whole(spool)) is not None:
-            spool.close()
-            spool = Spool(app.store, (encode_json(record) + b"\n" for record in whole), "element")
-        with _progress(2 * spool.size, "Adding") as advance:  # each line is looked at twice
-            spool.seen = advance if sys.stderr.isatty() else None
-            bulk = enqueue_bulk(app.store, spool, options, in_json)
-    finally:
-        spool.close()
+    size = os.stat(path).st_size if os.path.isfile(path) else None
+    with _progress(size, "Reading") as advance:
+        lines, unit = _lines_of(path, advance), "line"
+        head = list(_up_to_first_job(lines))
+        if head and _begins_whole_json(head[-1]):
+            lines = iter([encode_json(record) for record in _parse_whole([*head, *lines])])
+            head, unit = [], "element"
+        bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
     if bulk.added:
         app.done(f"{bulk.added} jobs are in the queue.")
     if in_json:
         click.echo(as_json([json.loads(raw) for raw in bulk.records]))
     else:
-        while block := b"".join(itertools.islice(bulk.ids, IDS_BLOCKS)):
-            click.echo(block, nl=False)
+        _echo_all(bulk.ids)
     return 0
 
 
-def _chunks(path: str) -> Iterator[bytes]:
+def _lines_of(path: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """The lines of a file or (`-`) of stdin."""
+    rest = b""
     try:
         with contextlib.ExitStack() as stack:
             stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-            chunk = stream.read(CHUNK_BYTES)
-            yield chunk.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no part of a command
-            while (
-                len(chunk) == CHUNK_BYTES
-            ):  # a shorter one was the end; a terminal would go on to ask for more
-                yield (chunk := stream.read(CHUNK_BYTES))
+            chunk = stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
+            while chunk:
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+                advance(len(chunk))
+                # A short read was the end: a terminal would go on to ask for more.
+                chunk = stream.read(CHUNK_BYTES) if len(chunk) >= CHUNK_BYTES - 3 else b""
     except OSError as error:
         raise BadValue(
             f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin."
         ) from error
+    if rest:
+        yield rest
 
 
-def _read_whole(spool: Spool) -> list[Any] | None:
-    """The records of a file whose first line, comments apart, is `[` or `{` alone, or begins with `[{`, which no
-    command does: one JSON array or object. None for others."""
-    lines = itertools.dropwhile(lambda line: line[1].strip()[:1] in (b"", b"#"), spool.numbered())
-    number, first = next(lines, (1, b""))
-    if first.strip() not in (b"[", b"{") and not first.strip().startswith(b"[{"):
-        return None
+def _up_to_first_job(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The blank lines and comments at the beginning, and the first line that is neither."""
+    for line in lines:
+        yield line
+        if line.strip()[:1] not in (b"", b"#"):
+            return
+
+
+def _begins_whole_json(line: bytes) -> bool:
+    """Whether a file with that first line is one JSON array or object: `[` or `{` alone, or `[{`, which
+    no command begins with."""
+    return line.strip() in (b"[", b"{") or line.strip().startswith(b"[{")
+
+
+def _parse_whole(lines: Iterable[bytes]) -> list[Any]:
+    """The records of a file that is one JSON array or object; comments before it are left out."""
+    kept = itertools.dropwhile(lambda line: line.strip()[:1] in (b"", b"#"), lines)
     try:
-        text = b"\n".join([*[b""] * (number - 1), first, *(line for _, line in lines)]).decode()
+        text = b"\n".join(kept).decode()
     except UnicodeDecodeError:
         raise BadValue("The file is not valid UTF-8. Save it as UTF-8.") from None
     value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
@@ -7760,12 +7200,12 @@ def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
     code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            fields = parse_job_line(line, app.store.now())
+            fields = parse_job_line(line, app.store.home.now())
             if fields is None:
                 continue
             accepted = enqueue_job(app.store, make_spec(merge_fields(options, fields)))
             app.made = f"job {accepted.job.id} is in the queue."
-            if app.store.config().fsync == "normal":
+            if app.store.home.config().fsync == "normal":
                 app.store.sync()
             click.echo(accepted.job.id)
         except (BadValue, Refused) as error:
@@ -7797,7 +7237,7 @@ def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str |
         raise click.UsageError("Give --json or --ids, not both.")
     app.store.read()
     found = (job for job in app.store.jobs(reverse, states or STATES) if matches(job, match, tags))
-    jobs, now = itertools.islice(found, limit), app.store.now()
+    jobs, now = itertools.islice(found, limit), app.store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
@@ -7836,7 +7276,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
         click.echo(as_json(views[0] if len(views) == 1 else views))
         return
     pages = [
-        job_page(job, why_waiting(store, job), processes_of(store, job), store.now())
+        job_page(job, why_waiting(store, job), processes_of(store, job), store.home.now())
         for job in jobs
     ]
     click.echo("\n\n".join(pages))
@@ -7859,7 +7299,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
         return _watch(app.store, max(watch, WATCH_LEAST_S))
-    view, now = status(app.store), app.store.now()
+    view, now = status(app.store), app.store.home.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
     if check and is_work_left_alone(view, now):
         click.echo(
@@ -7877,7 +7317,7 @@ def _watch(store: Store, seconds: float) -> int:
     watch = Watch(store)
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         while True:
-            click.echo(watch_line(watch.look(), store.now()))
+            click.echo(watch_line(watch.look(), store.home.now()))
             time.sleep(seconds)
     with Screen() as screen, contextlib.suppress(TerminalGone):
         while True:
@@ -7885,9 +7325,9 @@ def _watch(store: Store, seconds: float) -> int:
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal does not know
             failed = view["failed"][:rows]
             outputs = {
-                job.id: last_line(log_path(store.logs_dir, job.id, job.runs)) for job in failed
+                job.id: last_line(log_path(store.home.logs_dir, job.id, job.runs)) for job in failed
             }
-            text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.now()))
+            text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.home.now()))
             screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
             if (code := screen.wait(began + seconds)) is not None:
                 return code
@@ -8005,7 +7445,7 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(app.store, since, by)
-    page = stats_page(view, app.store.now()) if not prometheus else stats_as_prometheus(view)
+    page = stats_page(view, app.store.home.now()) if not prometheus else stats_as_prometheus(view)
     click.echo(as_json(view) if in_json else page)
 
 
@@ -8077,10 +7517,10 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
     """(path of that run's output, whether the run still goes on). A log that has its name is of a run that is over."""
-    path = log_path(store.logs_dir, job.id, run)
+    path = log_path(store.home.logs_dir, job.id, run)
     if job.state != "processing" or job.runs != run or os.path.exists(path):
         return path, False
-    return slot_log_path(store.logs_dir, job.worker or "", job.slot or 0), True
+    return slot_log_path(store.home.logs_dir, job.worker or "", job.slot or 0), True
 
 
 @cli.command()
@@ -8129,7 +7569,7 @@ def _ends(
     left, warned, changed = list(wanted), False, True
     while True:
         if changed:
-            ended = store.find_ended(left)
+            ended = find_ended(store, left)
             left = [id for id in left if id not in ended]
             yield ended
         if not left or time.monotonic() >= deadline:
@@ -8154,7 +7594,7 @@ def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
     """Whether one of these jobs waits for a worker to take it back, and none lives; says so."""
     if (orphan := orphan_among(store, ids)) is None:
         return False
-    store.warn(
+    store.home.warn(
         f"Job '{orphan}' was left by a dead worker and no worker lives to take it back. "
         "Start one: queuectl worker start"
     )
@@ -8179,7 +7619,7 @@ def cancel(app: App, ids: tuple[str, ...]) -> None:
         recover_now(app.store, running, lambda text: click.echo(clean(text), err=True))
     app.done(app.made)
     for job in jobs:
-        left = job.state == "processing" and app.store.job(job.id)
+        left = job.state == "processing" and app.store.get(job.id)
         if left and left.state == "processing":
             click.echo(f"Job {job.id} is running: stopping it.")
         else:
@@ -8227,7 +7667,7 @@ def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
     A dead one is changed on its way back: 'dlq retry' takes the same options.
 
     Example: queuectl edit job1 --timeout 10m --priority 5"""
-    changes = _changed_fields(app.store.now(), given)
+    changes = _changed_fields(app.store.home.now(), given)
     if not changes:
         raise click.UsageError(
             "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
@@ -8277,7 +7717,7 @@ def purge(
     chosen = over_for(states or OVER, older_than)
     if dry_run:
         app.store.read()
-        purged = choose_purged(app.store, chosen, app.store.now())
+        purged = choose_purged(app.store, chosen, app.store.home.now())
         click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
         _say_kept(purged.kept)
         return
@@ -8317,11 +7757,11 @@ def _finish_purge(app: App, purged: Purged) -> None:
     try:
         with _progress(len(purged.gone), "Deleting output") as advance:
             for job in purged.gone:
-                remove_logs(app.store.logs_dir, job.id, job.runs)
+                remove_logs(app.store.home.logs_dir, job.id, job.runs)
                 advance(1)
     except OSError as error:
-        app.store.warn(
-            f"Some output of purged jobs is left under '{app.store.logs_dir}': {error.strerror}."
+        app.store.home.warn(
+            f"Some output of purged jobs is left under '{app.store.home.logs_dir}': {error.strerror}."
         )
     click.echo(text)
     _say_kept(purged.kept)
@@ -8352,7 +7792,7 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
     jobs = itertools.islice(
         (job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit
     )
-    logs_dir, now = app.store.logs_dir, app.store.now()
+    logs_dir, now = app.store.home.logs_dir, app.store.home.now()
     rows = (dead_row(job, last_line(log_path(logs_dir, job.id, job.runs)), now) for job in jobs)
     _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
 
@@ -8385,7 +7825,7 @@ def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None,
     _check_ids_or_all(ids, every)
     if (match is not None or cancelled) and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
-    changes = _changed_fields(app.store.now(), given)
+    changes = _changed_fields(app.store.home.now(), given)
     if every:
         jobs = revive_all(app.store, match, cancelled, changes, spread)
     else:
@@ -8437,7 +7877,7 @@ def config_show(app: App, in_json: bool) -> None:
     """Show every setting in force.
 
     Example: queuectl config show"""
-    app.store.check_home()
+    app.store.home.check()
     values = settings_in_force(app.store)
     lines = (f"{name} = {clean(say_setting(value))}" for name, value in values.items())
     _echo_all([as_json(values)] if in_json else lines)
@@ -8454,7 +7894,7 @@ def config_get(app: App, key: str | None, in_json: bool) -> None:
     if key is None:
         click.get_current_context().invoke(config_show, in_json=in_json)
         return
-    app.store.check_home()
+    app.store.home.check()
     value = settings_in_force(app.store)[known_setting(key)]
     click.echo(as_json(value) if in_json else clean(say_setting(value)))
 
@@ -8516,8 +7956,8 @@ def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: t
 
     Example: queuectl worker start --count 4"""
     store = app.store
-    store.prepare()
-    threads = count or store.config().worker_count
+    store.home.prepare()
+    threads = count or store.home.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
         filters = [
@@ -8548,7 +7988,7 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
             click.echo(f"{erase}{lines}\n{shown}", err=True, nl=False)
 
     def progress() -> str:
-        if not bar or not (left := store.totals.left()):
+        if not bar or not (left := jobs_left(store)):
             return ""
         bar.length = max(bar.length or 0, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
@@ -8563,12 +8003,13 @@ def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
 
 def _detach(store: Store, options: list[str]) -> None:
     """Start a worker in the background; return when it is ready."""
-    log = os.path.join(store.dir, "worker.log")
-    child = start_detached(["--home", store.home, "worker", "start", *options], log)
+    log = os.path.join(store.home.dir, "worker.log")
+    child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
     while not (
         name := next(
-            (info.name for info in store.live_workers() if info.header["pid"] == child.pid), None
+            (info.name for info in store.home.live_workers() if info.header["pid"] == child.pid),
+            None,
         )
     ):
         if child.poll() is not None or time.monotonic() > deadline:
@@ -8587,12 +8028,12 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
 
     Example: queuectl worker stop --timeout 1m"""
     store = app.store
-    store.check_home()
-    names = [info.name for info in store.live_workers()]
+    store.home.check()
+    names = [info.name for info in store.home.live_workers()]
     for name in names:
-        store.request_stop(name, "now" if now else "stop")
+        store.home.request_stop(name, "now" if now else "stop")
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-    while left := [info.name for info in store.live_workers() if info.name in names]:
+    while left := [info.name for info in store.home.live_workers() if info.name in names]:
         if time.monotonic() >= deadline:
             raise Refused(
                 f"{len(left)} of {len(names)} workers still run their jobs: {', '.join(left)}. They stop when these "
@@ -8610,8 +8051,8 @@ def worker_list(app: App, in_json: bool) -> None:
     """List the live workers and what they run.
 
     Example: queuectl worker list"""
-    app.store.check_home()
-    views = [worker_view(info, app.store.clock()) for info in app.store.live_workers()]
+    app.store.home.check()
+    views = [worker_view(info, app.store.home.clock()) for info in app.store.home.live_workers()]
     _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
 
 
@@ -8638,7 +8079,7 @@ def doctor(app: App, fix: bool) -> None:
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
         problems = examine(app.store)
         _echo_all(map(clean, problems))
-    home = app.store.home
+    home = app.store.home.path
     if problems:
         raise StoreError(
             f"{say_count(len(problems), 'problem')} in '{home}'. Repair it with: queuectl doctor --fix."
