@@ -1903,7 +1903,7 @@ def boot_clock_s() -> float:
 # the journal over old or new arrays, or one of each, gives the same jobs, since a put is the whole
 # record: so no step needs undoing.
 #
-# What this process knows of the queue is one of these; `_state` names it:
+# What this process knows of the queue is one of these; `state` names it:
 #
 #   state    counts and n   records             to the next state
 #   unread   no             no                  look: full; light look: light
@@ -2154,7 +2154,7 @@ class Store:
         self._is_needed = is_needed
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
         self._unsynced = False
-        self._state: Literal["unread", "light", "full", "broken"] = "unread"
+        self.state: Literal["unread", "light", "full", "broken"] = "unread"
         self._why_broken = ""
         self._fd = -1
         self.snapshots: dict[str, Snapshot] = {}
@@ -2164,8 +2164,8 @@ class Store:
         """Let go of what was read: the next look reads anew."""
         for fd in (self._fd, *(snapshot.fd for snapshot in self.snapshots.values())):
             close_fd(fd)
-        if self._state != "broken":
-            self._state = "unread"
+        if self.state != "broken":
+            self.state = "unread"
         self._fd = -1  # the journal
         self._inode = 0
         self._start = 0  # of the changes since the fold
@@ -2213,7 +2213,7 @@ class Store:
     def look(self, light: bool = False, locked: bool = False) -> None:
         """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a look
         repair (a torn tail, a hand edit, a first start)."""
-        if locked and self._state == "broken":
+        if locked and self.state == "broken":
             raise StoreError(self._why_broken)
         try:
             if self._fd < 0 or not self._follow(light, locked):
@@ -2231,14 +2231,14 @@ class Store:
             info = os.stat(self.journal_path)
         except FileNotFoundError:
             raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
-        if info.st_ino != self._inode or not (light or self._state == "full"):
+        if info.st_ino != self._inode or not (light or self.state == "full"):
             return False
         if info.st_size < self._end:
             raise self._break(f"'{self.journal_path}' was cut while in use.")
         if not self._are_arrays_known():
             return False
         if info.st_size > self._end:
-            if self._state == "light":
+            if self.state == "light":
                 return self._read_last_line()
             self._replay(locked, None)
         return True
@@ -2246,7 +2246,7 @@ class Store:
     def _break(self, why: str) -> StoreError:
         """Make no more changes in this process: what memory knows may be lost."""
         self._why_broken = f"{why} Nothing more is changed. See: queuectl doctor."
-        self._state = "broken"
+        self.state = "broken"
         return StoreError(self._why_broken)
 
     def _read(self, light: bool, locked: bool) -> None:
@@ -2261,8 +2261,8 @@ class Store:
             there = self._open_journal(locked)
             if there and len(self.snapshots) < len(ARRAYS):
                 continue  # the arrays were made just now
-            if self._state == "unread":
-                self._state = "full"
+            if self.state == "unread":
+                self.state = "full"
             edited = self._replay_all(locked) if there else list(self.snapshots)
             if edited and not (locked or self._are_arrays_known()):
                 continue  # a fold came between; nobody edited them
@@ -2359,8 +2359,8 @@ class Store:
             return False
         self._set_totals(rest_of(body))
         self._end, self._text = end, None
-        if self._state == "unread":
-            self._state = "light"
+        if self.state == "unread":
+            self.state = "light"
         return True
 
     def _set_totals(self, rest: Mapping[str, Any]) -> None:
@@ -2586,7 +2586,7 @@ class Store:
             puts.append((encode_job(new), new))
         self._append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
-        if self._state == "full":
+        if self.state == "full":
             for raw, job in puts:
                 self._put(raw, job)
             for id in deleted:
@@ -2630,7 +2630,7 @@ class Store:
             n = max(n, seq)
         self._append(change_body(raws, (), counts, n))
         self.counts, self.n = counts, n
-        if self._state == "full":
+        if self.state == "full":
             for raw in raws:
                 self._put(raw)
 
@@ -2909,7 +2909,7 @@ class Store:
 
     def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
         """The records of those of these jobs that are there."""
-        if self._state == "full":
+        if self.state == "full":
             found = {id: self.records[id] for id in ids if id in self.records}
         else:
             text = self._journal_text()
@@ -2938,7 +2938,7 @@ class Store:
 
     def _records_with(self, needle: bytes) -> Iterator[bytes]:
         """The latest record of each job of jobs.json whose latest record holds these bytes."""
-        if self._state == "full":
+        if self.state == "full":
             mine = [raw for raw in self.records.values() if raw is not None]
         else:
             ids = {id_of(raw) for raw in records_with(self._journal_text(), needle)}
@@ -2961,7 +2961,7 @@ class Store:
 
     def is_in_journal(self, id: str) -> bool:
         """Whether the journal says anything of that job."""
-        if self._state == "full":
+        if self.state == "full":
             return id in self.records
         return last_record(self._journal_text(), id) is not None
 
@@ -6873,12 +6873,12 @@ def _width() -> int | None:
 
 
 @contextlib.contextmanager
-def _progress(length: int | None, label: str) -> Iterator[Callable[[int], None]]:
+def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
     """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
-    if not sys.stderr.isatty():
+    if not length or not sys.stderr.isatty():
         yield lambda steps: None
         return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:  # type: ignore[var-annotated]
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
         bar.render_progress()
         yield bar.update
 
@@ -7126,7 +7126,7 @@ def _here() -> str:
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
     """All jobs of a file or of stdin, or none."""
-    size = os.stat(path).st_size if os.path.isfile(path) else None
+    size = os.stat(path).st_size if os.path.isfile(path) else 0
     with _progress(size, "Reading") as advance:
         lines, unit = _lines_of(path, advance), "line"
         head = list(_up_to_first_job(lines))

@@ -449,8 +449,8 @@ MUTANTS = [
     ),
     Mutant(
         "a unique key is ignored when its job failed",
-        '    return _head(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key\n',
-        '    return _head(raw)[1] in ("pending", "processing") and decode_job(raw).unique == key\n',
+        '    return head_of(raw)[1] in (*WAITING, "processing") and _decode(raw).unique == key\n',
+        '    return head_of(raw)[1] in ("pending", "processing") and decode_job(raw).unique == key\n',
         STORE + "test_a_unique_key_is_held_by_an_active_job_alone",
     ),
     Mutant(
@@ -473,8 +473,8 @@ MUTANTS = [
     ),
     Mutant(
         "an id in both arrays is taken",
-        "                if (id := _head(raw)[0]) in seen and id not in journal:\n",
-        "                if (id := _head(raw)[0]) in ():\n",
+        "                if (id := head_of(raw)[0]) in seen and id not in journal:\n",
+        "                if (id := head_of(raw)[0]) in ():\n",
         STORE + "test_an_id_in_an_edited_array_and_in_the_other_is_refused",
     ),
     Mutant(

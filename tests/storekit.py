@@ -25,16 +25,11 @@ class Clock:
 
 
 class Watched(q.Store):
-    """A store whose warnings can be read, and that can be put away."""
+    """A store whose warnings can be read."""
 
     def __init__(self, home: Path, clock: Clock | None = None) -> None:
         self.warned: list[str] = []
-        super().__init__(str(home), self.warned.append, clock or Clock())
-
-    def put_away(self) -> None:
-        self._reset()
-        q.close_fd(self._lock_fd)
-        self._lock_fd = None
+        super().__init__(q.Home(str(home), self.warned.append, clock or Clock()), q.end_followers, q.is_needed)
 
 
 class Died(BaseException):
@@ -106,11 +101,7 @@ def enqueue(store: q.Store, id: str | None = None, command: str = "true", **said
 
 
 def bulk(store: q.Store, *lines: str, **options: Any) -> q.Bulk:
-    spool = q.Spool(store, [line.encode() + b"\n" for line in lines])
-    try:
-        return q.enqueue_bulk(store, spool, {"cwd": "/", **options}, keep_records=False)
-    finally:
-        spool.close()
+    return q.enqueue_bulk(store, [line.encode() for line in lines], {"cwd": "/", **options}, keep_records=False)
 
 
 OK = q.Outcome("exited", 0)
@@ -140,7 +131,7 @@ def run_next(store: q.Store, outcome: q.Outcome = OK) -> q.Job:
 
 def listing(store: q.Store) -> dict[str, q.Job]:
     """Every job, as this store knows it; a light one (it only added) has to look first."""
-    if not store._loaded:
+    if store.state != "full":
         store.follow()
     return {job.id: job for job in store.jobs()}
 
@@ -162,19 +153,13 @@ def journal(home: Path) -> Path:
     return home / ".queuectl" / "journal.jsonl"
 
 
-def check_hints(store: q.Store, now: str) -> None:
-    """`oldest` and `next_run_at`, counted anew from every record.
-
-    A wait that has passed is still named by `next_run_at` until something looks; then it counts as startable. What an
-    edit leaves waiting for a time that has passed is named so too, whether or not the others were looked at.
-    """
+def check_times(store: q.Store, now: str) -> None:
+    """The oldest waiting job and the next time that one waits for, counted anew from every record."""
+    order = q.claim_order(store, now)
     going = {job.id: job.seq for job in store.jobs() if job.state not in q.OVER}
     free = [job for job in store.jobs() if all(going.get(id, job.seq) >= job.seq for id in q.parents_of(job))]
     waiting = [job for job in free if job.state in q.WAITING]
-    oldest, next_run_at = store.totals.oldest, store.totals.next_run_at
-    startable = [job for job in waiting if job.run_at is None or next_run_at is None or job.run_at < next_run_at]
-    assert all((job.run_at or "") <= now for job in startable), f"{next_run_at} is not the next time"
-    first = min(startable, key=lambda job: job.seq, default=None)
-    passed = {job.created_at for job in waiting if (job.run_at or "") <= now and (first is None or job.seq < first.seq)}
-    assert oldest in {first.created_at if first else None, *passed}, f"oldest {oldest}, but of {startable}"
-    assert next_run_at is None or next_run_at in {job.run_at for job in waiting}, f"nothing waits for {next_run_at}"
+    ready = [job for job in waiting if q.is_ready(job, now, store.home.config().backoff_max)]
+    first = min(ready, key=lambda job: job.seq, default=None)
+    assert order.oldest(now) == (first.created_at if first else None)
+    assert order.next_run_at() == min((job.run_at for job in waiting if job not in ready and job.run_at), default=None)

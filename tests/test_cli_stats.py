@@ -28,7 +28,7 @@ def store(home: Path) -> Watched:
 
 def run_for(store: Watched, wait_s: float, run_s: float, outcome: queuectl.Outcome = OK) -> queuectl.Job | None:
     """The next job, started after `wait_s` and ended after `run_s`."""
-    clock: Any = store.clock
+    clock: Any = store.home.clock
     clock.at += wait_s
     job = claim(store)
     assert job is not None
@@ -117,7 +117,7 @@ def test_since_leaves_out_what_ended_before(store: Watched) -> None:
     run_for(store, 100, 1, BAD)
     view = queuectl.stats(store, 50, None)
     assert (view["completed"], view["failed_attempts"], view["dead"]) == (0, 1, 1)
-    assert view["since"] == queuectl.add_seconds(store.now(), -50)
+    assert view["since"] == queuectl.add_seconds(store.home.now(), -50)
 
 
 def test_by_tag_counts_a_job_under_each_of_its_tags(store: Watched) -> None:

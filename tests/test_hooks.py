@@ -224,11 +224,11 @@ def test_a_hook_that_we_end_is_gone_with_all_that_it_started(tmp_path: Path, wri
 def slot(home: Path, tmp_path: Path) -> q.Worker:
     """A worker that runs nothing by itself."""
     store = q.Store(str(home), lambda text: None)
-    store.prepare()
+    store.home.prepare()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
-    worker._header = {"pid": 1, "started_at": store.now(), "lock": "1.1", "threads": 1, "trouble": None}
+    worker._header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}
     worker._executor = q.Executor(os.environ)
-    worker.file = store.create_worker(worker.name, worker._header, 1)
+    worker.file = store.home.create_worker(worker.name, worker._header, 1)
     return worker
 
 

@@ -583,7 +583,7 @@ def test_a_job_comes_back_from_its_line_as_it_was(one: q.Job) -> None:
     assert q.decode_job(line) == one
     assert q.encode_job(q.decode_job(line)) == line
     assert b"\n" not in line and b"\t" not in line
-    assert q._head(line) == (one.id, one.state, one.seq)
+    assert q.head_of(line) == (one.id, one.state, one.seq)
     names = list(json.loads(line))
     own = [name for name in names if name in q.JOB_FIELDS]
     assert own == [name for name in q.JOB_FIELDS if getattr(one, name) is not None]

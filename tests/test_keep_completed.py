@@ -37,9 +37,16 @@ def house(store: q.Store) -> q.Worker:
     """A worker of which only the housekeeping is called."""
     store.follow()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
-    worker._header = {"pid": 1, "started_at": store.now(), "boot_id": "b", "lock": "1.1", "threads": 1, "trouble": None}
+    worker._header = {
+        "pid": 1,
+        "started_at": store.home.now(),
+        "boot_id": "b",
+        "lock": "1.1",
+        "threads": 1,
+        "trouble": None,
+    }
     worker._executor = q.Executor(os.environ)
-    worker.file = store.create_worker(worker.name, worker._header, 1)
+    worker.file = store.home.create_worker(worker.name, worker._header, 1)
     return worker
 
 
@@ -142,7 +149,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock
     clock.at += 2 * DAY_S  # on both clocks: no step
     boot.at += 2 * DAY_S
     one._clock_mark = {**one._clock_mark, "purged_s": boot.at - 1}
-    store.write_clock_mark(one._clock_mark)
+    store.home.write_clock_mark(one._clock_mark)
     two._keep_house(0)
     assert "a" in listing(store)
     passes(clock, boot, 3700)

@@ -303,8 +303,15 @@ def test_a_drain_goes_on_while_a_live_worker_takes_what_is_waited_for(opened: Op
     enqueue(store, "b", tags=["z"], after=["a"])
     enqueue(store, "c", tags=["y"], after=["b"])
     assert q.is_drained(store, only)
-    header = {"pid": 1, "started_at": store.now(), "threads": 1, "tags": ["x", "z"], "not_tags": [], "trouble": None}
-    file = store.create_worker("1-abc", header, 1)
+    header = {
+        "pid": 1,
+        "started_at": store.home.now(),
+        "threads": 1,
+        "tags": ["x", "z"],
+        "not_tags": [],
+        "trouble": None,
+    }
+    file = store.home.create_worker("1-abc", header, 1)
     assert not q.is_drained(store, only)
     file.write_header({**header, "tags": ["x"]})
     assert q.is_drained(store, only)
@@ -351,7 +358,7 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -
     enqueue(store, "b", after=[{"id": "a", "any": True}])
     enqueue(store, "c", after=[{"id": "a", "any": True}], delay=60)
     q.cancel_jobs(store, ["a"])
-    assert store.waiting().first(store.now()).id == "b"  # type: ignore[union-attr]
+    assert store.waiting().first(store.home.now()).id == "b"  # type: ignore[union-attr]
     q.revive_jobs(store, ["a"])
     assert (job := claim(store)) is not None and job.id == "a"
     assert claim(store) is None and store.totals[-2:] == (None, None)
@@ -361,7 +368,7 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -
 
 def listing_state(store: Watched, id: str) -> str:
     store.follow()
-    job = store.job(id)
+    job = store.get(id)
     assert job is not None
     return job.state
 
@@ -402,7 +409,7 @@ def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
 def test_a_queue_in_which_no_job_comes_after_others_needs_no_index_for_that(opened: Opener) -> None:
     store = opened()
     enqueue(store, "oldest")
-    store.clock.at += 5  # type: ignore[attr-defined]  # the hints are not what the index is asked for
+    store.home.clock.at += 5  # type: ignore[attr-defined]  # the hints are not what the index is asked for
     bulk(store, "true", '{"id": "a", "command": "x"}', '{"id": "b", "command": "x"}', "true")
     store.fold()
     other = opened()

@@ -786,7 +786,7 @@ class Queue(RuleBasedStateMachine):
             store.follow()
             assert {job.id: (job.state, job.attempts, job.runs) for job in store.jobs()} == want
             assert set(store.processing) == {id for id, row in self.rows.items() if row.state == "processing"}
-            assert (store.totals.n, sum(store.totals.counts)) == (self.n, len(self.rows))
+            assert (store.n, sum(store.totals.counts)) == (self.n, len(self.rows))
 
 
 def run_machine(number: int, runs: int, steps: int) -> None:

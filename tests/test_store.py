@@ -422,12 +422,12 @@ def test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one(
     wrong = 0
     for number, line in enumerate(lines, 1):
         try:
-            if (said := q.parse_job_line(line, store.now())) is not None:
+            if (said := q.parse_job_line(line, store.home.now())) is not None:
                 wanted.append(said["command"])
         except q.BadValue:
             wrong = wrong or number
     spool = q.Spool(store, [b"\n".join(lines), b"\n" * ended])
-    before = store.totals.n
+    before = store.n
     try:
         if wrong:
             with pytest.raises(q.BadValue, match=rf"^In line {wrong}: "):
@@ -437,7 +437,7 @@ def test_a_bulk_takes_the_jobs_that_its_lines_would_make_one_by_one(
             assert [json.loads(raw)["command"] for raw in records] == wanted
     finally:
         spool.close()
-    assert store.totals.n == before + (0 if wrong else len(wanted))
+    assert store.n == before + (0 if wrong else len(wanted))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 7])
@@ -707,7 +707,7 @@ def test_reading_backwards_is_reading_forwards_reversed_in_a_large_array(home: P
     ids = [job.id for job in store.jobs()]
     assert len(ids) == 3000 and [job.id for job in store.jobs(reverse=True)] == ids[::-1]
     for id in (ids[0], ids[1499], ids[2999]):
-        found = store.job(id)
+        found = store.get(id)
         assert found is not None and found.id == id
         with pytest.raises(q.Refused):
             enqueue(opened(), id)
@@ -1295,7 +1295,7 @@ def test_a_follower_writes_after_what_others_wrote(opened: Opener) -> None:
     for store in stores:
         store.follow()
         assert list(listing(store)) == [f"j{number}" for number in range(30)]
-        assert store.totals.n == 30 and store.totals.counts[:2] == (24, 6)
+        assert store.n == 30 and store.totals.counts[:2] == (24, 6)
     assert [job.seq for job in listing(stores[0]).values()] == list(range(1, 31))
 
 
@@ -1367,8 +1367,8 @@ for round in range(int(sys.argv[3])):
     with store.transaction() as change:
         for id in ("left", "right"):
             old = change.job(id)
-            seq = old.seq if old else store.totals.n + 1 + len(change.changes)
-            change.put(old, q.new_job(q.Spec("true", priority=round), id, seq, store.config(), change.now))
+            seq = old.seq if old else store.n + 1 + len(change.changes)
+            change.put(old, q.new_job(q.Spec("true", priority=round), id, seq, store.home.config(), change.now))
     if round % 3 == 0:
         q.enqueue_job(store, q.Spec("true", id=f"j{round}"))
     if round % 4 == 0:
@@ -1454,7 +1454,7 @@ def test_threads_of_one_store_exclude_each_other(opened: Opener) -> None:
 def test_a_thread_waits_for_another_of_its_own_store(opened: Opener) -> None:
     store = opened()
     q.set_setting(store, "lock-timeout", "0.05")
-    store.config()  # the lock goes by the settings as last read
+    store.home.config()  # the lock goes by the settings as last read
     refused: list[str] = []
 
     def look() -> None:
@@ -1494,7 +1494,7 @@ def test_an_exception_in_a_transaction_releases_the_lock_and_changes_nothing(hom
         assert job is not None
         change.put(job, q.cancel_job(job, change.now))
         raise KeyError
-    assert journal(home).read_bytes() == before and store.job("a") == job
+    assert journal(home).read_bytes() == before and store.get("a") == job
     enqueue(opened(), "b")
 
 
@@ -2092,7 +2092,7 @@ def test_settings_are_replaced_whole_or_not_at_all(home: Path, opened: Opener, f
     for bad in ("-1", "x", "1001"):
         with pytest.raises(q.BadValue):
             q.set_setting(store, "max-retries", bad)
-    assert path.read_bytes() == before and store.config().max_retries == 5
+    assert path.read_bytes() == before and store.home.config().max_retries == 5
     assert q.set_setting(store, "max-retries", None) == 3 and opened().config().max_retries == 3
 
 
@@ -2117,18 +2117,18 @@ def test_a_worker_goes_on_with_the_last_good_settings_and_warns_once(home: Path,
     store = opened()
     q.set_setting(store, "max_retries", "7")
     enqueue(store, "a")
-    store.steady = True
+    store.home.keeps_settings = True
     (home / "config.json").write_text("{")
-    assert [store.config().max_retries for _ in range(3)] == [7, 7, 7]
+    assert [store.home.config().max_retries for _ in range(3)] == [7, 7, 7]
     assert claim(store) is not None and len(store.warned) == 1
     (home / "config.json").write_text('{"max_retries": 2}')
-    assert store.config().max_retries == 2
+    assert store.home.config().max_retries == 2
 
 
 def test_settings_that_leave_keys_out_have_their_defaults(home: Path, opened: Opener) -> None:
     (home / "config.json").write_text('{"backoff_base": 3}')
     store = opened()
-    assert vars(store.config()) == vars(q.parse_settings({"backoff_base": 3})) and store.settings() == {
+    assert vars(store.home.config()) == vars(q.parse_settings({"backoff_base": 3})) and store.home.settings() == {
         "backoff_base": 3
     }
     enqueue(store, "a")

@@ -196,7 +196,7 @@ def all_back(store: queuectl.Store, fences: queuectl.Fences, eventually: Call) -
 
     eventually(step)
     assert not store.processing
-    assert store.worker_names() == []
+    assert store.home.worker_names() == []
 
 
 def test_orphans_that_were_found_in_part_keep_no_closed_descriptor(

@@ -192,7 +192,7 @@ MUTANTS = (
     Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
     Mutant(
         "recovery by files only",
-        (("{*named, *store.worker_names()} - held", "{*store.worker_names()} - held"),),
+        (("{*named, *store.home.worker_names()} - held", "{*store.home.worker_names()} - held"),),
         "storm.py",
         "",
     ),
@@ -229,7 +229,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs are claimed without room for their output",
-        (("raise HostFault(f\"no space is left for output under '{self.store.logs_dir}'\")", "pass"),),
+        (("raise HostFault(f\"no space is left for output under '{self.store.home.logs_dir}'\")", "pass"),),
         "limits.py",
         "full disk",
     ),

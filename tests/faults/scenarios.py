@@ -270,8 +270,8 @@ def crashed_worker(q: ModuleType, home: str) -> None:
 
 
 def live_worker(q: ModuleType, store: Any) -> Any:
-    header = {"pid": 1, "started_at": store.now(), "boot_id": "x", "lock": "x", "threads": 1, "trouble": None}
-    return store.create_worker(WORKER, header, 1)
+    header = {"pid": 1, "started_at": store.home.now(), "boot_id": "x", "lock": "x", "threads": 1, "trouble": None}
+    return store.home.create_worker(WORKER, header, 1)
 
 
 def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
@@ -309,7 +309,7 @@ def enqueue_freed(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def enqueue_cli(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "enqueue", '{"id":"job1","command":"echo test"}')
+    cli(q, store.home.path, "enqueue", '{"id":"job1","command":"echo test"}')
     yield
 
 
@@ -356,7 +356,7 @@ def report(code: int, more: bool) -> Steps:
 
     def steps(q: ModuleType, store: Any) -> Iterator[None]:
         store.follow()
-        turn = _turn(q, store, (store.job("run"), exit_code(q, code)), claim=more)
+        turn = _turn(q, store, (store.get("run"), exit_code(q, code)), claim=more)
         assert turn.reported is not None and (turn.claimed is not None) == more
         yield
         store.sync()
@@ -367,7 +367,7 @@ def report(code: int, more: bool) -> Steps:
 
 def report_dies(q: ModuleType, store: Any) -> Iterator[None]:
     store.follow()
-    _turn(q, store, (store.job("run"), q.Outcome("timed_out")), claim=False)
+    _turn(q, store, (store.get("run"), q.Outcome("timed_out")), claim=False)
     yield
     store.fold()
 
@@ -377,7 +377,7 @@ def report_parent(code: int) -> Steps:
 
     def steps(q: ModuleType, store: Any) -> Iterator[None]:
         store.follow()
-        turn = _turn(q, store, (store.job("run"), exit_code(q, code)))
+        turn = _turn(q, store, (store.get("run"), exit_code(q, code)))
         assert turn.claimed is not None
         yield
         if turn.claimed.tags:
@@ -392,11 +392,11 @@ def report_parent(code: int) -> Steps:
 
 def cancel_family(q: ModuleType, store: Any) -> Iterator[None]:
     """A waiting parent and who needs it, back again, and the purge that keeps who is named."""
-    cli(q, store.home, "cancel", "child")
+    cli(q, store.home.path, "cancel", "child")
     yield
-    cli(q, store.home, "dlq", "retry", "child")
+    cli(q, store.home.path, "dlq", "retry", "child")
     yield
-    cli(q, store.home, "purge", "--yes")
+    cli(q, store.home.path, "purge", "--yes")
     yield
 
 
@@ -432,18 +432,18 @@ def work_on(q: ModuleType, store: Any) -> Iterator[None]:
 
 def recovery(q: ModuleType, store: Any) -> Iterator[None]:
     store.follow()
-    fd = store.lock_dead_worker(WORKER)
+    fd = store.home.lock_dead_worker(WORKER)
     assert fd is not None
     assert q.recover(store, store.processing["run"], False) is not None
     yield
-    store.forget_worker(WORKER)
+    store.home.forget_worker(WORKER)
     if fd >= 0:
         os.close(fd)
     store.fold()
 
 
 def cancel(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "cancel", "a", "fail")
+    cli(q, store.home.path, "cancel", "a", "fail")
     yield
 
 
@@ -464,17 +464,17 @@ def cancel_recovered(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def revive(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "dlq", "retry", "dead", "rip")
+    cli(q, store.home.path, "dlq", "retry", "dead", "rip")
     yield
 
 
 def edit_two(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "edit", "new", "fail", "--priority", "3", "--at", "+2h", "--env", "B=2")
+    cli(q, store.home.path, "edit", "new", "fail", "--priority", "3", "--at", "+2h", "--env", "B=2")
     yield
 
 
 def rerun(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "rerun", "dead", "run", "a")
+    cli(q, store.home.path, "rerun", "dead", "run", "a")
     yield
 
 
@@ -485,7 +485,7 @@ def purge(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def purge_everything(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "purge", "--yes")
+    cli(q, store.home.path, "purge", "--yes")
     yield
 
 
@@ -501,20 +501,20 @@ def purge_old(q: ModuleType, store: Any) -> Iterator[None]:
     gone, place = q.purge_completed(store, 0, q.Place(), 10)
     assert [job.id for job in gone] == ["done", "gone"] and place is not None
     yield
-    store.write_clock_mark({"boot_id": "x", "offset_s": 1, "stepped_s": 0, "purged_s": 1})
+    store.home.write_clock_mark({"boot_id": "x", "offset_s": 1, "stepped_s": 0, "purged_s": 1})
     store.sync()
     store.fold()
 
 
 def config_set(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "config", "set", "max-retries", "5")
+    cli(q, store.home.path, "config", "set", "max-retries", "5")
     yield
 
 
 def pause(q: ModuleType, store: Any) -> Iterator[None]:
-    cli(q, store.home, "pause")
+    cli(q, store.home.path, "pause")
     yield
-    cli(q, store.home, "resume")
+    cli(q, store.home.path, "resume")
     yield
 
 

@@ -75,7 +75,7 @@ def work_off(store, clock):
     """As a worker: take back what is processing, run everything that is due, for as long as the longest backoff."""
     store.meet_new_clock()  # it looks once a second
     recovers(store)
-    for wait_s in (0, store.config().backoff_max):
+    for wait_s in (0, store.home.config().backoff_max):
         clock.at += wait_s
         while claimed := q.take_turn(store, WORKER, 0, None, True, q.TagFilter()).claimed:
             assert claimed.runs < 20, "it runs without end"

@@ -147,7 +147,7 @@ class Damaged:
             return "a line that is not whole was passed over"
         ids = {job["id"] for job in there.json}
         if name in ("jobs.json", "dlq.json"):
-            whole = {queuectl._head(raw)[0] for raw in whole_in_array(data) if raw in self.raws.values()}
+            whole = {queuectl.head_of(raw)[0] for raw in whole_in_array(data) if raw in self.raws.values()}
         else:
             whole = put_by_journal(data) if name == JOURNAL else set(self.raws)
         return f"lost {whole - ids}" if whole - ids else None

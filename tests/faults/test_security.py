@@ -130,20 +130,20 @@ def test_links_at_the_temporary_names_are_removed_and_not_followed(victim, run, 
 def test_links_at_the_names_of_a_worker_are_refused_or_removed_and_not_followed(victim, run, home):
     run("enqueue", "--id", "a", "true")
     store = queuectl.Store(str(home), print)
-    store.prepare()
+    store.home.prepare()
     folder = home / ".queuectl" / "workers"
     header = {"pid": os.getpid(), "threads": 1, "trouble": None}
     plant(folder / "1-aaaaaa.wake", victim)
     with pytest.raises(queuectl.StoreError):
-        store.create_worker("1-aaaaaa", header, 1)
+        store.home.create_worker("1-aaaaaa", header, 1)
     plant(folder / "1-bbbbbb.new", victim)
     plant(folder / "1-bbbbbb", victim)
-    file = store.create_worker("1-bbbbbb", header, 1)
+    file = store.home.create_worker("1-bbbbbb", header, 1)
     plant(folder / "1-bbbbbb.stop", victim)
     plant(folder / "1-bbbbbb.stop.new", victim)
-    assert store.stop_requested("1-bbbbbb") is None
-    store.request_stop("1-bbbbbb", "stop")
-    assert store.stop_requested("1-bbbbbb") == "stop"
+    assert store.home.stop_requested("1-bbbbbb") is None
+    store.home.request_stop("1-bbbbbb", "stop")
+    assert store.home.stop_requested("1-bbbbbb") == "stop"
     file.close()
 
 
