@@ -129,7 +129,7 @@ class Walk:
             setattr(self.q, name, value)
 
     def _steps(self) -> Iterator[None]:
-        self.q.Store = functools.partial(self.q.Store, clock=lambda: NOW_S)  # type: ignore[attr-defined]
+        self.q.open_store = functools.partial(self.q.open_store, clock=lambda: NOW_S)  # type: ignore[attr-defined]
         store = open_store(self.q, self.home)
         if self.scenario.before:
             self._begin(store, self.scenario.before)
