@@ -2839,10 +2839,14 @@ class Store:
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
-                fd = os.dup(self._fd) if self._unsynced and self._fd >= 0 else -1
+                if not self._unsynced:
+                    return
+                try:
+                    has_journal = self._fd >= 0  # else a look failed since
+                    fd = os.dup(self._fd) if has_journal else os.open(self.journal_path, _READ)
+                except OSError as error:
+                    raise _unconfirmed(error) from error
                 self._unsynced = False
-            if fd < 0:
-                return
             try:
                 os.fsync(fd)
             except OSError as error:
