@@ -2917,7 +2917,7 @@ class Store:
         rest = {id for id in ids if id not in found}
         for snapshot in self.snapshots.values() if rest else ():
             found |= {id_of(raw): raw for raw in snapshot.find(rest)}
-        return {id: raw for id, raw in found.items() if raw}
+        return {id: raw for id in ids if (raw := found.get(id))}
 
     def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
         """Those of these jobs that are there."""
@@ -3090,6 +3090,9 @@ class TagFilter(NamedTuple):
         if self.tags and set(self.tags).isdisjoint(tags):
             return False
         return not self.not_tags or set(self.not_tags).isdisjoint(tags)
+
+
+ALL_JOBS: Final = TagFilter()
 
 
 class Follower:
@@ -3364,7 +3367,7 @@ class ClaimOrder:
         self,
         now: str,
         full: frozenset[str] = frozenset(),
-        only: TagFilter = TagFilter(),
+        only: TagFilter = ALL_JOBS,
         skip: Collection[str] = (),
     ) -> Job | None:
         """The job to claim next: taken by that filter, without a tag that is full, not in `skip`."""
@@ -3447,7 +3450,7 @@ class ClaimOrder:
         return any(only.takes(trust_job(raw).tags or ()) for raw in raws if raw is not None)
 
 
-def claim_order(store: Store, now: str, only: TagFilter = TagFilter()) -> ClaimOrder:
+def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
     """What waits. Built when it is first asked for, and anew when other tags matter or a clock was set."""
     offset_s = store.home.clock() - boot_clock_s()
     named = {*store.home.last_config().limits, *only.tags, *only.not_tags}
@@ -5576,14 +5579,14 @@ class Worker:
                     self._keep_house(now_s)
                     self._set_trouble(MAIN, None)
             except Busy:
-                tick_at = (
-                    now_s + PATIENCE_S
-                )  # others are at work; nothing is lost by trying a little later
-            except (
-                Exception
-            ) as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
+                # Others are at work; nothing is lost by trying a little later.
+                tick_at = now_s + PATIENCE_S
+            except Exception as error:
+                # Also after a fault of ours: without this thread no time limit and no stop (W1).
                 why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
                 self._set_trouble(MAIN, f"housekeeping fails: {why}")
+                if isinstance(error, StoreError) and self.store.state == "broken":
+                    self._give_up(error)
             self._call_when_due()
             timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
             woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
@@ -5777,11 +5780,17 @@ class Worker:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
     def _check_file(self) -> None:
-        if self.fatal is None and not self.file.is_linked():
-            self.fatal = StoreError(
-                f"'{self.file.path}' was deleted while this worker ran. It claims nothing more."
-            )
-            self._stop(f"Error: {self.fatal}")
+        if not self.file.is_linked():
+            why = f"'{self.file.path}' was deleted while this worker ran."
+            self._give_up(StoreError(f"{why} It claims nothing more."))
+
+    def _give_up(self, error: QueueError) -> None:
+        """End the running jobs and leave: nothing of them can be stored any more, and whoever finds this
+        worker's claims takes the jobs back."""
+        if self.fatal is None:
+            self.fatal = error
+            self._stop(f"Error: {error}")
+            self._hand_back()
 
     def _set_trouble(self, slot: int, text: str | None) -> None:
         """Say once why this slot claims nothing, and show it in `status`; None ends it."""
@@ -5879,10 +5888,11 @@ class Worker:
                 self._run_hooks(slot, turn.reported, turn.hooks)
             elif turn.claimed is not None:
                 done = turn.claimed, self._attempt(slot, log, turn.claimed)
+            elif worked:
+                # What the report freed can be claimed now: take the next turn at once.
+                self.file.write_row(slot)
+                self.file.wake()  # the main thread may be waiting for the last slot to be done
             else:
-                if worked:
-                    self.file.write_row(slot)
-                    self.file.wake()  # the main thread may be waiting for the last slot to be done
                 if claim:
                     self._set_trouble(slot, None)
                 self._rest(seen, None if claim or self.stopping else TICK_S)

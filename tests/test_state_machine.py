@@ -117,7 +117,7 @@ class Queue(RuleBasedStateMachine):
     def teardown(self) -> None:
         q.os = os  # type: ignore[attr-defined]
         for store in (self.store, self.other):
-            store.put_away()
+            store.close()
         shutil.rmtree(self.home)
 
     # -- Helpers
@@ -639,7 +639,7 @@ class Queue(RuleBasedStateMachine):
 
     def reopen(self) -> None:
         for store in (self.store, self.other):
-            store.put_away()
+            store.close()
         self.store, self.other = Watched(self.home, self.clock), Watched(self.home, self.clock)
         self.store.follow()
         self.other.follow()
@@ -663,7 +663,7 @@ class Queue(RuleBasedStateMachine):
             reached(f"died during {what}")
         finally:
             q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
-            store.put_away()
+            store.close()
         self.reopen()
         if self.shown() != {id: (row.state, row.attempts, row.runs) for id, row in self.rows.items()}:
             reached(f"{what} did not come to pass")
@@ -737,7 +737,7 @@ class Queue(RuleBasedStateMachine):
         reader = Watched(self.home, self.clock)
         reader.read()
         shown: dict[str, tuple[str, int, int]] = {job.id: (job.state, job.attempts, job.runs) for job in reader.jobs()}
-        reader.put_away()
+        reader.close()
         return shown
 
     @invariant()
@@ -776,8 +776,8 @@ class Queue(RuleBasedStateMachine):
         for file in self.home.joinpath(".queuectl").glob("aside/jobs.json*"):
             assert file.read_bytes()
         assert q.examine(totals) == []
-        totals.put_away()
-        reader.put_away()
+        totals.close()
+        reader.close()
 
     @invariant()
     def a_follower_agrees(self) -> None:

@@ -64,7 +64,7 @@ def opened(home: Path) -> Iterator[Opener]:
 
     yield call
     for store in begun:
-        store.put_away()
+        store.close()
 
 
 @pytest.fixture
@@ -662,7 +662,7 @@ def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory: Any
                 assert json.loads((home / f"{name}.json").read_text()) == want
             assert listing(store) == jobs and q.examine(store) == []
             assert list(store.jobs(reverse=True)) == list(jobs.values())[::-1]
-    store.put_away()
+    store.close()
 
 
 def test_unknown_fields_survive_every_rewrite(home: Path, opened: Opener) -> None:
@@ -1394,7 +1394,7 @@ def test_every_lock_free_read_during_folds_is_one_consistent_state(home: Path, o
                 assert left.priority >= last, "a later read shows an earlier state"
                 last = left.priority
             reads += 1
-            reader.put_away()
+            reader.close()
     assert child.returncode == 0 and reads > 3
     assert q.examine(opened()) == [] and opened().read_totals().n == 42
 
@@ -2033,9 +2033,9 @@ def test_the_hints_equal_a_count_from_scratch_after_every_change(
         for reader in (store, Watched(home, clock)):
             reader.read()
             check_hints(reader, reader.now())
-            reader.put_away()
+            reader.close()
     for store in stores:
-        store.put_away()
+        store.close()
 
 
 def test_a_due_retry_that_is_cancelled_leaves_the_hints(opened: Opener) -> None:
