@@ -5888,14 +5888,14 @@ class Worker:
                 self._run_hooks(slot, turn.reported, turn.hooks)
             elif turn.claimed is not None:
                 done = turn.claimed, self._attempt(slot, log, turn.claimed)
-            elif worked:
-                # What the report freed can be claimed now: take the next turn at once.
-                self.file.write_row(slot)
-                self.file.wake()  # the main thread may be waiting for the last slot to be done
             else:
+                if worked:
+                    self.file.write_row(slot)
+                    self.file.wake()  # the main thread may be waiting for the last slot to be done
                 if claim:
                     self._set_trouble(slot, None)
-                self._rest(seen, None if claim or self.stopping else TICK_S)
+                if not (worked and claim):  # else take the next turn now: the report may have freed a job
+                    self._rest(seen, None if claim or self.stopping else TICK_S)
         log.close()
 
     def _can_claim(self, slot: int, log: SlotLog) -> bool:

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from conftest import PROGRAM
 
-import queuectl
-
 pytest_plugins = ["worker_fixtures"]
 
 Call = Callable[..., Any]

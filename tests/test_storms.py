@@ -181,7 +181,7 @@ def orphans(home: Path, enqueue: Call, worker: Call, written: Call, tmp_path: Pa
     kill(child)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    store = queuectl.Store(str(home), print)
+    store = queuectl.open_store(str(home), print)
     store.follow()
     return store
 
