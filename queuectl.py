@@ -2122,7 +2122,7 @@ class Snapshot:
 class Listener(Protocol):
     """Is told each record that changes; see `Store.listeners`."""
 
-    def put(self, raw: bytes, state: str) -> None: ...
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None: ...
 
     def delete(self, id: str) -> None: ...
 
@@ -2437,14 +2437,14 @@ class Store:
         )
 
     def _put(self, raw: bytes, job: Job | None = None) -> None:
-        id, state, _ = job[:3] if job is not None else head_of(raw)
+        id, state, seq = job[:3] if job is not None else head_of(raw)
         self.records[id] = raw
         if state == "processing":
             self.processing[id] = job or trust_job(raw)
         else:
             self.processing.pop(id, None)
         for listener in self.listeners:
-            listener.put(raw, state)
+            listener.put(raw, id, state, seq)
 
     def _delete(self, id: str) -> None:
         self.records[id] = None
@@ -3152,9 +3152,8 @@ class Followers:
                 if not follower.left:
                     self.on_freed(child)
 
-    def put(self, raw: bytes, state: str) -> None:
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
-        id, _, seq = head_of(raw)
         if state in OVER:
             self._remove(id)
         elif id in self.followers:
@@ -3273,7 +3272,7 @@ class ClaimOrder:
         self._read_snapshot()
         for raw in store.records.values():
             if raw is not None and is_waiting(raw):
-                self.put(raw, "pending")
+                self.put(raw, *head_of(raw))
         for id in self._followers.followers:
             if id not in store.records:
                 self._add_freed(id)
@@ -3321,12 +3320,11 @@ class ClaimOrder:
             bisect.insort(self._keys, key)
         return self._lanes[key]
 
-    def put(self, raw: bytes, state: str) -> None:
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
         if state not in WAITING:
             return
         if self._is_plain(raw):
-            id, _, seq = head_of(raw)
             heapq.heappush(self._lane_of(None).heap, (seq, id, -1))
         else:
             self._enter(trust_job(raw), -1)
