@@ -2144,8 +2144,8 @@ class Store:
     def __init__(
         self,
         home: Home,
-        end_followers: Callable[[Transaction, Iterable[str] | None], None],
-        is_needed: Callable[[Store], Callable[[str], bool]],
+        end_followers: Callable[[Transaction, Job | None], None],
+        is_needed: Callable[[Store, str, int], bool],
     ) -> None:
         self.home = home
         self.journal_path = os.path.join(home.dir, "journal.jsonl")
@@ -2763,20 +2763,19 @@ class Store:
         """An array's records after a fold, in pieces: the old ones that did not change, and `mine` (seq,
         record), which are sorted, in their places. A piece in which nothing changes is passed on."""
         done, changed = 0, {id.encode() for id in self.records}
-        is_needed = self._is_needed(self) if completed_before else None
         for _, blob in self.snapshots[name].blobs():
             raws = blob.split(BETWEEN)
             ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
             upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
-            if upto == done and is_needed is None and changed.isdisjoint(ids):
+            if upto == done and not completed_before and changed.isdisjoint(ids):
                 yield blob
                 continue
             kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in changed]
-            if is_needed is not None and purged is not None:
-                old = {raw for raw in kept if is_completed_before(raw, completed_before)}
-                old = {raw for raw in old if not is_needed(id_of(raw))}
-                purged += [(job.id, job.runs) for job in map(trust_job, old)]
-                kept = [raw for raw in kept if raw not in old]
+            if completed_before and purged is not None:
+                jobs = [trust_job(raw) for raw in kept if is_completed_before(raw, completed_before)]
+                gone = {job.id: job for job in jobs if not self._is_needed(self, job.id, job.seq)}
+                purged += [(job.id, job.runs) for job in gone.values()]
+                kept = [raw for raw in kept if id_of(raw) not in gone]
             merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
             done = upto
             yield BETWEEN.join([raw for _, raw in merged])
@@ -2839,10 +2838,14 @@ class Store:
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
-                fd = os.dup(self._fd) if self._unsynced and self._fd >= 0 else -1
+                if not self._unsynced:
+                    return
+                try:
+                    has_journal = self._fd >= 0  # else a look failed since
+                    fd = os.dup(self._fd) if has_journal else os.open(self.journal_path, _READ)
+                except OSError as error:
+                    raise _unconfirmed(error) from error
                 self._unsynced = False
-            if fd < 0:
-                return
             try:
                 os.fsync(fd)
             except OSError as error:
@@ -3002,7 +3005,7 @@ class Transaction:
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
         if new.state == "dead" and old is not None and old.state != "dead":
-            self.store.end_followers(self, [new.id])
+            self.store.end_followers(self, new)
 
     def delete(self, old: Job) -> None:
         """Remove a job for good."""
@@ -3111,6 +3114,7 @@ class Followers:
     """The jobs that come after others and are not over. A listener of the store.
 
     children, parents    the followers of a job; every job that others come after
+    waiting              those of the followers of a job that wait
     waits_for            those of the jobs before a follower that are not over
     record               the record of a follower, where it waits
     on_freed             is given the id of a follower that nothing holds up any more
@@ -3177,9 +3181,14 @@ class Followers:
             if not self._children[parent]:
                 del self._children[parent]
 
-    def children(self, id: str) -> list[str]:
-        """The jobs, not over, that come after that one."""
-        return list(self._children.get(id, ()))
+    def children(self, id: str, seq: int) -> list[str]:
+        """The jobs, not over, that come after that one. One that came before it means an earlier job of
+        that name, which is gone."""
+        return [id for id in self._children.get(id, ()) if self.followers[id].seq > seq]
+
+    def waiting(self, id: str, seq: int) -> list[str]:
+        """The jobs that wait and come after that one."""
+        return [child for child in self.children(id, seq) if self.record(child)]
 
     def parents(self) -> Collection[str]:
         """The jobs that others, not over, come after."""
@@ -3208,27 +3217,28 @@ def followers_of(store: Store) -> Followers:
     return followers
 
 
-def end_followers(change: Transaction, dead: Iterable[str] | None) -> None:
-    """The waiting jobs that need one of these dead jobs die, and in turn those that need them (J5).
-    None: of every dead job."""
+def end_followers(change: Transaction, dead: Job | None) -> None:
+    """The waiting jobs that need that dead job die, and in turn those that need them (J5). None: of
+    every dead job."""
     followers = followers_of(change.store)
-    if dead is None:
-        found = change.store.find_raws(followers.parents())
-        dead = [id for id, raw in found.items() if head_of(raw)[1] == "dead"]
-    to_do = list(dead)
+    if dead is not None:
+        to_do = [(dead.id, dead.seq)]
+    else:
+        heads = map(head_of, change.store.find_raws(followers.parents()).values())
+        to_do = [(id, seq) for id, state, seq in heads if state == "dead"]
     while to_do:
-        parent = to_do.pop()
-        for child in followers.children(parent):
+        parent, seq = to_do.pop()
+        for child in followers.children(parent, seq):
             job = change.job(child)
             if job is not None and job.state in WAITING and parent in needed_by(job):
                 before = change.changes[child][0] if child in change.changes else job
                 change.changes[child] = (before, die_after(job, parent, change.now))
-                to_do.append(child)
+                to_do.append((child, job.seq))
 
 
-def is_needed(store: Store) -> Callable[[str], bool]:
-    """Whether a waiting job comes after the job of that id."""
-    return followers_of(store).parents().__contains__
+def is_needed(store: Store, id: str, seq: int) -> bool:
+    """Whether a waiting job comes after that one."""
+    return bool(followers_of(store).waiting(id, seq))
 
 
 LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
@@ -3762,7 +3772,7 @@ def _may_free(store: Store, job: Job, config: Config) -> bool:
     """Whether others may have a job to claim now: a follower of this one, or one with a limited tag."""
     if config.limits and not config.limits.keys().isdisjoint(job.tags or ()):
         return True
-    return job.state in OVER and bool(followers_of(store).children(job.id))
+    return job.state in OVER and bool(followers_of(store).children(job.id, job.seq))
 
 
 def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, str | None]:
@@ -4020,11 +4030,10 @@ class Purged(Record):
 
 def choose_purged(store: Store, chosen: Callable[[Job, str], bool], now: str) -> Purged:
     """Which of the jobs that are over and that `chosen(job, now)` picks a purge would take."""
-    needed = is_needed(store)
     out = Purged([], [])
     for job in store.jobs(states=OVER):
         if chosen(job, now):
-            (out.kept if needed(job.id) else out.gone).append(job)
+            (out.kept if is_needed(store, job.id, job.seq) else out.gone).append(job)
     return out
 
 
@@ -4073,7 +4082,7 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
     with store.transaction() as change:
         out = [check_dead(job) for job in find_all(store, ids)]
         for job in out:
-            if children := followers_of(store).children(job.id):
+            if children := followers_of(store).waiting(job.id, job.seq):
                 why = f"cannot be purged: job '{children[0]}', which waits, comes after it"
                 raise _refusal(job, why, f"See it with: queuectl show {children[0]}.")
             change.delete(job)

@@ -129,7 +129,7 @@ class Walk:
             setattr(self.q, name, value)
 
     def _steps(self) -> Iterator[None]:
-        self.q.Store = functools.partial(self.q.Store, clock=lambda: NOW_S)  # type: ignore[attr-defined]
+        self.q.open_store = functools.partial(self.q.open_store, clock=lambda: NOW_S)  # type: ignore[attr-defined]
         store = open_store(self.q, self.home)
         if self.scenario.before:
             self._begin(store, self.scenario.before)
@@ -180,7 +180,7 @@ class Walk:
         q, problems = self.q, []
         signal.alarm(HANG_S)
         take_edits, taken = q.Store._take_edits, []
-        if (self.home / ".queuectl" / "journal.jsonl").exists() and not self.scenario.is_edited:
+        if not (self.scenario.is_edited or self._is_first_start()):
 
             def noted(store: Any, edited: list[str], locked: bool) -> None:
                 taken.append(edited)
@@ -210,6 +210,11 @@ class Walk:
         if taken:
             problems.append(f"a crash is taken for a hand edit of {taken[0]}")
         return problems
+
+    def _is_first_start(self) -> bool:
+        """Whether the home's first start has not come to its end: no journal, or one that knows no arrays."""
+        journal = self.home / ".queuectl" / "journal.jsonl"
+        return not journal.exists() or b'"jobs": [0, 0, 0, -1]' in journal.read_bytes().partition(b"\n")[0]
 
     def _examine(self) -> list[str]:
         store = open_store(self.q, self.home)

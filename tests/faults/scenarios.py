@@ -6,6 +6,7 @@ says "this change is accepted", as a command does that exits 0; what comes after
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -33,19 +34,16 @@ class Scenario:
     steps: Steps
     before: Callable[[ModuleType, Any], Any] | None = None  # in the child, before the faults begin
     limits: tuple[tuple[str, int], ...] = ()  # fixed limits of the module, made small
-    is_edited: bool = False  # by hand, before it starts
+    is_edited: bool = False  # by hand, before it starts; or a crash may leave new arrays beside the old journal
     is_worker: bool = False  # may fail after the change is accepted: a worker tries again
 
 
 def open_store(q: ModuleType, home: str | Path, warn: Callable[[str], None] = lambda text: None) -> Any:
-    return q.Store(str(home), warn, clock=lambda: NOW_S)
+    return q.open_store(str(home), warn, clock=lambda: NOW_S)
 
 
 def close_store(store: Any) -> None:
-    store._reset()
-    if store._lock_fd is not None:
-        os.close(store._lock_fd)
-        store._lock_fd = None
+    store.close()
 
 
 def copy_home(source: Path, target: Path) -> None:
@@ -165,7 +163,7 @@ def _with(setting: str, value: str, begin: Build = small) -> Build:
 
 
 def crashed_in_fold(number: int, what: str = "killed before") -> Build:
-    """A fold that died at its `number`-th rename: of jobs.json, dlq.json, the journal."""
+    """A fold that died at its `number`-th rename: of dlq.json, jobs.json, the journal."""
 
     def build(q: ModuleType, home: str) -> None:
         unfolded(q, home)
@@ -232,6 +230,33 @@ def edited_parent(q: ModuleType, home: str) -> None:
     _edit(home, "jobs.json", [*jobs, {"id": "hand", "command": "true", "after": ["child"]}])
 
 
+def edited_moved(q: ModuleType, home: str) -> None:
+    """By hand: a waiting job moved to dlq.json, and a dead letter to jobs.json. Both have a later seq than the rest."""
+    small(q, home)
+    jobs, dead = _records(home, "jobs.json"), _records(home, "dlq.json")
+    over = {"state": "dead", "finished_at": "2026-11-24T08:15:30.123Z"}
+    moved = [{**job, **over} for job in jobs if job["id"] == "a"]
+    _edit(home, "dlq.json", [*(job for job in dead if job["id"] != "dead"), *moved])
+    new = {"id": "dead", "command": "true", "state": "pending"}
+    _edit(home, "jobs.json", [*(job for job in jobs if job["id"] != "a"), new])
+
+
+def restored(q: ModuleType, home: str) -> None:
+    """The arrays of a backup in the place of newer ones, beside a journal that holds changes of some of their jobs."""
+    small(q, home)
+    old = {name: Path(home, name).read_bytes() for name in ("jobs.json", "dlq.json")}
+    store = open_store(q, home)
+    q.cancel_jobs(store, ["b"])
+    q.revive_jobs(store, ["rip"])
+    store.fold()
+    q.enqueue_job(store, q.Spec("true", id="new", cwd="/"))
+    q.cancel_jobs(store, ["c"])
+    close_store(store)
+    for name, data in old.items():
+        os.unlink(os.path.join(home, name))
+        Path(home, name).write_bytes(data)
+
+
 def touched(q: ModuleType, home: str) -> None:
     """The same bytes under other fingerprints, as after `cp -r`."""
     unfolded(q, home)
@@ -248,12 +273,19 @@ def torn(q: ModuleType, home: str) -> None:
 
 
 def torn_bulk(q: ModuleType, home: str) -> None:
-    """A bulk that died before its last line: whole lines that say `more`."""
+    """Half of a bulk's line at the journal's end."""
     unfolded(q, home)
-    limit = q.LINE_JOBS_MAX
-    setattr(q, "LINE_JOBS_MAX", 3)  # noqa: B010 (a module's attribute that the type checker cannot see)
-    kill_at(q, home, "write", 4, bulk, "killed before")
-    setattr(q, "LINE_JOBS_MAX", limit)  # noqa: B010
+    kill_at(q, home, "write", 2, bulk_of_two, "half then killed")  # the first write is of its spool
+
+
+def crashed_in_bulk(number: int) -> Build:
+    """A bulk that went straight into jobs.json and died at its `number`-th rename."""
+
+    def build(q: ModuleType, home: str) -> None:
+        unfolded(q, home)
+        kill_at(q, home, "rename", number, bulk)
+
+    return build
 
 
 def crashed_worker(q: ModuleType, home: str) -> None:
@@ -323,24 +355,68 @@ def enqueue_after(q: ModuleType, store: Any) -> Iterator[None]:
     store.settle()
 
 
+def _add(q: ModuleType, store: Any, lines: Sequence[bytes], straight: bool) -> None:
+    """Add a bulk: straight into a new jobs.json, or as one line of the journal."""
+    array = Path(store.home.path, "jobs.json")
+    before = array.stat().st_ino
+    assert q.enqueue_bulk(store, lines, {"cwd": "/"}, False).added == len(lines)
+    assert (array.stat().st_ino != before) == straight
+
+
 def bulk_after(q: ModuleType, store: Any) -> Iterator[None]:
     """Some of them dead from the start."""
     jobs = [{"id": f"n{number}", "after": ["dead" if number == 2 else f"n{number - 1}"]} for number in range(1, 6)]
     jobs[0]["after"] = ["run"]
-    spool = q.Spool(store, [json.dumps({"command": "true", **job}).encode() + b"\n" for job in jobs])
-    added = q.enqueue_bulk(store, spool, {"cwd": "/"}, False).added
-    spool.close()
-    assert added == 5
+    _add(q, store, [json.dumps({"command": "true", **job}).encode() for job in jobs], straight=False)
     yield
     store.settle()
 
 
 def bulk(q: ModuleType, store: Any) -> Iterator[None]:
-    text = b"".join(b"echo %d\n" % number for number in range(9)) + b'{"id": "last", "command": "x", "delay": 5}\n'
-    spool = q.Spool(store, [text[:50], text[50:]])
-    added = q.enqueue_bulk(store, spool, {"cwd": "/"}, False).added
-    spool.close()
-    assert added == 10
+    lines = [b"echo %d" % number for number in range(9)]
+    _add(q, store, [*lines, b'{"id": "last", "command": "x", "delay": 5}'], straight=True)
+    yield
+    store.settle()
+
+
+def bulk_of_two(q: ModuleType, store: Any) -> Iterator[None]:
+    """So small that it is no quarter of the arrays."""
+    _add(q, store, [b"echo 1", b"echo 2"], straight=False)
+    yield
+    store.settle()
+
+
+def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
+    """The disk refuses the first sync: the journal is copied to a fresh file."""
+    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
+    fsync = q.os.fsync
+
+    def refused(fd: int) -> None:
+        q.os.fsync = fsync
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    q.os.fsync = refused
+    store.sync()
+    yield
+    store.settle()
+
+
+def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
+    """No array can be written. What was taken from the edit is not appended again at each look."""
+    real = q.os.open
+
+    def refused(path: str, *args: Any, **more: Any) -> int:
+        if path.endswith(("jobs.json.new", "dlq.json.new")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return int(real(path, *args, **more))
+
+    q.os.open = refused
+    store.follow()
+    size = os.stat(store.journal_path).st_size
+    for _ in range(3):
+        store.follow()
+    assert os.stat(store.journal_path).st_size == size, "the journal grows at each look"
+    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
     yield
     store.settle()
 
@@ -496,10 +572,9 @@ def mend(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def purge_old(q: ModuleType, store: Any) -> Iterator[None]:
-    """As a worker does, a piece at a time."""
-    store.follow()
-    gone, place = q.purge_completed(store, 0, q.Place(), 10)
-    assert [job.id for job in gone] == ["done", "gone"] and place is not None
+    """As a worker does: a fold leaves the old ones out."""
+    gone = store.fold(completed_before=store.home.now())
+    assert sorted(id for id, _ in gone) == ["done", "gone"]
     yield
     store.home.write_clock_mark({"boot_id": "x", "offset_s": 1, "stepped_s": 0, "purged_s": 1})
     store.sync()
@@ -529,7 +604,7 @@ def cli(q: ModuleType, home: str, *args: str) -> None:
     assert not code, code
 
 
-TINY = (("SMALL_BYTES", 64), ("LINE_JOBS_MAX", 3))
+TINY = (("SMALL_BYTES", 64), ("LINE_BYTES_MAX", 64))
 
 SCENARIOS = (
     Scenario("first start", nothing, enqueue),
@@ -544,9 +619,10 @@ SCENARIOS = (
     Scenario("enqueue a duplicate", small, enqueue_duplicate),
     Scenario("enqueue with a key that is free again", unfolded, enqueue_freed),
     Scenario("enqueue, synced always", _with("fsync", "always"), enqueue),
-    Scenario("bulk, small", small, bulk),
+    Scenario("bulk, small", small, bulk_of_two),
+    Scenario("bulk, small, beside a live worker", unfolded, bulk_of_two, before=live_worker),
     Scenario("bulk, large", unfolded, bulk, limits=TINY),
-    Scenario("bulk in many lines beside a live worker", small, bulk, before=live_worker, limits=TINY[1:]),
+    Scenario("bulk, large, beside a live worker", small, bulk, before=live_worker),
     Scenario("claim", small, claim, is_worker=True),
     Scenario("report and claim", small, report(0, True), is_worker=True),
     Scenario("failing report", small, report(1, False), is_worker=True),
@@ -572,18 +648,26 @@ SCENARIOS = (
     Scenario("rerun", small, rerun),
     Scenario("purge", small, purge),
     Scenario("purge everything that is over", small, purge_everything),
-    Scenario("doctor --fix", torn, mend),
-    Scenario("purge by a worker", small, purge_old, is_worker=True, limits=(("PURGE_JOBS", 2),)),
+    Scenario("doctor --fix", torn, mend, is_edited=True),
+    Scenario("purge by a worker", small, purge_old, is_worker=True),
     Scenario("config set", small, config_set),
     Scenario("pause and resume", small, pause),
     Scenario("fold", unfolded, fold, is_worker=True),
     Scenario("enqueue after a fold died before its renames", crashed_in_fold(1), enqueue),
     Scenario("enqueue after a fold died between its renames", crashed_in_fold(2), enqueue),
     Scenario("fold after a fold died before the journal's rename", crashed_in_fold(3), fold, is_worker=True),
+    Scenario("enqueue after a large bulk died between its renames", crashed_in_bulk(2), enqueue),
+    Scenario("enqueue after a large bulk died before the journal's rename", crashed_in_bulk(3), enqueue),
+    Scenario("enqueue whose sync fails", unfolded, enqueue_renewed),
+    Scenario("enqueue beside a live worker whose sync fails", unfolded, enqueue_renewed, before=live_worker),
     Scenario("hand edit", edited, enqueue, is_edited=True),
     Scenario("hand edit of jobs in the journal", edited_journal, enqueue, is_edited=True),
     Scenario("hand edit that makes a job dead", edited_dead, enqueue, is_edited=True),
     Scenario("hand edit that revives a job", edited_revived, enqueue, is_edited=True),
+    Scenario("hand edit that moves jobs between the arrays", edited_moved, enqueue, is_edited=True),
+    Scenario("hand edit while no array can be written", edited, enqueue_unfolded, is_edited=True),
+    Scenario("hand edit that moves jobs while no array can be written", edited_moved, enqueue_unfolded, is_edited=True),
+    Scenario("restored backup", restored, enqueue, is_edited=True),
     Scenario("copied home", touched, enqueue),
     Scenario("torn tail", torn, enqueue),
     Scenario("torn tail of a bulk", torn_bulk, enqueue),
