@@ -2167,6 +2167,7 @@ class Store:
         if self.state != "broken":
             self.state = "unread"
         self._fd = -1  # the journal
+        self._is_writable = False
         self._inode = 0
         self._start = 0  # of the changes since the fold
         self._end = 0  # of the last line that was read
@@ -2233,6 +2234,8 @@ class Store:
             raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
         if info.st_ino != self._inode or not (light or self.state == "full"):
             return False
+        if locked and not self._is_writable:
+            return False
         if info.st_size < self._end:
             raise self._break(f"'{self.journal_path}' was cut while in use.")
         if not self._are_arrays_known():
@@ -2286,6 +2289,7 @@ class Store:
         flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
             self._fd = os.open(self.journal_path, flags | (os.O_RDWR if locked else os.O_RDONLY))
+            self._is_writable = locked
         except FileNotFoundError:
             if not locked:
                 return False
