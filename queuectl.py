@@ -2258,6 +2258,7 @@ class Store:
             if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():
                 if self._read_last_line():
                     return
+        may_fold = locked
         for _ in range(LOOKS_MAX):
             self._forget()
             self._open_arrays()
@@ -2271,12 +2272,13 @@ class Store:
                 continue  # a fold came between; nobody edited them
             if edited:
                 self._take_edits(edited, locked)
-            if not (edited and locked):
+            if not (edited and may_fold):
                 return
+            may_fold = False  # once: where the fold fails, the journal holds the edit
             with self._fold_may_fail():
                 self._fold()
             if self._fd >= 0:
-                return  # the fold failed, and the journal holds the edit
+                return
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _is_of_this_boot(self) -> bool:
