@@ -2533,9 +2533,11 @@ class Store:
         config, saved_s = self.home.config(), mark.mtime_ns / 1e9
         at = format_instant(saved_s)
         state = record.get("state", "dead" if name == "dlq" else "pending")
+        made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
+        known = self.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
         defaults: dict[str, Any] = {
-            "id": make_id(int(saved_s * 1000), number if name == "jobs" else -number),
-            "state": state, "seq": self.n + 1, "attempts": 0,
+            "id": made_id, "state": state,
+            "seq": head_of(known)[2] if known else self.n + 1, "attempts": 0,
             "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
             "timeout": config.job_timeout, "created_at": at, "updated_at": at,
             "cwd": self.home.path,
