@@ -2847,10 +2847,16 @@ class Store:
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
-                fd = os.dup(self._fd) if self._unsynced and self._fd >= 0 else -1
+                if self.state == "broken":
+                    raise StoreError(self._why_broken)
+                if not self._unsynced:
+                    return
+                try:
+                    # A look that failed has closed the journal; it is still where it was.
+                    fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.journal_path, _READ)
+                except OSError as error:
+                    raise _unconfirmed(error) from error
                 self._unsynced = False
-            if fd < 0:
-                return
             try:
                 os.fsync(fd)
             except OSError as error:
@@ -2881,6 +2887,7 @@ class Store:
                 os.fsync(copy)
             os.rename(self._temporary("journal"), self.journal_path)
             sync_dir(self.home.dir)
+            self._unsynced = False
         except OSError as error:
             self._break("An earlier change may be lost: the disk did not confirm it.")
             raise _unconfirmed(error) from error
