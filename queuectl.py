@@ -2167,6 +2167,7 @@ class Store:
         if self.state != "broken":
             self.state = "unread"
         self._fd = -1  # the journal
+        self._is_writable = False
         self._inode = 0
         self._start = 0  # of the changes since the fold
         self._end = 0  # of the last line that was read
@@ -2233,6 +2234,8 @@ class Store:
             raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
         if info.st_ino != self._inode or not (light or self.state == "full"):
             return False
+        if locked and not self._is_writable:
+            return False
         if info.st_size < self._end:
             raise self._break(f"'{self.journal_path}' was cut while in use.")
         if not self._are_arrays_known():
@@ -2255,6 +2258,7 @@ class Store:
             if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():
                 if self._read_last_line():
                     return
+        may_fold = locked
         for _ in range(LOOKS_MAX):
             self._forget()
             self._open_arrays()
@@ -2268,12 +2272,13 @@ class Store:
                 continue  # a fold came between; nobody edited them
             if edited:
                 self._take_edits(edited, locked)
-            if not (edited and locked):
+            if not (edited and may_fold):
                 return
+            may_fold = False  # once: where the fold fails, the journal holds the edit
             with self._fold_may_fail():
                 self._fold()
             if self._fd >= 0:
-                return  # the fold failed, and the journal holds the edit
+                return
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _is_of_this_boot(self) -> bool:
@@ -2286,6 +2291,7 @@ class Store:
         flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
             self._fd = os.open(self.journal_path, flags | (os.O_RDWR if locked else os.O_RDONLY))
+            self._is_writable = locked
         except FileNotFoundError:
             if not locked:
                 return False
@@ -2527,9 +2533,11 @@ class Store:
         config, saved_s = self.home.config(), mark.mtime_ns / 1e9
         at = format_instant(saved_s)
         state = record.get("state", "dead" if name == "dlq" else "pending")
+        made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
+        known = self.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
         defaults: dict[str, Any] = {
-            "id": make_id(int(saved_s * 1000), number if name == "jobs" else -number),
-            "state": state, "seq": self.n + 1, "attempts": 0,
+            "id": made_id, "state": state,
+            "seq": head_of(known)[2] if known else self.n + 1, "attempts": 0,
             "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
             "timeout": config.job_timeout, "created_at": at, "updated_at": at,
             "cwd": self.home.path,
@@ -2838,11 +2846,13 @@ class Store:
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
+                if self.state == "broken":
+                    raise StoreError(self._why_broken)
                 if not self._unsynced:
                     return
                 try:
-                    has_journal = self._fd >= 0  # else a look failed since
-                    fd = os.dup(self._fd) if has_journal else os.open(self.journal_path, _READ)
+                    # A look that failed has closed the journal; it is still where it was.
+                    fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.journal_path, _READ)
                 except OSError as error:
                     raise _unconfirmed(error) from error
                 self._unsynced = False
@@ -2876,6 +2886,7 @@ class Store:
                 os.fsync(copy)
             os.rename(self._temporary("journal"), self.journal_path)
             sync_dir(self.home.dir)
+            self._unsynced = False
         except OSError as error:
             self._break("An earlier change may be lost: the disk did not confirm it.")
             raise _unconfirmed(error) from error
