@@ -2122,7 +2122,7 @@ class Snapshot:
 class Listener(Protocol):
     """Is told each record that changes; see `Store.listeners`."""
 
-    def put(self, raw: bytes, state: str) -> None: ...
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None: ...
 
     def delete(self, id: str) -> None: ...
 
@@ -2167,6 +2167,7 @@ class Store:
         if self.state != "broken":
             self.state = "unread"
         self._fd = -1  # the journal
+        self._is_writable = False
         self._inode = 0
         self._start = 0  # of the changes since the fold
         self._end = 0  # of the last line that was read
@@ -2233,6 +2234,8 @@ class Store:
             raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
         if info.st_ino != self._inode or not (light or self.state == "full"):
             return False
+        if locked and not self._is_writable:
+            return False
         if info.st_size < self._end:
             raise self._break(f"'{self.journal_path}' was cut while in use.")
         if not self._are_arrays_known():
@@ -2255,6 +2258,7 @@ class Store:
             if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():
                 if self._read_last_line():
                     return
+        may_fold = locked
         for _ in range(LOOKS_MAX):
             self._forget()
             self._open_arrays()
@@ -2268,12 +2272,13 @@ class Store:
                 continue  # a fold came between; nobody edited them
             if edited:
                 self._take_edits(edited, locked)
-            if not (edited and locked):
+            if not (edited and may_fold):
                 return
+            may_fold = False  # once: where the fold fails, the journal holds the edit
             with self._fold_may_fail():
                 self._fold()
             if self._fd >= 0:
-                return  # the fold failed, and the journal holds the edit
+                return
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _is_of_this_boot(self) -> bool:
@@ -2286,6 +2291,7 @@ class Store:
         flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
             self._fd = os.open(self.journal_path, flags | (os.O_RDWR if locked else os.O_RDONLY))
+            self._is_writable = locked
         except FileNotFoundError:
             if not locked:
                 return False
@@ -2437,14 +2443,14 @@ class Store:
         )
 
     def _put(self, raw: bytes, job: Job | None = None) -> None:
-        id, state, _ = job[:3] if job is not None else head_of(raw)
+        id, state, seq = job[:3] if job is not None else head_of(raw)
         self.records[id] = raw
         if state == "processing":
             self.processing[id] = job or trust_job(raw)
         else:
             self.processing.pop(id, None)
         for listener in self.listeners:
-            listener.put(raw, state)
+            listener.put(raw, id, state, seq)
 
     def _delete(self, id: str) -> None:
         self.records[id] = None
@@ -2527,9 +2533,11 @@ class Store:
         config, saved_s = self.home.config(), mark.mtime_ns / 1e9
         at = format_instant(saved_s)
         state = record.get("state", "dead" if name == "dlq" else "pending")
+        made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
+        known = self.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
         defaults: dict[str, Any] = {
-            "id": make_id(int(saved_s * 1000), number if name == "jobs" else -number),
-            "state": state, "seq": self.n + 1, "attempts": 0,
+            "id": made_id, "state": state,
+            "seq": head_of(known)[2] if known else self.n + 1, "attempts": 0,
             "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
             "timeout": config.job_timeout, "created_at": at, "updated_at": at,
             "cwd": self.home.path,
@@ -2838,11 +2846,13 @@ class Store:
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
+                if self.state == "broken":
+                    raise StoreError(self._why_broken)
                 if not self._unsynced:
                     return
                 try:
-                    has_journal = self._fd >= 0  # else a look failed since
-                    fd = os.dup(self._fd) if has_journal else os.open(self.journal_path, _READ)
+                    # A look that failed has closed the journal; it is still where it was.
+                    fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.journal_path, _READ)
                 except OSError as error:
                     raise _unconfirmed(error) from error
                 self._unsynced = False
@@ -2876,6 +2886,7 @@ class Store:
                 os.fsync(copy)
             os.rename(self._temporary("journal"), self.journal_path)
             sync_dir(self.home.dir)
+            self._unsynced = False
         except OSError as error:
             self._break("An earlier change may be lost: the disk did not confirm it.")
             raise _unconfirmed(error) from error
@@ -2920,7 +2931,7 @@ class Store:
         rest = {id for id in ids if id not in found}
         for snapshot in self.snapshots.values() if rest else ():
             found |= {id_of(raw): raw for raw in snapshot.find(rest)}
-        return {id: raw for id, raw in found.items() if raw}
+        return {id: raw for id in ids if (raw := found.get(id))}
 
     def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
         """Those of these jobs that are there."""
@@ -3095,6 +3106,9 @@ class TagFilter(NamedTuple):
         return not self.not_tags or set(self.not_tags).isdisjoint(tags)
 
 
+ALL_JOBS: Final = TagFilter()
+
+
 class Follower:
     """A job that comes after others: `left` are those of them that are not over."""
 
@@ -3153,9 +3167,8 @@ class Followers:
                 if not follower.left:
                     self.on_freed(child)
 
-    def put(self, raw: bytes, state: str) -> None:
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
-        id, _, seq = head_of(raw)
         if state in OVER:
             self._remove(id)
         elif id in self.followers:
@@ -3280,7 +3293,7 @@ class ClaimOrder:
         self._read_snapshot()
         for raw in store.records.values():
             if raw is not None and is_waiting(raw):
-                self.put(raw, "pending")
+                self.put(raw, *head_of(raw))
         for id in self._followers.followers:
             if id not in store.records:
                 self._add_freed(id)
@@ -3328,12 +3341,11 @@ class ClaimOrder:
             bisect.insort(self._keys, key)
         return self._lanes[key]
 
-    def put(self, raw: bytes, state: str) -> None:
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
         if state not in WAITING:
             return
         if self._is_plain(raw):
-            id, _, seq = head_of(raw)
             heapq.heappush(self._lane_of(None).heap, (seq, id, -1))
         else:
             self._enter(trust_job(raw), -1)
@@ -3374,7 +3386,7 @@ class ClaimOrder:
         self,
         now: str,
         full: frozenset[str] = frozenset(),
-        only: TagFilter = TagFilter(),
+        only: TagFilter = ALL_JOBS,
         skip: Collection[str] = (),
     ) -> Job | None:
         """The job to claim next: taken by that filter, without a tag that is full, not in `skip`."""
@@ -3457,7 +3469,7 @@ class ClaimOrder:
         return any(only.takes(trust_job(raw).tags or ()) for raw in raws if raw is not None)
 
 
-def claim_order(store: Store, now: str, only: TagFilter = TagFilter()) -> ClaimOrder:
+def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
     """What waits. Built when it is first asked for, and anew when other tags matter or a clock was set."""
     offset_s = store.home.clock() - boot_clock_s()
     named = {*store.home.last_config().limits, *only.tags, *only.not_tags}
@@ -5585,14 +5597,14 @@ class Worker:
                     self._keep_house(now_s)
                     self._set_trouble(MAIN, None)
             except Busy:
-                tick_at = (
-                    now_s + PATIENCE_S
-                )  # others are at work; nothing is lost by trying a little later
-            except (
-                Exception
-            ) as error:  # also a fault of ours: without this thread no time limit and no stop (W1)
+                # Others are at work; nothing is lost by trying a little later.
+                tick_at = now_s + PATIENCE_S
+            except Exception as error:
+                # Also after a fault of ours: without this thread no time limit and no stop (W1).
                 why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
                 self._set_trouble(MAIN, f"housekeeping fails: {why}")
+                if isinstance(error, StoreError) and self.store.state == "broken":
+                    self._give_up(error)
             self._call_when_due()
             timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
             woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
@@ -5786,11 +5798,17 @@ class Worker:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
     def _check_file(self) -> None:
-        if self.fatal is None and not self.file.is_linked():
-            self.fatal = StoreError(
-                f"'{self.file.path}' was deleted while this worker ran. It claims nothing more."
-            )
-            self._stop(f"Error: {self.fatal}")
+        if not self.file.is_linked():
+            why = f"'{self.file.path}' was deleted while this worker ran."
+            self._give_up(StoreError(f"{why} It claims nothing more."))
+
+    def _give_up(self, error: QueueError) -> None:
+        """End the running jobs and leave: nothing of them can be stored any more, and whoever finds this
+        worker's claims takes the jobs back."""
+        if self.fatal is None:
+            self.fatal = error
+            self._stop(f"Error: {error}")
+            self._hand_back()
 
     def _set_trouble(self, slot: int, text: str | None) -> None:
         """Say once why this slot claims nothing, and show it in `status`; None ends it."""
@@ -5894,7 +5912,8 @@ class Worker:
                     self.file.wake()  # the main thread may be waiting for the last slot to be done
                 if claim:
                     self._set_trouble(slot, None)
-                self._rest(seen, None if claim or self.stopping else TICK_S)
+                if not (worked and claim):  # else take the next turn now: the report may have freed a job
+                    self._rest(seen, None if claim or self.stopping else TICK_S)
         log.close()
 
     def _can_claim(self, slot: int, log: SlotLog) -> bool:

@@ -456,12 +456,12 @@ def test_many_parents_are_looked_up_all_at_once(
     ids = run("enqueue", "--max-retries", "1", "--file", "-", input="true\n" * 40 + "exit 1\n").lines
     run("enqueue", "--id", "x", *(word for id in ids for word in ("--after", id)), "true")
     process("worker", "start", "--drain", code=1)
-    looked, search = list[bytes](), q._search
+    looked, search = list[bytes](), q.Snapshot.search
 
-    def counted(fd: int, needle: bytes) -> Any:
+    def counted(snapshot: q.Snapshot, needle: bytes) -> Any:
         looked.append(needle)
-        return search(fd, needle)
+        return search(snapshot, needle)
 
-    monkeypatch.setattr(q, "_search", counted)
+    monkeypatch.setattr(q.Snapshot, "search", counted)
     assert len(run("dlq", "retry", "--all").lines) == 2
     assert len(looked) < 10, f"{len(looked)} passes over the files"

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from conftest import PROGRAM
 
-import queuectl
-
 pytest_plugins = ["worker_fixtures"]
 
 Call = Callable[..., Any]
@@ -124,15 +122,6 @@ def test_a_file_without_jobs_adds_none_and_is_no_error(run: Call, listed: Call, 
 def test_a_large_file_is_accepted_whole(run: Call, listed: Call) -> None:
     run("enqueue", "--file", listed("true\n" * 20_001))
     assert run("status", "--json").json["jobs"]["pending"] == 20_001
-
-
-def test_jobs_of_a_file_that_takes_several_lines_of_the_journal_keep_their_order(
-    run: Call, listed: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queuectl, "LINE_JOBS_MAX", 1000)
-    names = [f"job-{number}" for number in range(2001)]
-    run("enqueue", "--file", listed("".join(f'{{"id":"{name}","command":"true"}}\n' for name in names)))
-    assert run("list", "--ids").lines == names
 
 
 # ---- a whole JSON value ----

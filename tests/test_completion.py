@@ -145,15 +145,14 @@ def test_the_home_on_the_line_is_the_one_that_is_looked_at(process: Call, queue:
     assert complete(process, f"queuectl --home {tmp_path / 'none'} show ") == []
 
 
-def test_a_completion_looks_at_a_bounded_number_of_records(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_completion_offers_so_many_ids_in_those_states_and_no_more(home: Path) -> None:
     store = Watched(home)
     for number in range(30):
         q.enqueue_job(store, q.Spec("true", id=f"job{number}"))
     store.fold()
-    store.read()
-    monkeypatch.setattr(q, "LOOKS_MAX", 10)
-    assert store.ids_like("job", ("dead",), 100) == []
-    assert len(store.ids_like("job", ("pending",), 100)) == 10
-    assert store.ids_like("job", ("pending",), 3) == ["job0", "job1", "job2"]
-    assert store.ids_like("", ("pending",), 2) == ["job29", "job28"]
-    assert store.ids_like("job2", ("pending",), 2) == ["job2", "job20"]
+    q.cancel_jobs(store, ["job2"])
+    assert q.complete_ids(store, "job", ("dead",), 100) == ["job2"]
+    assert q.complete_ids(store, "job", ("pending",), 3) == ["job0", "job1", "job3"]
+    assert q.complete_ids(store, "job2", ("pending",), 2) == ["job20", "job21"]
+    assert q.complete_ids(store, "", ("pending",), 2) == ["job29", "job28"], "the latest first"
+    store.close()

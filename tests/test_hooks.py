@@ -223,7 +223,7 @@ def test_a_hook_that_we_end_is_gone_with_all_that_it_started(tmp_path: Path, wri
 @pytest.fixture
 def slot(home: Path, tmp_path: Path) -> q.Worker:
     """A worker that runs nothing by itself."""
-    store = q.Store(str(home), lambda text: None)
+    store = q.open_store(str(home), lambda text: None)
     store.home.prepare()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
     worker._header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}

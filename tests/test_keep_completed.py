@@ -70,6 +70,10 @@ def passes(clock: Clock, boot: Clock, seconds: float) -> None:
     boot.at += seconds
 
 
+def purged(store: q.Store, seconds: float) -> list[str]:
+    return [id for id, _ in store.fold(completed_before=q.add_seconds(store.home.now(), -seconds))]
+
+
 @pytest.mark.usefixtures("old")
 def test_a_worker_purges_what_was_completed_long_ago(store: Watched) -> None:
     house(store)._keep_house(0)
@@ -132,10 +136,10 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(
     def fails(mark: object, most_s: float) -> None:
         raise q.StoreError("No space left on device.")
 
-    monkeypatch.setattr(store, "write_clock_mark", fails)
+    monkeypatch.setattr(store.home, "write_clock_mark", fails)
     clock.at += 100
     worker._keep_house(0)
-    assert not store._dirty and not store.fold_due(0)
+    assert not store._unsynced and not store.fold_due(0)
 
 
 def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock, boot: Clock) -> None:
@@ -157,29 +161,6 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock
     assert "a" not in listing(store)
 
 
-@pytest.mark.parametrize("fold_between", [False, True])
-def test_a_long_queue_is_gone_through_in_pieces(
-    store: Watched, clock: Clock, boot: Clock, monkeypatch: pytest.MonkeyPatch, fold_between: bool
-) -> None:
-    for number in range(30):
-        enqueue(store, f"job{number}", delay=10 * DAY_S if number % 3 == 0 else None)
-    kept = [f"job{number}" for number in range(0, 30, 3)]
-    for _ in range(20):
-        run_next(store)
-    store.fold()
-    clock.at += 50
-    monkeypatch.setattr(q, "CHUNK_BYTES", 2000)
-    monkeypatch.setattr(q, "PURGE_JOBS", 3)
-    place: q.Place | None = q.Place()
-    sizes = []
-    while place is not None:
-        gone, place = q.purge_completed(store, 40, place, 10)
-        sizes.append(len(gone))
-        if fold_between:
-            store.fold()
-    assert list(listing(store)) == kept and sum(sizes) == 20 and max(sizes) == 3
-
-
 def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(store: Watched, clock: Clock) -> None:
     enqueue(store, "a")
     job = claim(store)
@@ -191,7 +172,7 @@ def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(s
         assert there is not None
         change.put(there, there._replace(state="pending", finished_at=None, attempts=0))
     clock.at += 50
-    assert q.purge_completed(store, 1, q.Place(), 10)[0] == []
+    assert purged(store, 1) == []
 
 
 def test_a_job_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
@@ -199,9 +180,9 @@ def test_a_job_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
     clock.at += 50
     run_next(store)
     store.fold()
-    assert q.purge_completed(store, 40, q.Place(), 10)[0] == []
+    assert purged(store, 40) == []
     clock.at += 40
-    assert [job.id for job in q.purge_completed(store, 40, q.Place(), 10)[0]] == ["a"]
+    assert purged(store, 40) == ["a"]
 
 
 def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
@@ -211,24 +192,7 @@ def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_en
     run_next(store, q.Outcome("exited", 0))
     store.fold()
     clock.at += 2 * DAY_S
-    gone, _ = q.purge_completed(store, DAY_S, q.Place(), 10)
-    assert [job.id for job in gone] == ["ahead"]
-
-
-def test_reading_stops_where_only_younger_jobs_follow(
-    store: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(q, "CHUNK_BYTES", 2000)
-    for number in range(50):
-        enqueue(store, f"job{number}")
-        run_next(store)
-        clock.at += 10
-    store.fold()
-    places, place = 0, q.Place()
-    while place is not None:
-        _, place = q.purge_completed(store, 400, place, 10)  # type: ignore[assignment]
-        places += 1
-    assert places <= 5 and "job0" not in listing(store) and "job20" in listing(store)
+    assert purged(store, DAY_S) == ["ahead"]
 
 
 @pytest.mark.usefixtures("nothing_left")

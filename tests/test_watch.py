@@ -172,9 +172,9 @@ def test_a_watch_sees_what_a_reader_sees_whatever_is_folded_between(store: Watch
         else:
             seen, fresh = watch.look(), Watched(home)
             fresh.read()
-            assert list(seen["jobs"].values()) == list(fresh.totals.counts)
+            assert list(seen["jobs"].values()) == fresh.counts
             assert {job.id: job for job in seen["running"]} == fresh.processing
-            fresh.put_away()
+            fresh.close()
 
 
 def test_a_line_that_is_still_being_written_is_waited_for(store: Watched, watch: q.Watch, home: Path) -> None:
