@@ -398,6 +398,15 @@ def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
     store.settle()
 
 
+def revive_renewed(q: ModuleType, store: Any) -> Iterator[None]:
+    """As `enqueue_renewed`; but for the journal's line the job would be in neither array while they are renamed."""
+    q.revive_jobs(store, ["dead"])
+    q.os.refuses_sync = True
+    store.sync()
+    yield
+    store.settle()
+
+
 def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
     """No array can be written. What was taken from the edit is not appended again at each look."""
     real = q.os.open
@@ -658,6 +667,7 @@ SCENARIOS = (
     Scenario("enqueue after a large bulk died before the journal's rename", crashed_in_bulk(3), enqueue),
     Scenario("enqueue whose sync fails", unfolded, enqueue_renewed),
     Scenario("enqueue beside a live worker whose sync fails", unfolded, enqueue_renewed, before=live_worker),
+    Scenario("revival whose sync fails", small, revive_renewed),
     Scenario("hand edit", edited, enqueue, is_edited=True),
     Scenario("hand edit of jobs in the journal", edited_journal, enqueue, is_edited=True),
     Scenario("hand edit that makes a job dead", edited_dead, enqueue, is_edited=True),
