@@ -1947,6 +1947,11 @@ class Mark(NamedTuple):
     crc: int = -1
 
 
+def are_same_files(one: Mapping[str, Mark], other: Mapping[str, Mark]) -> bool:
+    """Whether both name the same arrays, whatever is known of their bytes."""
+    return all(one[name][:3] == other[name][:3] for name in ARRAYS)
+
+
 def mark_of(file: int | str, crc: int = -1) -> Mark:
     """The mark of a descriptor or path."""
     info = os.stat(file)
@@ -2119,6 +2124,91 @@ class Snapshot:
             yield from itertools.islice(found, 1)
 
 
+class Journal:
+    """The journal, open. `end` is of the last line that was read, `start` of the changes since the fold.
+
+    lines, last_change, text    its lines from an offset on, what the last one says, all of it
+    append, copy_to             a line by one write; a synced copy at another path
+    """
+
+    def __init__(self, path: str, writable: bool) -> None:
+        flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        self.path = path
+        self.is_writable = writable
+        self.fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
+        try:
+            lines = self.lines(0)
+            header, repeat = next(lines, b""), next(lines, b"")
+            body = body_of(header)
+            if body is None or body_of(repeat) is None:
+                raise self.damaged(0 if body is None else len(header))
+            self.header: dict[str, Any] = json.loads(body)
+            check_format(self.header, path)
+            self.inode = os.fstat(self.fd).st_ino  # no other file has it while this one is open
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.start, self.end = len(header) + len(repeat), len(header)
+        self._text: bytes | None = None
+
+    def marks(self) -> dict[str, Mark]:
+        """The arrays that it goes with."""
+        return {name: Mark(*self.header[name]) for name in ARRAYS}
+
+    def is_of_this_boot(self) -> bool:
+        """Whether it was begun since the machine started. An older one may have a hole that a power loss
+        left, before lines that are whole."""
+        return bool(self.header["boot"] == boot_id())
+
+    def lines(self, start: int) -> Iterator[bytes]:
+        """Its lines from there on with their newlines; the last one may have none."""
+        rest = b""
+        for piece in pieces(self.fd, start, os.fstat(self.fd).st_size):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from (line + b"\n" for line in lines)
+        if rest:
+            yield rest
+
+    def last_change(self) -> dict[str, Any] | None:
+        """What the last line says beside its records; None where it is no whole change."""
+        size, reach, at = os.fstat(self.fd).st_size, TAIL_BYTES, 0
+        while not at and reach < 16 * (size - self.end + TAIL_BYTES):
+            start = max(self.end, size - reach)
+            data = b"".join(pieces(self.fd, start, size))
+            at = data.rfind(b"\n", 0, -1) + 1
+            reach *= 16
+        body = body_of(data[at:])
+        if body is None or not body.startswith(b'{"put"'):
+            return None
+        self.end = size
+        return rest_of(body)
+
+    def text(self) -> bytes:
+        """All that was read of it, for a search."""
+        if self._text is None or len(self._text) != self.end:
+            self._text = b"".join(pieces(self.fd, 0, self.end))
+        return self._text
+
+    def append(self, body: bytes) -> None:
+        """Append a line; cut back what only half arrived."""
+        line = journal_line(body)
+        try:
+            write_whole(self.fd, line)
+        except OSError:
+            with contextlib.suppress(OSError):  # else the next look cuts it off
+                os.ftruncate(self.fd, self.end)
+            raise
+        self.end += len(line)
+
+    def damaged(self, offset: int) -> StoreError:
+        """The error for a bad line that begins there."""
+        number = 1 + sum(piece.count(b"\n") for piece in pieces(self.fd, 0, offset))
+        return StoreError(
+            f"'{self.path}' is damaged at line {number}: its checksum does not fit. "
+            "Nothing was changed. Repair it with: queuectl doctor --fix."
+        )
+
+
 class Listener(Protocol):
     """Is told each record that changes; see `Store.listeners`."""
 
@@ -2156,24 +2246,19 @@ class Store:
         self._unsynced = False
         self.state: Literal["unread", "light", "full", "broken"] = "unread"
         self._why_broken = ""
-        self._fd = -1
+        self.journal: Journal | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self._forget()
 
     def _forget(self) -> None:
         """Let go of what was read: the next look reads anew."""
-        for fd in (self._fd, *(snapshot.fd for snapshot in self.snapshots.values())):
-            close_fd(fd)
+        for file in (self.journal, *self.snapshots.values()):
+            if file is not None:
+                close_fd(file.fd)
         if self.state != "broken":
             self.state = "unread"
-        self._fd = -1  # the journal
-        self._is_writable = False
-        self._inode = 0
-        self._start = 0  # of the changes since the fold
-        self._end = 0  # of the last line that was read
-        self._header: dict[str, Any] = {}
+        self.journal = None
         self._marks: dict[str, Mark] = {}  # of the arrays as they were seen
-        self._text: bytes | None = None  # the journal's bytes, for searches in a light store
         self.snapshots = {}
         self.counts = [0] * len(STATES)
         self.n = 0
@@ -2202,9 +2287,13 @@ class Store:
 
     def refresh(self) -> bool:
         """Read what changed since, without the lock. False where nothing did."""
-        before = (self._inode, self._end, self._marks)
+        before = self._seen()
         self.read()
-        return (self._inode, self._end, self._marks) != before
+        return self._seen() != before
+
+    def _seen(self) -> tuple[object, ...]:
+        journal = self.journal
+        return (journal.inode, journal.end, self._marks) if journal else (self._marks,)
 
     def follow(self, most_s: float = math.inf) -> None:
         """Take in what others appended, folded or edited, and repair what a crash left."""
@@ -2217,8 +2306,9 @@ class Store:
         if locked and self.state == "broken":
             raise StoreError(self._why_broken)
         try:
-            if self._fd < 0 or not self._follow(light, locked):
-                self._read(light, locked)
+            if self.journal is None or not self._follow(self.journal, light, locked):
+                if not (light and self._read_light(locked)):
+                    self._read(locked)
         except OSError as error:
             self._forget()
             raise storage_error(error, self.home.dir) from error
@@ -2226,24 +2316,23 @@ class Store:
             self._forget()  # half a state must not be taken for the whole
             raise
 
-    def _follow(self, light: bool, locked: bool) -> bool:
+    def _follow(self, journal: Journal, light: bool, locked: bool) -> bool:
         """Read on where the last look ended. False where everything must be read anew."""
         try:
-            info = os.stat(self.journal_path)
+            info = os.stat(journal.path)
         except FileNotFoundError:
-            raise self._break(f"'{self.journal_path}' was deleted while in use.") from None
-        if info.st_ino != self._inode or not (light or self.state == "full"):
+            raise self._break(f"'{journal.path}' was deleted while in use.") from None
+        is_enough = (light or self.state == "full") and (journal.is_writable or not locked)
+        if info.st_ino != journal.inode or not is_enough:
             return False
-        if locked and not self._is_writable:
-            return False
-        if info.st_size < self._end:
-            raise self._break(f"'{self.journal_path}' was cut while in use.")
+        if info.st_size < journal.end:
+            raise self._break(f"'{journal.path}' was cut while in use.")
         if not self._are_arrays_known():
             return False
-        if info.st_size > self._end:
+        if info.st_size > journal.end:
             if self.state == "light":
-                return self._read_last_line()
-            self._replay(locked, None)
+                return self._read_last_change(journal)
+            self._replay(journal, locked, None)
         return True
 
     def _break(self, why: str) -> StoreError:
@@ -2252,63 +2341,58 @@ class Store:
         self.state = "broken"
         return StoreError(self._why_broken)
 
-    def _read(self, light: bool, locked: bool) -> None:
-        if light:
-            self._forget()
-            if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():
-                if self._read_last_line():
-                    return
+    def _read_light(self, locked: bool) -> bool:
+        """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
+        self._forget()
+        journal = self._open_journal(locked)
+        if journal is None or not journal.is_of_this_boot():
+            return False
+        self._marks = journal.marks()
+        return self._are_arrays_known() and self._read_last_change(journal)
+
+    def _read_last_change(self, journal: Journal) -> bool:
+        rest = journal.last_change()
+        if rest is None:
+            return False
+        self.counts, self.n = rest["counts"], rest["n"]
+        if self.state == "unread":
+            self.state = "light"
+        return True
+
+    def _read(self, locked: bool) -> None:
+        """Read journal and arrays whole."""
         may_fold = locked
         for _ in range(LOOKS_MAX):
             self._forget()
             self._open_arrays()
-            there = self._open_journal(locked)
-            if there and len(self.snapshots) < len(ARRAYS):
+            journal = self._open_journal(locked)
+            if journal is not None and len(self.snapshots) < len(ARRAYS):
                 continue  # the arrays were made just now
             if self.state == "unread":
                 self.state = "full"
-            edited = self._replay_all(locked) if there else list(self.snapshots)
+            edited = self._replay_all(journal, locked) if journal else list(self.snapshots)
             if edited and not (locked or self._are_arrays_known()):
                 continue  # a fold came between; nobody edited them
             if edited:
-                self._take_edits(edited, locked)
+                take_edits(self, edited, locked)
             if not (edited and may_fold):
                 return
             may_fold = False  # once: where the fold fails, the journal holds the edit
             with self._fold_may_fail():
                 self._fold()
-            if self._fd >= 0:
+            if self.journal is not None:
                 return
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
-    def _is_of_this_boot(self) -> bool:
-        """Whether the journal was begun since the machine started. An older one may have a hole that a
-        power loss left, before lines that are whole."""
-        return bool(self._header["boot"] == boot_id())
-
-    def _open_journal(self, locked: bool) -> bool:
-        """Open the journal and read its header. Where there is none: with the lock, begin one."""
-        flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    def _open_journal(self, locked: bool) -> Journal | None:
+        """Open the journal. Where there is none: with the lock, begin one."""
         try:
-            self._fd = os.open(self.journal_path, flags | (os.O_RDWR if locked else os.O_RDONLY))
-            self._is_writable = locked
+            self.journal = Journal(self.journal_path, locked)
         except FileNotFoundError:
-            if not locked:
-                return False
-            self._begin()
-            return self._open_journal(locked)
-        lines = self._lines(0)
-        header, repeat = next(lines, b""), next(lines, b"")
-        body = body_of(header)
-        if body is None or body_of(repeat) is None:
-            raise self._damaged(0 if body is None else len(header))
-        self._header = json.loads(body)
-        check_format(self._header, self.journal_path)
-        self._inode = os.fstat(self._fd).st_ino  # no other file has it while this one is open
-        self._start, self._end = len(header) + len(repeat), len(header)
-        if not self.snapshots:
-            self._marks = {name: Mark(*self._header[name]) for name in ARRAYS}
-        return True
+            if locked:
+                self._begin()
+                self.journal = Journal(self.journal_path, locked)
+        return self.journal
 
     def _begin(self) -> None:
         """First start: settings and arrays where there are none, then a journal that knows no arrays, so
@@ -2322,7 +2406,7 @@ class Store:
             self.home.write_settings(default_settings())
         for name, path in self.paths.items():
             if not os.path.exists(path):
-                self._write_array(name, ())
+                write_array(self._temporary(name), ())
                 os.rename(self._temporary(name), path)
         sync_dir(self.home.path)
         with contextlib.suppress(PermissionError):  # the home's own name; its parent is another's
@@ -2352,61 +2436,32 @@ class Store:
                 return False
         return True
 
-    def _read_last_line(self) -> bool:
-        """`counts` and `n` from the journal's last line. False where that is not enough to know them."""
-        end, reach, at = os.fstat(self._fd).st_size, TAIL_BYTES, 0
-        while not at and reach < 16 * (end - self._end + TAIL_BYTES):
-            start = max(self._end, end - reach)
-            data = b"".join(pieces(self._fd, start, end))
-            at = data.rfind(b"\n", 0, -1) + 1
-            reach *= 16
-        body = body_of(data[at:])
-        if body is None or not body.startswith(b'{"put"'):
-            return False
-        self._set_totals(rest_of(body))
-        self._end, self._text = end, None
-        if self.state == "unread":
-            self.state = "light"
-        return True
-
-    def _set_totals(self, rest: Mapping[str, Any]) -> None:
-        self.counts, self.n = rest["counts"], rest["n"]
-
-    def _lines(self, start: int) -> Iterator[bytes]:
-        """The journal's lines from there on with their newlines; the last one may have none."""
-        rest = b""
-        for piece in pieces(self._fd, start, os.fstat(self._fd).st_size):
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-        if rest:
-            yield rest
-
-    def _replay_all(self, locked: bool) -> list[str]:
+    def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
         """Replay the whole journal. Gives the arrays that neither header nor intent name: a person's
         work."""
-        known = {name: [Mark(*self._header[name])] for name in ARRAYS}
-        self._replay(locked, known)
+        known = {name: [mark] for name, mark in journal.marks().items()}
+        self._replay(journal, locked, known)
         return [name for name in ARRAYS if not any(map(self.snapshots[name].is_same, known[name]))]
 
-    def _replay(self, locked: bool, known: dict[str, list[Mark]] | None) -> None:
-        """Apply the journal from `_end` on. A line that is not whole is a torn tail where no whole one
-        follows. The marks that an intent names go into `known`."""
-        end, bad = self._end, -1
-        for line in self._lines(end):
+    def _replay(self, journal: Journal, locked: bool, known: dict[str, list[Mark]] | None) -> None:
+        """Apply the journal from its `end` on. A line that is not whole is a torn tail where no whole
+        one follows. The marks that an intent names go into `known`."""
+        end, bad = journal.end, -1
+        for line in journal.lines(end):
             body = body_of(line)
             if body is None:
                 if HOLE in line:
                     break  # it never reached the disk, and what follows was not synced either
                 bad = end if bad < 0 else bad
             elif bad >= 0:
-                raise self._damaged(bad)
+                raise journal.damaged(bad)
             end += len(line)
             if body is not None:
                 self._apply(body, known)
-                self._end = end
-        if locked and os.fstat(self._fd).st_size > self._end:
-            path = self.home.keep_aside("journal-tail", self._fd, self._end)
-            os.ftruncate(self._fd, self._end)
+                journal.end = end
+        if locked and os.fstat(journal.fd).st_size > journal.end:
+            path = self.home.keep_aside("journal-tail", journal.fd, journal.end)
+            os.ftruncate(journal.fd, journal.end)
             self.home.warn(
                 "The journal ended in an unfinished line (a crash?); it was cut off and kept as "
                 f"'{path}'."
@@ -2414,35 +2469,29 @@ class Store:
 
     def _apply(self, body: bytes, known: dict[str, list[Mark]] | None) -> None:
         try:
-            if body.startswith(b'{"put"'):
-                rest = rest_of(body)
+            is_change = body.startswith(b'{"put"')
+            rest = rest_of(body) if is_change else json.loads(body)
+            if is_change:
                 for raw in records_of(body):
-                    self._put(raw)
+                    self.put_record(raw)
                 for id in rest.get("del", ()):
                     self._delete(id)
-                self._set_totals(rest)
-                return
-            rest = json.loads(body)
-            if known is None:
+            elif known is None:
                 return  # a fold that did not come to its end; the arrays are as they were seen
-            for name in ARRAYS:
-                known[name].append(Mark(*rest["intent"][name]))
-            if self.snapshots["jobs"].is_same(known["jobs"][-1]):
-                self._set_totals(rest)  # the fold was committed: what it added or left out counts
+            else:
+                for name in ARRAYS:
+                    known[name].append(Mark(*rest["intent"][name]))
+                if not self.snapshots["jobs"].is_same(known["jobs"][-1]):
+                    return  # the fold was not committed
+            self.counts, self.n = rest["counts"], rest["n"]
         except (ValueError, LookupError, TypeError) as error:
             raise StoreError(
                 f"'{self.journal_path}' holds a line that is whole and cannot be understood "
                 f"({error}). Nothing was changed. Repair it with: queuectl doctor --fix."
             ) from error
 
-    def _damaged(self, offset: int) -> StoreError:
-        number = 1 + sum(piece.count(b"\n") for piece in pieces(self._fd, 0, offset))
-        return StoreError(
-            f"'{self.journal_path}' is damaged at line {number}: its checksum does not fit. "
-            "Nothing was changed. Repair it with: queuectl doctor --fix."
-        )
-
-    def _put(self, raw: bytes, job: Job | None = None) -> None:
+    def put_record(self, raw: bytes, job: Job | None = None) -> None:
+        """A job has that record now. Only memory changes."""
         id, state, seq = job[:3] if job is not None else head_of(raw)
         self.records[id] = raw
         if state == "processing":
@@ -2457,108 +2506,6 @@ class Store:
         self.processing.pop(id, None)
         for listener in self.listeners:
             listener.delete(id)
-
-    # -- Hand edits
-
-    def _take_edits(self, edited: list[str], locked: bool) -> None:
-        """Put what a person made of these arrays under what the journal says, and then into it.
-
-        Only jobs that the journal does not hold are appended: a job that the edit moved between the
-        arrays would be lost in a crash, and others would be appended again at every look while the fold
-        cannot be done.
-        """
-        journal = dict(self.records)
-        taken: dict[str, Job] = {}
-        for name in edited:
-            for job in self._edited_jobs(name):
-                if job.id in journal:
-                    if journal[job.id] != encode_job(job):
-                        self.snapshots[name].is_overruled = True
-                elif job.id in taken:
-                    raise self._unusable(name, f"job '{job.id}' stands in the arrays twice")
-                else:
-                    taken[job.id] = job
-                    self.n = max(self.n, job.seq)
-        for name in self.snapshots.keys() - edited:
-            for id in taken.keys() & map(id_of, self.snapshots[name].raws()):
-                raise self._unusable(edited[0], f"job '{id}' also stands in {name}.json")
-        for job in taken.values():
-            self._put(encode_job(job), job)
-        for name in edited:
-            self.snapshots[name].give_up()
-        saved_s = max(self._marks[name].mtime_ns for name in edited) / 1e9
-        change = Transaction(self, format_instant(saved_s))
-        self.end_followers(change, None)
-        for _, new in change.changes.values():
-            assert new is not None
-            self._put(encode_job(new), new)
-        self._recount()
-        new_raws = [raw for id, raw in self.records.items() if raw and journal.get(id) != raw]
-        if locked and new_raws:
-            self._append(change_body(new_raws, (), self.counts, self.n))
-
-    def _edited_jobs(self, name: str) -> Iterator[Job]:
-        """The jobs of an edited array."""
-        snapshot = self.snapshots[name]
-        if mark_of(snapshot.fd)[:3] != snapshot.mark[:3]:
-            raise Busy(f"'{snapshot.path}' is just being saved. Nothing was changed. Try again.")
-        try:
-            text = b"".join(pieces(snapshot.fd, 0, snapshot.mark.size)).decode("utf-8-sig")
-            records = parse_json(text, "The file")
-        except (UnicodeDecodeError, BadValue) as error:
-            raise self._unusable(name, str(error).rstrip(".")) from None
-        if not isinstance(records, list):
-            raise self._unusable(name, "it must hold one JSON array")
-        places: dict[object, int] = {}
-        for number, record in enumerate(records, 1):
-            if isinstance(record, dict) and isinstance(record.get("id"), str):
-                places[record["id"]] = number
-        for number, record in enumerate(records, 1):
-            try:
-                job = self.edited_job(name, number, record, snapshot.mark)
-            except BadValue as error:
-                raise self._unusable(name, f"element {number}: {str(error).rstrip('.')}") from None
-            late = [id for id in parents_of(job) if places.get(id, 0) >= number]
-            if late and "seq" not in record:
-                why = f"job '{job.id}' comes after '{late[0]}', which does not stand before it"
-                raise self._unusable(name, why)
-            yield job
-
-    def edited_job(self, name: str, number: int, record: Any, mark: Mark) -> Job:
-        """A job from a hand-written record; what is missing gets the defaults of an enqueue. A made id
-        depends only on the file's time and the place in its own array, so that every look makes the same
-        one. Raises BadValue."""
-        if not isinstance(record, dict) or "command" not in record:
-            raise BadValue("it is no job: an object with a 'command'")
-        config, saved_s = self.home.config(), mark.mtime_ns / 1e9
-        at = format_instant(saved_s)
-        state = record.get("state", "dead" if name == "dlq" else "pending")
-        made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
-        known = self.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
-        defaults: dict[str, Any] = {
-            "id": made_id, "state": state,
-            "seq": head_of(known)[2] if known else self.n + 1, "attempts": 0,
-            "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
-            "timeout": config.job_timeout, "created_at": at, "updated_at": at,
-            "cwd": self.home.path,
-        }  # fmt: skip
-        if state in OVER:
-            defaults["finished_at"] = at
-        if state == "failed":
-            defaults["run_at"] = at
-        return job_from_dict(record, defaults)
-
-    def _recount(self) -> None:
-        self.counts = [0] * len(STATES)
-        for _, state, seq in map(head_of, self.raws()):
-            self.counts[NUMBER_OF[state]] += 1
-            self.n = max(self.n, seq)
-
-    def _unusable(self, name: str, why: str) -> StoreError:
-        return StoreError(
-            f"'{self.paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then "
-            "mend it with an editor, or repair it with: queuectl doctor --fix."
-        )
 
     # -- Changing
 
@@ -2592,25 +2539,18 @@ class Store:
             counts[NUMBER_OF[new.state]] += 1
             n = max(n, new.seq)
             puts.append((encode_job(new), new))
-        self._append(change_body([raw for raw, _ in puts], deleted, counts, n))
+        self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
         if self.state == "full":
             for raw, job in puts:
-                self._put(raw, job)
+                self.put_record(raw, job)
             for id in deleted:
                 self._delete(id)
 
-    def _append(self, body: bytes) -> None:
-        """Append a line by one write; cut back what only half arrived."""
-        line = journal_line(body)
-        try:
-            write_whole(self._fd, line)
-        except OSError:
-            with contextlib.suppress(OSError):  # else the next look cuts it off
-                os.ftruncate(self._fd, self._end)
-            raise
-        self._end += len(line)
-        self._text = None
+    def append(self, body: bytes) -> None:
+        """Append a line to the journal. Memory is the caller's."""
+        assert self.journal is not None
+        self.journal.append(body)
         self._unsynced = True
 
     def add_bulk(
@@ -2636,11 +2576,11 @@ class Store:
         for _, state, seq in map(head_of, raws):
             counts[NUMBER_OF[state]] += seq > self.n
             n = max(n, seq)
-        self._append(change_body(raws, (), counts, n))
+        self.append(change_body(raws, (), counts, n))
         self.counts, self.n = counts, n
         if self.state == "full":
             for raw in raws:
-                self._put(raw)
+                self.put_record(raw)
 
     # -- Folding and syncing
 
@@ -2648,20 +2588,14 @@ class Store:
         """Whether the journal should be folded: while the arrays are small always, else when it has
         reached a quarter of them, so that the cost of a change stays bounded. `quiet_s` is for how long
         nothing happened: an idle worker does not rewrite a large queue for each new job."""
-        if self._fd < 0:
+        journal = self.journal
+        if journal is None:
             return False
-        if self._must_fold():
-            return True
+        if not journal.is_of_this_boot() or not are_same_files(self._marks, journal.marks()):
+            return True  # until then no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
-        is_small = arrays <= max(SMALL_BYTES, 4 * self._end, quiet_s * FOLD_BYTES_S)
-        return is_small and self._end > self._start
-
-    def _must_fold(self) -> bool:
-        """Whether the header is not true any more: of another boot, or of other arrays."""
-        is_old = not self._is_of_this_boot()
-        return is_old or any(
-            self._header[name][:3] != list(self._marks[name][:3]) for name in ARRAYS
-        )
+        is_small = arrays <= max(SMALL_BYTES, 4 * journal.end, quiet_s * FOLD_BYTES_S)
+        return is_small and journal.end > journal.start
 
     def fold(self, most_s: float = math.inf, completed_before: str = "") -> list[tuple[str, int]]:
         """Write the journal's changes into the arrays. Leaves out jobs that were completed before that
@@ -2695,35 +2629,48 @@ class Store:
     ) -> list[tuple[str, int]]:
         """The five steps of the section's head. Under the lock, after a full look; the store is unread
         after it. `added` are records of new pending jobs."""
+        assert self.journal is not None
         counts = list(self.counts)
         purged: list[tuple[str, int]] = []
-        marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
         mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
         for raw in filter(None, self.records.values()):
             _, state, seq = head_of(raw)
             mine[array_of(state)].append((seq, raw))
+
+        def is_kept(raw: bytes) -> bool:
+            if not is_completed_before(raw, completed_before):
+                return True
+            job = trust_job(raw)
+            if self._is_needed(self, job.id, job.seq):
+                return True
+            purged.append((job.id, job.runs))
+            return False
 
         def new_jobs() -> Iterator[bytes]:
             for raw in added:
                 counts[NUMBER_OF["pending"]] += 1
                 yield raw
 
-        if mine["dlq"] or self._changes("dlq"):
-            marks["dlq"] = self._write_array("dlq", self._merged("dlq", sorted(mine["dlq"])))
-        kept = self._merged("jobs", sorted(mine["jobs"]), completed_before, purged)
-        marks["jobs"] = self._write_array("jobs", itertools.chain(kept, new_jobs()))
+        marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
+        dlq, jobs = self.snapshots["dlq"], self.snapshots["jobs"]
+        if mine["dlq"] or dlq.is_edited or any(id_of(raw) in self.records for raw in dlq.raws()):
+            merged = merge_records(dlq, sorted(mine["dlq"]), self.records)
+            marks["dlq"] = write_array(self._temporary("dlq"), merged)
+        merged = merge_records(
+            jobs, sorted(mine["jobs"]), self.records, is_kept if completed_before else None
+        )
+        marks["jobs"] = write_array(self._temporary("jobs"), itertools.chain(merged, new_jobs()))
         n = self.n + sum(counts) - sum(self.counts)
         counts[NUMBER_OF["completed"]] -= len(purged)
-        self._append(encode_json({"intent": marks, "counts": counts, "n": n}))
+        self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
         try:
-            os.fsync(self._fd)
+            os.fsync(self.journal.fd)
         except OSError:
-            self._copy_journal(self._fd)
+            self._copy_journal(self.journal.fd)
         self._replace_arrays(marks)
         self.counts, self.n, self._unsynced = counts, n, False
-        running = [encode_job(job) for job in self.processing.values()]
         try:
-            self._write_journal(marks, running)
+            self._write_journal(marks, [encode_job(job) for job in self.processing.values()])
         except OSError as error:
             self.home.warn(
                 "The arrays are written; the journal could not be begun anew: "
@@ -2756,56 +2703,6 @@ class Store:
                 raise _unconfirmed(error) from error
             raise
 
-    def _changes(self, name: str) -> bool:
-        """Whether the journal, or an edit, changes a job that stands in that array."""
-        snapshot = self.snapshots[name]
-        return snapshot.is_edited or any(id_of(raw) in self.records for raw in snapshot.raws())
-
-    def _merged(
-        self,
-        name: str,
-        mine: Sequence[tuple[int, bytes]],
-        completed_before: str = "",
-        purged: list[tuple[str, int]] | None = None,
-    ) -> Iterator[bytes]:
-        """An array's records after a fold, in pieces: the old ones that did not change, and `mine` (seq,
-        record), which are sorted, in their places. A piece in which nothing changes is passed on."""
-        done, changed = 0, {id.encode() for id in self.records}
-        for _, blob in self.snapshots[name].blobs():
-            raws = blob.split(BETWEEN)
-            ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
-            upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
-            if upto == done and not completed_before and changed.isdisjoint(ids):
-                yield blob
-                continue
-            kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in changed]
-            if completed_before and purged is not None:
-                jobs = [trust_job(raw) for raw in kept if is_completed_before(raw, completed_before)]
-                gone = {job.id: job for job in jobs if not self._is_needed(self, job.id, job.seq)}
-                purged += [(job.id, job.runs) for job in gone.values()]
-                kept = [raw for raw in kept if id_of(raw) not in gone]
-            merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
-            done = upto
-            yield BETWEEN.join([raw for _, raw in merged])
-        yield BETWEEN.join([raw for _, raw in mine[done:]])
-
-    def _write_array(self, name: str, parts: Iterable[bytes]) -> Mark:
-        """Write an array, given in pieces of records, to its temporary file, synced; its mark."""
-        with new_file(self._temporary(name)) as fd:
-            crc, buffer, between = 0, bytearray(b"[\n"), b""
-            for part in filter(None, parts):
-                buffer += between
-                buffer += part
-                between = BETWEEN
-                if len(buffer) >= CHUNK_BYTES:
-                    crc = zlib.crc32(buffer, crc)
-                    write_whole(fd, buffer)
-                    buffer.clear()
-            buffer += b"\n]\n" if between else b"]\n"
-            write_whole(fd, buffer)
-            os.fsync(fd)
-            return mark_of(fd, zlib.crc32(buffer, crc))
-
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
         """A new journal in the old one's place, synced: the header and the processing jobs."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
@@ -2824,7 +2721,7 @@ class Store:
         marks = {}
         for name in ARRAYS:
             mine = (encode_job(job) for job in ordered if array_of(job.state) == name)
-            marks[name] = self._write_array(name, mine)
+            marks[name] = write_array(self._temporary(name), mine)
         for name in ("dlq", "jobs"):
             os.rename(self._temporary(name), self.paths[name])
         sync_dir(self.home.path)
@@ -2852,7 +2749,11 @@ class Store:
                     return
                 try:
                     # A look that failed has closed the journal; it is still where it was.
-                    fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.journal_path, _READ)
+                    fd = (
+                        os.open(self.journal_path, _READ)
+                        if self.journal is None
+                        else os.dup(self.journal.fd)
+                    )
                 except OSError as error:
                     raise _unconfirmed(error) from error
                 self._unsynced = False
@@ -2891,27 +2792,6 @@ class Store:
             self._break("An earlier change may be lost: the disk did not confirm it.")
             raise _unconfirmed(error) from error
 
-    def examine(self) -> list[str]:
-        """What the journal's end and the arrays' bytes show, after a look; a sentence each."""
-        problems = []
-        if self._fd < 0 and self.records and os.path.exists(self.home.lock_path):
-            problems.append(
-                f"'{self.journal_path}' is missing: what changed since the arrays were written is lost."
-            )
-        if self._fd >= 0 and os.fstat(self._fd).st_size > self._end:
-            problems.append(
-                f"'{self.journal_path}' ends in an unfinished line; the next change sets it aside."
-            )
-        for name, snapshot in self.snapshots.items():
-            if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
-                problems.append(
-                    f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
-                )
-            for id, state, _ in map(head_of, snapshot.raws()):
-                if array_of(state) != name:
-                    problems.append(f"'{snapshot.path}' holds job '{id}', which is {state}.")
-        return problems
-
     # -- Looking jobs up
 
     def get(self, id: str) -> Job | None:
@@ -2926,7 +2806,7 @@ class Store:
         if self.state == "full":
             found = {id: self.records[id] for id in ids if id in self.records}
         else:
-            text = self._journal_text()
+            text = self._search_text()
             found = {id: raw for id in ids if (raw := last_record(text, id)) is not None}
         rest = {id for id in ids if id not in found}
         for snapshot in self.snapshots.values() if rest else ():
@@ -2955,7 +2835,7 @@ class Store:
         if self.state == "full":
             mine = [raw for raw in self.records.values() if raw is not None]
         else:
-            ids = {id_of(raw) for raw in records_with(self._journal_text(), needle)}
+            ids = {id_of(raw) for raw in records_with(self._search_text(), needle)}
             mine = list(self.find_raws(ids).values())
         yield from (raw for raw in mine if needle in raw)
         if "jobs" in self.snapshots:
@@ -2963,21 +2843,21 @@ class Store:
                 if not self.is_in_journal(id_of(raw)):
                     yield raw
 
-    def _journal_text(self) -> bytes:
+    def _search_text(self) -> bytes:
         """In a light store: what the journal says, for a search. The arrays are opened, too."""
-        if not self.snapshots and self._fd >= 0:
+        if self.journal is None:
+            return b""
+        if not self.snapshots:
             self._open_arrays()
-            if any(self._marks[name][:3] != tuple(self._header[name][:3]) for name in ARRAYS):
+            if not are_same_files(self._marks, self.journal.marks()):
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
-        if self._text is None:
-            self._text = b"".join(pieces(self._fd, 0, self._end)) if self._fd >= 0 else b""
-        return self._text
+        return self.journal.text()
 
     def is_in_journal(self, id: str) -> bool:
         """Whether the journal says anything of that job."""
         if self.state == "full":
             return id in self.records
-        return last_record(self._journal_text(), id) is not None
+        return last_record(self._search_text(), id) is not None
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
         """The record of every job (of these arrays), in order of arrival or the reverse."""
@@ -3026,6 +2906,157 @@ class Transaction:
         """The jobs that are processing after this change."""
         jobs = {**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}
         return (job for job in jobs.values() if job is not None and job.state == "processing")
+
+
+# -- Hand edits
+
+
+def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
+    """Put what a person made of these arrays under what the journal says, and then into it.
+
+    Only jobs that the journal does not hold are appended: a job that the edit moved between the arrays
+    would be lost in a crash, and others would be appended again at every look while the fold cannot be
+    done.
+    """
+    journal = dict(store.records)
+    taken: dict[str, Job] = {}
+    for name in edited:
+        for job in _edited_jobs(store, name):
+            if job.id in journal:
+                if journal[job.id] != encode_job(job):
+                    store.snapshots[name].is_overruled = True
+            elif job.id in taken:
+                raise _unusable(store, name, f"job '{job.id}' stands in the arrays twice")
+            else:
+                taken[job.id] = job
+                store.n = max(store.n, job.seq)
+    for name in store.snapshots.keys() - set(edited):
+        for id in taken.keys() & map(id_of, store.snapshots[name].raws()):
+            raise _unusable(store, edited[0], f"job '{id}' also stands in {name}.json")
+    for job in taken.values():
+        store.put_record(encode_job(job), job)
+    for name in edited:
+        store.snapshots[name].give_up()
+    saved_s = max(store.snapshots[name].mark.mtime_ns for name in edited) / 1e9
+    change = Transaction(store, format_instant(saved_s))
+    store.end_followers(change, None)
+    for _, new in change.changes.values():
+        assert new is not None
+        store.put_record(encode_job(new), new)
+    store.counts = [0] * len(STATES)
+    for _, state, seq in map(head_of, store.raws()):
+        store.counts[NUMBER_OF[state]] += 1
+        store.n = max(store.n, seq)
+    raws = [raw for id, raw in store.records.items() if raw and journal.get(id) != raw]
+    if locked and raws:
+        store.append(change_body(raws, (), store.counts, store.n))
+
+
+def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
+    """The jobs of an edited array."""
+    snapshot = store.snapshots[name]
+    if mark_of(snapshot.fd)[:3] != snapshot.mark[:3]:
+        raise Busy(f"'{snapshot.path}' is just being saved. Nothing was changed. Try again.")
+    try:
+        text = b"".join(pieces(snapshot.fd, 0, snapshot.mark.size)).decode("utf-8-sig")
+        records = parse_json(text, "The file")
+    except (UnicodeDecodeError, BadValue) as error:
+        raise _unusable(store, name, str(error).rstrip(".")) from None
+    if not isinstance(records, list):
+        raise _unusable(store, name, "it must hold one JSON array")
+    places: dict[object, int] = {}
+    for number, record in enumerate(records, 1):
+        if isinstance(record, dict) and isinstance(record.get("id"), str):
+            places[record["id"]] = number
+    for number, record in enumerate(records, 1):
+        try:
+            job = edited_job(store, name, number, record, snapshot.mark)
+        except BadValue as error:
+            raise _unusable(store, name, f"element {number}: {str(error).rstrip('.')}") from None
+        late = [id for id in parents_of(job) if places.get(id, 0) >= number]
+        if late and "seq" not in record:
+            why = f"job '{job.id}' comes after '{late[0]}', which does not stand before it"
+            raise _unusable(store, name, why)
+        yield job
+
+
+def edited_job(store: Store, name: str, number: int, record: Any, mark: Mark) -> Job:
+    """A job from a hand-written record; what is missing gets the defaults of an enqueue. A made id
+    depends only on the file's time and the place in its own array, so that every look makes the same
+    one. Raises BadValue."""
+    if not isinstance(record, dict) or "command" not in record:
+        raise BadValue("it is no job: an object with a 'command'")
+    config, saved_s = store.home.config(), mark.mtime_ns / 1e9
+    at = format_instant(saved_s)
+    state = record.get("state", "dead" if name == "dlq" else "pending")
+    made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
+    known = store.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
+    defaults: dict[str, Any] = {
+        "id": made_id, "state": state,
+        "seq": head_of(known)[2] if known else store.n + 1, "attempts": 0,
+        "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
+        "timeout": config.job_timeout, "created_at": at, "updated_at": at,
+        "cwd": store.home.path,
+    }  # fmt: skip
+    if state in OVER:
+        defaults["finished_at"] = at
+    if state == "failed":
+        defaults["run_at"] = at
+    return job_from_dict(record, defaults)
+
+
+def _unusable(store: Store, name: str, why: str) -> StoreError:
+    return StoreError(
+        f"'{store.paths[name]}' cannot be used: {why}. Nothing was changed. Copy it first, then "
+        "mend it with an editor, or repair it with: queuectl doctor --fix."
+    )
+
+
+# -- Arrays and lines
+
+
+def merge_records(
+    snapshot: Snapshot,
+    mine: Sequence[tuple[int, bytes]],
+    changed: Collection[str],
+    is_kept: Callable[[bytes], bool] | None = None,
+) -> Iterator[bytes]:
+    """An array's records after a fold, in pieces: the old ones but those of `changed` and those that are
+    not kept, and `mine` (seq, record), which are sorted, in their places. A piece in which nothing
+    changes is passed on as it is."""
+    done, gone = 0, {id.encode() for id in changed}
+    for _, blob in snapshot.blobs():
+        raws = blob.split(BETWEEN)
+        ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
+        upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
+        if upto == done and is_kept is None and gone.isdisjoint(ids):
+            yield blob
+            continue
+        kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in gone]
+        if is_kept is not None:
+            kept = list(filter(is_kept, kept))
+        merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
+        done = upto
+        yield BETWEEN.join([raw for _, raw in merged])
+    yield BETWEEN.join([raw for _, raw in mine[done:]])
+
+
+def write_array(path: str, parts: Iterable[bytes]) -> Mark:
+    """Write an array, given in pieces of records, to a new file, synced; its mark."""
+    with new_file(path) as fd:
+        crc, buffer, between = 0, bytearray(b"[\n"), b""
+        for part in filter(None, parts):
+            buffer += between
+            buffer += part
+            between = BETWEEN
+            if len(buffer) >= CHUNK_BYTES:
+                crc = zlib.crc32(buffer, crc)
+                write_whole(fd, buffer)
+                buffer.clear()
+        buffer += b"\n]\n" if between else b"]\n"
+        write_whole(fd, buffer)
+        os.fsync(fd)
+        return mark_of(fd, zlib.crc32(buffer, crc))
 
 
 def check_format(header: Mapping[str, Any], path: str) -> None:
@@ -4466,11 +4497,26 @@ def examine(store: Store) -> list[str]:
         problems = list(filter(None, [store.home.settings_problem()]))
         try:
             store.read()
-            return [*problems, *store.examine(), *_examine_jobs(store)]
+            return [*problems, *_examine_files(store), *_examine_jobs(store)]
         except (StoreError, ValueError, LookupError) as error:
             return [*problems, *(salvage(store).problems or [str(error)])]
     except (StoreError, OSError) as error:
         return [*problems, str(error)]
+
+
+def _examine_files(store: Store) -> Iterator[str]:
+    """What the journal's end and the arrays' bytes show, after a look."""
+    journal = store.journal
+    if journal is None and store.records and os.path.exists(store.home.lock_path):
+        yield f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
+    if journal is not None and os.fstat(journal.fd).st_size > journal.end:
+        yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
+    for name, snapshot in store.snapshots.items():
+        if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
+            yield f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
+        for id, state, _ in map(head_of, snapshot.raws()):
+            if array_of(state) != name:
+                yield f"'{snapshot.path}' holds job '{id}', which is {state}."
 
 
 def _examine_jobs(store: Store) -> Iterator[str]:
@@ -4548,7 +4594,7 @@ def _salvage_array(
         line, last = line + text.count("\n", last, start), start
         try:
             record = parse_json(text[start:end], "it")
-            job = store.edited_job(name, number, record, mark)
+            job = edited_job(store, name, number, record, mark)
         except BadValue as error:
             what = f"holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
             yield f"'{path}', line {line}, {what}"
@@ -5912,7 +5958,9 @@ class Worker:
                     self.file.wake()  # the main thread may be waiting for the last slot to be done
                 if claim:
                     self._set_trouble(slot, None)
-                if not (worked and claim):  # else take the next turn now: the report may have freed a job
+                if not (
+                    worked and claim
+                ):  # else take the next turn now: the report may have freed a job
                     self._rest(seen, None if claim or self.stopping else TICK_S)
         log.close()
 
