@@ -65,6 +65,7 @@ class FaultyOs:
 
     def __init__(self, real_lock: Callable[..., bool], fault: Fault | None = None) -> None:
         self.trace: list[str] = []
+        self.refuses_sync = False  # the next one; for scenarios that begin with it
         self._fault = fault
         self._struck: str | None = None  # the kind of effect that the fault met
         for name in EFFECTS:
@@ -75,6 +76,9 @@ class FaultyOs:
         return getattr(os, name)
 
     def _effect(self, name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        if name == "fsync" and self.refuses_sync:
+            self.refuses_sync = False
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.trace.append(name)
         fault, number = self._fault, len(self.trace)
         if fault is None or number < fault.at:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-PROGRAM = HERE.parents[1] / "queuectl.py"
+ROOT = HERE.parents[1]
+PROGRAM = ROOT / "queuectl.py"
+MACHINE = "test_whatever_happens_in_whatever_order_the_queue_is_as_the_model_says"
 
 
 class Mutant(NamedTuple):
@@ -32,274 +36,310 @@ class Mutant(NamedTuple):
     only: str = ""
 
 
-ARRAYS_RENAMED = """        for name in written:  # 4
-            os.rename(self._temporary(name), self._paths[name])
+REPLACED = """        self._replace_arrays(marks)
+        self.counts, self.n, self._unsynced = counts, n, False
 """
-JOURNAL_RENAMED = """        os.rename(self._temporary("journal"), self.journal_path)
+APPENDED = """        self._append(change_body([raw for raw, _ in puts], deleted, counts, n))
 """
-APPENDED = """        self._append(b"".join(map(_line, bodies)))
-        self.totals = totals
+REMEMBERED = """        self.counts, self.n = counts, n
+        if self.state == "full":
+            for raw, job in puts:
+                self._put(raw, job)
+            for id in deleted:
+                self._delete(id)
 """
-NEW_JOURNAL = """        self._write_journal(marks, repeat, [])  # 5
+BEGUN_ANEW = """        running = [encode_job(job) for job in self.processing.values()]
+        try:
+            self._write_journal(marks, running)
+        except OSError as error:
+            self.home.warn(
+                "The arrays are written; the journal could not be begun anew: "
+                f"{storage_error(error, self.journal_path)}"
+            )
 """
+ONE_RENAMED = """                if marks[name] != self.snapshots[name].mark:
+                    os.rename(self._temporary(name), self.paths[name])
+"""
+INTENT = """        self._append(encode_json({"intent": marks, "counts": counts, "n": n}))
+"""
+LIGHT_LOOK = "if self._open_journal(locked) and self._is_of_this_boot() and self._are_arrays_known():"
 REAPED = """            status = self._reap(slot, attempt, 0)
 """
 FENCED_AND_REAPED = f"""            if attempt.ending is not None:
                 Fence(attempt.trace, attempt.kill_at).wait()
 {REAPED}"""
-SETTINGS_READ = """        return _read_all(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_dir"""
-
-PREAD_OR_NOTHING = """def _pread_or_nothing(fd: int, size: int, at: int) -> bytes:
-    try:
-        return os.pread(fd, size, at)
-    except OSError:
-        return b""
-
-
-def _read_all(fd: int) -> bytes:
+PIECES = """    while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
 """
+PIECES_OR_NOTHING = """    def pread(*args: int) -> bytes:
+        try:
+            return os.pread(*args)
+        except OSError:
+            return b""
+
+""" + PIECES.replace("os.pread", "pread")
 
 MUTANTS = (
     Mutant(
         "the new journal is renamed before the arrays",
-        ((ARRAYS_RENAMED, ""), (NEW_JOURNAL, NEW_JOURNAL + ARRAYS_RENAMED)),
-        "points.py",
-        "fold",
-        "killed",
-    ),
-    Mutant("no intent", (("if written:  # 2", "if False:"),), "points.py", "fold", "killed"),
-    Mutant(
-        "the arrays are not synced",
-        (("            os.fsync(fd)\n            return _fingerprint(", "            return _fingerprint("),),
-        "power.py",
-        "fold",
+        ((REPLACED + BEGUN_ANEW, BEGUN_ANEW + REPLACED),), "points.py", "fold", "killed",
     ),
     Mutant(
-        "memory changes before the line is written",
-        ((APPENDED, "".join(reversed(APPENDED.splitlines(keepends=True)))),),
-        "points.py",
-        "worker that goes on after an error",
-        "half then ENOSPC",
-    ),
-    Mutant(
-        "the settings are written in place",
-        (('_new_file(temporary)', '_new_file(temporary := self._paths["config"])'),),
-        "points.py",
-        "config set",
-        "killed",
-    ),
-    Mutant(
-        "a torn tail is passed over, not cut off",
-        (("            self._set_tail_aside()\n", "            pass\n"),),
-        "points.py",
-        "torn tail",
-        "killed",
-    ),
-    Mutant(
-        "what is told is not synced",
-        (("                os.fsync(fd)\n                return\n", "                return\n"),),
-        "power.py",
-        "enqueue beside a live worker",
-    ),
-    Mutant(
-        "the home is not synced after the renames",
-        (("        _sync_dir(self.home)  # always: an earlier fold may have renamed them and stopped there\n", ""),),
-        "power.py",
-        "fold",
-    ),
-    Mutant(
-        "the new journal is written in place",
-        (('_new_file(self._temporary("journal"))', "_new_file(self.journal_path)"), (JOURNAL_RENAMED, "")),
-        "points.py",
-        "fold",
-        "killed",
-    ),
-    Mutant(
-        "a bulk's first lines do not say that more follows",
-        (('tail = {"more": True} if batch else self.totals.as_json()', "tail = self.totals.as_json()"),),
-        "points.py",
-        "bulk in many lines beside a live worker",
-        "killed",
-    ),
-    Mutant(
-        "the rest of a short write is left out",
-        (("                write_whole(self._fd, data[done:])\n", "                pass\n"),),
-        "points.py",
-        "enqueue beside a live worker",
-        "short",
+        "jobs.json is renamed before dlq.json",
+        (('            for name in ("dlq", "jobs"):\n' + ONE_RENAMED,
+          '            for name in ("jobs", "dlq"):\n' + ONE_RENAMED),),
+        "points.py", "bulk, large", "EIO",
     ),
     Mutant(
         "the arrays are cut off and written in place",
-        ((ARRAYS_RENAMED, ARRAYS_RENAMED.replace(
-            "os.rename(self._temporary(name), self._paths[name])",
-            "_copy(os.open(self._temporary(name), os.O_RDONLY), 0, 1 << 30, _create(self._paths[name]))")),),
-        "points.py",
-        "fold",
-        "killed",
+        ((ONE_RENAMED, ONE_RENAMED.replace(
+            "os.rename(self._temporary(name), self.paths[name])",
+            "write_whole(create_file(self.paths[name]), bytes_of(self._temporary(name)))")),),
+        "points.py", "fold", "killed",
+    ),
+    Mutant("no intent", ((INTENT, ""),), "points.py", "fold", "killed"),
+    Mutant(
+        "dlq.json is renamed without its intent",
+        ((INTENT, INTENT.replace('marks, "c', '{**marks, "dlq": self.snapshots["dlq"].mark}, "c')),),
+        "points.py", "dlq retry", "killed",
+    ),
+    Mutant(
+        "the intent's counts and n are not taken",
+        (("            if self.snapshots[\"jobs\"].is_same(known[\"jobs\"][-1]):\n", "            if False:\n"),),
+        "points.py", "enqueue after a large bulk died before the journal's rename",
+    ),
+    Mutant(
+        "the intent's counts and n are taken before jobs.json is renamed",
+        (("            if self.snapshots[\"jobs\"].is_same(known[\"jobs\"][-1]):\n", "            if True:\n"),),
+        "points.py", "bulk, large", "killed",
+    ),
+    Mutant(
+        "memory changes before the line is written",
+        ((APPENDED + REMEMBERED, REMEMBERED + APPENDED),),
+        "points.py", "worker that goes on after an error", "half then ENOSPC",
+    ),
+    Mutant(
+        "a torn tail is passed over, not cut off",
+        (("            os.ftruncate(self._fd, self._end)\n            self.home.warn(\n", "            self.home.warn(\n"),),
+        "points.py", "torn tail", "killed",
+    ),
+    Mutant(
+        "the rest of a short write is left out",
+        (("    while view:\n        view = view[os.write(fd, view) :]\n", "    os.write(fd, view)\n"),),
+        "points.py", "enqueue beside a live worker", "short",
+    ),
+    Mutant(
+        "the settings are written in place",
+        (("with new_file(temporary) as fd:", "with new_file(temporary := self.config_path) as fd:"),),
+        "points.py", "config set", "killed",
+    ),
+    Mutant(
+        "the new journal is written in place",
+        (
+            (
+                '        with new_file(self._temporary("journal")) as fd:\n',
+                '        with new_file(self.journal_path) as fd:\n',
+            ),
+            (
+                '            os.fsync(fd)\n        os.rename(self._temporary("journal"), self.journal_path)\n',
+                "            os.fsync(fd)\n",
+            ),
+        ),
+        "points.py", "fold", "killed",
     ),
     Mutant(
         "processing jobs are not repeated after the header",
-        (("_change_body(repeat, (), totals), *bodies)", "_change_body((), (), totals), *bodies)"),),
-        "points.py",
-        "enqueue beside a live worker",
-        "killed",
+        (("            self._write_journal(marks, running)\n        except", "            self._write_journal(marks)\n        except"),),
+        "points.py", "report and claim", "killed",
     ),
     Mutant(
-        "half a load is taken for the whole",
-        (("            self._reset()  # half a state must never be taken for the whole\n", "            pass\n"),),
-        "points.py",
-        "worker that goes on after an error",
-        "EMFILE",
+        "half a look is taken for the whole",
+        (("            self._forget()\n            raise storage_error(error, self.home.dir) from error\n        except Base",
+          "            raise storage_error(error, self.home.dir) from error\n        except Base"),),
+        "points.py", "worker that goes on after an error", "EMFILE",
+    ),
+    Mutant(
+        "an error of a read is taken for the end of the file",
+        ((PIECES, PIECES_OR_NOTHING),), "points.py", "enqueue onto a journal", "EIO",
+    ),
+    Mutant(
+        "a light look does not look at the arrays",
+        ((LIGHT_LOOK, "if self._open_journal(locked) and self._is_of_this_boot():"),),
+        "points.py", "enqueue after a large bulk died before the journal's rename", "killed",
+    ),
+    Mutant(
+        "a copied array is taken for an edit",
+        (("        return same_bytes or self.mark[:3] == known[:3]\n", "        return self.mark[:3] == known[:3]\n"),),
+        "points.py", "copied home", "killed",
     ),
     Mutant(
         "what is taken from an edit is not in the journal",
-        (("        if locked and self._fd is not None:\n            self._append(b",
-          "        if False:\n            self._append(b"),),
-        "points.py",
-        "hand edit that makes a job dead",
-        "killed",
+        (("        if locked and new_raws:\n", "        if False:\n"),),
+        "points.py", "hand edit that makes a job dead", "killed",
     ),
     Mutant(
-        "an edit that the journal holds is taken once more",
-        (
-            (
-                "            if any(map(mark.fits, self._taken[name])):\n",
-                "            if False:\n",
-            ),
-        ),
-        "points.py",
-        "hand edit",
-        "killed",
+        "what an edit says is put again at each look",
+        ((" if raw and journal.get(id) != raw]", " if raw]"),),
+        "points.py", "hand edit while no array can be written", "killed",
     ),
     Mutant(
-        "what a first start takes is not in its journal",
-        (("self._taken_bodies(taken) if edited else [])", "[])"),),
-        "points.py",
-        "first start on restored files",
-        "killed",
+        "an edit overrules what the journal says",
+        (("                if job.id in journal:\n", "                if False:\n"),),
+        "points.py", "hand edit of jobs in the journal", "killed",
+    ),
+    Mutant(
+        "a made id is of the place in both arrays",
+        (('make_id(int(saved_s * 1000), number if name == "jobs" else -number)', "make_id(int(saved_s * 1000), number)"),),
+        "points.py", "hand edit that moves jobs between the arrays", "killed",
+    ),
+    Mutant(
+        "a bulk with jobs that are dead at once goes straight into jobs.json",
+        (("400 * len(specs), not named, records)", "400 * len(specs), True, records)"),),
+        "points.py", "bulk after others", "EIO",
+    ),
+    Mutant(
+        "after a reboot the last line is believed",
+        ((LIGHT_LOOK, "if self._open_journal(locked) and self._are_arrays_known():"),),
+        "power.py", "worker start, claim and report",
     ),
     Mutant(
         "a hole of NULs is taken for damage",
         (("                if HOLE in line:\n", "                if False:\n"),),
-        "power.py",
-        "worker start, claim and report",
+        "power.py", "worker start, claim and report",
+    ),
+    Mutant(
+        "what is told is not synced",
+        (("            try:\n                os.fsync(fd)\n            except OSError as error:\n                self._renew",
+          "            try:\n                pass\n            except OSError as error:\n                self._renew"),),
+        "power.py", "enqueue beside a live worker",
+    ),
+    Mutant(
+        "after a look that failed nothing is synced",
+        (("                    fd = os.dup(self._fd) if self._fd >= 0 else os.open(self.journal_path, _READ)\n",
+          "                    if self._fd < 0:\n                        return\n                    fd = os.dup(self._fd)\n"),),
+        "power.py", "enqueue with a given id",
+    ),
+    Mutant(
+        "after a fold that failed nothing is synced",
+        (("                self.fold()\n        if self.home.config()", "                self.fold()\n            return\n"
+          "        if self.home.config()"),),
+        "power.py", "enqueue in a small queue",
+    ),
+    Mutant(
+        "the arrays are not synced",
+        (("            os.fsync(fd)\n            return mark_of(", "            return mark_of("),),
+        "power.py", "cancel waiting",
+    ),
+    Mutant(
+        "the journal is not synced with the intent",
+        (("            os.fsync(self._fd)\n        except", "            pass\n        except"),),
+        "power.py", "fold",
+    ),
+    Mutant(
+        "the home is not synced after the renames",
+        (("            committed = True\n            sync_dir(self.home.path)\n", "            committed = True\n"),),
+        "power.py", "fold",
+    ),
+    Mutant(
+        "the new journal is not synced",
+        (("self.counts, self.n)))\n            os.fsync(fd)\n        os.rename", "self.counts, self.n)))\n        os.rename"),),
+        "power.py", "fold",
+    ),
+    Mutant(
+        "a failed fsync is tried once more on that file",
+        (("                    self._copy_journal(fd)\n", "                    os.fsync(fd)\n"),),
+        "power.py", "revival whose sync fails",
+    ),
+    Mutant(
+        "a failed fsync of the intent is tried once more on that file",
+        (("            self._copy_journal(self._fd)\n", "            os.fsync(self._fd)\n"),),
+        "power.py", "dlq retry",
+    ),
+    Mutant(
+        "the lock is left out",
+        (("            while not lock_descriptor(self._lock_fd, blocking=False):\n", "            while False:\n"),),
+        "test_load.py", "test_a_rush_of_enqueues_is_refused_nothing_and_loses_nothing",
+    ),
+    Mutant(
+        "an entry that is not ready is dropped",
+        (("                heapq.heappush(self._timed, (job.run_at or \"\", job.seq, id, offset))\n                job = None\n",
+          "                job = None\n"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "a follower that is over stays among the followers",
+        (("        if state in OVER:\n            self._remove(id)\n", "        if state in OVER:\n            pass\n"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "a later job of a parent's name holds up its followers",
+        (("            if state not in OVER and seq < follower.seq:\n", "            if state not in OVER:\n"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "a worker's purge takes what a waiting job names",
+        (("if not self._is_needed(self, job.id, job.seq)}", "}"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "what others appended is not told to the index",
+        (("        for listener in self.listeners:\n            listener.put(", "        for listener in ():\n            listener.put("),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "the index is kept when the clock was set",
+        (("if named <= order.named and not was_set:", "if named <= order.named:"),),
+        "test_clock.py", "test_the_clock_jumps_and_nothing_is_lost_or_stuck",
     ),
     Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
     Mutant(
         "recovery by files only",
         (("{*named, *store.home.worker_names()} - held", "{*store.home.worker_names()} - held"),),
-        "storm.py",
-        "",
+        "storm.py", "",
     ),
     Mutant("dead before gone", ((FENCED_AND_REAPED, REAPED),), "storm.py", ""),
     Mutant(
         "the output's lock is not looked at",
-        (("held = any(_is_log_held(path) for path in self.trace.logs)", "held = False"),),
-        "storm.py",
-        "",
+        (("held = any(_is_log_held(path) for path in self.trace.logs)", "held = False"),), "storm.py", "",
     ),
     Mutant(
         "the worker keeps its copy of the log",
-        (("        attempt.job_id = job.id\n        log.release()\n", "        attempt.job_id = job.id\n"),),
-        "storm.py",
-        "",
+        (("        attempt.job_id = job.id\n        log.release()\n", "        attempt.job_id = job.id\n"),), "storm.py", "",
     ),
     Mutant(
         "every worker is taken for dead",
-        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n", "        return fd\n"),),
-        "storm.py",
-        "",
+        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n", "        return fd\n"),), "storm.py", "",
     ),
     Mutant(
         "a hand-back uses up the attempt",
-        (("        attempts=job.attempts - 1\n    )\n\n\ndef _end_run", "        attempts=job.attempts\n    )\n\n\ndef _end_run"),),
-        "limits.py",
-        "processes",
+        (("        attempts=job.attempts - 1\n    )\n", "        attempts=job.attempts\n    )\n"),), "limits.py", "processes",
     ),
     Mutant(
         "a full disk is the job's fault",
         (('return outcome._replace(kind="handed_back", reason="the disk of its output is full")', "pass"),),
-        "limits.py",
-        "greedy job",
+        "limits.py", "greedy job",
     ),
     Mutant(
         "jobs are claimed without room for their output",
-        (("raise HostFault(f\"no space is left for output under '{self.store.home.logs_dir}'\")", "pass"),),
-        "limits.py",
-        "full disk",
-    ),
-    Mutant(
-        "the settings are left open",
-        ((SETTINGS_READ, SETTINGS_READ.replace("os.close(fd)", "pass")),),
-        "soak.py",
-        "",
+        (("""raise HostFault(
+                        f"no space is left for output under '{self.store.home.logs_dir}'"
+                    )""", "pass"),),
+        "limits.py", "full disk",
     ),
     Mutant(
         "what the umask leaves is what a folder gets",
-        (("    os.chmod(path, 0o700)\n\n\ndef", "\n\ndef"),),
-        "limits.py",
-        "umask",
+        (("    os.chmod(path, 0o700)\n\n\ndef", "\n\ndef"),), "limits.py", "umask",
     ),
     Mutant(
-        "after a fold that failed nothing is synced",
-        (("                self.fold()\n        if self._dirty", "                self.fold()\n            return\n"
-          "        if self._dirty"),),
-        "power.py",
-        "enqueue in a small queue",
-    ),
-    Mutant(
-        "after a reboot the last line is believed",
-        (('        if self._header.get("boot") != boot_id():\n            return False\n', ""),),
-        "power.py",
-        "worker start, claim and report",
+        "files that were read are left open",
+        (("        return b\"\".join(pieces(fd))\n    finally:\n        os.close(fd)\n",
+          "        return b\"\".join(pieces(fd))\n    finally:\n        pass\n"),),
+        "soak.py", "",
     ),
     Mutant(
         "a setting is renamed past the wrapper",
-        (('        os.rename(temporary, self._paths["config"])\n',
-          '        __import__("posix").rename(temporary, self._paths["config"])\n'),),
-        "outside.py",
-        "config set",
-    ),
-    Mutant(
-        "an error of a read is taken for the end of the file",
-        (("    while chunk := os.pread(fd, CHUNK_BYTES, offset + len(rest)):\n",
-          "    while chunk := _pread_or_nothing(fd, CHUNK_BYTES, offset + len(rest)):\n"),
-         ("def _read_all(fd: int) -> bytes:\n", PREAD_OR_NOTHING)),
-        "points.py",
-        "enqueue onto a journal",
-        "EIO",
-    ),
-    Mutant(
-        "a new array is not synced",
-        (("            os.fsync(fd)\n            return _fingerprint(", "            return _fingerprint("),),
-        "power.py",
-        "cancel waiting",
-    ),
-    Mutant(
-        "the journal is not synced with the intent",
-        (("                os.fsync(self._fd or 0)\n", ""),),
-        "power.py",
-        "fold",
-    ),
-    Mutant(
-        "the new journal is not synced",
-        (("                write_whole(fd, _line(body))\n            os.fsync(fd)\n",
-          "                write_whole(fd, _line(body))\n"),),
-        "power.py",
-        "fold",
-    ),
-    Mutant(
-        "dlq.json is renamed without its intent",
-        (('            as_json = {name: mark._asdict() for name, mark in marks.items()}\n',
-          '            as_json = {"jobs": marks["jobs"]._asdict()}\n'),),
-        "points.py",
-        "dlq retry",
-        "killed",
+        (("        os.rename(temporary, self.config_path)\n",
+          '        __import__("posix").rename(temporary, self.config_path)\n'),),
+        "outside.py", "config set",
     ),
 )  # fmt: skip
 
@@ -319,6 +359,8 @@ def changed(source: str, mutant: Mutant) -> str | None:
 
 def walk(program: Path, mutant: Mutant) -> list[str]:
     """What the walk finds first; a walk that does not even begin found something too."""
+    if mutant.script.startswith("test_"):
+        return run_test(program, mutant)
     words = [str(HERE / mutant.script), "--program", str(program)]
     if mutant.script in REAL:
         words += REAL[mutant.script] + ([mutant.scenario] if mutant.scenario else [])
@@ -328,6 +370,21 @@ def walk(program: Path, mutant: Mutant) -> list[str]:
     words += ["--only", mutant.only] if mutant.only else []
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     return list(json.loads(done.stdout)["problems"]) if done.stdout else done.stderr.splitlines()[-1:]
+
+
+def run_test(program: Path, mutant: Mutant) -> list[str]:
+    """What pytest says of that test, in a copy of the tests beside the program."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.copy(program, folder)
+        found = [str(path) for path in Path(folder, "tests").rglob(mutant.script)]
+        words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *found, "-k", mutant.scenario]
+        env = {**os.environ, "STATE_MACHINE_SHRINK": "0"}
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+        if done.returncode == 0:
+            return []
+        return [line for line in done.stdout.splitlines() if "Error" in line][:1] or [done.stdout[-120:]]
 
 
 def judge(mutant: Mutant) -> tuple[str, str]:

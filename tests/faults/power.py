@@ -8,6 +8,8 @@ have kept nothing, all, the names without the bytes, the bytes without the names
 bytes of a file and NULs before them, or any of the writes and names (by dice). What a person or script was told is
 done must be there (fsync `normal`); a worker's own progress may be lost, but never half. A command that comes next is
 kept too, though it reads no more than the journal's end.
+After a failed fsync the pages that were to be synced are lost to the disk, though every process still reads them: a
+later fsync of that file does not bring them back.
 An array that was written anew has another inode in an image than the real disk would show; so it is known by size and
 checksum there.
 """
@@ -65,7 +67,12 @@ class Recorder(FaultyOs):
 
     def _effect(self, name: str, real: Callable[..., Any], *args: Any, **more: Any) -> Any:
         new = name == "open" and not os.path.lexists(args[0])
-        done = super()._effect(name, real, *args, **more)
+        try:
+            done = super()._effect(name, real, *args, **more)
+        except OSError:
+            if name == "fsync":
+                self.events.append(("fsync failed", *args))
+            raise
         if name == "open":
             self.events.append(("open", done, args[0], new, bool(args[1] & os.O_APPEND)))
         elif name in ("write", "pwrite"):
@@ -82,10 +89,21 @@ class Recorder(FaultyOs):
 
 @dataclass
 class File:
-    """A file's bytes as synced, and what was written since: (offset, bytes), or (new size, None) for a cut."""
+    """A file's bytes as synced, and what was written since: (offset, bytes), or (new size, None) for a cut.
+
+    `size` is that of the file as processes see it: what a failed fsync lost is no longer in `since`.
+    """
 
     synced: bytes = b""
     since: list[tuple[int, bytes | None]] = field(default_factory=list)
+    size: int = 0
+
+    def write(self, at: int, data: bytes) -> int:
+        """Where the write ends; `at` -1 appends."""
+        at = self.size if at < 0 else at
+        self.since.append((at, data))
+        self.size = max(self.size, at + len(data))
+        return at + len(data)
 
     def content(self, kept: str = "everything", dice: random.Random | None = None) -> bytes:
         data = bytearray(self.synced)
@@ -129,7 +147,8 @@ class Disk:
         self._now = dict(self.synced)
 
     def _new(self, path: Path | None = None) -> int:
-        self.files.append(File(path.read_bytes() if path else b""))
+        data = path.read_bytes() if path else b""
+        self.files.append(File(data, size=len(data)))
         return len(self.files) - 1
 
     def apply(self, event: Event) -> bool:
@@ -148,17 +167,22 @@ class Disk:
                 number, _, appends = self._open[fd]
                 if number < 0:
                     return False
-                at = len(self.files[number].content()) if appends else self._place[fd]
-                self.files[number].since.append((at, data))
-                self._place[fd] = at + len(data)
+                self._place[fd] = self.files[number].write(-1 if appends else self._place[fd], data)
             case ("pwrite", fd, data, at):
-                self.files[self._open[fd][0]].since.append((at, data))
+                self.files[self._open[fd][0]].write(at, data)
             case ("ftruncate", fd, size):
-                self.files[self._open[fd][0]].since.append((size, None))
+                file = self.files[self._open[fd][0]]
+                file.since.append((size, None))
+                file.size = size
+            case ("fsync failed", fd):
+                number, path, _ = self._open[fd]
+                if number >= 0:
+                    self.files[number].since.clear()
             case ("fsync", fd):
                 number, path, _ = self._open[fd]
                 if number >= 0:
-                    self.files[number] = File(self.files[number].content())
+                    file = self.files[number]
+                    self.files[number] = File(file.content(), size=file.size)
                 else:
                     for change in [change for change in self.since if change[0] == path]:
                         _change(self.synced, change)

@@ -231,14 +231,17 @@ def edited_parent(q: ModuleType, home: str) -> None:
 
 
 def edited_moved(q: ModuleType, home: str) -> None:
-    """By hand: a waiting job moved to dlq.json, and a dead letter to jobs.json. Both have a later seq than the rest."""
+    """By hand: a waiting job moved to dlq.json, a dead letter to jobs.json, and in each a new job without an id, at the
+    same place and time."""
     small(q, home)
     jobs, dead = _records(home, "jobs.json"), _records(home, "dlq.json")
     over = {"state": "dead", "finished_at": "2026-11-24T08:15:30.123Z"}
     moved = [{**job, **over} for job in jobs if job["id"] == "a"]
-    _edit(home, "dlq.json", [*(job for job in dead if job["id"] != "dead"), *moved])
+    _edit(home, "dlq.json", [{"command": "false"}, *(job for job in dead if job["id"] != "dead"), *moved])
     new = {"id": "dead", "command": "true", "state": "pending"}
-    _edit(home, "jobs.json", [*(job for job in jobs if job["id"] != "a"), new])
+    _edit(home, "jobs.json", [{"command": "true"}, *(job for job in jobs if job["id"] != "a"), new])
+    for name in ("jobs.json", "dlq.json"):
+        os.utime(os.path.join(home, name), (NOW_S, NOW_S))
 
 
 def restored(q: ModuleType, home: str) -> None:
@@ -389,13 +392,16 @@ def bulk_of_two(q: ModuleType, store: Any) -> Iterator[None]:
 def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
     """The disk refuses the first sync: the journal is copied to a fresh file."""
     q.enqueue_job(store, q.Spec("echo one", cwd="/"))
-    fsync = q.os.fsync
+    q.os.refuses_sync = True
+    store.sync()
+    yield
+    store.settle()
 
-    def refused(fd: int) -> None:
-        q.os.fsync = fsync
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    q.os.fsync = refused
+def revive_renewed(q: ModuleType, store: Any) -> Iterator[None]:
+    """As `enqueue_renewed`; but for the journal's line the job would be in neither array while they are renamed."""
+    q.revive_jobs(store, ["dead"])
+    q.os.refuses_sync = True
     store.sync()
     yield
     store.settle()
@@ -416,6 +422,7 @@ def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
     for _ in range(3):
         store.follow()
     assert os.stat(store.journal_path).st_size == size, "the journal grows at each look"
+    yield
     q.enqueue_job(store, q.Spec("echo one", cwd="/"))
     yield
     store.settle()
@@ -660,6 +667,7 @@ SCENARIOS = (
     Scenario("enqueue after a large bulk died before the journal's rename", crashed_in_bulk(3), enqueue),
     Scenario("enqueue whose sync fails", unfolded, enqueue_renewed),
     Scenario("enqueue beside a live worker whose sync fails", unfolded, enqueue_renewed, before=live_worker),
+    Scenario("revival whose sync fails", small, revive_renewed),
     Scenario("hand edit", edited, enqueue, is_edited=True),
     Scenario("hand edit of jobs in the journal", edited_journal, enqueue, is_edited=True),
     Scenario("hand edit that makes a job dead", edited_dead, enqueue, is_edited=True),

@@ -62,7 +62,7 @@ NEXT = (enqueues, fails_once, recovers, retries, folds)
 
 
 def jobs_of(home, clock):
-    store = q.Store(str(home), lambda text: None, clock=clock)
+    store = q.open_store(str(home), lambda text: None, clock)
     store.read()
     found = {job.id: job for job in store.jobs()}
     problems = q.examine(store)
@@ -73,7 +73,6 @@ def jobs_of(home, clock):
 
 def work_off(store, clock):
     """As a worker: take back what is processing, run everything that is due, for as long as the longest backoff."""
-    store.meet_new_clock()  # it looks once a second
     recovers(store)
     for wait_s in (0, store.home.config().backoff_max):
         clock.at += wait_s
@@ -85,8 +84,8 @@ def work_off(store, clock):
 def jump(scenario, home, step, first, second, same):
     """Scenario, jump, another operation, jump, then work; `same`: by a worker that has been there from the start."""
     clock = Clock(NOW_S)
-    store = q.Store(str(home), lambda text: None, clock=clock)
-    worker = q.Store(str(home), lambda text: None, clock=clock)
+    store = q.open_store(str(home), lambda text: None, clock)
+    worker = q.open_store(str(home), lambda text: None, clock)
     kept = scenario.before(q, store) if scenario.before else None
     worker.follow()
     for _ in scenario.steps(q, store):
@@ -107,7 +106,7 @@ def jump(scenario, home, step, first, second, same):
         os.close(kept.fd)
         os.close(kept.wake_fd)
     assert there.keys() == after.keys(), f"lost {there.keys() ^ after.keys()}"
-    config = q.Store(str(home), lambda text: None).config()
+    config = q.Home(str(home), lambda text: None).config()
     none_of = q.full_tags(config.limits, ())  # tags whose limit is 0
     left = [job for job in after.values() if job.state not in q.OVER and none_of.isdisjoint(job.tags or ())]
     stuck = [job.id for job in left if job.state != "pending" or job.run_at is None]
@@ -125,7 +124,7 @@ def jump_all(scenario, chosen, monkeypatch):
                 tempfile.TemporaryDirectory(prefix="queuectl-clock-", dir=SCRATCH) as folder,
                 monkeypatch.context() as at,
             ):
-                at.setattr(q, "Store", functools.partial(q.Store, clock=lambda: NOW_S))
+                at.setattr(q, "open_store", functools.partial(q.open_store, clock=lambda: NOW_S))
                 scenario.build(q, folder + "/home")
                 at.undo()
                 try:

@@ -148,7 +148,11 @@ def test_a_doubtful_line_never_makes_a_known_job_another(template, copy, run):
     lines = lines_of(copy)
     claimed = q.claim_job(jobs_of(copy)["c"], "1-ab", 0, "2030-01-01T00:00:00.000Z")
     raw = q.encode_job(claimed._replace(command="rm x"))
-    put(copy, JOURNAL, b"".join(lines) + spoiled(q._line(q._change_body([raw], [], {"more": True}))) + lines[-1])
+    put(
+        copy,
+        JOURNAL,
+        b"".join(lines) + spoiled(q.journal_line(q.change_body([raw], [], [0, 0, 0, 0, 0], 0))) + lines[-1],
+    )
     fix(copy, run)
     job = jobs_of(copy)["c"]
     assert (job.state, job.worker, job.attempts) == ("processing", "1-ab", 1)
@@ -156,8 +160,7 @@ def test_a_doubtful_line_never_makes_a_known_job_another(template, copy, run):
 
 
 def test_wrong_counts_are_counted_anew(template, copy, run):
-    tail = {"counts": [9, 9, 9, 9, 9], "n": 3}
-    put(copy, JOURNAL, (copy / JOURNAL).read_bytes() + q._line(q._change_body([], [], tail)))
+    put(copy, JOURNAL, (copy / JOURNAL).read_bytes() + q.journal_line(q.change_body([], [], [9, 9, 9, 9, 9], 3)))
     assert "counts" in fix(copy, run)
     assert jobs_of(copy) == jobs_of(template)
 
@@ -240,10 +243,10 @@ def test_a_fold_that_died_is_not_taken_back(template, copy, run):
     q.purge_dead(store, ["x"])
     *old, purge = lines_of(copy)
     store.fold()
-    close_store(store)
     marks = json.loads(lines_of(copy)[0][9:])
-    intent = q._line(q.encode_json({"intent": {name: marks[name] for name in q.ARRAYS}}))
-    put(copy, JOURNAL, b"".join([*old, spoiled(purge), intent]))
+    intent = {"intent": {name: marks[name] for name in q.ARRAYS}, "counts": store.counts, "n": store.n}
+    close_store(store)
+    put(copy, JOURNAL, b"".join([*old, spoiled(purge), q.journal_line(q.encode_json(intent))]))
     fix(copy, run)
     assert jobs_of(copy) == jobs_of(template)
 
@@ -261,7 +264,7 @@ def test_nothing_is_mended_while_a_worker_lives(copy, run):
 
 def test_a_format_of_the_future_is_left_alone(copy, run):
     header = json.loads(lines_of(copy)[0][9:])
-    data = q._line(q.encode_json({**header, "format": 99})) + b"".join(lines_of(copy)[1:])
+    data = q.journal_line(q.encode_json({**header, "format": 99})) + b"".join(lines_of(copy)[1:])
     put(copy, JOURNAL, data)
     assert "format 99" in run("doctor", "--fix", code=3).out
     assert (copy / JOURNAL).read_bytes() == data

@@ -116,9 +116,9 @@ def test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed(name, victim,
 
 
 def test_links_at_the_temporary_names_are_removed_and_not_followed(victim, run, process, home):
-    store = queuectl.Store(str(home), print)
+    store = queuectl.open_store(str(home), print)
     run("enqueue", "--id", "a", "echo x")
-    for path in [*(store._temporary(name) for name in ("jobs", "dlq", "journal")), store._paths["config"] + ".new"]:
+    for path in [*(store._temporary(name) for name in ("jobs", "dlq", "journal")), store.home.config_path + ".new"]:
         plant(Path(path), victim)
     plant(home / ".queuectl" / "config.json.new", victim)
     run("config", "set", "max_retries", "7")
@@ -129,7 +129,7 @@ def test_links_at_the_temporary_names_are_removed_and_not_followed(victim, run, 
 
 def test_links_at_the_names_of_a_worker_are_refused_or_removed_and_not_followed(victim, run, home):
     run("enqueue", "--id", "a", "true")
-    store = queuectl.Store(str(home), print)
+    store = queuectl.open_store(str(home), print)
     store.home.prepare()
     folder = home / ".queuectl" / "workers"
     header = {"pid": os.getpid(), "threads": 1, "trouble": None}

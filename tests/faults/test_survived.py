@@ -86,7 +86,7 @@ PROVED_BY = {
     """,
     "the directory deleted or moved under a worker": """
         test_an_append_to_a_deleted_queue_is_refused
-        test_a_journal_that_was_deleted_under_a_worker_is_written_anew_from_memory
+        test_a_journal_that_was_deleted_or_cut_under_a_worker_ends_its_changes
         test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one
     """,
     "config damaged under a worker": """
