@@ -3226,17 +3226,20 @@ def end_followers(change: Transaction, dead: Iterable[str] | None) -> None:
     None: of every dead job."""
     followers = followers_of(change.store)
     if dead is None:
-        found = change.store.find_raws(followers.parents())
-        dead = [id for id, raw in found.items() if head_of(raw)[1] == "dead"]
-    to_do = list(dead)
+        heads = map(head_of, change.store.find_raws(followers.parents()).values())
+        to_do = [(id, seq) for id, state, seq in heads if state == "dead"]
+    else:
+        to_do = [(job.id, job.seq) for id in dead if (job := change.job(id)) is not None]
     while to_do:
-        parent = to_do.pop()
+        parent, seq = to_do.pop()
         for child in followers.children(parent):
             job = change.job(child)
-            if job is not None and job.state in WAITING and parent in needed_by(job):
+            if job is None or job.seq < seq:
+                continue  # it came after another job, whose name this one was given
+            if job.state in WAITING and parent in needed_by(job):
                 before = change.changes[child][0] if child in change.changes else job
                 change.changes[child] = (before, die_after(job, parent, change.now))
-                to_do.append(child)
+                to_do.append((child, job.seq))
 
 
 def is_needed(store: Store) -> Callable[[str], bool]:
