@@ -2429,10 +2429,10 @@ class Store:
                 known[name].append(Mark(*rest["intent"][name]))
             if self.snapshots["jobs"].is_same(known["jobs"][-1]):
                 self._set_totals(rest)  # the fold was committed: what it added or left out counts
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, StoreError) as error:
             raise StoreError(
-                f"'{self.journal_path}' holds a line that is whole and cannot be understood "
-                f"({error}). Nothing was changed. Repair it with: queuectl doctor --fix."
+                f"'{self.journal_path}' holds a line that is whole and cannot be understood. "
+                "Nothing was changed. Repair it with: queuectl doctor --fix."
             ) from error
 
     def _damaged(self, offset: int) -> StoreError:
