@@ -735,10 +735,10 @@ _runs = _rule(
 FIELD_CHECKS: Final[dict[str, Check]] = {
     "id": parse_id,
     "state": _choice(*STATES),
-    "seq": _whole(0, 1 << 52),  # leaves room for the jobs that come after it
+    "seq": _whole(0, 10**12),
     "unique": _string(TEXT_CHARS_MAX),
     "command": parse_command,
-    **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _whole(0, 1 << 53)),
+    **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _whole(0, 10**6)),
     "max_retries": _whole(0, RETRIES_MAX),
     "priority": _whole(-PRIORITY_MAX, PRIORITY_MAX),
     "timeout": parse_duration,
