@@ -735,10 +735,10 @@ _runs = _rule(
 FIELD_CHECKS: Final[dict[str, Check]] = {
     "id": parse_id,
     "state": _choice(*STATES),
-    "seq": _whole(0, 1 << 52),  # leaves room for the jobs that come after it
+    "seq": _whole(0, 10**12),
     "unique": _string(TEXT_CHARS_MAX),
     "command": parse_command,
-    **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _whole(0, 1 << 53)),
+    **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _whole(0, 10**6)),
     "max_retries": _whole(0, RETRIES_MAX),
     "priority": _whole(-PRIORITY_MAX, PRIORITY_MAX),
     "timeout": parse_duration,
@@ -2484,10 +2484,10 @@ class Store:
                 if not self.snapshots["jobs"].is_same(known["jobs"][-1]):
                     return  # the fold was not committed
             self.counts, self.n = rest["counts"], rest["n"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, StoreError) as error:
             raise StoreError(
-                f"'{self.journal_path}' holds a line that is whole and cannot be understood "
-                f"({error}). Nothing was changed. Repair it with: queuectl doctor --fix."
+                f"'{self.journal_path}' holds a line that is whole and cannot be understood. "
+                "Nothing was changed. Repair it with: queuectl doctor --fix."
             ) from error
 
     def put_record(self, raw: bytes, job: Job | None = None) -> None:

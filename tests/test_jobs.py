@@ -562,7 +562,7 @@ def any_job(draw: st.DrawFn) -> q.Job:
     some = draw(st.sets(st.sampled_from(["cwd", "env", "tags", "unique", "reason", "history", "extra", "recoveries"])))
     return job(
         id=draw(st.from_regex(r"[A-Za-z0-9_:][A-Za-z0-9._:-]{0,20}", fullmatch=True)), state=state,
-        seq=draw(st.integers(0, 1 << 52)), command=draw(texts), max_retries=max_retries, attempts=attempts,
+        seq=draw(st.integers(0, 10**12)), command=draw(texts), max_retries=max_retries, attempts=attempts,
         runs=attempts + draw(st.integers(0, 9)), priority=draw(st.integers(-1_000_000, 1_000_000)),
         timeout=q.parse_duration(draw(st.integers(0, 9999) | st.floats(0, 9999))), created_at=draw(instants),
         updated_at=draw(instants), run_at=draw(instants) if state == "failed" else None,
