@@ -66,7 +66,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, dataclass_transform
+from typing import Any, Final, Literal, NamedTuple
 
 gc.set_threshold(
     50_000
@@ -126,15 +126,6 @@ LINE_JOBS_MAX: Final = 1_000  # jobs in one journal line: `status` has to read t
 PURGE_JOBS: Final = 500  # deleted by a worker in one transaction
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
-
-
-@dataclass_transform(frozen_default=True)
-class Record:
-    """A value of named parts. A NamedTuple or dataclass costs each start of the program 0.1 to 1.2 ms: these are for
-    what needs their speed or order."""
-
-    def __init__(self, *values: Any, **named: Any) -> None:
-        self.__dict__.update(zip(type(self).__annotations__, values, strict=False), **named)
 
 
 class QueueError(Exception):
@@ -337,7 +328,7 @@ def _setting(default: object, check: Check, meaning: str) -> Any:
     return {"default": default, "check": check, "meaning": meaning}
 
 
-class Config(Record):
+class Config(NamedTuple):
     """The settings in force, parsed. To add one: a row here, the place that reads it, its row in the README."""
 
     max_retries: int = _setting(3, _whole(0, RETRIES_MAX), "attempts of a job before it is dead")
@@ -371,7 +362,7 @@ class Config(Record):
     paused: bool = _setting(False, _flag, "no new starts; set by pause and resume")
 
 
-SETTINGS: Final[dict[str, Any]] = {name: vars(Config)[name] for name in Config.__annotations__}
+SETTINGS: Final[dict[str, Any]] = Config._field_defaults
 
 
 def default_settings() -> dict[str, object]:
@@ -1316,7 +1307,7 @@ class Fingerprint(NamedTuple):
         return self[:3] == known[:3] or (self.size, self.crc) == (known.size, known.crc)
 
 
-class Base(Record):
+class Base(NamedTuple):
     """An array in canonical form, open for reading."""
 
     fd: int
@@ -1367,14 +1358,14 @@ def _with_new(totals: Totals, jobs: Sequence[tuple[bytes, str | None]], now: str
     return Totals(tuple(counts), totals.n + len(jobs), oldest, next_run_at)
 
 
-class Place(Record):
+class Place(NamedTuple):
     """Where to read on in jobs.json: an offset, good for as long as it is the same array."""
 
     known: Fingerprint | None = None
     offset: int = 2
 
 
-class WorkerInfo(Record):
+class WorkerInfo(NamedTuple):
     """A worker as its file shows it. `header` has pid, started_at, boot_id, lock, threads, tags, trouble ..."""
 
     name: str
@@ -1385,7 +1376,7 @@ class WorkerInfo(Record):
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
-class Found(Record):
+class Found(NamedTuple):
     """What a search before an enqueue found: the records of those ids (b"" where one was deleted), which of them the
     journal does not name, and unique keys with the active job that holds each."""
 
@@ -4132,7 +4123,7 @@ def close_fd(fd: int | None) -> None:
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(Record):
+class Accepted(NamedTuple):
     """What became of an enqueue: the job, and whether it was there before (its unique key is in use)."""
 
     job: Job
@@ -4206,7 +4197,7 @@ def _taken(id: str) -> Refused:
     )
 
 
-class Bulk(Record):
+class Bulk(NamedTuple):
     """What became of a bulk: how many jobs were added, and per line its job's id, or its record."""
 
     added: int
@@ -4773,7 +4764,7 @@ def _revive(
     return out
 
 
-class Purged(Record):
+class Purged(NamedTuple):
     """What became of a purge: the jobs that are gone, and those that stay because a job that waits names them."""
 
     gone: list[Job]
@@ -5611,7 +5602,7 @@ class Fence:
                 os.close(fd)
 
 
-class _Status(Record):
+class _Status(NamedTuple):
     state: str
     parent: int
     session: int
@@ -5811,7 +5802,7 @@ class SlotLog:
         self.release()
 
 
-class _LogPart(Record):
+class _LogPart(NamedTuple):
     """One of a log's two files: what was copied aside (`first` is where its output begins), or the log itself."""
 
     fd: int
@@ -6677,7 +6668,7 @@ def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
     return threads
 
 
-class Orphan(Record):
+class Orphan(NamedTuple):
     """A processing job of a dead worker, being fenced. `lock_fd`, shared by that worker's jobs, keeps other
     finders away; -1: there is no file."""
 

@@ -203,7 +203,7 @@ def test_every_setting_has_a_good_and_a_bad_case_here() -> None:
 
 
 def test_the_defaults_as_spelled_give_the_defaults_as_held() -> None:
-    assert vars(q.parse_settings(q.default_settings())) == vars(CONFIG)
+    assert q.parse_settings(q.default_settings()) == CONFIG
     assert q.default_settings()["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
 
 
