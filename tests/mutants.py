@@ -188,8 +188,8 @@ MUTANTS = [
     ),
     Mutant(
         "an edit below the attempts made is accepted",
-        'max(1, changes["max_retries"]) <= job.attempts:',
-        'max(1, changes["max_retries"]) < job.attempts:',
+        "max(1, max_retries) <= job.attempts:",
+        "max(1, max_retries) < job.attempts:",
         JOBS + "test_an_edit_below_the_attempts_already_made_is_refused",
     ),
     Mutant(
@@ -230,8 +230,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled job runs on_dead",
-        '    died = job.state == "dead" and job.cancelled_at is None\n',
-        '    died = job.state == "dead"\n',
+        '    if job.state == "dead" and job.cancelled_at is None:\n',
+        '    if job.state == "dead":\n',
         "test_hooks.py::test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone",
     ),
     Mutant(
@@ -683,8 +683,8 @@ MUTANTS = [
     ),
     Mutant(
         "an unreadable setting takes the others with it",
-        "            kept[key] = parsed\n",
-        "            kept = {key: parsed}\n",
+        "            kept |= setting\n",
+        "            kept = setting\n",
         MEND + "test_what_can_be_read_of_the_settings_is_kept",
     ),
     Mutant(
@@ -822,8 +822,8 @@ MUTANTS = [
     ),
     Mutant(
         "a limit is one too high",
-        "if count >= limits[tag])\n",
-        "if count > limits[tag])\n",
+        "if sum(tag in tags for tags in tags_of_jobs) >= limit\n",
+        "if sum(tag in tags for tags in tags_of_jobs) > limit\n",
         SCHEDULE + "test_a_limit_counts_the_report_of_the_same_turn",
     ),
     Mutant(
