@@ -321,7 +321,7 @@ class Config(NamedTuple):
     runner: tuple[str, ...] = _setting("sh -c", parse_runner)  # words put before the command
     fsync: str = _setting("normal", _choice(("always", "normal", "never")))  # when to sync files
     lock_timeout: float = _setting(10, parse_duration)  # seconds to wait for the file lock
-    keep_completed: float = _setting("30d", parse_duration)  # then they are purged; 0 = never
+    keep_completed: float = _setting("30d", parse_duration)  # age to purge at; 0 = never
     log_max: int = _setting("100M", parse_bytes)  # bytes kept of one attempt's output
     on_dead: str = _setting("", _hook)  # shell command run when a job dies
     on_finish: str = _setting("", _hook)  # the same for any end of a job
@@ -633,12 +633,14 @@ def parse_after(value: Any, name: str = "after") -> list[Any]:
 
 def parse_history(value: Any, name: str) -> list[dict[str, Any]]:
     """The attempts of a record: `[{"run": 1, "attempt": 1, "outcome": "exited", ...}]`."""
-    for entry in value if isinstance(value, list) else [None]:
+    if not isinstance(value, list):
+        raise unfit(value, name, "a list")
+    for entry in value:
         if not isinstance(entry, dict):
-            raise unfit(value, name, "a list of objects")
+            raise unfit(entry, name, "a list of objects")
         for key in entry.keys() & _HISTORY_CHECKS.keys():
             _HISTORY_CHECKS[key](entry[key], f"{name}.{key}")
-    return list(value)
+    return value
 
 
 _count = _whole(0, COUNT_MAX)
