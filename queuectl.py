@@ -521,14 +521,11 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 def format_instant(seconds: float) -> str:
     """Seconds since 1970 as the text that is stored: UTC, milliseconds, `Z`."""
     # Whole milliseconds, because a float that far from 1970 has no room for microseconds.
-    at = _EPOCH + timedelta(milliseconds=round(seconds * 1000))
-    return at.isoformat(timespec="milliseconds")[:23] + "Z"
+    whole_s, ms = divmod(round(seconds * 1000), 1000)
+    return f"{datetime.fromtimestamp(whole_s, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
 def instant_s(instant: str) -> float:
@@ -550,7 +547,7 @@ def parse_instant(value: object, name: str, now: str) -> str:
     with contextlib.suppress(ValueError, OverflowError, OSError):
         if text.startswith("+"):
             return add_seconds(now, parse_duration(text[1:], name))
-        if re.fullmatch(r"\d{1,2}:\d\d", text, re.ASCII):
+        if ":" in text[:3]:
             return _next_time_of_day(text, now)
         return format_instant(datetime.fromisoformat(text).timestamp())
     raise unfit(value, name, "ISO 8601 (2026-12-24T18:00), HH:MM or +10m")
@@ -832,6 +829,7 @@ _WRONG_NAMES: Final = {  # what other programs call the field
     "tags": "label labels",
     "after": "depends_on",
 }
+_SPEC_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
 _IGNORED: Final = ("created_at", "updated_at")
 _NEW_JOB: Final = {"state": '"pending"', "attempts": "0", "runs": "0"}  # in JSON
 
@@ -844,23 +842,21 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         example = 'For example: {"command": "echo hi"}.'
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
-    checks: dict[str, Check] = {
-        **FIELD_CHECKS,
-        "run_at": lambda value, name: parse_instant(value, name, now),
-        "delay": parse_duration,
-    }
     out: dict[str, Any] = {}
     for name, value in record.items():
-        if name not in checks:
+        if name not in _SPEC_CHECKS:
             raise BadValue(_unknown_field(name))
-        is_as_new = name in _IGNORED or _shown(value) == _NEW_JOB.get(name)
-        if value is None or is_as_new:
+        is_as_new = name in _NEW_JOB and _shown(value) == _NEW_JOB[name]
+        if value is None or is_as_new or name in _IGNORED:
             continue
         if name not in Spec._fields:
             raise BadValue(
                 f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
             )
-        out[name] = checks[name](value, name)
+        if name == "run_at":
+            out[name] = parse_instant(value, name, now)
+        else:
+            out[name] = _SPEC_CHECKS[name](value, name)
     if out.keys() >= {"run_at", "delay"}:
         raise BadValue("Give 'run_at' or 'delay', not both.")
     if "command" not in out:
@@ -942,13 +938,13 @@ def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: s
     """The job after its attempt ended. `spread`, from -1 to 1, is a factor of backoff_jitter."""
     if job.cancelled_at is not None or outcome.kind == "handed_back":
         return give_back(job, outcome, now)
-    state: State = "failed"
-    reason = outcome.reason or describe_outcome(outcome)
     code = outcome.exit_code if outcome.kind == "exited" else None
-    final_codes = config.no_retry_on if job.no_retry_on is None else job.no_retry_on
-    most = max(1, job.max_retries)
     if code == 0:
         return _end_run(job, outcome, now, "completed", None)
+    state: State = "failed"
+    reason = outcome.reason or describe_outcome(outcome)
+    final_codes = config.no_retry_on if job.no_retry_on is None else job.no_retry_on
+    most = max(1, job.max_retries)
     if code in exit_codes(final_codes):
         state, reason = "dead", f"exit code {code} is not retried (no_retry_on)"
     elif job.attempts >= most:
