@@ -355,17 +355,11 @@ def test_what_is_given_twice_is_kept_once() -> None:
 # -- What a user may say of a new job
 
 
-def test_every_accepted_field_is_taken() -> None:
-    said = {
-        "id": "job1", "command": "echo hi", "max_retries": 5, "priority": -7, "timeout": "10m",
-        "run_at": "2026-12-24T18:00Z", "cwd": "/srv", "env": {"A": "1"}, "tags": ["gpu"], "unique": "k",
-        "no_retry_on": [2, 64],
-    }  # fmt: skip
-    assert q.parse_spec(said, NOW) == {
-        **said, "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64",
-    }  # fmt: skip
-    assert q.parse_spec({"command": "x", "delay": "2m"}, NOW) == {"command": "x", "delay": 120}
-    assert q.parse_spec({"command": "x", "run_at": None, "delay": 5, "id": None}, NOW) == {"command": "x", "delay": 5}
+def test_a_field_of_a_new_job_is_kept_in_the_form_of_the_record() -> None:
+    given = {"command": "x", "timeout": "10m", "run_at": "2026-12-24T18:00Z", "no_retry_on": [2, 64], "delay": None}
+    kept = {"command": "x", "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64"}
+    assert q.parse_spec(given, NOW) == kept
+    assert q.parse_spec({"command": "x", "run_at": None, "delay": "2m"}, NOW) == {"command": "x", "delay": 120}
 
 
 @pytest.mark.parametrize("state", [{"state": "pending"}, {"attempts": 0}, {"runs": 0}, {"created_at": 5}])
@@ -689,13 +683,6 @@ def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries: int, d
     assert "exit code 3" in (one.reason or "") and one.run_at is None
 
 
-def test_the_history_keeps_the_last_five_attempts() -> None:
-    one = job(max_retries=9)
-    for _ in range(8):
-        one = q.report_job(q.claim_job(one, "w", 0, NOW), done("exited", 1), CONFIG, 0, LATER)
-    assert [entry["run"] for entry in one.history or ()] == [4, 5, 6, 7, 8]
-
-
 def test_an_exit_code_not_to_be_retried_is_the_end_at_once() -> None:
     config = q.parse_settings({"no_retry_on": "75"})
     one = STATES["processing"]
@@ -750,23 +737,14 @@ def test_a_revived_job_starts_anew_in_its_old_place() -> None:
     assert new == job(seq=4)._replace(runs=3, updated_at=LATER, history=[{"run": 3}])
 
 
-def test_a_retried_job_is_due_at_once() -> None:
-    new = q.retry_now(STATES["failed"], NOW)
-    assert (new.state, new.run_at, new.attempts) == ("failed", NOW, 1) and q.is_ready(new, NOW, 3600)
-
-
 def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
     one = STATES["failed"]._replace(attempts=2, runs=2)
     for number in (0, 1, 2):
         with pytest.raises(q.Refused, match="max_retries"):
             q.edit_job(one, {"max_retries": number}, 3600, LATER)
+    assert q.edit_job(one, {"command": "new"}, 3600, LATER) == one._replace(command="new", updated_at=LATER)
     assert q.edit_job(one, {"max_retries": 3, "env": {"A": "1"}}, 3600, LATER).max_retries == 3
     assert q.edit_job(one._replace(env={"B": "2"}), {"env": {"A": "1"}}, 3600, LATER).env == {"B": "2", "A": "1"}
-
-
-def test_an_edit_changes_nothing_else() -> None:
-    one = STATES["failed"]
-    assert q.edit_job(one, {"command": "new"}, 3600, LATER) == one._replace(command="new", updated_at=LATER)
 
 
 def test_an_edit_that_would_give_a_job_too_many_variables_is_refused() -> None:
@@ -811,7 +789,7 @@ def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
     base=st.integers(0, 1000) | st.floats(0, 1000),
     cap=st.integers(0, q.DURATION_MAX_S),
     jitter=st.floats(0, 1),
-    attempt=st.integers(1, 1000),
+    attempt=st.integers(1, 10**6),
     spread=st.floats(-1, 1),
 )
 def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float, attempt: int, spread: float) -> None:
@@ -822,12 +800,6 @@ def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float,
     assert plain * (1 - jitter) * 0.999 <= wait <= max(plain * (1 + jitter) * 1.001, 0)
     if base >= 1:
         assert q.backoff_s(config, attempt + 1, 0) >= plain, "it never shrinks"
-
-
-def test_a_backoff_of_a_huge_attempt_is_the_longest_one() -> None:
-    assert q.backoff_s(CONFIG, 10**6, 0) == 3600
-    assert q.backoff_s(CONFIG, 10**6, 1) == 3600
-    assert q.backoff_s(q.parse_settings({"backoff_max": 5}), 3, 0) == 5
 
 
 # -- Readiness

@@ -120,7 +120,7 @@ PROMISES: dict[str, dict[str, str]] = {
             "test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command"
         ),
         "the JSON fields": (
-            "test_a_json_field_is_stored test_every_accepted_field_is_taken "
+            "test_a_json_field_is_stored test_a_good_field_is_taken_as_it_is "
             "test_the_json_fields_of_the_readme_are_those_that_are_accepted"
         ),
         "other fields are refused by name, unless a new job has that anyway": (
