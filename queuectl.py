@@ -141,7 +141,7 @@ class Refused(QueueError):
 
 
 class BadValue(QueueError):
-    """A value has the wrong type, is out of bounds, or belongs to no known field. Nothing changed."""
+    """A value has the wrong type, is out of bounds, or is for no known field. Nothing changed."""
 
     exit_code = EXIT_USAGE
 
@@ -153,7 +153,7 @@ class StoreError(QueueError):
 
 
 class Busy(StoreError):
-    """The lock is held, or an array is being edited. The same request may succeed a little later."""
+    """The lock is held, or an array is being edited. The request may succeed a little later."""
 
 
 # ======== 2. CONFIGURATION ========
@@ -343,7 +343,7 @@ def parse_settings(values: Mapping[str, object]) -> Config:
 
 
 def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
-    """The same values with each name as the table spells it. Refuses a name that it does not have."""
+    """The same values with each name as the table spells it. Refuses an unknown name."""
     spelled = {known_setting(name): value for name, value in values.items()}
     if len(spelled) < len(values):
         raise BadValue("A setting is there in two spellings, like a-b and a_b. Keep one of them.")
@@ -772,7 +772,8 @@ def make_id(ms: int, number: int) -> str:
 
 
 def made_ids(ms: int, first: int, last: int) -> Iterator[bytes]:
-    """What `make_id` gives for all these numbers, one a line: up to 1,296 in a row differ in two digits only."""
+    """What `make_id` gives for all these numbers, one a line: up to 1,296 in a row differ in two
+    digits only."""
     while first <= last:
         head, low = make_id(ms, first)[:-2], first % 1296
         digits = _PAIRS[low : low + last - first + 1]
@@ -878,7 +879,8 @@ def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
     """The record of an accepted job: settings copied into it, its delay made an instant."""
     run_at = spec.run_at if spec.delay is None else add_seconds(now, spec.delay)
     return Job(
-        id=id, state="pending", seq=seq, unique=spec.unique, command=spec.command, attempts=0, runs=0,
+        id=id, state="pending", seq=seq, unique=spec.unique, command=spec.command,
+        attempts=0, runs=0,
         max_retries=config.max_retries if spec.max_retries is None else spec.max_retries,
         priority=spec.priority or 0,
         timeout=config.job_timeout if spec.timeout is None else spec.timeout,
@@ -929,8 +931,9 @@ def _after_reason(parent: str) -> str:
 def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
     """A ready job as it runs in that slot, with one more attempt and one more run."""
     return job._replace(
-        state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now, run_at=None,
-        worker=worker, slot=slot, started_at=now, outcome=None, exit_code=None, signal=None, reason=None,
+        state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now,
+        run_at=None, worker=worker, slot=slot, started_at=now,
+        outcome=None, exit_code=None, signal=None, reason=None,
     )  # fmt: skip
 
 
@@ -1066,7 +1069,8 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
         if (item["id"] if isinstance(item, dict) else item) in not_over
     ]
     return revive_job(job, now)._replace(
-        id=id, seq=seq, runs=0, created_at=now, after=after or None, worker=None, slot=None, history=None
+        id=id, seq=seq, runs=0, created_at=now, after=after or None, worker=None, slot=None,
+        history=None,
     )  # fmt: skip
 
 
@@ -1102,8 +1106,9 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
     is_over = known is not None and known.state in OVER
     if job.state == "processing" and not is_over:
         return (known or job)._replace(
-            state="processing", attempts=job.attempts, runs=job.runs, run_at=None, worker=job.worker,
-            slot=job.slot, started_at=job.started_at, cancelled_at=None if known else now,
+            state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
+            worker=job.worker, slot=job.slot, started_at=job.started_at,
+            cancelled_at=None if known else now,
         )  # fmt: skip
     hint = f"see that it is right, then: queuectl dlq retry {job.id}"
     return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)

@@ -296,6 +296,18 @@ MUTANTS = [
         "test_log_max.py::test_a_log_that_was_cut_and_then_printed_nothing_is_kept",
     ),
     Mutant(
+        "the runs of a history may be anything",
+        '_HISTORY_CHECKS[key](entry[key], f"{name}.{key}")',
+        "pass",
+        JOBS + "test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name",
+    ),
+    Mutant(
+        "a place in the order has no bound",
+        '"seq": _whole(0, SEQ_MAX),',
+        '"seq": _whole(0, SEQ_MAX * 1000),',
+        "test_cli_errors.py::test_a_hand_edit_beyond_its_bounds_is_refused",
+    ),
+    Mutant(
         "runs are not raised",
         'state="processing", attempts=job.attempts + 1, runs=job.runs + 1,',
         'state="processing", attempts=job.attempts + 1, runs=max(job.runs, 1),',
