@@ -848,7 +848,8 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         if name not in _SPEC_CHECKS:
             raise BadValue(_unknown_field(name))
         is_as_new = name in _NEW_JOB and _shown(value) == _NEW_JOB[name]
-        if value is None or is_as_new or name in _IGNORED:
+        says_nothing = value is None or name in _IGNORED
+        if says_nothing or is_as_new:
             continue
         if name not in Spec._fields:
             raise BadValue(
