@@ -188,8 +188,8 @@ MUTANTS = [
     ),
     Mutant(
         "an edit below the attempts made is accepted",
-        'max(1, changes["max_retries"]) <= job.attempts:',
-        'max(1, changes["max_retries"]) < job.attempts:',
+        "max(1, max_retries) <= job.attempts:",
+        "max(1, max_retries) < job.attempts:",
         JOBS + "test_an_edit_below_the_attempts_already_made_is_refused",
     ),
     Mutant(
@@ -230,8 +230,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled job runs on_dead",
-        '    died = job.state == "dead" and job.cancelled_at is None\n',
-        '    died = job.state == "dead"\n',
+        '    if job.state == "dead" and job.cancelled_at is None:\n',
+        '    if job.state == "dead":\n',
         "test_hooks.py::test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone",
     ),
     Mutant(
@@ -294,6 +294,18 @@ MUTANTS = [
         "st_size == 0 and not self._was_cut:",
         "st_size == 0:",
         "test_log_max.py::test_a_log_that_was_cut_and_then_printed_nothing_is_kept",
+    ),
+    Mutant(
+        "the runs of a history may be anything",
+        '_HISTORY_CHECKS[key](entry[key], f"{name}.{key}")',
+        "pass",
+        JOBS + "test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name",
+    ),
+    Mutant(
+        "a place in the order has no bound",
+        '"seq": _whole(0, SEQ_MAX),',
+        '"seq": _whole(0, SEQ_MAX * 1000),',
+        "test_cli_errors.py::test_a_hand_edit_beyond_its_bounds_is_refused",
     ),
     Mutant(
         "runs are not raised",
@@ -683,8 +695,8 @@ MUTANTS = [
     ),
     Mutant(
         "an unreadable setting takes the others with it",
-        "            kept[key] = parsed\n",
-        "            kept = {key: parsed}\n",
+        "            kept |= setting\n",
+        "            kept = setting\n",
         MEND + "test_what_can_be_read_of_the_settings_is_kept",
     ),
     Mutant(
@@ -822,8 +834,8 @@ MUTANTS = [
     ),
     Mutant(
         "a limit is one too high",
-        "if count >= limits[tag])\n",
-        "if count > limits[tag])\n",
+        "if sum(tag in tags for tags in tags_of_jobs) >= limit\n",
+        "if sum(tag in tags for tags in tags_of_jobs) > limit\n",
         SCHEDULE + "test_a_limit_counts_the_report_of_the_same_turn",
     ),
     Mutant(

@@ -2174,7 +2174,7 @@ def test_a_purged_id_leaves_the_follower_map(opened: Opener) -> None:
     q.purge_dead(store, ["a"])
     enqueue(store, "a")
     enqueue(store, "b")  # the same names, and none after the other
-    assert not q.followers_of(store).parents() and not q.is_needed(store)("a")
+    assert not q.followers_of(store).parents() and not q.is_needed(store, "a", 1)
     q.cancel_jobs(store, ["a"])
     assert seen(opened())["b"].state == "pending" and list(claimed(store)) == ["b"]
 
