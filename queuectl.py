@@ -5243,7 +5243,6 @@ def _ended(view: Mapping[str, Any]) -> int:
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
-CUT: Final = ".cut"  # ending of what was kept of a log when it was cut
 HOOK_S: Final = 30  # a hook may run that long
 HOOK_LINES: Final = 20  # of the job's output are given to a hook
 HOOK_BYTES: Final = 16_384  # at most
@@ -5688,10 +5687,14 @@ def _writes_to(pid: int, path: str) -> bool:
 
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
 #
-# One that grows beyond log_max is cut: what it holds newest is copied to PATH.cut, then it is truncated, where O_APPEND
-# goes on. PATH.cut begins with a line of two numbers for whoever reads it: the bytes left out before it, and the size
-# the log had then, by which recovery knows on which side of the truncation a worker was killed. Offsets below are of
-# the whole output, so they hold over cuts and renames.
+# A log above log_max gives its oldest blocks back to the disk: they become a hole, all that follows
+# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each read
+# where the data begins, and drops what it read before that place. A hole that a job makes itself
+# (`truncate -s 1G /dev/stdout`) reads as zeros; only those before the first data count as left out.
+
+_READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
@@ -5716,8 +5719,6 @@ class SlotLog:
         self._logs_dir = logs_dir
         self.path = slot_log_path(logs_dir, worker, slot)
         self._fd: int | None = None
-        self._cutting = threading.Lock()  # a log is not renamed while it is cut
-        self._was_cut = False
 
     def open(self) -> int:
         """The log's descriptor: open, empty, locked. Raises HostFault."""
@@ -5732,7 +5733,7 @@ class SlotLog:
                 os.close(fd)
                 raise HostFault(f"the log '{self.path}' is locked by another process")
         except FileExistsError:  # left by a fault between two steps; its bytes are kept
-            self._keep(self.path, self.path + f".{os.urandom(3).hex()}")
+            self._keep(f"{self.path}.{os.urandom(3).hex()}")
             return self.open()
         except OSError as error:
             raise HostFault(f"the log '{self.path}' cannot be created: {error.strerror}") from error
@@ -5745,61 +5746,48 @@ class SlotLog:
             os.close(self._fd)
             self._fd = None
 
-    def finish(self, id: str, run: int) -> None:
-        """Give the output the run's name; where there is none and nobody holds the file, keep it for the next run."""
+    def finish(self, id: str, run: int, most: int) -> None:
+        """Give the output the run's name, and keep its newest `most` bytes.
+
+        A file without output is kept for the next run, unless a process still holds it.
+        """
         self.release()
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path, _APPEND_LOG)
         except OSError:
             return  # deleted under us: the next run gets a new one
-        if os.fstat(fd).st_size == 0 and not self._was_cut:
-            for power in range(
-                9
-            ):  # another slot's child holds a copy until its exec is done: 128 ms at the most
+        if os.fstat(fd).st_size == 0:
+            # Another slot's child holds a copy until its exec is done: 128 ms at the most.
+            for power in range(9):
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
                 time.sleep(0.00025 * 2**power)
+        trim_log(fd, most)
         os.close(fd)
-        path = log_path(self._logs_dir, id, run)
-        with self._cutting:
-            if self._was_cut:
-                self._was_cut = False
-                self._keep(self.path + CUT, path + CUT)
-            self._keep(self.path, path)
+        self._keep(log_path(self._logs_dir, id, run))
 
-    def cut(self, most: int) -> bool:
-        """Where the running log, with what was copied aside before, takes more than `most` bytes: copy its newest half
-        of that aside, and truncate it. What is written in the moment between is lost too. May raise OSError."""
+    def trim(self, most: int) -> bool:
+        """Keep the newest `most` bytes of the running log. False where the whole log had to go.
+
+        Raises OSError.
+        """
         try:
-            if os.stat(self.path).st_size <= most // 2:
-                return False
+            fd = os.open(self.path, _APPEND_LOG)
         except FileNotFoundError:
-            return False
-        with self._cutting, _log_parts(self.path) as parts:
-            if not parts or parts[-1].first or sum(part.size for part in parts) <= most:
-                return False
-            log, new = parts[-1], self.path + CUT + ".new"
-            try:
-                _copy_aside(log, most // 2, new)
-                os.truncate(self.path, 0)
-            except OSError:  # a full disk: the newest megabyte goes through memory
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(new)
-                kept = os.pread(log.fd, CHUNK_BYTES, max(0, log.size - CHUNK_BYTES))
-                os.truncate(self.path, 0)
-                _write_aside(new, log.base + log.size - len(kept), log.size, [kept])
-            os.rename(new, self.path + CUT)
-            self._was_cut = True
             return True
-
-    def _keep(self, source: str, path: str) -> None:
         try:
-            try:
-                os.rename(source, path)
-            except FileNotFoundError:
-                make_dir(os.path.dirname(path))
-                os.rename(source, path)
+            if trimmed := trim_log(fd, most):
+                return trimmed
+            os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
+            return False
+        finally:
+            os.close(fd)
+
+    def _keep(self, path: str) -> None:
+        try:
+            make_dir(os.path.dirname(path))
+            os.rename(self.path, path)
         except OSError as error:
             raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
 
@@ -5811,95 +5799,51 @@ class SlotLog:
         self.release()
 
 
-class _LogPart(Record):
-    """One of a log's two files: what was copied aside (`first` is where its output begins), or the log itself."""
+def trim_log(fd: int, most: int) -> bool:
+    """Give the oldest whole blocks of a log that holds more than `most` bytes back to the disk.
 
-    fd: int
-    first: int
-    size: int  # of its output
-    base: int  # where that stands in the whole output
-
-
-@contextlib.contextmanager
-def _log_parts(path: str) -> Iterator[list[_LogPart]]:
-    """The files of a log that are there, open."""
-    parts: list[_LogPart] = []
+    False where the system does not punch holes.
+    """
+    info = os.fstat(fd)
+    end = (info.st_size - most) // info.st_blksize * info.st_blksize
+    if end <= _first_data(fd):
+        return True
     try:
-        base = 0
-        for name in (path + CUT, path):
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                parts.append(_LogPart(fd, 0, 0, 0))
-                first = 0
-                if name != path:
-                    base, _, first = _cut_head(fd)
-                parts[-1] = _LogPart(fd, first, size := os.fstat(fd).st_size - first, base)
-                base += size
-        yield parts
-    finally:
-        for part in parts:
-            os.close(part.fd)
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        # The offsets have 64 bits in both; only the GNU library has another one for 32 bits.
+        fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
+    except (ImportError, OSError, AttributeError):
+        return False
+    return bool(fallocate(fd, _PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(end)) == 0)
 
 
-def _cut_head(fd: int) -> tuple[int, int, int]:
-    """The two numbers at the beginning of what was copied aside, and where its output begins; zeros where they are
-    not (written half)."""
-    found = re.match(rb"(\d+) (\d+)[^\n]*\n", os.pread(fd, 200, 0))
-    return (int(found[1]), int(found[2]), found.end()) if found else (0, 0, 0)
-
-
-def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) -> None:
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _first_data(fd: int) -> int:
+    """Where a log's output begins: behind the hole of what was given up; its end where all is hole."""
     try:
-        os.fchmod(fd, 0o600)
-        write_whole(
-            fd,
-            b"%d %d (bytes left out before this, size of the log when it was cut)\n"
-            % (left_out, size),
-        )
-        for piece in pieces:
-            write_whole(fd, piece)
-    finally:
-        os.close(fd)
+        return os.lseek(fd, 0, os.SEEK_DATA)
+    except AttributeError:
+        return 0
+    except OSError as error:
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0
 
 
-def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
-    """The log's last `keep` bytes, and what comes while they are copied (as much again at most), to a new file."""
-    start = max(0, log.size - keep)
-    _write_aside(new, log.base + start, log.size, _pieces(log.fd, start, start + 2 * keep))
-
-
-def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
+def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int, most: int) -> None:
     """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
-    with contextlib.suppress(
-        OSError
-    ):  # a log that cannot be kept is no reason to keep the job (F5)
-        _end_cut(source)
-        if os.path.exists(source + CUT):
-            make_dir(os.path.dirname(target))
-            os.rename(source + CUT, target + CUT)
-        if os.path.exists(target) or (
-            os.stat(source).st_size == 0 and not os.path.exists(target + CUT)
-        ):
+    # A log that cannot be kept is no reason to keep the job (F5).
+    with contextlib.suppress(OSError):
+        if os.path.exists(target) or os.stat(source).st_size == 0:
             os.unlink(source)
-        else:
-            make_dir(os.path.dirname(target))
-            os.rename(source, target)
-
-
-def _end_cut(source: str) -> None:
-    """End a cut that a dead worker began: where it had truncated the log already, the copy is whole."""
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(source + CUT + ".new", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return
+        fd = os.open(source, _APPEND_LOG)
         try:
-            truncated = os.stat(source).st_size < _cut_head(fd)[1]
+            trim_log(fd, most)
         finally:
             os.close(fd)
-        if truncated:
-            os.rename(source + CUT + ".new", source + CUT)
-        else:
-            os.unlink(source + CUT + ".new")
+        make_dir(os.path.dirname(target))
+        os.rename(source, target)
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -5915,53 +5859,66 @@ def remove_logs(logs_dir: str, id: str, runs: int) -> None:
     """Delete the output of every run of a purged job."""
     for run in range(1, runs + 1):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(path := log_path(logs_dir, id, run))
-            os.unlink(path + CUT)
+            os.unlink(log_path(logs_dir, id, run))
+
+
+def _open_log(path: str) -> int | None:
+    """A descriptor to read a log by; None where there is none."""
+    try:
+        return os.open(path, _READ_LOG)
+    except FileNotFoundError:
+        return None
 
 
 def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of a log's output from `start` on; nothing where there is none. An offset beyond what was asked
-    for, or read before, says that what stood between was left out."""
-    while True:
-        cut = identity_of(path + CUT)
-        with _log_parts(path) as parts:
-            for part in parts:
-                start = max(start, part.base)
-                while chunk := os.pread(part.fd, CHUNK_BYTES, part.first + start - part.base):
-                    if identity_of(path + CUT) != cut:
-                        break
-                    yield start, chunk
-                    start += len(chunk)
-        if identity_of(path + CUT) == cut:
-            return
+    """(offset, bytes) of a log's output from `start` on, as far as there is any now.
+
+    An offset beyond what was asked for, or read before, says that the output between was left out;
+    the reading then goes on at the next line. A log that was truncated is read from its beginning.
+    """
+    fd = _open_log(path)
+    if fd is None:
+        return
+    try:
+        end = os.fstat(fd).st_size  # a command may print faster than anybody reads
+        start = start if start <= end else 0
+        was_left_out = False
+        while chunk := os.pread(fd, min(CHUNK_BYTES, max(0, end - start)), start):
+            data_at = _first_data(fd)
+            if data_at > start:
+                start, was_left_out = data_at, True
+                continue
+            if was_left_out:
+                line_at = chunk.find(b"\n", 0, -1) + 1  # 0 where it is all one line
+                start, chunk, was_left_out = start + line_at, chunk[line_at:], False
+            yield start, chunk
+            start += len(chunk)
+    finally:
+        os.close(fd)
 
 
 def tail_start(path: str, lines: int) -> int:
-    """The offset at which the last `lines` lines of a log's output begin."""
-    with _log_parts(path) as parts:
-        end = parts[-1].base + parts[-1].size if parts else 0
-        if lines == 0 or not parts:
-            return end
-        wanted = lines
-        for part in reversed(parts):
-            at = part.first + part.size
-            if (
-                at > part.first
-                and part.base + part.size == end
-                and os.pread(part.fd, 1, at - 1) == b"\n"
-            ):
-                wanted += 1  # a newline at the very end begins no line
-            while at > part.first:
-                start = max(part.first, at - CHUNK_BYTES)
-                chunk = os.pread(part.fd, at - start, start)
-                if chunk.count(b"\n") >= wanted:
-                    cut = len(chunk)
-                    for _ in range(wanted):
-                        cut = chunk.rindex(b"\n", 0, cut)
-                    return part.base + start - part.first + cut + 1
-                wanted -= chunk.count(b"\n")
-                at = start
-        return parts[0].base
+    """The offset at which the last `lines` lines of a log begin; 0 where it holds no more."""
+    fd = _open_log(path)
+    if fd is None:
+        return 0
+    try:
+        size, first = os.fstat(fd).st_size, _first_data(fd)
+        if lines == 0:
+            return size
+        end = size - 1  # a newline at the very end begins no line
+        while end > first:
+            start = max(first, end - CHUNK_BYTES)
+            chunk = os.pread(fd, end - start, start)
+            cut = len(chunk)
+            while (cut := chunk.rfind(b"\n", 0, cut)) >= 0:
+                lines -= 1
+                if lines == 0:
+                    return start + cut + 1
+            end = start
+        return 0
+    finally:
+        os.close(fd)
 
 
 def last_lines(path: str, lines: int, bytes_max: int) -> str:
@@ -6037,10 +5994,10 @@ STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS: Final = (
     "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 )
-MAIN, CUTTING = (
+MAIN, TRIMMING = (
     -1,
     -2,
-)  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
+)  # where a slot's number is asked for and the main thread, or the one that trims logs, is meant
 GROUP_STOP_S: Final = (
     0.25  # how long a job's death by signal may come before our own stop signal is seen
 )
@@ -6125,7 +6082,7 @@ class Worker:
         ]
         others = [
             threading.Thread(target=loop, daemon=True)
-            for loop in (self._recover_loop, self._cut_loop)
+            for loop in (self._recover_loop, self._trim_loop)
         ]
         started = _started([*others, *slots])
         if len(started) < len(others) + self.threads:
@@ -6498,7 +6455,7 @@ class Worker:
             self.say(f"Error: a fault in the worker, please report it: {error!r}")
             outcome = self._abandon(slot, f"a fault in the worker: {error!r}")
         try:
-            log.finish(job.id, job.runs)
+            log.finish(job.id, job.runs, self.store.last_config().log_max)
         except HostFault as fault:
             self._set_trouble(slot, str(fault))
         return outcome
@@ -6641,17 +6598,24 @@ class Worker:
         else:
             self.say(f"{text}: {job.reason}")
 
-    # -- Cutting logs, and recovery, each in a thread of its own: both may take long
+    # -- Trimming logs, and recovery, each in a thread of its own: both may take long
 
-    def _cut_loop(self) -> None:
-        busy = False  # what was cut just now soon has to be again
-        while not self._quit.wait(TICK_S / 5 if busy else TICK_S):
+    def _trim_loop(self) -> None:
+        has_warned = False
+        while not self._quit.wait(TICK_S):
             try:
                 most = self.store.config().log_max
-                busy = any([self._logs[slot].cut(most) for slot in list(self._executor.running)])
-                self._set_trouble(CUTTING, None)
+                whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
+                self._set_trouble(TRIMMING, None)
             except Exception as error:  # also a fault of ours
-                self._set_trouble(CUTTING, f"a log cannot be cut: {error}")
+                self._set_trouble(TRIMMING, f"a log cannot be trimmed: {error}")
+                continue
+            if not all(whole) and not has_warned:
+                has_warned = True
+                self.say(
+                    "Warning: this system cannot give up the beginning of a file: "
+                    "a log above log_max is truncated, and what it held is lost."
+                )
 
     def _recover_loop(self) -> None:
         fences: Fences = {}
@@ -6771,7 +6735,8 @@ def _give_back_orphan(
     """Its orphan goes back; it leaves `fences` last, so that what fails on the way is tried again, lock and all."""
     job, lock_fd = fences[key].job, fences[key].lock_fd
     name = job.worker or ""
-    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs)
+    most = store.config().log_max
+    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs, most)
     back = recover(store, job, fences[key].excused)
     if back is not None:
         say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
@@ -8025,6 +7990,9 @@ def logs(
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
+    Of an output above `log_max` the oldest part is given up. This command then begins at the next
+    line and says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
+
     Example: queuectl logs job1 --follow"""
     store = app.store
     store.read()
@@ -8033,8 +8001,7 @@ def logs(
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
     elif show_path:
-        path, _ = _log_of(store, job, run)
-        _echo_all(name for name in (path + CUT, path) if name == path or os.path.exists(name))
+        click.echo(_log_of(store, job, run)[0])
     else:
         last = (run if attempt is not None else math.inf) if follow else 0
         _print_output(store, job, max(1, run), last, tail)

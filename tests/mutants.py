@@ -271,29 +271,16 @@ MUTANTS = [
         "test_keep_completed.py::test_a_job_is_as_old_as_its_end",
     ),
     Mutant(
-        "what was copied aside is shown before the log is truncated",
-        "                os.truncate(self.path, 0)\n            except OSError:",
-        "                os.rename(new, self.path + CUT)\n                os.truncate(self.path, 0)\n"
-        "                os.link(self.path + CUT, new)\n            except OSError:",
-        "test_log_max.py::test_a_reader_never_takes_new_bytes_for_old_ones",
+        "a reader does not ask where the data begins",
+        "            if data_at > start:\n",
+        "            if False:\n",
+        "test_log_max.py::test_a_log_is_read_on_while_it_is_trimmed",
     ),
     Mutant(
-        "a reader does not notice a cut",
-        "                    if identity_of(path + CUT) != cut:\n",
-        "                    if False:\n",
-        "test_log_max.py::test_a_log_is_read_on_while_it_is_cut",
-    ),
-    Mutant(
-        "recovery does not ask how far a cut came",
-        "            truncated = os.stat(source).st_size < _cut_head(fd)[1]\n",
-        "            truncated = True\n",
-        "test_log_max.py::test_recovery_keeps_what_a_cut_left_wherever_its_worker_died",
-    ),
-    Mutant(
-        "a log that was cut is taken for an empty one",
-        "st_size == 0 and not self._was_cut:",
-        "st_size == 0:",
-        "test_log_max.py::test_a_log_that_was_cut_and_then_printed_nothing_is_kept",
+        "a log is not trimmed at the end of its run",
+        "        trim_log(fd, most)\n        os.close(fd)\n",
+        "        os.close(fd)\n",
+        "test_log_max.py::test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end",
     ),
     Mutant(
         "runs are not raised",

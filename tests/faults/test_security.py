@@ -155,7 +155,7 @@ def test_a_link_at_a_slots_log_is_set_aside_and_not_followed(victim, run, home):
     assert Path(log.path).read_bytes() == b"output\n" and not Path(log.path).is_symlink()
     log.release()
     plant(Path(log.path), victim)
-    log.finish("a", 1)
+    log.finish("a", 1, 1 << 20)
 
 
 def test_a_link_at_a_dead_workers_file_does_not_stop_the_recovery_of_others(
