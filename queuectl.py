@@ -5258,7 +5258,7 @@ class Trace(NamedTuple):
     """What the processes of one run are known by. `session` and `start_s` only where its worker wrote them down."""
 
     mark: str
-    home: str
+    home: bytes
     logs: tuple[str, ...]
     session: int | None = None
     start_s: float | None = None  # of the session's leader, on the clock that counts from boot
@@ -5291,6 +5291,11 @@ def run_mark(lock_id: str, worker: str, job: Job) -> str:
     return f"{lock_id}/{worker}/{job.id}/{job.runs}"
 
 
+def as_utf8(texts: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Variables for a command's environment, in UTF-8 whatever the locale of this process."""
+    return {name.encode(): text.encode() for name, text in texts.items()}
+
+
 def boot_clock_s() -> float:
     """Seconds on the clock that processes' start times are given in."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -5300,7 +5305,7 @@ def boot_clock_s() -> float:
 class Executor:
     """Starts commands and ends them: this process's running attempts, its working directory, its environment."""
 
-    def __init__(self, base_env: Mapping[str, str]) -> None:
+    def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
         import signal
 
         self._spawn = threading.Lock()  # X2
@@ -5312,7 +5317,7 @@ class Executor:
                         os.set_inheritable(int(name), False)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._runners: dict[tuple[str, ...], str] = {}  # to the paths of their programs
+        self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
         self._defaults = [
             number
             for number in signal.valid_signals()
@@ -5321,7 +5326,7 @@ class Executor:
         self.running: dict[int, Attempt] = {}  # by slot
 
     def start(
-        self, slot: int, runner: tuple[str, ...], command: str, cwd: str | None, env: Mapping[str, str], log_fd: int,
+        self, slot: int, runner: tuple[str, ...], command: str, cwd: bytes, env: Mapping[bytes, bytes], log_fd: int,
         logs: tuple[str, ...], limit_s: float, more_fds: Mapping[int, int] | None = None,
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own, its output going to `log_fd`; `limit_s` 0 is no limit.
@@ -5331,20 +5336,20 @@ class Executor:
         An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
         """
         path = self.find_runner(runner)
-        whole_env = {**self._env, **env}
+        words = [word.encode() for word in (*runner, command)]
         with self._spawn:
             try:
-                os.chdir(cwd or "/")  # each time anew: the path may lead elsewhere by now
+                os.chdir(cwd)  # each time anew: the path may lead elsewhere by now
             except OSError as error:
                 return Outcome(
                     "not_started",
-                    reason=f"its directory '{cwd}' cannot be entered: {error.strerror}",
+                    reason=f"its directory '{cwd.decode()}' cannot be entered: {error.strerror}",
                 )
             try:
                 pid = self._spawn_process(
                     path,
-                    [*runner, command],
-                    whole_env,
+                    words,
+                    {**self._env, **env},
                     {0: self._null, 1: log_fd, 2: log_fd, **(more_fds or {})},
                 )
             except OSError as error:
@@ -5358,14 +5363,15 @@ class Executor:
                 )  # looked for anew before the next claim, also by other slots
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             now_s = time.monotonic()
-            trace = Trace(env["QUEUECTL_RUN"], env["QUEUECTL_HOME"], logs, pid, boot_clock_s())
+            mark, home = env[b"QUEUECTL_RUN"].decode(), env[b"QUEUECTL_HOME"]
+            trace = Trace(mark, home, logs, pid, boot_clock_s())
             attempt = self.running[slot] = Attempt(
                 pid, trace, now_s + limit_s if limit_s else math.inf
             )
         return attempt
 
     def _spawn_process(
-        self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]
+        self, path: bytes, words: list[bytes], env: dict[bytes, bytes], fds: Mapping[int, int]
     ) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
         try:
@@ -5388,20 +5394,20 @@ class Executor:
             child.returncode = 0  # it is waited for below, not by its object
             return child.pid
 
-    def find_runner(self, runner: tuple[str, ...]) -> str:
+    def find_runner(self, runner: tuple[str, ...]) -> bytes:
         """The path of a runner's program. Raises HostFault where there is none."""
         path = self._runners.get(runner)
         if path is None:
             import shutil
 
-            path = shutil.which(runner[0])
+            path = shutil.which(runner[0].encode())
             if path is None:
                 raise HostFault(f"the runner '{runner[0]}' was not found")
             self._runners[runner] = path = os.path.abspath(path)
         return path
 
     def run_hook(
-        self, slot: int, command: str, cwd: str, env: Mapping[str, str], input_fd: int,
+        self, slot: int, command: str, cwd: bytes, env: Mapping[bytes, bytes], input_fd: int,
         begun: Callable[[Attempt], None],
     ) -> Outcome:  # fmt: skip
         """Run a hook of at most HOOK_S, its output going to our stderr; how it ended. Raises HostFault.
@@ -5587,7 +5593,7 @@ class Fence:
         variables = _read_proc(pid, "environ").split(b"\0")
         if b"QUEUECTL_RUN=" + self.trace.mark.encode() in variables:
             return True
-        if b"QUEUECTL_HOME=" + os.fsencode(self.trace.home) in variables:
+        if b"QUEUECTL_HOME=" + self.trace.home in variables:
             # The lock's inode is another where .queuectl was deleted; a copied home has another path.
             rest = self.trace.mark[self.trace.mark.index("/") :].encode()
             if any(word.startswith(b"QUEUECTL_RUN=") and word.endswith(rest) for word in variables):
@@ -6137,7 +6143,7 @@ class Worker:
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._executor = Executor(os.environ)
+        self._executor = Executor(os.environb)
         self.store.prepare()
         self.store.sweep_workers()
         self.store.follow()
@@ -6452,21 +6458,23 @@ class Worker:
             self._set_trouble(slot, f"not claiming: {fault}")
             outcome = Outcome("handed_back", reason=str(fault))
         except Exception as error:
-            self.say(f"Error: a fault in the worker, please report it: {error!r}")
-            outcome = self._abandon(slot, f"a fault in the worker: {error!r}")
+            why = f"a fault in the worker, please report it: {error!r}"
+            self._set_trouble(slot, f"not claiming: {why}")  # then this slot rests
+            outcome = self._abandon(slot, why)
         try:
             log.finish(job.id, job.runs, self.store.last_config().log_max)
         except HostFault as fault:
             self._set_trouble(slot, str(fault))
         return outcome
 
-    def _variables(self, slot: int, job: Job, ending: str = "") -> dict[str, str]:
+    def _variables(self, slot: int, job: Job, ending: str = "") -> dict[bytes, bytes]:
         """What a job or, with an ending, its hook finds in its environment; QUEUECTL_RUN is the run's mark."""
         mark = run_mark(self._header["lock"], self.name, job) + ending
-        return {
-            "QUEUECTL_HOME": self.store.home, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
+        texts = {
+            "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
         }  # fmt: skip
+        return {b"QUEUECTL_HOME": os.fsencode(self.store.home), **as_utf8(texts)}
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
         """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
@@ -6491,11 +6499,11 @@ class Worker:
         spool = Spool(self.store, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
-            env = {**self._variables(slot, job, f"/{name}"), "QUEUECTL_STATE": job.state}
+            env = {**self._variables(slot, job, f"/{name}"), b"QUEUECTL_STATE": job.state.encode()}
             return self._executor.run_hook(
                 slot,
                 command,
-                self.store.home,
+                os.fsencode(self.store.home),
                 env,
                 spool.fd,
                 lambda attempt: self._wake_main_for(slot, attempt),
@@ -6504,10 +6512,10 @@ class Worker:
             spool.close()
 
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        env = {**(job.env or {}), **self._variables(slot, job)}
-        runner = self.store.last_config().runner
+        env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
+        runner, cwd = self.store.last_config().runner, (job.cwd or "/").encode()
         attempt = self._executor.start(
-            slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout
+            slot, runner, job.command, cwd, env, log.open(), (log.path,), job.timeout
         )
         if isinstance(attempt, Outcome):
             return attempt
@@ -6562,7 +6570,9 @@ class Worker:
                 f"queuectl dlq retry {job.id} --timeout 10m; or all new jobs: queuectl config set job-timeout 10m"
             )
         if outcome.exit_code == EXIT_NOT_FOUND:
-            path = (job.env or {}).get("PATH") or os.environ.get("PATH", "")
+            path = (job.env or {}).get("PATH") or os.environb.get(b"PATH", b"").decode(
+                "utf-8", "replace"
+            )
             return outcome._replace(
                 reason=f"exit code 127; a command was not found with PATH {path}; "
                 "keep the caller's with: enqueue --env PATH"
@@ -6714,7 +6724,7 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
     mark = run_mark(store.lock_id(), job.worker or "", job)
     trace = Trace(
         mark,
-        store.home,
+        os.fsencode(store.home),
         logs,
         row.get("session") if ours else None,
         row.get("start") if ours else None,

@@ -158,6 +158,23 @@ def test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why(
     assert reaches("a", "completed")["attempts"] == 1
 
 
+NO_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(
+    run: Call, process: Call, tmp_path: Path
+) -> None:
+    place = tmp_path / "größe"
+    place.mkdir()
+    (place / "läufer").symlink_to("/bin/sh")
+    run("config", "set", "runner", f"{place}/läufer -c")
+    run("config", "set", "on_finish", "touch häkchen")
+    run("enqueue", "--cwd", str(place), "--env", "WORT=übung", "--command", 'touch grüße "$WORT"')
+    process("worker", "start", "--drain", env={**NO_LOCALE, "NOT_UTF8": os.fsdecode(b"\xff")}, code=0)
+    assert {name for name in os.listdir(os.fsencode(place))} == {name.encode() for name in ("grüße", "übung", "läufer")}
+    assert (tmp_path / "home" / "häkchen").exists()
+
+
 # -- the time limit
 
 

@@ -189,9 +189,9 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import queuectl as q
 q.HOOK_S = float(sys.argv[3])
-executor = q.Executor(os.environ)
+executor = q.Executor(os.environb)
 begun = lambda attempt: executor.end(0, attempt, "timed_out", None, 1) if sys.argv[4] == "end" else None
-print(executor.run_hook(0, sys.argv[2], "/", {"QUEUECTL_RUN": "mark/x", "QUEUECTL_HOME": "/"}, 0, begun).kind)
+print(executor.run_hook(0, sys.argv[2], b"/", {b"QUEUECTL_RUN": b"mark/x", b"QUEUECTL_HOME": b"/"}, 0, begun).kind)
 """
 
 
@@ -227,7 +227,7 @@ def slot(home: Path, tmp_path: Path) -> q.Worker:
     store.prepare()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
     worker._header = {"pid": 1, "started_at": store.now(), "lock": "1.1", "threads": 1, "trouble": None}
-    worker._executor = q.Executor(os.environ)
+    worker._executor = q.Executor(os.environb)
     worker.file = store.create_worker(worker.name, worker._header, 1)
     return worker
 

@@ -38,7 +38,7 @@ def house(store: q.Store) -> q.Worker:
     store.follow()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
     worker._header = {"pid": 1, "started_at": store.now(), "boot_id": "b", "lock": "1.1", "threads": 1, "trouble": None}
-    worker._executor = q.Executor(os.environ)
+    worker._executor = q.Executor(os.environb)
     worker.file = store.create_worker(worker.name, worker._header, 1)
     return worker
 

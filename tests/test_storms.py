@@ -147,7 +147,7 @@ def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each had looked the runner up before the first of them failed and dropped it."""
-    executor = queuectl.Executor({"PATH": os.environ["PATH"]})
+    executor = queuectl.Executor(os.environb)
 
     def refused(*args: object) -> int:
         executor._runners.clear()  # as another slot does that failed a moment before
@@ -155,7 +155,7 @@ def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_
 
     monkeypatch.setattr(executor, "_spawn_process", refused)
     with pytest.raises(queuectl.HostFault, match="could not be started"):
-        executor.start(0, ("sh", "-c"), "true", "/", {}, 1, (), 0)
+        executor.start(0, ("sh", "-c"), "true", b"/", {}, 1, (), 0)
 
 
 def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main_thread():
@@ -265,12 +265,12 @@ def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store
 def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        trace = queuectl.Trace("mark", "/home", (), child.pid, queuectl.boot_clock_s())
+        trace = queuectl.Trace("mark", b"/home", (), child.pid, queuectl.boot_clock_s())
         fence = queuectl.Fence(trace, 0.0)
         fence.look()
         assert fence.living == [child.pid]
         fence.trace = queuectl.Trace(
-            "mark", "/home", (), child.pid, queuectl.boot_clock_s() - 100
+            "mark", b"/home", (), child.pid, queuectl.boot_clock_s() - 100
         )  # ours had begun long before
         fence.look()
         assert fence.living == []
@@ -347,27 +347,38 @@ def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(
     assert run("worker", "list").out == ""
 
 
-FORK_REFUSED = """
+FIRST_STARTS_FAIL = """
 import errno, os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
-spawn, refused = queuectl.Executor._spawn_process, iter(range(2))
+name, error = sys.argv.pop(1), eval(sys.argv.pop(1))
+real, refused = getattr(queuectl.Executor, name), iter(range(2))
 def refuse(*args):
     if next(refused, None) is None:
-        return spawn(*args)
-    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-queuectl.Executor._spawn_process = refuse
+        return real(*args)
+    raise error
+setattr(queuectl.Executor, name, refuse)
 queuectl.main()
 """
 
 
 # Slow: two pauses of a second are what it is about.
-def test_a_refused_fork_stops_the_claims_for_a_while_and_costs_no_attempt(enqueue: Call, job: Call):
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("_spawn_process", "OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))", "could not be started"),
+        ("start", "LookupError('broken')", "a fault in the worker"),
+    ],
+)
+def test_what_is_not_the_jobs_fault_stops_the_claims_for_a_while_and_costs_no_attempt(
+    name: str, error: str, reason: str, enqueue: Call, job: Call
+):
     enqueue("a", "true")
-    words = [sys.executable, "-c", FORK_REFUSED, str(PROGRAM.parent), "worker", "start", "--drain"]
+    words = [sys.executable, "-c", FIRST_STARTS_FAIL, str(PROGRAM.parent), name, error, "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 3)
     lines = [line for line in done.stderr.splitlines() if "handed back" in line or "Trouble" in line]
+    assert len([line for line in lines if line.startswith("Trouble: not claiming") and reason in line]) == 1, lines
     first, second = (entry["started_at"] for entry in job("a")["history"][:2])
     assert seconds_between(first, second) > 0.5, lines  # no busy loop of claims: it looks again a second later
