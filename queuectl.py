@@ -5835,13 +5835,22 @@ def _first_data(fd: int) -> int:
         return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0
 
 
-def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int, most: int) -> None:
-    """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
+def keep_orphan_log(
+    logs_dir: str, worker: str, slot: int, id: str, run: int, most: int, has_begun: bool
+) -> None:
+    """Give the log of a dead worker's slot the name of the run that wrote it.
+
+    It replaces what has that name: a purge that died may have left the output of another job of
+    that id. Where the slot's log is empty, what has the name goes too, unless the run is known to
+    have begun: then it is its own output, to which the worker gave the name before it died.
+    """
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
     # A log that cannot be kept is no reason to keep the job (F5).
     with contextlib.suppress(OSError):
-        if os.path.exists(target) or os.stat(source).st_size == 0:
+        if os.stat(source).st_size == 0:
             os.unlink(source)
+            if not has_begun:
+                os.unlink(target)
             return
         fd = os.open(source, _APPEND_LOG)
         try:
@@ -5864,8 +5873,25 @@ def sweep_slot_logs(logs_dir: str, worker: str) -> None:
 def remove_logs(logs_dir: str, id: str, runs: int) -> None:
     """Delete the output of every run of a purged job."""
     for run in range(1, runs + 1):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(log_path(logs_dir, id, run))
+        remove_log(logs_dir, id, run)
+
+
+def remove_log(logs_dir: str, id: str, run: int) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(log_path(logs_dir, id, run))
+
+
+def sweep_logs(logs_dir: str, folder: int, exists: Callable[[str], bool]) -> None:
+    """Remove, from one of the 256 folders, the output of jobs that are gone (`exists(id)` is false).
+
+    Call it under the store lock: else a job of that id may be added, and run, before the unlink.
+    """
+    path = os.path.join(logs_dir, f"{folder:02x}")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            found = re.fullmatch(r"(.+)\.\d+\.log", name)
+            if found and not exists(found[1]):
+                os.unlink(os.path.join(path, name))
 
 
 def _open_log(path: str) -> int | None:
@@ -6514,6 +6540,9 @@ class Worker:
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
         env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
         runner, cwd = self.store.last_config().runner, (job.cwd or "/").encode()
+        # A purge that died may have left the output of another job of that id (F9).
+        with contextlib.suppress(OSError):
+            remove_log(self.store.logs_dir, job.id, job.runs)
         attempt = self._executor.start(
             slot, runner, job.command, cwd, env, log.open(), (log.path,), job.timeout
         )
@@ -6659,6 +6688,7 @@ class Orphan(Record):
     fence: Fence
     lock_fd: int
     excused: bool
+    has_begun: bool
 
 
 Fences = dict[tuple[str, int], Orphan]  # by job and run
@@ -6730,7 +6760,8 @@ def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Or
         row.get("start") if ours else None,
     )
     fence = Fence(trace, time.monotonic() + store.config().grace_period)
-    return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
+    named = row.get("job") == job.id and row.get("run") == job.runs
+    return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")), named)
 
 
 def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> None:
@@ -6746,7 +6777,8 @@ def _give_back_orphan(
     job, lock_fd = fences[key].job, fences[key].lock_fd
     name = job.worker or ""
     most = store.config().log_max
-    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs, most)
+    has_begun = fences[key].has_begun
+    keep_orphan_log(store.logs_dir, name, job.slot or 0, job.id, job.runs, most, has_begun)
     back = recover(store, job, fences[key].excused)
     if back is not None:
         say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
@@ -8054,6 +8086,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
     """(path of that run's output, whether the run still goes on). A log that has its name is of a run that is over."""
+    if run > job.runs:
+        return os.devnull, False  # what has its name is another job's
     path = log_path(store.logs_dir, job.id, run)
     if job.state != "processing" or job.runs != run or os.path.exists(path):
         return path, False
