@@ -121,8 +121,8 @@ MUTANTS = [
     ),
     Mutant(
         "a session is ours for ever",
-        "                self._session_known = abs(",
-        "                self._session_known = self._session_known or abs(",
+        "            self._session_known = abs(",
+        "            self._session_known = self._session_known or abs(",
         STORMS + "test_a_session_whose_number_is_anothers_by_now_is_left_alone",
     ),
     Mutant(
@@ -242,9 +242,9 @@ MUTANTS = [
     ),
     Mutant(
         "nothing ends the hook of a dead worker",
-        "sleep {HOOK_S:g}; kill -s KILL -- -$$;",
-        ":;",
-        "test_hooks.py::test_a_hook_ends_soon_after_its_worker_was_killed",
+        '        if hook := row.get("hook"):\n',
+        "        if hook := None:\n",
+        "test_hooks.py::test_whoever_clears_a_dead_worker_away_ends_its_hook_first",
     ),
     Mutant(
         "a sync does not wait for the one that is under way",
@@ -508,8 +508,8 @@ MUTANTS = [
     ),
     Mutant(
         "recovery does not follow first",
-        "        with store.transaction():  # the worker is dead now: what it still wrote is its last word\n",
-        "        if True:\n",
+        "    with store.transaction():  # the worker is dead now: what it still wrote is its last word\n",
+        "    if True:\n",
         STORE + "test_recovery_knows_what_a_dead_worker_wrote_last",
     ),
     Mutant(
@@ -899,8 +899,8 @@ MUTANTS = [
     ),
     Mutant(
         "no fence",
-        "    gone = [key for key, orphan in list(fences.items()) if orphan.fence.step()]\n",
-        "    gone = list(fences)\n",
+        "        if not fences[trace.mark].step():\n            return\n",
+        "",
         RECOVERY + "test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives",
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -466,6 +467,18 @@ def test_output_files_are_private_whatever_the_umask(enqueue: Call, drain: Call,
     drain()
     (line,) = run("logs", "a", "--path").lines
     assert Path(line).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_folder_of_the_output_is_made_again_by_the_worker_itself(
+    enqueue: Call, worker: Call, reaches: Call, run: Call, home: Path
+) -> None:
+    worker()
+    enqueue("a", "echo out", "--delay", "0.5")
+    enqueue("b", "echo out", "--delay", "1.5")
+    shutil.rmtree(home / ".queuectl" / "logs")  # any command that changes the queue would make it again
+    for name in ("a", "b"):
+        reaches(name, "completed")
+    assert run("logs", "b").out == "out\n"
 
 
 def left_by_a_purge(home: Path, id: str, run: int) -> Path:

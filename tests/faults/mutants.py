@@ -42,11 +42,9 @@ APPENDED = """        self._append(b"".join(map(_line, bodies)))
 """
 NEW_JOURNAL = """        self._write_journal(marks, repeat, [])  # 5
 """
-REAPED = """            status = self._reap(slot, attempt, 0)
+FENCED = """        if attempt.ending is not None:
+            Fence(attempt.trace, attempt.kill_at).wait()
 """
-FENCED_AND_REAPED = f"""            if attempt.ending is not None:
-                Fence(attempt.trace, attempt.kill_at).wait()
-{REAPED}"""
 SETTINGS_READ = """        return _read_all(fd)
     finally:
         os.close(fd)
@@ -189,14 +187,14 @@ MUTANTS = (
         "power.py",
         "worker start, claim and report",
     ),
-    Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
+    Mutant("no fence", (("        if not fences[trace.mark].step():\n            return\n", ""),), "storm.py", ""),
     Mutant(
         "recovery by files only",
-        (("{*named, *store.worker_names()} - held", "{*store.worker_names()} - held"),),
+        (("{*named, *self.store.worker_names()}", "{*self.store.worker_names()}"),),
         "storm.py",
         "",
     ),
-    Mutant("dead before gone", ((FENCED_AND_REAPED, REAPED),), "storm.py", ""),
+    Mutant("dead before gone", ((FENCED, ""),), "storm.py", ""),
     Mutant(
         "the output's lock is not looked at",
         (("held = any(_is_log_held(path) for path in self.trace.logs)", "held = False"),),
