@@ -42,7 +42,7 @@ The way of a job, each function with its section:
     claimed     Worker._look 7, take_turn 5, Waiting.first 4, claim_job 3
     run         _run_command 7, Executor.start 6; its output: SlotLog.open 6; its time limit: _end_late 7
     reported    Executor.wait 6, take_turn 5, report_job 3; its retry: backoff_s 3, _next_due 7; the disk: sync 4
-    recovered   find_orphans 7, Fence.step 6, recover 5
+    recovered   Recovery.step 7, Fence.step 6, recover 5
     filed       _fold 4, after _take_edits 4 of hand edits; _set_tail_aside 4: a torn line; mend 4: damage
 """
 
@@ -4635,24 +4635,26 @@ def mend(store: Store) -> list[str]:
 
 
 # ======== 9. EXECUTION ========
-# Owns processes and the attempts' output: starts one command, waits for it, ends it, ends what a dead worker left,
-# keeps and reads its log. Returns an outcome; knows neither stores nor job states.
+# Owns the processes of jobs and hooks, and their output. It starts one command, waits for it, ends
+# it, ends what a dead worker left running, and keeps and reads logs. It returns an outcome, and
+# knows neither stores nor job states.
 #
-# A run is found again by its mark, `QUEUECTL_RUN` in the environment of its processes (device and inode of the
-# store lock, worker, job, run: never the same in a copied home), by its session, and by its log: the log is locked
-# before the spawn and the worker closes its own descriptor, so that exactly the descendants that hold the output
-# keep the lock, whatever they did to their session or environment.
+# The processes of a run are found by three things. Its mark is QUEUECTL_RUN in their environment:
+# device and inode of the store lock, worker, job and run, which are never the same in a copied
+# home. Its session is in the row of the worker's file. Its log is locked before the spawn, and the
+# worker then closes its own descriptor: so exactly the descendants that hold the output keep the
+# lock, whatever they did to their session and environment.
 #
-# X1  A pid is signalled only while its process cannot have been reaped (under `_table`), or through a pidfd.
-# X2  The working directory changes only under `_spawn`; nothing else in the process uses a relative path.
-# X3  An attempt that we ended is over when nothing of its run lives; one that ended by itself is over with its
-#     leader, and what it leaves behind is a daemon that lives on.
+# X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or by pidfd.
+# X2  The working directory changes only under `_spawn`. All other code uses absolute paths.
+# X3  An attempt that we ended is over when nothing of its run lives. One that ended by itself is
+#     over with its leader; what it leaves behind is a daemon, which lives on.
 # X4  Fencing never waits for a lock, and never ends this process or one that it descends from.
-# F4 to F7, here and in WORKER, are among what is true after any fault: tests/faults/test_survived.py has them all.
+#     Such a process still counts: its run is not over.
+# F4 to F7, which hold after any fault, concern this section and WORKER: tests/faults/test_survived.py.
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
-CUT: Final = ".cut"  # ending of what was kept of a log when it was cut
 HOOK_S: Final = 30  # a hook may run that long
 HOOK_LINES: Final = 20  # of the job's output are given to a hook
 HOOK_BYTES: Final = 16_384  # at most
@@ -4661,14 +4663,14 @@ _PROC: Final = "/proc"
 
 
 class HostFault(Exception):
-    """An attempt could not begin for a reason that is not the job's: no runner, no memory, no descriptors, no disk."""
+    """An attempt could not begin, and not by the job's fault: no runner, no memory, a full disk."""
 
 
 class Trace(NamedTuple):
-    """What the processes of one run are known by. `session` and `start_s` only where its worker wrote them down."""
+    """What the processes of one run are known by; `session` only where its worker wrote it down."""
 
     mark: str
-    home: str
+    home: bytes
     logs: tuple[str, ...]
     session: int | None = None
     start_s: float | None = None  # of the session's leader, on the clock that counts from boot
@@ -4681,13 +4683,11 @@ class Attempt:
         self.pid = pid
         self.trace = trace
         self.deadline = deadline  # when its time limit strikes; inf where it has none
-        self.ending: OutcomeKind | None = (
-            None  # what its outcome will be, once we have begun to end it
-        )
-        self.reason: str | None = None  # of that
+        self.ending: OutcomeKind | None = None  # once we have begun to end it: its outcome
+        self.reason: str | None = None  # of that outcome
         self.kill_at = math.inf  # when SIGTERM has had its grace
         self.killed = False
-        self.job_id = ""
+        self.job_id = ""  # of a hook: none
 
     def next_event(self) -> float:
         """When the main thread has to look at this attempt again."""
@@ -4696,92 +4696,80 @@ class Attempt:
         return math.inf if self.killed else self.kill_at
 
 
-def run_mark(lock_id: str, worker: str, job: Job) -> str:
-    """What tells the processes of a job's run from all others: QUEUECTL_RUN in their environment."""
-    return f"{lock_id}/{worker}/{job.id}/{job.runs}"
+def run_mark(lock_id: str, worker: str, id: str, run: int, hook: str = "") -> str:
+    """QUEUECTL_RUN: what tells the processes of a run, or of its hook, from all others."""
+    return f"{lock_id}/{worker}/{id}/{run}" + (hook and f"/{hook}")
+
+
+def as_utf8(texts: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Variables for a command's environment, in UTF-8 whatever the locale of this process."""
+    return {name.encode(): text.encode() for name, text in texts.items()}
 
 
 class Executor:
-    """Starts commands and ends them: this process's running attempts, its working directory, its environment."""
+    """Starts commands and ends them. It owns this process's running attempts and its directory."""
 
-    def __init__(self, base_env: Mapping[str, str]) -> None:
+    def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
         import signal
 
         self._spawn = threading.Lock()  # X2
         self._table = threading.Lock()  # X1
-        with contextlib.suppress(OSError):  # what this process was started with is not for the jobs
+        # The descriptors that this process was started with are not for the jobs.
+        with contextlib.suppress(OSError):
             for name in os.listdir("/dev/fd"):
                 with contextlib.suppress(OSError):
                     if int(name) > 2:
                         os.set_inheritable(int(name), False)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._runners: dict[tuple[str, ...], str] = {}  # to the paths of their programs
-        self._defaults = [
-            number
-            for number in signal.valid_signals()
-            if number not in (signal.SIGKILL, signal.SIGSTOP)
-        ]
+        self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
+        self._defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
         self.running: dict[int, Attempt] = {}  # by slot
 
     def start(
-        self, slot: int, runner: tuple[str, ...], command: str, cwd: str | None, env: Mapping[str, str], log_fd: int,
-        logs: tuple[str, ...], limit_s: float, more_fds: Mapping[int, int] | None = None,
+        self, slot: int, runner: tuple[str, ...], command: str, cwd: bytes,
+        env: Mapping[bytes, bytes], log_fd: int, logs: tuple[str, ...], limit_s: float,
+        stdin: int | None = None,
     ) -> Attempt | Outcome:  # fmt: skip
-        """Start `runner` + command in a session of its own, its output going to `log_fd`; `limit_s` 0 is no limit.
+        """Start `runner` + command in a session of its own; a `limit_s` of 0 is no limit.
 
-        `env` says by QUEUECTL_HOME and QUEUECTL_RUN how the run is found again, `logs` by which files. Its stdin is
-        empty; `more_fds` gives it descriptors by number: {0: ours, ...}.
-        An Outcome (not_started) where the job itself cannot be started; raises HostFault where it is not its fault.
+        Its output goes to `log_fd`; its stdin is empty unless one is given. QUEUECTL_HOME and
+        QUEUECTL_RUN in `env`, and the files `logs`, say how the run is found again.
+        An Outcome (not_started) where the job itself cannot be started; raises HostFault where
+        that is not the job's fault.
         """
         path = self.find_runner(runner)
-        whole_env = {**self._env, **env}
+        words = [word.encode() for word in (*runner, command)]
+        fds = (self._null if stdin is None else stdin, log_fd, log_fd)
         with self._spawn:
             try:
-                os.chdir(cwd or "/")  # each time anew: the path may lead elsewhere by now
+                os.chdir(cwd)  # each time anew: the path may lead elsewhere by now
             except OSError as error:
-                return Outcome(
-                    "not_started",
-                    reason=f"its directory '{cwd}' cannot be entered: {error.strerror}",
-                )
+                reason = f"its directory '{cwd.decode()}' cannot be entered: {error.strerror}"
+                return Outcome("not_started", reason=reason)
             try:
-                pid = self._spawn_process(
-                    path,
-                    [*runner, command],
-                    whole_env,
-                    {0: self._null, 1: log_fd, 2: log_fd, **(more_fds or {})},
-                )
+                pid = self._spawn_process(path, words, {**self._env, **env}, fds)
             except OSError as error:
                 if error.errno == errno.E2BIG:
-                    return Outcome(
-                        "not_started",
-                        reason="its command and environment are too long for the system",
-                    )
-                self._runners.pop(
-                    runner, None
-                )  # looked for anew before the next claim, also by other slots
+                    reason = "its command and environment are too long for the system"
+                    return Outcome("not_started", reason=reason)
+                self._runners.pop(runner, None)  # look for it again before the next claim
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
-            now_s = time.monotonic()
-            trace = Trace(env["QUEUECTL_RUN"], env["QUEUECTL_HOME"], logs, pid, boot_clock_s())
-            attempt = self.running[slot] = Attempt(
-                pid, trace, now_s + limit_s if limit_s else math.inf
-            )
+            deadline = time.monotonic() + (limit_s or math.inf)
+            mark, home = env[b"QUEUECTL_RUN"].decode(), env[b"QUEUECTL_HOME"]
+            trace = Trace(mark, home, logs, pid, boot_clock_s())
+            attempt = self.running[slot] = Attempt(pid, trace, deadline)
         return attempt
 
     def _spawn_process(
-        self, path: str, words: list[str], env: dict[str, str], fds: Mapping[int, int]
+        self, path: bytes, words: list[bytes], env: dict[bytes, bytes], fds: tuple[int, int, int]
     ) -> int:
-        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in sorted(fds.items())]
+        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(fds)]
         try:
             return os.posix_spawn(
-                path,
-                words,
-                env,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
+                path, words, env, file_actions=actions, setsid=True, setsigmask=(),
                 setsigdef=self._defaults,
-            )
+            )  # fmt: skip
         except NotImplementedError:  # no setsid in this system's posix_spawn
             import subprocess
 
@@ -4792,72 +4780,42 @@ class Executor:
             child.returncode = 0  # it is waited for below, not by its object
             return child.pid
 
-    def find_runner(self, runner: tuple[str, ...]) -> str:
+    def find_runner(self, runner: tuple[str, ...]) -> bytes:
         """The path of a runner's program. Raises HostFault where there is none."""
         path = self._runners.get(runner)
         if path is None:
             import shutil
 
-            path = shutil.which(runner[0])
+            path = shutil.which(runner[0].encode())
             if path is None:
                 raise HostFault(f"the runner '{runner[0]}' was not found")
             self._runners[runner] = path = os.path.abspath(path)
         return path
 
-    def run_hook(
-        self, slot: int, command: str, cwd: str, env: Mapping[str, str], input_fd: int,
-        begun: Callable[[Attempt], None],
-    ) -> Outcome:  # fmt: skip
-        """Run a hook of at most HOOK_S, its output going to our stderr; how it ended. Raises HostFault.
-
-        If this process dies first, a shell beside the hook learns so from a pipe, and ends it HOOK_S later.
-        """
-        watch = f'(read -r _ <&3 || {{ sleep {HOOK_S:g}; kill -s KILL -- -$$; }}) >/dev/null 2>&1 & exec sh -c "$1" 3<&-'
-        here, there = os.pipe()
-        try:
-            fds = {0: input_fd, 3: here}
-            attempt = self.start(
-                slot, ("sh", "-c", watch, "sh"), command, cwd, env, 2, (), HOOK_S, fds
-            )
-            if isinstance(attempt, Outcome):
-                return attempt
-            begun(attempt)
-            outcome = self.wait(slot)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(there, b"over\n")
-            return outcome
-        finally:
-            os.close(here)
-            os.close(there)
-
     def wait(self, slot: int) -> Outcome:
         """Wait until the slot's attempt is over (X3) and say how it ended."""
-        attempt = self.running[slot]
+        attempt, status = self.running[slot], None
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
-            if attempt.ending is not None:
-                Fence(attempt.trace, attempt.kill_at).wait()
-            status = self._reap(slot, attempt, 0)
-        else:  # macOS before Python 3.13: the only way not to signal a reaped pid is to reap under the lock
-            while (status := self._reap(slot, attempt, os.WNOHANG)) is None:
+        else:  # macOS before Python 3.13: only reaping it under the lock tells that it has ended
+            while (status := self._reap(slot, attempt)) is None:
                 time.sleep(FENCE_POLL_S)
-            if attempt.ending is not None:
-                Fence(attempt.trace, attempt.kill_at).wait()
+        if attempt.ending is not None:
+            Fence(attempt.trace, attempt.kill_at).wait()
+        if status is None:
+            status = self._reap(slot, attempt)
         assert status is not None
-        code, number = (
-            (os.WEXITSTATUS(status), None) if os.WIFEXITED(status) else (None, os.WTERMSIG(status))
-        )
-        kind: OutcomeKind = "exited" if number is None else "signalled"
-        if (
-            attempt.ending is not None and attempt.ending != "signalled"
-        ):  # a cancelled job may have exited all the same
-            kind = attempt.ending
-        return Outcome(kind, code, number, attempt.reason)
+        code = os.waitstatus_to_exitcode(status)
+        kind = attempt.ending
+        if kind in (None, "signalled"):  # a cancelled job may have exited all the same
+            kind = "exited" if code >= 0 else "signalled"
+        exit_code, number = (code, None) if code >= 0 else (None, -code)
+        return Outcome(kind, exit_code, number, attempt.reason)
 
-    def _reap(self, slot: int, attempt: Attempt, flags: int) -> int | None:
-        """The exit status of an attempt that has ended, which is dropped first: its pid may soon be another's (X1)."""
+    def _reap(self, slot: int, attempt: Attempt) -> int | None:
+        """The exit status of an attempt that has ended, which leaves the table with its pid (X1)."""
         with self._table:
-            pid, status = os.waitpid(attempt.pid, flags)
+            pid, status = os.waitpid(attempt.pid, os.WNOHANG)
             if pid == 0:
                 return None
             del self.running[slot]
@@ -4865,27 +4823,22 @@ class Executor:
 
     def end(
         self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None, grace_s: float
-    ) -> bool:
-        """Begin to end a running attempt: SIGTERM to its group, SIGKILL `grace_s` later by `kill_late`.
+    ) -> None:
+        """Begin to end a running attempt: SIGTERM to its group now, SIGKILL later by `kill_late`.
 
-        False where it has ended by itself or is being ended already.
+        Nothing happens where it has ended by itself or is being ended already.
         """
         import signal
 
         with self._table:
-            if (
-                self.running.get(slot) is not attempt
-                or attempt.ending is not None
-                or _has_exited(attempt.pid)
-            ):
-                return False
+            if self.running.get(slot) is not attempt or attempt.ending is not None:
+                return
+            if _has_exited(attempt.pid):
+                return
             attempt.ending, attempt.reason = why, reason
             attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
-            _signal_group(
-                attempt.pid, signal.SIGCONT
-            )  # a stopped process takes its SIGTERM only when it goes on
-        return True
+            _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes SIGTERM only then
 
     def kill_late(self, now_s: float) -> None:
         """SIGKILL to the groups whose grace is over."""
@@ -4899,10 +4852,9 @@ class Executor:
 
 
 def _has_exited(pid: int) -> bool:
-    return (
-        hasattr(os, "waitid")
-        and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    )
+    if not hasattr(os, "waitid"):
+        return False
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _signal_group(pid: int, number: int) -> None:
@@ -4914,16 +4866,17 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 class Fence:
-    """Ends the processes of one run: SIGTERM, after its grace SIGKILL, until two looks in a row find nothing.
+    """Ends the processes of one run: SIGTERM, after its grace SIGKILL, until two looks in a row
+    find nothing.
 
-    `living` names those that the last look found, for a person.
+    `living` are the processes that the last look found.
     """
 
     def __init__(self, trace: Trace, kill_at: float) -> None:
         self.trace = trace
+        self.kill_at = kill_at
         self.living: list[int] = []
-        self._kill_at = kill_at
-        self._told: set[int] = set()  # SIGTERM
+        self._told: set[int] = set()  # these have got SIGTERM
         self._session_known = False  # and surely still the run's
         self._empty = 0  # looks in a row that found nothing
 
@@ -4933,11 +4886,14 @@ class Fence:
 
         try:
             held = self.look()
-        except OSError:  # no descriptors or no memory to look with: nothing is known, least of all that it is gone
+        except OSError:  # no descriptors or no memory to look with: nothing is known
             self._empty = 0
             return False
-        killing = time.monotonic() >= self._kill_at
+        killing = time.monotonic() >= self.kill_at
+        spared = {*_ancestors(), -os.getpgrp()}  # X4
         for pid in self.living:
+            if pid in spared:
+                continue
             if killing:
                 self._send(pid, held, signal.SIGKILL)
             elif pid not in self._told:
@@ -4950,21 +4906,21 @@ class Fence:
     def look(self) -> bool:
         """Find what lives of the run, without a signal; whether some process holds its output."""
         held = any(_is_log_held(path) for path in self.trace.logs)
-        self.living = self._find(held)
+        try:
+            names = os.listdir(_PROC)
+        except FileNotFoundError:
+            names = []
+        if str(os.getpid()) in names:
+            pids = [int(name) for name in names if name.isdigit()]
+            self.living = [pid for pid in pids if self._belongs(pid, held)]
+        else:  # no /proc, or an empty one: the group and the log are all that can be told apart
+            self.living = self._find_group()
         return held
 
     def wait(self) -> None:
         """Until the run is surely gone, however long that takes (F4)."""
         while not self.step():
             time.sleep(FENCE_POLL_S)
-
-    def _find(self, held: bool) -> list[int]:
-        spared = _ancestors()
-        try:
-            pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
-        except FileNotFoundError:  # no /proc: the group is all that can be told apart
-            return self._find_group()
-        return [pid for pid in pids if pid not in spared and self._belongs(pid, held)]
 
     def _find_group(self) -> list[int]:
         """[-group], as `os.kill` takes it, while it has a process."""
@@ -4975,31 +4931,34 @@ class Fence:
         return []
 
     def _belongs(self, pid: int, held: bool) -> bool:
-        """Whether a process is of this run: by its mark, its session, or (where the log is held) its output."""
+        """Whether a process is of this run: by its session, its mark, or the held output."""
         status = _process_status(pid)
         if status is None:
             return False
-        if self.trace.session is not None and status.session == self.trace.session:
-            if (
-                pid == self.trace.session
-            ):  # its leader is the one we started: then the whole session is ours
-                self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2
+        is_in_session = status.session == self.trace.session
+        if is_in_session and pid == status.session:
+            # If its leader is the process that we started, then the whole session is the run's.
+            self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2
         if status.state in "ZX":
             return False
-        if self._session_known and status.session == self.trace.session:
+        if is_in_session and self._session_known:
             return True
-        variables = _read_proc(pid, "environ").split(b"\0")
-        if b"QUEUECTL_RUN=" + self.trace.mark.encode() in variables:
+        if self._has_mark(_read_proc(pid, "environ").split(b"\0")):
             return True
-        if b"QUEUECTL_HOME=" + os.fsencode(self.trace.home) in variables:
-            # The lock's inode is another where .queuectl was deleted; a copied home has another path.
-            rest = self.trace.mark[self.trace.mark.index("/") :].encode()
-            if any(word.startswith(b"QUEUECTL_RUN=") and word.endswith(rest) for word in variables):
-                return True
         return held and any(_writes_to(pid, path) for path in self.trace.logs)
 
+    def _has_mark(self, variables: list[bytes]) -> bool:
+        mark = self.trace.mark.encode()
+        if b"QUEUECTL_RUN=" + mark in variables:
+            return True
+        # The lock's inode is another where .queuectl was deleted; a copied home has another path.
+        if b"QUEUECTL_HOME=" + self.trace.home not in variables:
+            return False
+        rest = mark[mark.index(b"/") :]
+        return any(word.startswith(b"QUEUECTL_RUN=") and word.endswith(rest) for word in variables)
+
     def _send(self, pid: int, held: bool, number: int) -> None:
-        """Signal a process through a pidfd, after making sure that the pid still is the one that was found (X1)."""
+        """Signal a process by a pidfd, after making sure that the pid is still its own (X1)."""
         import signal
 
         with contextlib.suppress(OSError):
@@ -5022,30 +4981,21 @@ class _Status(NamedTuple):
 
 
 def _read_proc(pid: int, name: str) -> bytes:
-    """A file of /proc/PID; b"" where the process is gone or another user's. Raises OSError where we cannot look."""
+    """A file of /proc/PID; b"" where the process is gone or another user's. Raises OSError."""
     try:
-        fd = os.open(f"{_PROC}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            out = []
-            while chunk := os.read(fd, 1 << 16):
-                out.append(chunk)
-            return b"".join(out)
-        finally:
-            os.close(fd)
+        return bytes_of(f"{_PROC}/{pid}/{name}")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
 
 
 def _process_status(pid: int) -> _Status | None:
     """State, parent, session and start time of a process, from /proc/PID/stat."""
-    words = (
-        _read_proc(pid, "stat").rpartition(b")")[2].split()
-    )  # the name before it may hold anything
+    # The program's name, in parentheses before these, may hold anything.
+    words = _read_proc(pid, "stat").rpartition(b")")[2].split()
     if len(words) < 20:
         return None
-    return _Status(
-        words[0].decode(), int(words[1]), int(words[3]), int(words[19]) / os.sysconf("SC_CLK_TCK")
-    )
+    start_s = int(words[19]) / os.sysconf("SC_CLK_TCK")
+    return _Status(words[0].decode(), int(words[1]), int(words[3]), start_s)
 
 
 def _ancestors() -> set[int]:
@@ -5059,9 +5009,9 @@ def _ancestors() -> set[int]:
 
 
 def _is_log_held(path: str) -> bool:
-    """Whether some process holds that log open as its output: it then shares the lock taken before the spawn."""
+    """Whether some process holds that log open as its output: it then shares the log's lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, _READ_LOG)
     except OSError as error:
         if error.errno in NO_FILE:
             return False
@@ -5076,29 +5026,36 @@ def _is_log_held(path: str) -> bool:
 
 
 def _writes_to(pid: int, path: str) -> bool:
-    """Whether a process has that file open for writing; one that only reads it (a pager, `logs`) is nobody's job."""
+    """Whether a process has that file open for writing; a reader (a pager, `logs`) is no job's."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        want = os.stat(path)
         for name in os.listdir(f"{_PROC}/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                info = os.stat(f"{_PROC}/{pid}/fd/{name}")
-                if (info.st_dev, info.st_ino) == (want.st_dev, want.st_ino):
-                    flags = re.search(rb"flags:\s*([0-7]+)", _read_proc(pid, f"fdinfo/{name}"))
-                    if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                        return True
+            if identity_of(f"{_PROC}/{pid}/fd/{name}") == identity_of(path):
+                flags = re.search(rb"flags:\s*([0-7]+)", _read_proc(pid, f"fdinfo/{name}"))
+                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
     return False
 
 
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
 #
-# One that grows beyond log_max is cut: what it holds newest is copied to PATH.cut, then it is truncated, where O_APPEND
-# goes on. PATH.cut begins with a line of two numbers for whoever reads it: the bytes left out before it, and the size
-# the log had then, by which recovery knows on which side of the truncation a worker was killed. Offsets below are of
-# the whole output, so they hold over cuts and renames.
+# A log above log_max gives its oldest blocks back to the disk: they become a hole, all that follows
+# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each read
+# where the data begins, and drops what it read before that place. A hole that a job makes itself
+# (`truncate -s 1G /dev/stdout`) reads as zeros; only those before the first data count as left out.
+
+_READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
-    """Whether output can be kept: without room a job that prints fails, and that is not its fault (F6)."""
+    """Whether output can be kept; without room a job that prints fails, which is not its fault (F6).
+
+    The folder is made again where somebody deleted it.
+    """
+    if not os.path.isdir(logs_dir):
+        os.mkdir(logs_dir, 0o700)  # not its parents: without those the queue is gone
+        os.chmod(logs_dir, 0o700)
     disk = os.statvfs(logs_dir)
     return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize >= ROOM_BYTES
 
@@ -5119,8 +5076,6 @@ class SlotLog:
         self._logs_dir = logs_dir
         self.path = slot_log_path(logs_dir, worker, slot)
         self._fd: int | None = None
-        self._cutting = threading.Lock()  # a log is not renamed while it is cut
-        self._was_cut = False
 
     def open(self) -> int:
         """The log's descriptor: open, empty, locked. Raises HostFault."""
@@ -5135,7 +5090,7 @@ class SlotLog:
                 os.close(fd)
                 raise HostFault(f"the log '{self.path}' is locked by another process")
         except FileExistsError:  # left by a fault between two steps; its bytes are kept
-            self._keep(self.path, self.path + f".{os.urandom(3).hex()}")
+            self._keep(f"{self.path}.{os.urandom(3).hex()}")
             return self.open()
         except OSError as error:
             raise HostFault(f"the log '{self.path}' cannot be created: {error.strerror}") from error
@@ -5148,61 +5103,48 @@ class SlotLog:
             os.close(self._fd)
             self._fd = None
 
-    def finish(self, id: str, run: int) -> None:
-        """Give the output the run's name; where there is none and nobody holds the file, keep it for the next run."""
+    def finish(self, id: str, run: int, most: int) -> None:
+        """Give the output the run's name, and keep its newest `most` bytes.
+
+        A file without output is kept for the next run, unless a process still holds it.
+        """
         self.release()
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path, _APPEND_LOG)
         except OSError:
             return  # deleted under us: the next run gets a new one
-        if os.fstat(fd).st_size == 0 and not self._was_cut:
-            for power in range(
-                9
-            ):  # another slot's child holds a copy until its exec is done: 128 ms at the most
+        if os.fstat(fd).st_size == 0:
+            # Another slot's child holds a copy until its exec is done: 128 ms at the most.
+            for power in range(9):
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
                 time.sleep(0.00025 * 2**power)
+        trim_log(fd, most)
         os.close(fd)
-        path = log_path(self._logs_dir, id, run)
-        with self._cutting:
-            if self._was_cut:
-                self._was_cut = False
-                self._keep(self.path + CUT, path + CUT)
-            self._keep(self.path, path)
+        self._keep(log_path(self._logs_dir, id, run))
 
-    def cut(self, most: int) -> bool:
-        """Where the running log, with what was copied aside before, takes more than `most` bytes: copy its newest half
-        of that aside, and truncate it. What is written in the moment between is lost too. May raise OSError."""
+    def trim(self, most: int) -> bool:
+        """Keep the newest `most` bytes of the running log. False where the whole log had to go.
+
+        Raises OSError.
+        """
         try:
-            if os.stat(self.path).st_size <= most // 2:
-                return False
+            fd = os.open(self.path, _APPEND_LOG)
         except FileNotFoundError:
-            return False
-        with self._cutting, _log_parts(self.path) as parts:
-            if not parts or parts[-1].first or sum(part.size for part in parts) <= most:
-                return False
-            log, new = parts[-1], self.path + CUT + ".new"
-            try:
-                _copy_aside(log, most // 2, new)
-                os.truncate(self.path, 0)
-            except OSError:  # a full disk: the newest megabyte goes through memory
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(new)
-                kept = os.pread(log.fd, CHUNK_BYTES, max(0, log.size - CHUNK_BYTES))
-                os.truncate(self.path, 0)
-                _write_aside(new, log.base + log.size - len(kept), log.size, [kept])
-            os.rename(new, self.path + CUT)
-            self._was_cut = True
             return True
-
-    def _keep(self, source: str, path: str) -> None:
         try:
-            try:
-                os.rename(source, path)
-            except FileNotFoundError:
-                make_dir(os.path.dirname(path))
-                os.rename(source, path)
+            if trimmed := trim_log(fd, most):
+                return trimmed
+            os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
+            return False
+        finally:
+            os.close(fd)
+
+    def _keep(self, path: str) -> None:
+        try:
+            make_dir(os.path.dirname(path))
+            os.rename(self.path, path)
         except OSError as error:
             raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
 
@@ -5214,95 +5156,60 @@ class SlotLog:
         self.release()
 
 
-class _LogPart(NamedTuple):
-    """One of a log's two files: what was copied aside (`first` is where its output begins), or the log itself."""
+def trim_log(fd: int, most: int) -> bool:
+    """Give the oldest whole blocks of a log that holds more than `most` bytes back to the disk.
 
-    fd: int
-    first: int
-    size: int  # of its output
-    base: int  # where that stands in the whole output
-
-
-@contextlib.contextmanager
-def _log_parts(path: str) -> Iterator[list[_LogPart]]:
-    """The files of a log that are there, open."""
-    parts: list[_LogPart] = []
+    False where the system does not punch holes.
+    """
+    info = os.fstat(fd)
+    end = (info.st_size - most) // info.st_blksize * info.st_blksize
+    if end <= _first_data(fd):
+        return True
     try:
-        base = 0
-        for name in (path + CUT, path):
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                parts.append(_LogPart(fd, 0, 0, 0))
-                first = 0
-                if name != path:
-                    base, _, first = _cut_head(fd)
-                parts[-1] = _LogPart(fd, first, size := os.fstat(fd).st_size - first, base)
-                base += size
-        yield parts
-    finally:
-        for part in parts:
-            os.close(part.fd)
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        # The offsets have 64 bits in both; only the GNU library has another one for 32 bits.
+        fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
+    except (ImportError, OSError, AttributeError):
+        return False
+    return bool(fallocate(fd, _PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(end)) == 0)
 
 
-def _cut_head(fd: int) -> tuple[int, int, int]:
-    """The two numbers at the beginning of what was copied aside, and where its output begins; zeros where they are
-    not (written half)."""
-    found = re.match(rb"(\d+) (\d+)[^\n]*\n", os.pread(fd, 200, 0))
-    return (int(found[1]), int(found[2]), found.end()) if found else (0, 0, 0)
-
-
-def _write_aside(new: str, left_out: int, size: int, pieces: Iterable[bytes]) -> None:
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _first_data(fd: int) -> int:
+    """Where a log's output begins: behind the hole of what was given up; its end where all is hole."""
     try:
-        os.fchmod(fd, 0o600)
-        write_whole(
-            fd,
-            b"%d %d (bytes left out before this, size of the log when it was cut)\n"
-            % (left_out, size),
-        )
-        for piece in pieces:
-            write_whole(fd, piece)
-    finally:
-        os.close(fd)
+        return os.lseek(fd, 0, os.SEEK_DATA)
+    except AttributeError:
+        return 0
+    except OSError as error:
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0
 
 
-def _copy_aside(log: _LogPart, keep: int, new: str) -> None:
-    """The log's last `keep` bytes, and what comes while they are copied (as much again at most), to a new file."""
-    start = max(0, log.size - keep)
-    _write_aside(new, log.base + start, log.size, pieces(log.fd, start, start + 2 * keep))
+def keep_orphan_log(
+    logs_dir: str, worker: str, slot: int, id: str, run: int, most: int, has_begun: bool
+) -> None:
+    """Give the log of a dead worker's slot the name of the run that wrote it.
 
-
-def keep_orphan_log(logs_dir: str, worker: str, slot: int, id: str, run: int) -> None:
-    """Give the log of a dead worker's slot the name of the run that wrote it; an empty one goes."""
+    It replaces what has that name: a purge that died may have left the output of another job of
+    that id. Where the slot's log is empty, what has the name goes too, unless the run is known to
+    have begun: then it is its own output, to which the worker gave the name before it died.
+    """
     source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
-    with contextlib.suppress(
-        OSError
-    ):  # a log that cannot be kept is no reason to keep the job (F5)
-        _end_cut(source)
-        if os.path.exists(source + CUT):
-            make_dir(os.path.dirname(target))
-            os.rename(source + CUT, target + CUT)
-        if os.path.exists(target) or (
-            os.stat(source).st_size == 0 and not os.path.exists(target + CUT)
-        ):
+    # A log that cannot be kept is no reason to keep the job (F5).
+    with contextlib.suppress(OSError):
+        if os.stat(source).st_size == 0:
             os.unlink(source)
-        else:
-            make_dir(os.path.dirname(target))
-            os.rename(source, target)
-
-
-def _end_cut(source: str) -> None:
-    """End a cut that a dead worker began: where it had truncated the log already, the copy is whole."""
-    with contextlib.suppress(FileNotFoundError):
-        fd = os.open(source + CUT + ".new", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if not has_begun:
+                os.unlink(target)
+            return
+        fd = os.open(source, _APPEND_LOG)
         try:
-            truncated = os.stat(source).st_size < _cut_head(fd)[1]
+            trim_log(fd, most)
         finally:
             os.close(fd)
-        if truncated:
-            os.rename(source + CUT + ".new", source + CUT)
-        else:
-            os.unlink(source + CUT + ".new")
+        make_dir(os.path.dirname(target))
+        os.rename(source, target)
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -5317,54 +5224,84 @@ def sweep_slot_logs(logs_dir: str, worker: str) -> None:
 def remove_logs(logs_dir: str, id: str, runs: int) -> None:
     """Delete the output of every run of a purged job."""
     for run in range(1, runs + 1):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(path := log_path(logs_dir, id, run))
-            os.unlink(path + CUT)
+        remove_log(logs_dir, id, run)
+
+
+def remove_log(logs_dir: str, id: str, run: int) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(log_path(logs_dir, id, run))
+
+
+def sweep_logs(logs_dir: str, folder: int, exists: Callable[[str], bool]) -> None:
+    """Remove, from one of the 256 folders, the output of jobs that are gone (`exists(id)` is false).
+
+    Call it under the store lock: else a job of that id may be added, and run, before the unlink.
+    """
+    path = os.path.join(logs_dir, f"{folder:02x}")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            found = re.fullmatch(r"(.+)\.\d+\.log", name)
+            if found and not exists(found[1]):
+                os.unlink(os.path.join(path, name))
+
+
+def _open_log(path: str) -> int | None:
+    """A descriptor to read a log by; None where there is none."""
+    try:
+        return os.open(path, _READ_LOG)
+    except FileNotFoundError:
+        return None
 
 
 def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of a log's output from `start` on; nothing where there is none. An offset beyond what was asked
-    for, or read before, says that what stood between was left out."""
-    while True:
-        cut = identity_of(path + CUT)
-        with _log_parts(path) as parts:
-            for part in parts:
-                start = max(start, part.base)
-                while chunk := os.pread(part.fd, CHUNK_BYTES, part.first + start - part.base):
-                    if identity_of(path + CUT) != cut:
-                        break
-                    yield start, chunk
-                    start += len(chunk)
-        if identity_of(path + CUT) == cut:
-            return
+    """(offset, bytes) of a log's output from `start` on, as far as there is any now.
+
+    An offset beyond what was asked for, or read before, says that the output between was left out;
+    the reading then goes on at the next line. A log that was truncated is read from its beginning.
+    """
+    fd = _open_log(path)
+    if fd is None:
+        return
+    try:
+        end = os.fstat(fd).st_size  # a command may print faster than anybody reads
+        start = start if start <= end else 0
+        was_left_out = False
+        while chunk := os.pread(fd, min(CHUNK_BYTES, max(0, end - start)), start):
+            data_at = _first_data(fd)
+            if data_at > start:
+                start, was_left_out = data_at, True
+                continue
+            if was_left_out:
+                line_at = chunk.find(b"\n", 0, -1) + 1  # 0 where it is all one line
+                start, chunk, was_left_out = start + line_at, chunk[line_at:], False
+            yield start, chunk
+            start += len(chunk)
+    finally:
+        os.close(fd)
 
 
 def tail_start(path: str, lines: int) -> int:
-    """The offset at which the last `lines` lines of a log's output begin."""
-    with _log_parts(path) as parts:
-        end = parts[-1].base + parts[-1].size if parts else 0
-        if lines == 0 or not parts:
-            return end
-        wanted = lines
-        for part in reversed(parts):
-            at = part.first + part.size
-            if (
-                at > part.first
-                and part.base + part.size == end
-                and os.pread(part.fd, 1, at - 1) == b"\n"
-            ):
-                wanted += 1  # a newline at the very end begins no line
-            while at > part.first:
-                start = max(part.first, at - CHUNK_BYTES)
-                chunk = os.pread(part.fd, at - start, start)
-                if chunk.count(b"\n") >= wanted:
-                    cut = len(chunk)
-                    for _ in range(wanted):
-                        cut = chunk.rindex(b"\n", 0, cut)
-                    return part.base + start - part.first + cut + 1
-                wanted -= chunk.count(b"\n")
-                at = start
-        return parts[0].base
+    """The offset at which the last `lines` lines of a log begin; 0 where it holds no more."""
+    fd = _open_log(path)
+    if fd is None:
+        return 0
+    try:
+        size, first = os.fstat(fd).st_size, _first_data(fd)
+        if lines == 0:
+            return size
+        end = size - 1  # a newline at the very end begins no line
+        while end > first:
+            start = max(first, end - CHUNK_BYTES)
+            chunk = os.pread(fd, end - start, start)
+            cut = len(chunk)
+            while (cut := chunk.rfind(b"\n", 0, cut)) >= 0:
+                lines -= 1
+                if lines == 0:
+                    return start + cut + 1
+            end = start
+        return 0
+    finally:
+        os.close(fd)
 
 
 def last_lines(path: str, lines: int, bytes_max: int) -> str:
@@ -5404,8 +5341,10 @@ def start_detached(words: Sequence[str], log: str) -> Any:
     """Start queuectl itself in a session of its own, its output appended to `log`; a subprocess.Popen."""
     import subprocess
 
-    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(log, _APPEND_LOG | os.O_CREAT, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StoreError(f"'{log}' is not an ordinary file. Remove it.")
         os.fchmod(fd, 0o600)
         return subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), *words], stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
@@ -5440,10 +5379,10 @@ STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS: Final = (
     "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 )
-MAIN, CUTTING = (
+MAIN, TRIMMING = (
     -1,
     -2,
-)  # where a slot's number is asked for and the main thread, or the one that cuts logs, is meant
+)  # where a slot's number is asked for and the main thread, or the one that trims logs, is meant
 GROUP_STOP_S: Final = (
     0.25  # how long a job's death by signal may come before our own stop signal is seen
 )
@@ -5528,7 +5467,7 @@ class Worker:
         ]
         others = [
             threading.Thread(target=loop, daemon=True)
-            for loop in (self._recover_loop, self._cut_loop)
+            for loop in (self._recover_loop, self._trim_loop)
         ]
         started = _started([*others, *slots])
         if len(started) < len(others) + self.threads:
@@ -5583,7 +5522,7 @@ class Worker:
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._executor = Executor(os.environ)
+        self._executor = Executor(os.environb)
         self.store.home.prepare()
         self.store.home.sweep_workers()
         self.store.follow()
@@ -5904,21 +5843,23 @@ class Worker:
             self._set_trouble(slot, f"not claiming: {fault}")
             outcome = Outcome("handed_back", reason=str(fault))
         except Exception as error:
-            self.say(f"Error: a fault in the worker, please report it: {error!r}")
-            outcome = self._abandon(slot, f"a fault in the worker: {error!r}")
+            why = f"a fault in the worker, please report it: {error!r}"
+            self._set_trouble(slot, f"not claiming: {why}")  # then this slot rests
+            outcome = self._abandon(slot, why)
         try:
-            log.finish(job.id, job.runs)
+            log.finish(job.id, job.runs, self.store.home.last_config().log_max)
         except HostFault as fault:
             self._set_trouble(slot, str(fault))
         return outcome
 
-    def _variables(self, slot: int, job: Job, ending: str = "") -> dict[str, str]:
-        """What a job or, with an ending, its hook finds in its environment; QUEUECTL_RUN is the run's mark."""
-        mark = run_mark(self._header["lock"], self.name, job) + ending
-        return {
-            "QUEUECTL_HOME": self.store.home.path, "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
+    def _variables(self, slot: int, job: Job, hook: str = "") -> dict[bytes, bytes]:
+        """What a job, or its hook, finds in its environment."""
+        mark = run_mark(self._header["lock"], self.name, job.id, job.runs, hook)
+        texts = {
+            "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
         }  # fmt: skip
+        return {b"QUEUECTL_HOME": os.fsencode(self.store.home.path), **as_utf8(texts)}
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
         """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
@@ -5942,43 +5883,53 @@ class Worker:
         output = last_lines(
             log_path(self.store.home.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES
         )
-        spool = Spool(self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
+        spool = Spool(
+            self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"]
+        )
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
-            env = {**self._variables(slot, job, f"/{name}"), "QUEUECTL_STATE": job.state}
-            return self._executor.run_hook(
-                slot,
-                command,
-                self.store.home.path,
-                env,
-                spool.fd,
-                lambda attempt: self._wake_main_for(slot, attempt),
+            env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
+            attempt = self._executor.start(
+                slot, ("sh", "-c"), command, env[b"QUEUECTL_HOME"], env, 2, (), HOOK_S, spool.fd
             )
+            if isinstance(attempt, Outcome):
+                return attempt
+            self._write_down(slot, job, attempt, name)
+            return self._executor.wait(slot)
         finally:
             spool.close()
 
     def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        env = {**(job.env or {}), **self._variables(slot, job)}
-        runner = self.store.home.last_config().runner
+        # A purge that died may have left the output of another job of that id (F9).
+        with contextlib.suppress(OSError):
+            remove_log(self.store.home.logs_dir, job.id, job.runs)
         attempt = self._executor.start(
-            slot, runner, job.command, job.cwd, env, log.open(), (log.path,), job.timeout
+            slot,
+            self.store.home.last_config().runner,
+            job.command,
+            (job.cwd or "/").encode(),
+            {**as_utf8(job.env or {}), **self._variables(slot, job)},
+            log.open(),
+            (log.path,),
+            job.timeout,
         )
         if isinstance(attempt, Outcome):
             return attempt
         attempt.job_id = job.id
         log.release()
-        self.file.write_row(
-            slot,
-            {
-                "job": job.id,
-                "run": job.runs,
-                "session": attempt.pid,
-                "start": attempt.trace.start_s,
-            },
-        )
-        if self._hard or attempt.deadline < math.inf:
-            self._wake_main_for(slot, attempt)
+        self._write_down(slot, job, attempt)
         return self._explain(job, self._executor.wait(slot))
+
+    def _write_down(self, slot: int, job: Job, attempt: Attempt, hook: str = "") -> None:
+        """Say in the worker's file what runs in the slot, and see that the main thread knows of
+        its time limit, or ends it where a hard stop came first."""
+        row = {"job": job.id, "run": job.runs}
+        row |= {"session": attempt.pid, "start": attempt.trace.start_s}
+        self.file.write_row(slot, row | ({"hook": hook} if hook else {}))
+        if self._hard:
+            self._end(slot, attempt, "handed_back", STOPPED)
+        if attempt.next_event() < time.monotonic() + TICK_S:
+            self.file.wake()
 
     def _abandon(self, slot: int, reason: str) -> Outcome:
         """End what runs in a slot after a fault of ours; over only when nothing of it lives."""
@@ -5988,35 +5939,26 @@ class Worker:
             self._executor.wait(slot)
         return Outcome("handed_back", reason=reason)
 
-    def _wake_main_for(self, slot: int, attempt: Attempt) -> None:
-        """See that the main thread knows of this attempt's time limit, or of a hard stop that came before it."""
-        if self._hard:
-            self._end(slot, attempt, "handed_back", STOPPED)
-        if attempt.next_event() < time.monotonic() + TICK_S:
-            self.file.wake()
-
     def _explain(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome with its reason in words, where a person needs more than a number."""
         if outcome.kind == "signalled" and outcome.signal in (1, 2, 15) and outcome.reason is None:
-            # A service manager signals the whole group: our own stop signal may be a moment behind.
-            if self._stop_seen.wait(GROUP_STOP_S) and time.monotonic() - self._stopped_at < TICK_S:
-                return outcome._replace(
-                    kind="handed_back", reason="it was stopped together with its worker"
-                )
-        if (
-            outcome.kind in ("exited", "signalled")
-            and outcome.exit_code != 0
-            and not has_room(self.store.home.logs_dir)
-        ):
-            self._look_for_room_at = 0.0
-            return outcome._replace(kind="handed_back", reason="the disk of its output is full")
+            # A service manager signals the whole group: our own stop may be a moment behind.
+            self._stop_seen.wait(GROUP_STOP_S)
+            if time.monotonic() - self._stopped_at < TICK_S:
+                reason = "it was stopped together with its worker"
+                return outcome._replace(kind="handed_back", reason=reason)
         if outcome.kind == "timed_out":
             return outcome._replace(
-                reason=f"stopped by its time limit of {job.timeout:g} s; give it more, once it is dead, with: "
-                f"queuectl dlq retry {job.id} --timeout 10m; or all new jobs: queuectl config set job-timeout 10m"
+                reason=f"stopped by its time limit of {job.timeout:g} s; give it more, once it is "
+                f"dead, with: queuectl dlq retry {job.id} --timeout 10m; or all new jobs: "
+                "queuectl config set job-timeout 10m"
             )
+        if outcome.exit_code != 0 and not has_room(self.store.home.logs_dir):
+            self._look_for_room_at = 0.0
+            return outcome._replace(kind="handed_back", reason="the disk of its output is full")
         if outcome.exit_code == EXIT_NOT_FOUND:
-            path = (job.env or {}).get("PATH") or os.environ.get("PATH", "")
+            own = os.environb.get(b"PATH", b"").decode("utf-8", "replace")
+            path = (job.env or {}).get("PATH") or own
             return outcome._replace(
                 reason=f"exit code 127; a command was not found with PATH {path}; "
                 "keep the caller's with: enqueue --env PATH"
@@ -6052,29 +5994,39 @@ class Worker:
         else:
             self.say(f"{text}: {job.reason}")
 
-    # -- Cutting logs, and recovery, each in a thread of its own: both may take long
+    # -- Trimming logs, and recovery, each in a thread of its own: both may take long
 
-    def _cut_loop(self) -> None:
-        busy = False  # what was cut just now soon has to be again
-        while not self._quit.wait(TICK_S / 5 if busy else TICK_S):
+    def _trim_loop(self) -> None:
+        has_warned = False
+        while not self._quit.wait(TICK_S):
             try:
                 most = self.store.home.config().log_max
-                busy = any([self._logs[slot].cut(most) for slot in list(self._executor.running)])
-                self._set_trouble(CUTTING, None)
+                whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
+                self._set_trouble(TRIMMING, None)
             except Exception as error:  # also a fault of ours
-                self._set_trouble(CUTTING, f"a log cannot be cut: {error}")
+                self._set_trouble(TRIMMING, f"a log cannot be trimmed: {error}")
+                continue
+            if not all(whole) and not has_warned:
+                has_warned = True
+                self.say(
+                    "Warning: this system cannot give up the beginning of a file: "
+                    "a log above log_max is truncated, and what it held is lost."
+                )
 
     def _recover_loop(self) -> None:
-        fences: Fences = {}
+        recovery = Recovery(self.store, self.name, self.say)
         while not self._quit.is_set():
+            pause_s = RECOVERY_S
             try:
                 if self.fatal is None:
-                    find_orphans(self.store, self.name, fences)
-                    recover_fenced(self.store, fences, self.say)
-                pause_s = FENCE_POLL_S if fences else RECOVERY_S
+                    recovery.step()
+                # What SIGKILL did not end may live for long, and another finder may have to end it.
+                late_s = time.monotonic() - RECOVERY_S
+                fences = [fence for of in recovery.fences.values() for fence in of.values()]
+                if any(fence.kill_at > late_s for fence in fences):
+                    pause_s = FENCE_POLL_S
             except Exception as error:  # also a fault of ours: recovery goes on (F5)
                 self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
-                pause_s = RECOVERY_S
             self._quit.wait(pause_s)
 
 
@@ -6089,30 +6041,75 @@ def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
 
 
 class Orphan(NamedTuple):
-    """A processing job of a dead worker, being fenced. `lock_fd`, shared by that worker's jobs, keeps other
-    finders away; -1: there is no file."""
+    """A run that a dead worker left. That of a hook has no job: once it is gone, that is all."""
 
-    job: Job
-    fence: Fence
-    lock_fd: int
-    excused: bool
-
-
-Fences = dict[tuple[str, int], Orphan]  # by job and run
+    trace: Trace
+    job: Job | None = None
+    excused: bool = False  # its worker was stopping, or the machine was: no fault of the job
+    has_begun: bool = False  # its worker wrote down that it did
 
 
-def find_orphans(store: Store, own: str, fences: Fences) -> None:
-    """Add to `fences` the processing jobs whose worker is dead; clear away dead workers that left none."""
-    held = {orphan.job.worker for orphan in fences.values()}
-    named = {job.worker or "" for job in list(store.processing.values())}
-    _each(
-        {*named, *store.home.worker_names()} - held - {own},
-        lambda name: _find_orphans_of(store, name, fences),
-    )
+class Recovery:
+    """Ends the runs that dead workers left, and gives their jobs (or only the jobs `ids`) back.
+
+    A dead worker's file is locked for one step at a time. Where this process cannot end a run (it
+    is another user's, or one of its own ancestors), another finder may.
+    """
+
+    def __init__(
+        self, store: Store, own: str, say: Callable[[str], None], ids: Collection[str] | None = None
+    ) -> None:
+        self.store, self.own, self.say, self.ids = store, own, say, ids
+        self.fences: dict[str, dict[str, Fence]] = {}  # of each dead worker, by the run's mark
+
+    def step(self) -> None:
+        """One look for dead workers, and one step of the fence of each run that they left."""
+        named = {job.worker or "" for job in list(self.store.processing.values())}
+        names = {*named, *self.store.home.worker_names()} - {self.own}
+        for name in self.fences.keys() - names:
+            del self.fences[name]  # another finder cleared it away
+        _each(names, self._step_worker)
+
+    def _step_worker(self, name: str) -> None:
+        """Step the fences of one dead worker; it is cleared away once it has no run left."""
+        lock_fd = self.store.home.lock_dead_worker(name)
+        if lock_fd is None:
+            return
+        try:
+            orphans = _orphans_of(self.store, _read_dead(self.store, name, lock_fd))
+            ids = self.ids
+            chosen = [one for one in orphans if ids is None or (one.job and one.job.id in ids)]
+            fences = self.fences.setdefault(name, {})
+            for mark in fences.keys() - {one.trace.mark for one in chosen}:
+                del fences[mark]  # another finder gave its job back
+            _each(chosen, lambda orphan: self._step_run(orphan, fences))
+            if not fences:
+                del self.fences[name]
+                if chosen == orphans:
+                    sweep_slot_logs(self.store.home.logs_dir, name)
+                    self.store.home.forget_worker(name)
+        finally:
+            close_fd(lock_fd)
+
+    def _step_run(self, orphan: Orphan, fences: dict[str, Fence]) -> None:
+        trace, job, config = orphan.trace, orphan.job, self.store.home.config()
+        if trace.mark not in fences:
+            fences[trace.mark] = Fence(trace, time.monotonic() + config.grace_period)
+        if not fences[trace.mark].step():
+            return
+        if job is not None:
+            keep_orphan_log(
+                self.store.home.logs_dir, job.worker or "", job.slot or 0, job.id, job.runs,
+                config.log_max, orphan.has_begun,
+            )  # fmt: skip
+            back = recover(self.store, job, orphan.excused)
+            if back is not None:
+                self.say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
+        del fences[trace.mark]  # last: what fails on the way is tried again
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
-    """Do it with each of them, so that one which fails holds up no other (F5); then raise what failed last."""
+    """Do it with each, so that a failing one holds up no other (F5); then raise the last failure."""
     failed: Exception | None = None
     for thing in things:
         try:
@@ -6123,103 +6120,79 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
         raise failed
 
 
-def _find_orphans_of(store: Store, name: str, fences: Fences) -> None:
-    lock_fd = store.home.lock_dead_worker(name)
-    if lock_fd is None:
-        return
-    try:
-        with store.transaction():  # the worker is dead now: what it still wrote is its last word
-            jobs = [job for job in store.processing.values() if job.worker == name]
-        info = store.home.read_worker(name, lock_fd) if lock_fd >= 0 else None
-        orphans = {(job.id, job.runs): _orphan(store, job, info, lock_fd) for job in jobs}
-        if not jobs:
-            _forget_worker(store, name, lock_fd)
-    except BaseException:
-        close_fd(lock_fd)
-        raise
-    fences.update(orphans)
+def _read_dead(store: Store, name: str, lock_fd: int) -> WorkerInfo:
+    """What a dead worker's file says, where there is one; from now on it also says "dead"."""
+    info = store.home.read_worker(name, lock_fd) if lock_fd >= 0 else None
+    if info is None:
+        return WorkerInfo(name, {}, [], 0.0)
+    header = encode_json({**info.header, "dead": True})
+    width = os.pread(lock_fd, CHUNK_BYTES, 0).index(b"\n")
+    with contextlib.suppress(OSError):
+        os.pwrite(lock_fd, header[:width].ljust(width), 0)
+    return info
 
 
-def _forget_worker(store: Store, name: str, lock_fd: int) -> None:
-    sweep_slot_logs(store.home.logs_dir, name)
-    store.home.forget_worker(name)
-    close_fd(lock_fd)
+def _orphans_of(store: Store, info: WorkerInfo) -> list[Orphan]:
+    """The runs that a dead worker left: of its processing jobs, and of the hooks in its rows."""
+    with store.transaction():  # the worker is dead now: what it still wrote is its last word
+        jobs = [job for job in store.processing.values() if job.worker == info.name]
+    orphans = [_orphan(store, job, info) for job in jobs]
+    for row in info.rows:
+        if hook := row.get("hook"):
+            mark = run_mark(store.home.lock_id(), info.name, row["job"], row["run"], hook)
+            orphans.append(Orphan(_trace(store, mark, (), info, row)))
+    return orphans
 
 
-def _orphan(store: Store, job: Job, info: WorkerInfo | None, lock_fd: int) -> Orphan:
-    """What is known of a dead worker's run: its mark, its logs and, from the worker's row, its session."""
-    header = info.header if info else {}
-    same_home = header.get("lock") == store.home.lock_id()
-    rebooted = bool(header) and header.get("boot_id") != boot_id()
+def _orphan(store: Store, job: Job, info: WorkerInfo) -> Orphan:
+    """What is known of a job's run, from its record and its worker's file."""
     slot = job.slot or 0
-    row = info.rows[slot] if info and slot < len(info.rows) else {}
-    ours = same_home and not rebooted and row.get("job") == job.id and row.get("run") == job.runs
-    logs = (
-        slot_log_path(store.home.logs_dir, job.worker or "", slot),
-        log_path(store.home.logs_dir, job.id, job.runs),
-    )
-    mark = run_mark(store.home.lock_id(), job.worker or "", job)
-    trace = Trace(
-        mark,
-        store.home.path,
-        logs,
-        row.get("session") if ours else None,
-        row.get("start") if ours else None,
-    )
-    fence = Fence(trace, time.monotonic() + store.home.config().grace_period)
-    return Orphan(job, fence, lock_fd, rebooted or bool(header.get("stopping")))
+    row = info.rows[slot] if slot < len(info.rows) else {}
+    has_begun = (row.get("job"), row.get("run")) == (job.id, job.runs)
+    mark = run_mark(store.home.lock_id(), info.name, job.id, job.runs)
+    slot_log = slot_log_path(store.home.logs_dir, info.name, slot)
+    logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
+    trace = _trace(store, mark, logs, info, row if has_begun else {})
+    rebooted = info.header.get("boot_id", boot_id()) != boot_id()
+    return Orphan(trace, job, rebooted or bool(info.header.get("stopping")), has_begun)
 
 
-def recover_fenced(store: Store, fences: Fences, say: Callable[[str], None]) -> None:
-    """One step of each fence; the jobs of whose run nothing lives any more go back."""
-    gone = [key for key, orphan in list(fences.items()) if orphan.fence.step()]
-    _each(gone, lambda key: _give_back_orphan(store, fences, key, say))
-
-
-def _give_back_orphan(
-    store: Store, fences: Fences, key: tuple[str, int], say: Callable[[str], None]
-) -> None:
-    """Its orphan goes back; it leaves `fences` last, so that what fails on the way is tried again, lock and all."""
-    job, lock_fd = fences[key].job, fences[key].lock_fd
-    name = job.worker or ""
-    keep_orphan_log(store.home.logs_dir, name, job.slot or 0, job.id, job.runs)
-    back = recover(store, job, fences[key].excused)
-    if back is not None:
-        say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
-    if all(other.job.worker != name for other_key, other in fences.items() if other_key != key):
-        with store.transaction():
-            left = any(other.worker == name for other in store.processing.values())
-        if left:
-            close_fd(lock_fd)  # others of its jobs are not ours to recover: its file tells of them
-        else:
-            _forget_worker(store, name, lock_fd)
-    del fences[key]
+def _trace(
+    store: Store, mark: str, logs: tuple[str, ...], info: WorkerInfo, row: Mapping[str, Any]
+) -> Trace:
+    """What a run is known by. A row's session means nothing after a reboot, and in a copied home."""
+    home = os.fsencode(store.home.path)
+    if (info.header.get("lock"), info.header.get("boot_id")) != (store.home.lock_id(), boot_id()):
+        return Trace(mark, home, logs)
+    return Trace(mark, home, logs, row.get("session"), row.get("start"))
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
     """The live processes of a job's run, for a person; [] where it is not processing."""
     if job.state != "processing":
         return []
-    info = next((info for info in store.home.live_workers() if info.name == job.worker), None)
-    fence = _orphan(store, job, info, -1).fence
+    name, lock_fd = job.worker or "", -1
+    info = next((info for info in store.home.live_workers() if info.name == name), None)
+    with contextlib.suppress(OSError):  # a home that can only be read
+        found = store.home.lock_dead_worker(name) if info is None else None
+        lock_fd = -1 if found is None else found
+    info = info or _read_dead(store, name, lock_fd)
+    close_fd(lock_fd)
+    fence = Fence(_orphan(store, job, info).trace, math.inf)
     fence.look()
     return fence.living
 
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
-    """Recover those of these jobs whose worker is dead, without being a worker; returns when they are back."""
-    fences: Fences = {}
-    store.follow()
-    find_orphans(store, "", fences)
-    others = {key: orphan for key, orphan in fences.items() if key[0] not in ids}
-    for key in others:
-        del fences[key]
-    kept = {orphan.lock_fd for orphan in fences.values()}
-    for lock_fd in {orphan.lock_fd for orphan in others.values()} - kept:
-        close_fd(lock_fd)
-    while fences:
-        recover_fenced(store, fences, say)
-        time.sleep(FENCE_POLL_S if fences else 0)
+    """Recover those of these jobs whose worker is dead, without being a worker."""
+    recovery = Recovery(store, "", say, ids)
+    while True:
+        with store.transaction():
+            pass  # a look at what is processing
+        recovery.step()
+        if not recovery.fences:
+            return
+        time.sleep(FENCE_POLL_S)
 
 
 # ======== 11. PRESENTATION ========
@@ -7447,6 +7420,9 @@ def logs(
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
+    Of an output above `log_max` the oldest part is given up. This command then begins at the next
+    line and says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
+
     Example: queuectl logs job1 --follow"""
     store = app.store
     store.read()
@@ -7455,8 +7431,7 @@ def logs(
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
     elif show_path:
-        path, _ = _log_of(store, job, run)
-        _echo_all(name for name in (path + CUT, path) if name == path or os.path.exists(name))
+        click.echo(_log_of(store, job, run)[0])
     else:
         last = (run if attempt is not None else math.inf) if follow else 0
         _print_output(store, job, max(1, run), last, tail)
@@ -7499,6 +7474,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
     """(path of that run's output, whether the run still goes on). A log that has its name is of a run that is over."""
+    if run > job.runs:
+        return os.devnull, False  # what has its name is another job's
     path = log_path(store.home.logs_dir, job.id, run)
     if job.state != "processing" or job.runs != run or os.path.exists(path):
         return path, False

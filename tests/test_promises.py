@@ -302,7 +302,10 @@ PROMISES: dict[str, dict[str, str]] = {
         "fsync": "test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name",
         "lock_timeout": "test_a_lock_held_too_long_is_a_store_error",
         "keep_completed": "test_a_worker_purges_what_was_completed_long_ago test_zero_keeps_everything",
-        "log_max": "test_the_newest_half_is_kept_and_then_what_comes test_fifty_megabytes_of_output_are_kept",
+        "log_max": (
+            "test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back "
+            "test_fifty_megabytes_of_output_are_kept"
+        ),
         "on_dead, on_finish": (
             "test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second "
             "test_a_hook_gets_the_job_and_its_last_output_as_one_json_value "

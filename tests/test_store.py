@@ -2249,11 +2249,10 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
     file.write_row(0, {"job": "a", "run": 1, "session": 12345, "start": 1})
     q.close_fd(file.fd)  # as the kernel does for a dead process
     q.close_fd(file.wake_fd)
-    fences: q.Fences = {}
-    q.find_orphans(finder, "me", fences)
-    ((key, orphan),) = fences.items()
-    assert key == ("a", 1) and orphan.fence.trace.session == 12345 and finder.home.worker_names() == ["9-dead"]
-    q.close_fd(orphan.lock_fd)
+    recovery = q.Recovery(finder, "me", print)
+    recovery.step()
+    ((mark, fence),) = recovery.fences["9-dead"].items()
+    assert mark.endswith("/9-dead/a/1") and fence.trace.session == 12345 and finder.home.worker_names() == ["9-dead"]
 
 
 @pytest.mark.parametrize("outcome", [OK, BAD, HANDED_BACK])
