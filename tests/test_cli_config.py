@@ -15,50 +15,42 @@ from tests.test_packaging import DEFAULTS
 Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
 
-SETTABLE = [
-    ("max_retries", "0"),
-    ("max_retries", "5"),
-    ("backoff_base", "1"),
-    ("backoff_base", "0.01"),
-    ("backoff_base", "1.5"),
-    ("backoff_max", "60"),
-    ("backoff_jitter", "0.5"),
-    ("job_timeout", "0"),
-    ("job_timeout", "90"),
-    ("no_retry_on", "2,64-78"),
-    ("grace_period", "1"),
-    ("grace_period", "0.5"),
-    ("worker_count", "4"),
-    ("limits", "gpu=1,net=4"),
-    ("runner", "srun --quiet --ntasks=1 sh -c"),
-    ("fsync", "always"),
-    ("fsync", "never"),
-    ("lock_timeout", "2"),
-    ("keep_completed", "7d"),
-    ("keep_completed", "0"),
-    ("log_max", "1G"),
-    ("on_dead", "mail -s 'a job died' me"),
-    ("on_finish", "logger queuectl"),
-    ("paused", "true"),
+# A setting, what `config set` gets, and what config.json then holds.
+SETTABLE: list[tuple[str, str, Any]] = [
+    ("max_retries", "0", 0),
+    ("backoff_base", "0.01", 0.01),
+    ("backoff_base", "1", 1),
+    ("backoff_max", "60", 60),
+    ("backoff_jitter", "0.5", 0.5),
+    ("job_timeout", "0", 0),
+    ("job_timeout", "1.5m", "1.5m"),
+    ("no_retry_on", "2,64-78", "2,64-78"),
+    ("grace_period", "0.5", 0.5),
+    ("worker_count", "4", 4),
+    ("limits", "gpu=1,net=4", "gpu=1,net=4"),
+    ("limits", "", ""),
+    ("runner", "srun --quiet --ntasks=1 sh -c", "srun --quiet --ntasks=1 sh -c"),
+    ("fsync", "always", "always"),
+    ("lock_timeout", "2", 2),
+    ("keep_completed", "0", "0"),
+    ("keep_completed", "7d", "7d"),
+    ("log_max", "1G", "1G"),
+    ("on_dead", "mail -s 'a job died' me", "mail -s 'a job died' me"),
+    ("on_finish", "logger queuectl", "logger queuectl"),
+    ("paused", "true", True),
+    ("paused", "false", False),
 ]
+BOTH_SPELLINGS = pytest.mark.parametrize("key", ["max-retries", "max_retries", "MAX_RETRIES"])
 
 
-def spelled(value: Any) -> str:
-    """A setting as `config get` prints it."""
-    return value if isinstance(value, str) else json.dumps(value)
+# ---- show, get ----
 
 
-# ---- show ----
-
-
-def test_config_show_json_holds_every_default_of_a_new_home(run: Call) -> None:
-    assert run("config", "show", "--json").json == DEFAULTS
-
-
-@pytest.mark.parametrize("key", DEFAULTS)
-def test_config_show_has_a_line_for_each_key(run: Call, key: str) -> None:
-    pattern = key.replace("_", "[-_]")
-    assert len([line for line in run("config", "show").lines if re.match(rf"\s*{pattern}\b", line)]) == 1
+def test_config_show_holds_every_default_of_a_new_home(run: Call) -> None:
+    assert run("config", "show", "--json").json == run("config", "list", "--json").json == DEFAULTS
+    lines = run("config", "show").lines
+    for key in DEFAULTS:
+        assert len([line for line in lines if re.match(rf"\s*{key.replace('_', '[-_]')}\b", line)]) == 1
 
 
 @pytest.mark.parametrize("alias", [["list"], ["get"]])
@@ -67,78 +59,51 @@ def test_an_alias_of_config_show_prints_the_same(run: Call, alias: list[str]) ->
     assert run("config", *alias).out == run("config", "show").out
 
 
-def test_config_list_takes_json_too(run: Call) -> None:
-    assert run("config", "list", "--json").json == DEFAULTS
-
-
-def test_config_show_shows_a_changed_setting(run: Call) -> None:
-    run("config", "set", "max-retries", "5")
-    assert run("config", "show", "--json").json == {**DEFAULTS, "max_retries": 5}
-
-
-# ---- get ----
-
-
-@pytest.mark.parametrize("key, value", DEFAULTS.items())
-def test_config_get_prints_the_default_alone(run: Call, key: str, value: Any) -> None:
+def test_config_get_prints_the_default_alone(run: Call) -> None:
     # reading: a text stands bare, an empty one is an empty line, paused is true or false.
-    assert run("config", "get", key).out == f"{spelled(value)}\n"
+    for key, value in DEFAULTS.items():
+        spelled = value if isinstance(value, str) else json.dumps(value)
+        assert run("config", "get", key).out == f"{spelled}\n"
 
 
-@pytest.mark.parametrize("key", ["max-retries", "max_retries"])
-def test_config_get_takes_both_spellings(run: Call, key: str) -> None:
+@BOTH_SPELLINGS
+def test_config_takes_a_key_in_both_spellings(run: Call, key: str) -> None:
     assert run("config", "get", key).out == "3\n"
-
-
-# ---- set ----
-
-
-@pytest.mark.parametrize("key, value", SETTABLE)
-def test_config_get_prints_what_was_set(run: Call, key: str, value: str) -> None:
-    run("config", "set", key, value)
-    assert run("config", "get", key).out == f"{value}\n"
-
-
-@pytest.mark.parametrize("key", ["max-retries", "max_retries"])
-def test_config_set_takes_both_spellings_for_one_key(run: Call, key: str) -> None:
     run("config", "set", key, "5")
     assert run("config", "show", "--json").json == {**DEFAULTS, "max_retries": 5}
+    run("config", "unset", key)
+    assert run("config", "show", "--json").json == DEFAULTS
 
 
-@pytest.mark.parametrize(
-    "key, text, value",
-    [
-        ("max-retries", "5", 5),
-        ("backoff-base", "1.5", 1.5),
-        ("paused", "true", True),
-        ("paused", "false", False),
-        ("fsync", "always", "always"),
-        ("runner", "ssh host", "ssh host"),
-        ("limits", "", ""),
-        ("on-dead", "", ""),
-    ],
-)
-def test_config_set_writes_a_value_of_the_right_type(run: Call, home: Path, key: str, text: str, value: Any) -> None:
+# ---- set, unset ----
+
+
+@pytest.mark.parametrize("key, text, value", SETTABLE)
+def test_config_get_prints_what_was_set(run: Call, home: Path, key: str, text: str, value: Any) -> None:
     run("config", "set", key, text)
-    assert json.loads((home / "config.json").read_bytes())[key.replace("-", "_")] == value
+    assert run("config", "get", key).out == f"{text}\n"
+    stored = json.loads((home / "config.json").read_bytes())[key]
+    assert (stored, type(stored)) == (value, type(value))
 
 
-def test_config_set_keeps_the_other_settings(run: Call) -> None:
+def test_every_setting_is_set_here() -> None:
+    assert {key for key, _, _ in SETTABLE} == set(DEFAULTS)
+
+
+def test_config_set_and_unset_keep_the_other_settings_and_the_jobs(run: Call, jobs: Jobs) -> None:
+    run("enqueue", "true")
+    before = jobs()
     run("config", "set", "max-retries", "5")
     run("config", "set", "backoff-base", "3")
     assert run("config", "show", "--json").json == {**DEFAULTS, "max_retries": 5, "backoff_base": 3}
+    run("config", "unset", "max-retries")
+    assert run("config", "get", "backoff-base").out == "3\n"
+    assert jobs() == before
 
 
 def test_config_set_says_what_is_now_true(run: Call) -> None:
     result = run("config", "set", "max-retries", "5")
     assert re.search(r"max[-_]retries\b.*\b5\b", result.out + result.err)
-
-
-def test_config_set_leaves_the_jobs_alone(run: Call, jobs: Jobs) -> None:
-    run("enqueue", "true")
-    before = jobs()
-    run("config", "set", "max-retries", "5")
-    assert jobs() == before
 
 
 def test_config_json_is_pretty_printed(run: Call, home: Path) -> None:
@@ -158,23 +123,6 @@ def test_a_duration_may_be_set_in_any_spelling(run: Call, jobs: Jobs, text: str,
 def test_an_unknown_key_is_refused_with_the_nearest_name(run: Call, command: list[str], key: str, near: str) -> None:
     arguments = [*command, key, "5"] if command == ["set"] else [*command, key]
     assert re.search(near, run("config", *arguments, code=2).err)
-
-
-# ---- unset ----
-
-
-@pytest.mark.parametrize("key", ["max-retries", "max_retries"])
-def test_config_unset_brings_the_default_back(run: Call, key: str) -> None:
-    run("config", "set", "max-retries", "5")
-    run("config", "unset", key)
-    assert run("config", "show", "--json").json == DEFAULTS
-
-
-def test_config_unset_keeps_the_other_settings(run: Call) -> None:
-    run("config", "set", "max-retries", "5")
-    run("config", "set", "backoff-base", "3")
-    run("config", "unset", "max-retries")
-    assert run("config", "get", "backoff-base").out == "3\n"
 
 
 def test_config_unset_of_a_setting_that_was_never_set_is_no_error(run: Call) -> None:
@@ -204,18 +152,11 @@ def test_a_setting_written_by_hand_is_in_force(run: Call, home: Path, text: str)
     "text",
     [
         # reading: a file of no bytes is a damaged one, for `{}` is how no setting is written.
-        "",
-        "not json",
-        '{"max_retries": 5',
-        "[]",
-        '"text"',
-        '{"max_retries": "many"}',
-        '{"max_retries": -1}',
-        '{"fsync": "sometimes"}',
-        '{"paused": "perhaps"}',
-        '{"backoff_base": NaN}',
+        "", "not json", '{"max_retries": 5', "[]", '"text"', '{"max_retries": "many"}', '{"max_retries": -1}',
+        '{"fsync": "sometimes"}', '{"paused": "perhaps"}', '{"backoff_base": NaN}', "NaN",
+        '{"max_retries": 5, "max-retries": 6}',
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize(
     "arguments", [["config", "show"], ["config", "set", "max-retries", "5"], ["pause"], ["enqueue", "true"]]
 )

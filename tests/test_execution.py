@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from conftest import PROGRAM
 from real_processes import Call, Gate, is_alive, python_job, said
+
+import queuectl as q
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -156,6 +159,23 @@ def test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why(
     assert job("a")["attempts"] == 0
     run("config", "set", "runner", "sh -c")
     assert reaches("a", "completed")["attempts"] == 1
+
+
+NO_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(
+    run: Call, process: Call, tmp_path: Path
+) -> None:
+    place = tmp_path / "größe"
+    place.mkdir()
+    (place / "läufer").symlink_to("/bin/sh")
+    run("config", "set", "runner", f"{place}/läufer -c")
+    run("config", "set", "on_finish", "touch häkchen")
+    run("enqueue", "--cwd", str(place), "--env", "WORT=übung", "--command", 'touch grüße "$WORT"')
+    process("worker", "start", "--drain", env={**NO_LOCALE, "NOT_UTF8": os.fsdecode(b"\xff")}, code=0)
+    assert {name for name in os.listdir(os.fsencode(place))} == {name.encode() for name in ("grüße", "übung", "läufer")}
+    assert (tmp_path / "home" / "häkchen").exists()
 
 
 # -- the time limit
@@ -447,6 +467,81 @@ def test_output_files_are_private_whatever_the_umask(enqueue: Call, drain: Call,
     drain()
     (line,) = run("logs", "a", "--path").lines
     assert Path(line).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_folder_of_the_output_is_made_again_by_the_worker_itself(
+    enqueue: Call, worker: Call, reaches: Call, run: Call, home: Path
+) -> None:
+    worker()
+    enqueue("a", "echo out", "--delay", "0.5")
+    enqueue("b", "echo out", "--delay", "1.5")
+    shutil.rmtree(home / ".queuectl" / "logs")  # any command that changes the queue would make it again
+    for name in ("a", "b"):
+        reaches(name, "completed")
+    assert run("logs", "b").out == "out\n"
+
+
+def left_by_a_purge(home: Path, id: str, run: int) -> Path:
+    """The output of another job of that id, whose purge died before it removed it."""
+    path = Path(q.log_path(str(home / ".queuectl" / "logs"), id, run))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("secret of another job\n")
+    return path
+
+
+def test_a_job_never_shows_what_another_job_of_its_id_wrote(
+    run: Call, enqueue: Call, process: Call, start: Call, drain: Call, eventually: Call, home: Path, tmp_path: Path
+) -> None:
+    for id in ("silent", "silent-dead", "talks"):
+        for number in (1, 2):
+            left_by_a_purge(home, id, number)
+    run("config", "set", "on_finish", f"cat >> {tmp_path}/told")
+    enqueue("silent", "true")
+    enqueue("silent-dead", "exit 3", *ONCE)
+    enqueue("talks", "echo mine")
+    follower = start("logs", "talks", "--follow")
+    printed = [process("logs", "silent", "--follow", "--attempt", "1", code=None)]
+    drain(code=1)
+    assert follower.wait(20) == 0 and said(follower).endswith("mine\n")
+    printed += [process("logs", id) for id in ("silent", "silent-dead", "talks")]
+    printed += [run("dlq", "list"), run("dlq", "show", "silent-dead")]
+    everything = [said(follower), (tmp_path / "told").read_text(), *(one.out for one in printed)]
+    assert not any("secret" in text for text in everything)
+
+
+@pytest.mark.parametrize(
+    ("slot_log", "has_begun", "expected"),
+    [("mine", True, "mine"), ("mine", False, "mine"), ("", False, None), ("", True, "named"), (None, False, "named")],
+)
+def test_recovery_gives_a_run_its_own_output_alone(
+    tmp_path: Path, slot_log: str | None, has_begun: bool, expected: str | None
+) -> None:
+    """Where the slot's log is gone, or the run had begun, the dead worker gave the log its name itself."""
+    folder = str(tmp_path)
+    named = Path(q.log_path(folder, "a", 1))
+    named.parent.mkdir()
+    named.write_text("named")
+    if slot_log is not None:
+        Path(q.slot_log_path(folder, "w", 0)).write_text(slot_log)
+    q.keep_orphan_log(folder, "w", 0, "a", 1, 1 << 20, has_begun)
+    assert (named.read_text() if named.exists() else None) == expected
+    assert not Path(q.slot_log_path(folder, "w", 0)).exists()
+
+
+def test_a_sweep_removes_the_logs_of_jobs_that_are_gone_from_one_folder(tmp_path: Path) -> None:
+    ids = [f"job{number}" for number in range(100)] + ["dots.3.log"]
+    paths = [Path(q.log_path(str(tmp_path), id, run)) for id in ids for run in (1, 12)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    other = paths[0].parent / "not-ours"
+    other.touch()
+    folder = int(paths[0].parent.name, 16)
+    q.sweep_logs(str(tmp_path), folder, lambda id: id != "job0")
+    assert {path for path in paths if not path.exists()} == set(paths[:2]) and other.exists()
+    for folder in range(256):
+        q.sweep_logs(str(tmp_path), folder, lambda id: id == "dots.3.log")
+    assert {path for path in paths if path.exists()} == set(paths[-2:])
 
 
 @pytest.fixture

@@ -183,41 +183,55 @@ def test_a_hook_whose_worker_was_killed_is_not_run_again(
     assert (tmp_path / "told").read_text() == "begun\n"
 
 
-# A process that runs one hook as a worker's slot does, without the worker.
-ALONE = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import queuectl as q
-q.HOOK_S = float(sys.argv[3])
-executor = q.Executor(os.environ)
-begun = lambda attempt: executor.end(0, attempt, "timed_out", None, 1) if sys.argv[4] == "end" else None
-print(executor.run_hook(0, sys.argv[2], "/", {"QUEUECTL_RUN": "mark/x", "QUEUECTL_HOME": "/"}, 0, begun).kind)
+STUBBORN = "(trap '' TERM HUP; exec sleep 600) & echo $! >> {note}; trap '' TERM HUP; wait; sleep 600"
+
+
+def test_whoever_clears_a_dead_worker_away_ends_its_hook_first(
+    worker: Call, run: Call, enqueue: Call, written: Call, eventually: Call, tmp_path: Path, home: Path, job: Call
+) -> None:
+    child = worker("--count", "2")
+    run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
+    enqueue("a", "true")
+    pid = int(written(tmp_path / "pid"))
+    kill(child)
+    assert is_alive(pid) and job("a")["state"] == "completed"
+    run("config", "set", "on_finish", "")
+    worker()
+    eventually(lambda: len(list((home / ".queuectl" / "workers").glob("*-*[!ek]"))) == 1)
+    assert not is_alive(pid)
+
+
+def test_fencing_a_run_leaves_the_hook_of_another_run_alone(
+    worker: Call, run: Call, enqueue: Call, written: Call, reaches: Call, gate: Gate, eventually: Call, tmp_path: Path
+) -> None:
+    worker("--count", "2")
+    run("config", "set", "on_dead", f"echo $$ > {tmp_path}/hook; {gate.wait}; echo told >> {tmp_path}/told")
+    enqueue("a", f"test $QUEUECTL_WORKER || exit 1; test -e {tmp_path}/hook || exit 1; sleep 60", "--max-retries", "1")
+    written(tmp_path / "hook")
+    run("dlq", "retry", "a")
+    reaches("a", "processing")
+    run("cancel", "a")
+    reaches("a", "dead")
+    gate.open()
+    eventually((tmp_path / "told").exists)
+
+
+SHORT_HOOKS = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import queuectl
+queuectl.HOOK_S = 0.3
+queuectl.main()
 """
 
 
-def alone(hook: str, limit_s: float, how: str) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-c", ALONE, str(PROGRAM.parent), hook, str(limit_s), how]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-
-def test_a_hook_ends_soon_after_its_worker_was_killed(tmp_path: Path, written: Call, eventually: Call) -> None:
-    child = alone(f"(trap '' TERM HUP; sleep 600) & echo $! > {tmp_path}/pid; wait", 0.2, "wait")
-    pid = int(written(tmp_path / "pid"))
-    kill(child)
-    child.communicate()
-    eventually(lambda: not is_alive(pid))
-
-
-def test_what_watches_over_a_hook_ends_with_it(tmp_path: Path, written: Call, eventually: Call) -> None:
-    child = alone(f"ps -o pid= -g $$ > {tmp_path}/pids", 600, "wait")
-    assert child.communicate(timeout=30)[0] == b"exited\n"
-    eventually(lambda: not any(is_alive(int(pid)) for pid in (tmp_path / "pids").read_text().split()))
-
-
-def test_a_hook_that_we_end_is_gone_with_all_that_it_started(tmp_path: Path, written: Call) -> None:
-    child = alone(f"sleep 600 & echo $! > {tmp_path}/pid; wait", 600, "end")
-    assert child.communicate(timeout=30)[0] == b"timed_out\n"
-    assert not (tmp_path / "pid").exists() or not is_alive(int((tmp_path / "pid").read_text() or 0))
+def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run: Call, enqueue: Call, tmp_path: Path) -> None:
+    run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
+    enqueue("a", "true")
+    words = [sys.executable, "-c", SHORT_HOOKS, str(PROGRAM.parent), "worker", "start", "--drain"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Warning: on_finish of job a failed: " in done.stderr, done.stderr
+    assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 @pytest.fixture
@@ -227,7 +241,7 @@ def slot(home: Path, tmp_path: Path) -> q.Worker:
     store.home.prepare()
     worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
     worker._header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}
-    worker._executor = q.Executor(os.environ)
+    worker._executor = q.Executor(os.environb)
     worker.file = store.home.create_worker(worker.name, worker._header, 1)
     return worker
 

@@ -62,176 +62,116 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"),
+    ("value", "seconds"),
     [
         (90, 90), ("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1.5h", 5400), (".5m", 30),
         ("0.25", 0.25), ("2.", 2), (0, 0), ("0", 0), (0.5, 0.5), (" 5 m ", 300), ("1D", 86_400), ("10M", 600),
         (q.DURATION_MAX_S, q.DURATION_MAX_S), ("36500d", q.DURATION_MAX_S),
     ],
 )  # fmt: skip
-def test_a_duration_is_seconds_whatever_its_spelling(said: object, seconds: float) -> None:
-    assert q.parse_duration(said) == seconds
-
-
-@pytest.mark.parametrize("said", ["90", 90, 90.0, "1.5m"])
-def test_whole_seconds_are_kept_as_an_integer(said: object) -> None:
-    assert isinstance(q.parse_duration(said), int)
+def test_a_duration_is_seconds_whatever_its_spelling(value: object, seconds: float) -> None:
+    assert q.parse_duration(value) == seconds
 
 
 @pytest.mark.parametrize(
-    "said",
+    "value",
     [
-        "", " ", "s", "-1", "+1", "1w", "1h30m", "1e3", "inf", "nan", "1,5", "٣", "0x10", "1 2", None, True, False, [],
-        {}, -1, -0.001, math.nan, math.inf, q.DURATION_MAX_S + 1, "36501d", "9" * 400,
+        "", " ", "s", "-1", "1w", "1h30m", "inf", "nan", "1,5", "0x10", "1 2", None, True, False, [], {}, -1, -0.001,
+        math.nan, math.inf, q.DURATION_MAX_S + 1, "36501d", "9" * 400, 10**400,
+    ],
+    ids=lambda value: ascii(value)[:12],
+)  # fmt: skip
+def test_a_value_that_is_no_duration_is_refused(value: object) -> None:
+    with pytest.raises(q.BadValue):
+        q.parse_duration(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "codes"),
+    [
+        ("2,64-66", "2,64-66", {2, 64, 65, 66}), ([2, 5], "2,5", {2, 5}), (" 1 , 3 - 4 ", "1,3-4", {1, 3, 4}),
+        ("0-255", "0-255", set(range(256))), ("  ", "", set()), ([], "", set()), ("7-7", "7-7", {7}),
     ],
 )  # fmt: skip
-def test_what_is_no_duration_is_refused(said: object) -> None:
-    with pytest.raises(q.BadValue):
-        q.parse_duration(said)
-
-
-HUGE = 10**400
+def test_exit_codes_are_codes_and_ranges(given: object, text: str, codes: set[int]) -> None:
+    assert q.parse_exit_codes(given) == q.parse_exit_codes(text) == text
+    assert q.exit_codes(text) == codes
 
 
 @pytest.mark.parametrize(
-    "check",
-    [
-        lambda: q.parse_duration(HUGE),
-        lambda: q.parse_spec({"command": "x", "timeout": HUGE}, NOW),
-        lambda: q.parse_spec({"command": "x", "delay": HUGE}, NOW),
-        lambda: q.parse_settings({"backoff_base": HUGE}),
-        lambda: q.parse_settings({"log_max": HUGE}),
-        lambda: q.parse_settings({"log_max": "9" * 400}),
-    ],
-    ids=["duration", "timeout", "delay", "backoff_base", "log_max", "log_max as text"],
+    "given",
+    ["256", "-1", "5-2", "a", "1,,2", "2,", "1-", "-", "1-2-3", "1 2", "0-999999999999", "9" * 5000]
+    + [[256], [-1], [True], [None], [1.5], ["2"], 2, None, {}],
+    ids=lambda given: ascii(given)[:12],
 )
-def test_a_number_of_hundreds_of_digits_is_refused(check: Callable[[], object]) -> None:
-    with pytest.raises(q.BadValue):
-        check()
+def test_a_value_that_is_no_exit_code_is_refused(given: object) -> None:
+    with pytest.raises(q.BadValue, match="no_retry_on"):
+        q.parse_exit_codes(given)
 
 
-@pytest.mark.parametrize(
-    ("said", "text", "has", "has_not"),
-    [
-        ("2,64-78", "2,64-78", [2, 64, 70, 78], [0, 1, 3, 63, 79, 255]),
-        ([2, 5], "2,5", [2, 5], [3, 4]),
-        (" 1 , 3 - 4 ", "1,3-4", [1, 3, 4], [2]),
-        ("0-255", "0-255", [0, 128, 255], []),
-        ("", "", [], [0, 1, 255]),
-        ("  ", "", [], [0]),
-        ([], "", [], [0]),
-        ("7-7", "7-7", [7], [6, 8]),
-    ],
-)
-def test_exit_codes_are_codes_and_ranges(said: object, text: str, has: list[int], has_not: list[int]) -> None:
-    assert q.parse_exit_codes(said) == text
-    assert q.parse_exit_codes(text) == text
-    assert all(q.has_exit_code(text, code) for code in has)
-    assert not any(q.has_exit_code(text, code) for code in has_not)
+# A setting: values as config.json spells them with what `Config` holds, and values that are refused.
+SETTING_CASES: dict[str, tuple[list[tuple[object, object]], list[object]]] = {
+    "max_retries": ([(0, 0), (1000, 1000)], [-1, 1001, 1.5, "3", True, None]),
+    "backoff_base": ([(0, 0), (1.5, 1.5), (1000, 1000)], [-1, 1001, "2", math.nan, math.inf, True, 10**400]),
+    "backoff_max": ([("1h", 3600), (0, 0)], ["x", -1, None, True]),
+    "backoff_jitter": ([(0.5, 0.5), (1, 1)], [-0.1, 1.1, "0", math.nan]),
+    "job_timeout": ([("10m", 600), (0, 0)], ["soon", -1, True]),
+    "no_retry_on": ([("2,64-78", "2,64-78"), ([2], "2")], ["256", 2, None]),
+    "grace_period": ([("1.5s", 1.5)], ["-1s", None]),
+    "worker_count": ([(1, 1), (1000, 1000)], [0, 1001, "1", True]),
+    "limits": (
+        [("gpu=1, net=4", {"gpu": 1, "net": 4}), ("", {}), ("gpu=0", {"gpu": 0})],
+        ["gpu", "gpu=", "=1", "gpu=-1", "gpu=x", 1, {"gpu": 1}, "gpu=٣", "gpu=1234567", "a=1,a=2", "\ud800=1"],
+    ),
+    "runner": (
+        [("sh -c", ("sh", "-c")), ("ssh 'my host'", ("ssh", "my host")), ("/bin/sh", ("/bin/sh",))],
+        ["", "  ", "'", "sh 'x", 1, None, "sh\0", "bin/sh", "./sh"],
+    ),
+    "fsync": ([("always", "always"), ("never", "never")], ["sometimes", "", None, True, []]),
+    "lock_timeout": ([(0.25, 0.25)], ["x", -1]),
+    "keep_completed": ([("30d", 2_592_000), (0, 0)], ["month", -1]),
+    "log_max": (
+        [("100M", 100 << 20), (4096, 4096), ("4.5k", 4608), ("1GB", 1 << 30), ("1 GiB", 1 << 30)],
+        ["", "x", "1.5k", 0, 4095, "1E", True, 1.5, "2048T", None, 10**400, "9" * 400],
+    ),
+    "on_dead": ([("mail me", "mail me")], [1, None, "a\0b", "x" * 131_072]),
+    "on_finish": ([("", "")], [1, None, "a\0b", "\ud800"]),
+    "paused": ([(True, True)], ["true", 1, 0, None]),
+}
 
 
-@pytest.mark.parametrize(
-    "said",
-    ["256", "-1", "5-2", "a", "1,,2", "2,", "1-", "-", "1-2-3", "٣", [256], [-1], [True], [None], [1.5], 2, None],
-)
-def test_what_is_no_exit_code_is_refused(said: object) -> None:
-    with pytest.raises(q.BadValue):
-        q.parse_exit_codes(said)
-
-
-@pytest.mark.parametrize(
-    ("key", "said", "value"),
-    [
-        ("max_retries", 0, 0), ("max_retries", 1000, 1000),
-        ("backoff_base", 0, 0), ("backoff_base", 1.5, 1.5), ("backoff_base", 1000, 1000),
-        ("backoff_max", "1h", 3600), ("backoff_max", 0, 0),
-        ("backoff_jitter", 0.5, 0.5), ("backoff_jitter", 1, 1),
-        ("job_timeout", "10m", 600), ("job_timeout", 0, 0),
-        ("no_retry_on", "2,64-78", "2,64-78"), ("no_retry_on", [2], "2"),
-        ("grace_period", "1.5s", 1.5),
-        ("worker_count", 1, 1), ("worker_count", 1000, 1000),
-        ("limits", "gpu=1, net=4", {"gpu": 1, "net": 4}), ("limits", "", {}), ("limits", "gpu=0", {"gpu": 0}),
-        ("runner", "sh -c", ("sh", "-c")), ("runner", "ssh 'my host'", ("ssh", "my host")),
-        ("fsync", "always", "always"), ("fsync", "never", "never"),
-        ("lock_timeout", 0.25, 0.25),
-        ("keep_completed", "30d", 2_592_000), ("keep_completed", 0, 0),
-        ("log_max", "100M", 100 << 20), ("log_max", 4096, 4096), ("log_max", "1.5k", None), ("log_max", "1g", 1 << 30),
-        ("on_dead", "mail me", "mail me"), ("on_finish", "", ""),
-        ("paused", True, True),
-    ],
-)  # fmt: skip
-def test_a_good_setting_is_taken(key: str, said: object, value: object) -> None:
-    if value is None:
-        pytest.raises(q.BadValue, q.parse_settings, {key: said})
-    else:
-        assert getattr(q.parse_settings({key: said}), key) == value
-
-
-@pytest.mark.parametrize(
-    ("key", "values"),
-    [
-        ("max_retries", [-1, 1001, 1.5, "3", True, None]),
-        ("backoff_base", [-1, 1001, "2", math.nan, math.inf, True]),
-        ("backoff_max", ["x", -1, None, True]),
-        ("backoff_jitter", [-0.1, 1.1, "0", math.nan]),
-        ("job_timeout", ["soon", -1, True]),
-        ("no_retry_on", ["256", 2, None]),
-        ("grace_period", ["-1s", None]),
-        ("worker_count", [0, 1001, "1", True]),
-        ("limits", ["gpu", "gpu=", "=1", "gpu=-1", "gpu=x", 1, {"gpu": 1}, "gpu=٣", "gpu=1234567"]),
-        ("runner", ["", "  ", "'", 1, None, "sh\0"]),
-        ("fsync", ["sometimes", "", None, True, []]),
-        ("lock_timeout", ["x", -1]),
-        ("keep_completed", ["month", -1]),
-        ("log_max", ["", "x", 0, 4095, "1E", True, 1.5, "2048T", None]),
-        ("on_dead", [1, None, "a\0b", "x" * 131_072]),
-        ("on_finish", [1, None, "a\0b"]),
-        ("paused", ["true", 1, 0, None]),
-    ],
-)
-def test_a_bad_setting_is_refused_with_its_name(key: str, values: list[object]) -> None:
-    for value in values:
+@pytest.mark.parametrize("key", q.SETTINGS)
+def test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name(key: str) -> None:
+    good, bad = SETTING_CASES[key]
+    for spelled, held in good:
+        assert getattr(q.parse_settings({key: spelled}), key) == held
+    for value in bad:
         with pytest.raises(q.BadValue, match=key):
             q.parse_settings({key: value})
 
 
-def test_every_setting_has_a_good_and_a_bad_case_here() -> None:
-    tests: list[Any] = [test_a_good_setting_is_taken, test_a_bad_setting_is_refused_with_its_name]
-    marks = [mark for test in tests for mark in test.pytestmark]
-    for mark in marks:
-        assert {case[0] for case in mark.args[1]} == set(q.SETTINGS)
-
-
-def test_the_defaults_as_spelled_give_the_defaults_as_held() -> None:
-    assert vars(q.parse_settings(q.default_settings())) == vars(CONFIG)
+def test_the_default_settings_are_held_parsed() -> None:
+    assert q.parse_settings(q.default_settings()) == CONFIG
     assert q.default_settings()["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
-
-
-@pytest.mark.parametrize("name", ["max-retries", "MAX_RETRIES", "Max-Retries", "max_retries"])
-def test_a_setting_is_known_however_it_is_spelled(name: str) -> None:
-    assert q.known_setting(name) == "max_retries"
-
-
-def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(q.BadValue, match="Did you mean 'backoff_base'"):
-        q.known_setting("backof-base")
-    with pytest.raises(q.BadValue, match="nothing_like_it"):
-        q.spell_settings({"nothing_like_it": 1})
+    assert isinstance(CONFIG.job_timeout, int), "whole seconds stay whole in JSON"
 
 
 def test_a_key_of_the_settings_file_may_be_dashed_but_not_stand_there_twice() -> None:
-    assert q.spell_settings({"max-retries": 7, "fsync": "never"}) == {"max_retries": 7, "fsync": "never"}
-    with pytest.raises(q.BadValue, match="'max_retries' is there in two spellings"):
+    assert q.spell_settings({"max-retries": 7, "FSYNC": "never"}) == {"max_retries": 7, "fsync": "never"}
+    with pytest.raises(q.BadValue, match="in two spellings"):
         q.spell_settings({"max-retries": 7, "max_retries": 5})
+    with pytest.raises(q.BadValue, match="nothing_like_it"):
+        q.spell_settings({"nothing_like_it": 1})
 
 
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
         ("max_retries", "5", 5), ("max_retries", "x", "x"), ("backoff_base", "1.5", 1.5), ("job_timeout", "10m", "10m"),
-        ("job_timeout", "30", 30), ("paused", "on", True), ("paused", "No", False), ("paused", "maybe", "maybe"),
-        ("runner", "5", "5"), ("keep_completed", "0", "0"), ("log_max", "1G", "1G"), ("worker_count", "1e1", 10.0),
+        ("job_timeout", " 30 ", 30), ("paused", "True", True), ("paused", "maybe", "maybe"), ("runner", "5", "5"),
+        ("keep_completed", "0", "0"), ("log_max", "1G", "1G"), ("max_retries", "[" * 100_000, "[" * 100_000),
     ],
+    ids=lambda value: str(value)[:12],
 )  # fmt: skip
 def test_config_set_stores_a_number_where_the_default_is_one(key: str, text: str, value: object) -> None:
     got = q.setting_from_text(key, text)
@@ -242,50 +182,40 @@ def test_config_set_stores_a_number_where_the_default_is_one(key: str, text: str
 
 
 @pytest.mark.parametrize(
-    ("zone", "said", "then"),
+    ("zone", "given", "then"),
     [
-        ("UTC", "2026-12-24T18:00", "2026-12-24T18:00:00.000Z"),
+        ("UTC", "2026-12-24T18:00", "2026-12-24T18:00:00.000Z"), ("UTC", "20261224T180000", "2026-12-24T18:00:00.000Z"),
         ("Europe/Berlin", "2026-12-24T18:00", "2026-12-24T17:00:00.000Z"),
         ("Europe/Berlin", "2026-07-24 18:00:05.5", "2026-07-24T16:00:05.500Z"),
         ("Europe/Berlin", "2026-12-24T18:00+05:30", "2026-12-24T12:30:00.000Z"),
         ("Europe/Berlin", "2026-12-24T18:00Z", "2026-12-24T18:00:00.000Z"),
         ("America/New_York", "2026-12-24", "2026-12-24T05:00:00.000Z"),
-        ("UTC", "20261224T180000", "2026-12-24T18:00:00.000Z"),
-        ("UTC", "+10m", "2026-11-24T08:25:30.123Z"),
-        ("UTC", "+1.5s", "2026-11-24T08:15:31.623Z"),
-        ("UTC", "+0", NOW),
-        ("UTC", " 09:00 ", "2026-11-24T09:00:00.000Z"),
+        ("UTC", "+10m", "2026-11-24T08:25:30.123Z"), ("UTC", "+1.5s", "2026-11-24T08:15:31.623Z"), ("UTC", "+0", NOW),
+        ("UTC", " 09:00 ", "2026-11-24T09:00:00.000Z"), ("UTC", "8:16", "2026-11-24T08:16:00.000Z"),
         ("UTC", "08:15", "2026-11-25T08:15:00.000Z"),  # it is 08:15:30 already
-        ("UTC", "8:16", "2026-11-24T08:16:00.000Z"),
-        ("Europe/Berlin", "09:00", "2026-11-25T08:00:00.000Z"),
-        ("Europe/Berlin", "10:00", "2026-11-24T09:00:00.000Z"),
+        ("Europe/Berlin", "09:00", "2026-11-25T08:00:00.000Z"), ("Europe/Berlin", "10:00", "2026-11-24T09:00:00.000Z"),
         ("Pacific/Auckland", "00:30", "2026-11-24T11:30:00.000Z"),  # 21:15 there
-        ("UTC", "+99999d", None),
-        ("UTC", "24:00", None), ("UTC", "12:60", None), ("UTC", "12", None), ("UTC", "", None), ("UTC", "+", None),
-        ("UTC", "+-5", None), ("UTC", "2026-13-01", None), ("UTC", "2026-02-30T00:00", None), ("UTC", "now", None),
-        ("UTC", "1790000000", None), ("UTC", 1790000000, None), ("UTC", None, None), ("UTC", True, None),
-        ("UTC", "9999-12-31T23:59:59.9999Z", None), ("UTC", "0000-01-01", None), ("UTC", "٠٩:٠٠", None),
+        *[("UTC", given, None) for given in (
+            "+99999d", "24:00", "12:60", "12", "", "+", "+-5", "2026-13-01", "2026-02-30T00:00", "now", "1790000000",
+            1790000000, None, True, "9999-12-31T23:59:59.9999Z", "0000-01-01",
+        )],
     ],
 )  # fmt: skip
-def test_an_instant_is_stored_in_utc(in_zone: Any, zone: str, said: object, then: str | None) -> None:
+def test_an_instant_is_stored_in_utc(in_zone: Any, zone: str, given: object, then: str | None) -> None:
     in_zone(zone)
     if then is None:
         with pytest.raises(q.BadValue):
-            q.parse_instant(said, NOW)
+            q.parse_instant(given, "run_at", NOW)
     else:
-        assert q.parse_instant(said, NOW) == then
+        assert q.parse_instant(given, "run_at", NOW) == then
 
 
 def test_a_time_of_day_across_a_change_of_the_clocks_is_that_time_on_the_wall(in_zone: Any) -> None:
     in_zone("Europe/Berlin")
     # The night of 2026-03-29 lacks 02:00-03:00; so 06:00 comes after 5 hours where the clock shows 6.
-    assert q.parse_instant("06:00", "2026-03-28T23:00:00.000Z") == "2026-03-29T04:00:00.000Z"
-
-
-def test_a_time_of_day_in_the_hour_that_comes_twice_is_never_in_the_past(in_zone: Any) -> None:
-    in_zone("Europe/Berlin")
-    now = "2026-10-25T01:15:00.000Z"  # 02:15, for the second time
-    assert q.parse_instant("02:30", now) > now
+    assert q.parse_instant("06:00", "run_at", "2026-03-28T23:00:00.000Z") == "2026-03-29T04:00:00.000Z"
+    now = "2026-10-25T01:15:00.000Z"  # 02:15, for the second time that night
+    assert q.parse_instant("02:30", "run_at", now) == "2026-10-25T01:30:00.000Z"
 
 
 CANONICAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -298,34 +228,27 @@ def test_instants_sort_as_texts_and_never_leave_the_calendar(seconds: float, wai
     two = q.add_seconds(one, wait)
     assert CANONICAL.fullmatch(one) and CANONICAL.fullmatch(two) and one <= two
     assert abs(q.instant_s(one) - seconds) <= 0.001
-    assert q._instant_field(one, "run_at") == one
+    assert q.parse_instant(one, "run_at", NOW) == one
     assert q.format_instant(q.instant_s(one)) == one
 
 
-def test_the_end_of_the_calendar_is_the_latest_instant() -> None:
+def test_an_instant_far_ahead_is_exact_and_stays_in_the_calendar() -> None:
     assert q.add_seconds("9999-12-31T00:00:00.000Z", q.DURATION_MAX_S) == "9999-12-31T23:59:59.000Z"
-
-
-def test_an_instant_centuries_ahead_comes_back_as_it_was() -> None:
     assert q.add_seconds("6325-04-08T15:04:32.382Z", 0) == "6325-04-08T15:04:32.382Z"
 
 
 @pytest.mark.parametrize(
-    ("said", "stored"),
+    ("given", "stored"),
     [
         ("2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z"),
-        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000Z"),
         ("2026-01-01T01:00:00+01:00", "2026-01-01T00:00:00.000Z"),
         ("2026-01-01T00:00:00.1239Z", "2026-01-01T00:00:00.124Z"),
+        ("2026-01-01T00:00:00,000Z", "2026-01-01T00:00:00.000Z"),
+        ("2026-01-01T000000.00000Z", "2026-01-01T00:00:00.000Z"),
     ],
 )
-def test_an_instant_from_a_hand_edit_is_made_canonical(said: str, stored: str) -> None:
-    assert q._instant_field(said, "run_at") == stored
-
-
-@pytest.mark.parametrize("said", ["2026-01-01T00:00:00,000Z", "2026-01-01T000000.00000Z"])
-def test_an_odd_instant_of_the_right_length_is_made_canonical_too(said: str) -> None:
-    assert CANONICAL.fullmatch(q._instant_field(said, "run_at"))
+def test_an_instant_from_a_hand_edit_gets_the_stored_form(given: str, stored: str) -> None:
+    assert q.job_from_dict({**q.job_to_dict(job()), "started_at": given}).started_at == stored
 
 
 # -- JSON
@@ -335,7 +258,7 @@ def test_an_odd_instant_of_the_right_length_is_made_canonical_too(said: str) -> 
     ("text", "word"),
     [
         ("{", "line 1"), ("", "not valid JSON"), ("[1,]", "not valid JSON"), ("{'a': 1}", "not valid JSON"),
-        ('{"a": NaN}', "NaN"), ("[Infinity]", "Infinity"), ("-Infinity", "Infinity"),
+        ('{"a": NaN}', "'a'"), ('{"b": [[-Infinity]]}', "'b'"), ('{"a": {"c": 1e400}}', "'c'"),
         ('{"a": 1, "a": 1}', "'a' twice"), ('{"x": {"b": 1, "c": 2, "b": 3}}', "'b' twice"),
         ("[" * 100_000, "nested too deeply"), ('{"a":' * 100_000, "nested too deeply"),
         ("1" * 5000, "not usable"), ('{"a": -' + "9" * 5000 + "}", "not usable"), ("1 2", "not valid JSON"),
@@ -346,12 +269,6 @@ def test_json_that_is_not_quite_json_is_refused_in_words(text: str, word: str) -
     with pytest.raises(q.BadValue, match=word) as caught:
         q.parse_json(text, "The job")
     assert str(caught.value).startswith("The job")
-
-
-@pytest.mark.parametrize("text", ["1e400", "[-1e999]", '{"a": {"b": 1e400}}'])
-def test_a_number_beyond_every_float_is_refused(text: str) -> None:
-    with pytest.raises(q.BadValue):
-        q.parse_json(text, "The job")
 
 
 plain_json = st.recursive(
@@ -371,24 +288,11 @@ def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
 # -- Values of fields
 
 
-@pytest.mark.parametrize("id", ["a", "job1", "A.b_c-d:e", "_x", ":x", "0", "x" * 128])
-def test_a_usable_id_is_taken(id: str) -> None:
-    assert q.parse_id(id) == id
-
-
-@pytest.mark.parametrize(
-    "id", ["", ".a", "-a", "a b", "a/b", "a\n", "é", 'a"b', "a\\", "x" * 129, "a\0", 1, None, True, ["a"], "٣"]
-)
-def test_an_unusable_id_is_refused(id: object) -> None:
-    with pytest.raises(q.BadValue, match="id"):
-        q.parse_id(id)
-
-
 @pure
 @given(st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1), st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1))
 def test_made_ids_are_usable_and_differ_with_time_or_number(ms: int, n: int, ms2: int, n2: int) -> None:
     id = q.make_id(ms, n)
-    assert q.parse_id(id) == id and re.fullmatch("[0-9a-z]{12}", id)
+    assert q.parse_id(id, "id") == id and re.fullmatch("[0-9a-z]{12}", id)
     assert (id == q.make_id(ms2, n2)) == ((ms, n) == (ms2, n2))
     assert (int(id[:8], 36), int(id[8:], 36)) == (ms, n)
 
@@ -400,57 +304,62 @@ def test_ids_made_in_a_row_are_those_made_one_by_one(ms: int, first: int, count:
     assert made.decode().split() == [q.make_id(ms, number) for number in range(first, first + count)]
 
 
-@pytest.mark.parametrize("env", [{}, {"A": "1"}, {"A_b": "", "ü": "ß"}, {f"V{n}": "" for n in range(1000)}])
-def test_a_usable_environment_is_taken(env: dict[str, str]) -> None:
-    assert q.parse_env(env) == env
-
-
-@pytest.mark.parametrize(
-    "env",
-    [
-        [], "A=1", None, {"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": None}, {"A": "a\0"}, {"A\0": ""}, {"A": "\ud800"},
+GOOD_FIELDS: list[tuple[str, object]] = [
+    *[("id", id) for id in ("a", "job1", "A.b_c-d:e", "_x", ":x", "0", "x" * 128)],
+    *[("env", env) for env in ({}, {"A": "1"}, {"A_b": "", "ü": "ß"}, {f"V{n}": "" for n in range(1000)})],
+    *[("tags", tags) for tags in ([], ["b", "a", "é:x/1"], ["x" * 64])],
+    ("command", "x" * 131_071), ("cwd", "/"), ("unique", "k" * 4096), ("priority", -1_000_000), ("timeout", 0),
+    ("after", ["a", {"id": "b", "any": True}]),
+]  # fmt: skip
+BAD_FIELDS: dict[str, list[object]] = {
+    "id": ["", ".a", "-a", "a b", "a/b", "a\n", "é", 'a"b', "a\\", "x" * 129, "a\0", 1, True, ["a"], "٣"],
+    "command": ["", " \n", 1, ["echo"], "a\0b", "\ud800", "x" * 131_072, "é" * 65_536],
+    "unique": ["", 1, "\ud800", "x" * 4097],
+    "max_retries": [-1, 1001, "3", True],
+    "priority": ["high", 1.5, 1_000_001],
+    "timeout": ["x", -1, True, math.nan, 10**400],
+    "cwd": ["x", "", 1, "/\ud800", "/" + "x" * 4096],
+    "env": [
+        [], "A=1", {"": "x"}, {"A=B": "x"}, {"A": 1}, {"A": None}, {"A": "a\0"}, {"A\0": ""}, {"A": "\ud800"},
         {f"V{n}": "" for n in range(1001)}, {"A": "x" * 131_072}, {"A": ["x"]},
     ],
-    ids=lambda env: str(env)[:20].encode("ascii", "replace").decode(),
-)  # fmt: skip
-def test_an_unusable_environment_is_refused(env: object) -> None:
-    with pytest.raises(q.BadValue, match="env"):
-        q.parse_env(env)
-
-
-def test_tags_are_kept_once_each_in_order() -> None:
-    assert q.parse_tags(["b", "a", "b", "é:x/1"]) == ["b", "a", "é:x/1"]
-    assert q.parse_tags([]) == []
-    assert q.parse_tags(["x" * 64]) == ["x" * 64]
-
-
-@pytest.mark.parametrize(
-    "tags",
-    [
-        "gpu", None, [1], [""], ["a b"], ["a,b"], ["a=b"], ["x" * 65], ["a\n"], ["a\0"], ["\ud800"], ["a\x7f"],
+    "tags": [
+        "gpu", [1], [""], ["a b"], ["a,b"], ["a=b"], ["x" * 65], ["a\n"], ["a\0"], ["\ud800"], ["a\x7f"],
         [f"t{n}" for n in range(33)], {"a": 1},
     ],
-    ids=lambda tags: ascii(tags)[:16],
-)  # fmt: skip
-def test_unusable_tags_are_refused(tags: object) -> None:
-    with pytest.raises(q.BadValue, match="tags"):
-        q.parse_tags(tags)
+    "after": ["a", 1, [1], [None], [[]], [{"any": True}], [{"id": "a", "any": 1}], [{"id": "a", "some": True}]],
+    "no_retry_on": ["x", 5],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD_FIELDS, ids=lambda value: str(value)[:12])
+def test_a_good_field_is_taken_as_it_is(name: str, value: object) -> None:
+    assert q.parse_spec({"command": "x", name: value}, NOW)[name] == value
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_a_bad_field_is_refused_with_its_name(name: str) -> None:
+    for value in BAD_FIELDS[name]:
+        with pytest.raises(q.BadValue, match=name):
+            q.parse_spec({"command": "x", name: value}, NOW)
+        with pytest.raises(q.BadValue, match=name):
+            q.job_from_dict({**q.job_to_dict(job()), name: value})
+
+
+def test_what_is_given_twice_is_kept_once() -> None:
+    assert q.parse_tags(["b", "a", "b"]) == ["b", "a"]
+    both = ["a", {"id": "a", "any": True}, {"id": "b", "any": True}]
+    assert q.parse_after(both) == q.parse_after(both[::-1])[::-1] == ["a", {"id": "b", "any": True}]
 
 
 # -- What a user may say of a new job
 
 
-def test_every_accepted_field_is_taken() -> None:
-    said = {
-        "id": "job1", "command": "echo hi", "max_retries": 5, "priority": -7, "timeout": "10m",
-        "run_at": "2026-12-24T18:00Z", "cwd": "/srv", "env": {"A": "1"}, "tags": ["gpu"], "unique": "k",
-        "no_retry_on": [2, 64],
-    }  # fmt: skip
-    assert q.parse_spec(said, NOW) == {
-        **said, "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64",
-    }  # fmt: skip
-    assert q.parse_spec({"command": "x", "delay": "2m"}, NOW) == {"command": "x", "delay": 120}
-    assert q.parse_spec({"command": "x", "run_at": None, "delay": 5, "id": None}, NOW) == {"command": "x", "delay": 5}
+def test_a_field_of_a_new_job_is_kept_in_the_form_of_the_record() -> None:
+    given = {"command": "x", "timeout": "10m", "run_at": "2026-12-24T18:00Z", "no_retry_on": [2, 64], "delay": None}
+    kept = {"command": "x", "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64"}
+    assert q.parse_spec(given, NOW) == kept
+    assert q.parse_spec({"command": "x", "run_at": None, "delay": "2m"}, NOW) == {"command": "x", "delay": 120}
 
 
 @pytest.mark.parametrize("state", [{"state": "pending"}, {"attempts": 0}, {"runs": 0}, {"created_at": 5}])
@@ -474,49 +383,17 @@ def test_a_field_of_the_queue_cannot_be_given(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"),
+    ("given", "word"),
     [
-        ("maxRetries", "max_retries"), ("max-retries", "max_retries"), ("retries", "max_retries"), ("runAt", "run_at"),
-        ("at", "run_at"), ("timeout_seconds", "timeout"), ("timeoutSeconds", "timeout"), ("cmd", "command"),
-        ("job_timeout", "timeout"), ("noRetryOn", "no_retry_on"), ("tag", "tags"), ("job_id", "id"),
-        ("delay_s", "delay"), ("Command", "command"), ("comand", "command"), ("environment", "env"),
-        ("prioritiy", "priority"),
-        ("unique_key", "unique"),
-    ],
-)  # fmt: skip
-def test_a_wrong_name_is_refused_with_the_right_one(wrong: str, right: str) -> None:
-    with pytest.raises(q.BadValue, match=f"no field '{re.escape(wrong)}'.*'{right}'"):
-        q.parse_spec({"command": "x", wrong: 1}, NOW)
-
-
-@pytest.mark.parametrize(
-    ("said", "word"),
-    [
-        ([], "JSON object"), ("x", "JSON object"), (None, "JSON object"), (1, "JSON object"),
-        ({}, "command"), ({"command": None}, "command"), ({"command": ""}, "command"), ({"command": " \n"}, "command"),
-        ({"command": ["echo", "x"]}, "command"), ({"command": 5}, "command"), ({"command": "a\0b"}, "NUL"),
-        ({"command": "\ud800"}, "UTF-8"), ({"command": "x" * 131_072}, "131071 bytes"),
-        ({"command": "é" * 65_536}, "131071 bytes"),
+        ([], "JSON object"), ("x", "JSON object"), ({}, "command"), ({"command": None}, "command"),
         ({"command": "x", "run_at": "09:00", "delay": 5}, "not both"), ({"command": "x", "delay": "soon"}, "delay"),
-        ({"command": "x", "run_at": "soon"}, "run_at"), ({"command": "x", "max_retries": 1001}, "max_retries"),
-        ({"command": "x", "max_retries": -1}, "max_retries"), ({"command": "x", "max_retries": "3"}, "max_retries"),
-        ({"command": "x", "max_retries": True}, "max_retries"), ({"command": "x", "priority": 1.5}, "priority"),
-        ({"command": "x", "priority": 1_000_001}, "priority"), ({"command": "x", "timeout": -1}, "timeout"),
-        ({"command": "x", "timeout": math.nan}, "timeout"), ({"command": "x", "cwd": "srv"}, "cwd"),
-        ({"command": "x", "cwd": ""}, "cwd"), ({"command": "x", "cwd": "/" + "x" * 4096}, "cwd"),
-        ({"command": "x", "env": []}, "env"), ({"command": "x", "tags": "gpu"}, "tags"),
-        ({"command": "x", "unique": ""}, "unique"), ({"command": "x", "unique": 1}, "unique"),
-        ({"command": "x", "no_retry_on": "x"}, "no_retry_on"), ({"command": "x", "id": "a b"}, "id"),
+        ({"command": "x", "delay": 10**400}, "delay"), ({"command": "x", "run_at": "soon"}, "run_at"),
     ],
-    ids=lambda said: ascii(said)[:40],
+    ids=lambda given: ascii(given)[:40],
 )  # fmt: skip
-def test_a_bad_job_is_refused_with_the_fields_name(said: object, word: str) -> None:
+def test_a_bad_job_is_refused(given: object, word: str) -> None:
     with pytest.raises(q.BadValue, match=word):
-        q.parse_spec(said, NOW)
-
-
-def test_a_command_of_exactly_the_limit_is_taken() -> None:
-    assert len(q.parse_command("x" * 131_071)) == 131_071
+        q.parse_spec(given, NOW)
 
 
 def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> None:
@@ -562,7 +439,7 @@ def any_job(draw: st.DrawFn) -> q.Job:
     some = draw(st.sets(st.sampled_from(["cwd", "env", "tags", "unique", "reason", "history", "extra", "recoveries"])))
     return job(
         id=draw(st.from_regex(r"[A-Za-z0-9_:][A-Za-z0-9._:-]{0,20}", fullmatch=True)), state=state,
-        seq=draw(st.integers(0, 1 << 52)), command=draw(texts), max_retries=max_retries, attempts=attempts,
+        seq=draw(st.integers(0, 10**12)), command=draw(texts), max_retries=max_retries, attempts=attempts,
         runs=attempts + draw(st.integers(0, 9)), priority=draw(st.integers(-1_000_000, 1_000_000)),
         timeout=q.parse_duration(draw(st.integers(0, 9999) | st.floats(0, 9999))), created_at=draw(instants),
         updated_at=draw(instants), run_at=draw(instants) if state == "failed" else None,
@@ -615,36 +492,50 @@ def test_a_lone_surrogate_in_an_unknown_field_survives() -> None:
     assert q.decode_job(line) == one
 
 
-def test_an_empty_field_of_null_is_the_same_as_none() -> None:
-    record = {**q.job_to_dict(job()), "unique": None, "worker": None, "tags": None}
-    assert q.job_from_dict(record) == job()
-
-
-@pytest.mark.parametrize("name", [name for name in q.JOB_FIELDS[:12] if name != "unique"])
-def test_a_record_without_a_field_that_is_always_there_is_refused(name: str) -> None:
+def test_a_record_without_a_field_that_is_always_there_is_refused() -> None:
     record = q.job_to_dict(job())
-    del record[name]
-    with pytest.raises(q.BadValue, match=name):
-        q.job_from_dict(record)
+    for name in record:
+        with pytest.raises(q.BadValue, match=name):
+            q.job_from_dict({key: value for key, value in record.items() if key != name})
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("id", ["", "a b", 1]), ("state", ["Pending", "running", 1, []]), ("seq", [-1, 1.5, "1", True, 1 << 54]),
-        ("unique", ["", 1]), ("command", ["", 1]), ("attempts", [-1, "1", True]), ("runs", [-1, 0.5]),
-        ("max_retries", [-1, 1001]), ("priority", ["high", 1.5]), ("timeout", ["x", -1, True]),
-        ("created_at", ["x", 5, "2026-02-30T00:00:00.000Z"]), ("updated_at", ["", 0]), ("run_at", ["later", {}]),
-        ("cwd", ["x", 1]), ("env", [[], {"A": 1}]), ("tags", ["a", [1]]), ("after", ["a", 1]),
-        ("no_retry_on", ["x", 5]), ("worker", ["", 1]), ("slot", [-1, "0"]), ("started_at", [1]),
-        ("finished_at", ["x"]), ("cancelled_at", [False]), ("outcome", ["ok", 1]), ("exit_code", [-1, 256, "0"]),
-        ("signal", [0, 65, "9"]), ("reason", [1, "a\0"]), ("recoveries", [-1, "1"]), ("history", [{}, [1], "x"]),
-    ],
-)  # fmt: skip
-def test_an_unusable_value_in_a_record_is_refused_with_the_fields_name(name: str, values: list[object]) -> None:
-    for value in values:
+RUN = {"run": 1, "attempt": 1, "started_at": NOW, "finished_at": LATER, "outcome": "exited", "exit_code": 0}
+RECORD_BOUNDS: dict[str, tuple[list[object], list[object]]] = {  # good values, then bad ones
+    "state": ([], ["Pending", "running", 1, []]),
+    "seq": ([0, 10**12], [-1, 1.5, "1", True, 10**12 + 1]),
+    "attempts": ([0], [-1, "1", True, 10**6 + 1]),
+    "runs": ([10**6], [-1, 0.5, 10**6 + 1]),
+    "recoveries": ([0, 10**6], [-1, "1", 10**6 + 1]),
+    "slot": ([0], [-1, "0"]),
+    "worker": ([], ["", 1, "x" * 129]),
+    **dict.fromkeys(
+        ("created_at", "updated_at", "run_at", "started_at", "finished_at", "cancelled_at"),
+        ([], ["x", "", 5, {}, False, "2026-02-30T00:00:00.000Z"]),
+    ),
+    "outcome": (["exited", "handed_back"], ["ok", 1]),
+    "exit_code": ([0, 255], [-1, 256, "0"]),
+    "signal": ([1, 64], [0, 65, "9"]),
+    "reason": (["", "a\udcff"], [1, "a\0"]),
+    "history": (
+        [[], [RUN], [{**RUN, "run": 10**6, "note": [1]}], [{}]],
+        [{}, [1], "x", [RUN, None], [{**RUN, "run": "one"}], [{**RUN, "run": 10**6 + 1}], [{**RUN, "attempt": -1}],
+         [{**RUN, "started_at": 5}], [{**RUN, "finished_at": None}], [{**RUN, "outcome": ["exited"]}]],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORD_BOUNDS)
+def test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name(name: str) -> None:
+    good, bad = RECORD_BOUNDS[name]
+    for value in good:
+        assert getattr(q.job_from_dict({**q.job_to_dict(job()), name: value}), name) == value
+    for value in bad:
         with pytest.raises(q.BadValue, match=name):
             q.job_from_dict({**q.job_to_dict(job()), name: value})
+
+
+def test_every_field_of_a_record_has_its_bounds_tested_here() -> None:
+    assert RECORD_BOUNDS.keys() | BAD_FIELDS.keys() == set(q.JOB_FIELDS)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff", b'{"id": "a"}'])
@@ -654,11 +545,6 @@ def test_a_line_that_is_no_job_is_refused(raw: bytes) -> None:
 
 
 # -- J1: the state decides which fields are set
-
-
-@pytest.mark.parametrize("state", q.STATES)
-def test_a_job_in_order_passes(state: str) -> None:
-    assert q.check_job(STATES[state]) is None
 
 
 @pytest.mark.parametrize(
@@ -686,9 +572,11 @@ def test_a_field_that_does_not_fit_the_state_is_named(state: str, wrong: dict[st
         q.job_from_dict(q.job_to_dict(STATES[state]._replace(**wrong)))
 
 
-def test_a_cancelled_job_may_be_processing_or_dead() -> None:
-    for state in ("processing", "dead"):
-        assert q.check_job(STATES[state]._replace(cancelled_at=NOW)) is None
+@pytest.mark.parametrize("state", q.STATES)
+def test_a_job_in_order_passes(state: str) -> None:
+    assert q.check_job(STATES[state]) is None
+    assert q.check_job(STATES[state]._replace(cancelled_at=NOW)) is None or state not in ("processing", "dead")
+    assert q.job_from_dict(STATES[state]._asdict() | {"extra": {}}).state == state, "null is the same as left out"
 
 
 # -- Transitions: every state and event
@@ -795,13 +683,6 @@ def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries: int, d
     assert "exit code 3" in (one.reason or "") and one.run_at is None
 
 
-def test_the_history_keeps_the_last_five_attempts() -> None:
-    one = job(max_retries=9)
-    for _ in range(8):
-        one = q.report_job(q.claim_job(one, "w", 0, NOW), done("exited", 1), CONFIG, 0, LATER)
-    assert [entry["run"] for entry in one.history or ()] == [4, 5, 6, 7, 8]
-
-
 def test_an_exit_code_not_to_be_retried_is_the_end_at_once() -> None:
     config = q.parse_settings({"no_retry_on": "75"})
     one = STATES["processing"]
@@ -834,18 +715,13 @@ def test_a_waiting_job_that_is_cancelled_is_dead_at_once() -> None:
         )  # fmt: skip
 
 
-def test_a_recovered_job_has_its_attempt_back_and_its_run_counted() -> None:
-    new = q.recover_job(STATES["processing"], False, LATER)
-    assert (new.state, new.attempts, new.runs, new.recoveries, new.worker) == ("pending", 0, 1, 1, None)
-    assert q.recover_job(STATES["processing"], True, LATER).recoveries is None
-
-
 def test_a_job_recovered_more_than_five_times_is_dead() -> None:
     one = job()
     for number in range(1, 7):
         one = q.recover_job(q.claim_job(one, "w", 0, NOW), False, LATER)
-        assert one.state == ("dead" if number == 6 else "pending") and one.recoveries == number
-    assert q.check_job(one) is None and one.attempts == 0
+        assert one.state == ("dead" if number == 6 else "pending")
+        assert (one.attempts, one.runs, one.recoveries, one.worker) == (0, number, number, None)
+    assert q.check_job(one) is None
 
 
 def test_reboots_never_kill_a_job() -> None:
@@ -861,23 +737,14 @@ def test_a_revived_job_starts_anew_in_its_old_place() -> None:
     assert new == job(seq=4)._replace(runs=3, updated_at=LATER, history=[{"run": 3}])
 
 
-def test_a_retried_job_is_due_at_once() -> None:
-    new = q.retry_now(STATES["failed"], NOW)
-    assert (new.state, new.run_at, new.attempts) == ("failed", NOW, 1) and q.is_ready(new, NOW, 3600)
-
-
 def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
     one = STATES["failed"]._replace(attempts=2, runs=2)
     for number in (0, 1, 2):
         with pytest.raises(q.Refused, match="max_retries"):
             q.edit_job(one, {"max_retries": number}, 3600, LATER)
+    assert q.edit_job(one, {"command": "new"}, 3600, LATER) == one._replace(command="new", updated_at=LATER)
     assert q.edit_job(one, {"max_retries": 3, "env": {"A": "1"}}, 3600, LATER).max_retries == 3
     assert q.edit_job(one._replace(env={"B": "2"}), {"env": {"A": "1"}}, 3600, LATER).env == {"B": "2", "A": "1"}
-
-
-def test_an_edit_changes_nothing_else() -> None:
-    one = STATES["failed"]
-    assert q.edit_job(one, {"command": "new"}, 3600, LATER) == one._replace(command="new", updated_at=LATER)
 
 
 def test_an_edit_that_would_give_a_job_too_many_variables_is_refused() -> None:
@@ -897,15 +764,9 @@ def test_a_retry_that_is_put_off_beyond_any_backoff_waits_all_the_same(wait_s: f
 
 def test_a_rerun_is_a_new_job_that_says_the_same() -> None:
     asked: dict[str, Any] = {
-        "unique": "k",
-        "command": "x",
-        "max_retries": 5,
-        "priority": 2,
-        "timeout": 7,
-        "cwd": "/",
-        "env": {"A": "1"},
-    }
-    asked |= {"tags": ["t"], "no_retry_on": "3", "extra": {"owner": "me"}}
+        "unique": "k", "command": "x", "max_retries": 5, "priority": 2, "timeout": 7, "cwd": "/", "env": {"A": "1"},
+        "tags": ["t"], "no_retry_on": "3", "extra": {"owner": "me"},
+    }  # fmt: skip
     for state, old in STATES.items():
         new = q.rerun_job(old._replace(**asked), "new", 9, (), LATER)
         assert new == job(seq=9)._replace(id="new", created_at=LATER, updated_at=LATER, **asked), state
@@ -928,7 +789,7 @@ def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
     base=st.integers(0, 1000) | st.floats(0, 1000),
     cap=st.integers(0, q.DURATION_MAX_S),
     jitter=st.floats(0, 1),
-    attempt=st.integers(1, 1000),
+    attempt=st.integers(1, 10**6),
     spread=st.floats(-1, 1),
 )
 def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float, attempt: int, spread: float) -> None:
@@ -941,60 +802,19 @@ def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float,
         assert q.backoff_s(config, attempt + 1, 0) >= plain, "it never shrinks"
 
 
-def test_a_backoff_of_a_huge_attempt_is_the_longest_one() -> None:
-    assert q.backoff_s(CONFIG, 10**6, 0) == 3600
-    assert q.backoff_s(CONFIG, 10**6, 1) == 3600
-    assert q.backoff_s(q.parse_settings({"backoff_max": 5}), 3, 0) == 5
-
-
 # -- Readiness
 
 
 @pytest.mark.parametrize(
     ("state", "run_at", "ready"),
     [
-        ("pending", None, True),
-        ("pending", NOW, True),
-        ("pending", LATER, False),
+        ("pending", None, True), ("pending", NOW, True), ("pending", LATER, False), ("failed", NOW, True),
         ("pending", "2099-01-01T00:00:00.000Z", False),  # a person's wish, however far
-        ("failed", NOW, True),
         ("failed", "2026-11-24T08:15:30.124Z", False),
         ("failed", "2026-11-24T09:15:30.123Z", False),  # just backoff_max
         ("failed", "2026-11-24T09:15:32.000Z", True),  # longer than any backoff: the clock was set back
         ("failed", "2099-01-01T00:00:00.000Z", True),
     ],
-)
+)  # fmt: skip
 def test_a_job_is_ready_when_its_time_has_come_or_cannot_be_meant(state: str, run_at: str | None, ready: bool) -> None:
     assert q.is_ready(STATES[state]._replace(run_at=run_at), NOW, 3600) is ready
-
-
-def test_only_the_dead_belong_to_the_dead_letter_queue() -> None:
-    assert {state: q.array_of(state) for state in q.STATES} == {
-        "pending": "jobs", "processing": "jobs", "completed": "jobs", "failed": "jobs", "dead": "dlq",
-    }  # fmt: skip
-
-
-def test_a_job_is_frozen_and_named_field_by_field() -> None:
-    assert q.Job._fields[:-1] == q.JOB_FIELDS
-    with pytest.raises(AttributeError):
-        STATES["pending"].state = "dead"  # type: ignore[misc]
-
-
-# -- Hooks
-
-
-@pytest.mark.parametrize(
-    ("state", "cancelled", "names"),
-    [
-        ("pending", False, []),
-        ("failed", False, []),
-        ("completed", False, ["on_finish"]),
-        ("dead", False, ["on_dead", "on_finish"]),
-        ("dead", True, ["on_finish"]),
-    ],
-)
-def test_a_hook_is_for_the_end_of_a_job(state: str, cancelled: bool, names: list[str]) -> None:
-    config = q.parse_settings({"on_dead": "a", "on_finish": "b"})
-    one = STATES[state]._replace(cancelled_at=NOW if cancelled else None)
-    assert list(q.hooks_of(one, config)) == names
-    assert not q.hooks_of(one, CONFIG)

@@ -17,24 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every setting and its default, in the order of the README's table. Written out here and not read from the
 # program: a default that changes by accident must disagree with something.
 DEFAULTS = {
-    "max_retries": 3,
-    "backoff_base": 2,
-    "backoff_max": 3600,
-    "backoff_jitter": 0,
-    "job_timeout": 30,
-    "no_retry_on": "",
-    "grace_period": 5,
-    "worker_count": 1,
-    "limits": "",
-    "runner": "sh -c",
-    "fsync": "normal",
-    "lock_timeout": 10,
-    "keep_completed": "30d",
-    "log_max": "100M",
-    "on_dead": "",
-    "on_finish": "",
-    "paused": False,
-}
+    "max_retries": 3, "backoff_base": 2, "backoff_max": 3600, "backoff_jitter": 0, "job_timeout": 30, "no_retry_on": "",
+    "grace_period": 5, "worker_count": 1, "limits": "", "runner": "sh -c", "fsync": "normal", "lock_timeout": 10,
+    "keep_completed": "30d", "log_max": "100M", "on_dead": "", "on_finish": "", "paused": False,
+}  # fmt: skip
 
 TOP_LEVEL = set(
     "queuectl.py config.json jobs.json dlq.json tests README.md ARCHITECTURE.md requirements.txt .gitignore"
@@ -75,15 +61,10 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_script_asks_for_what_requirements_txt_asks_for(source: str) -> None:
-    assert script_metadata(source)["dependencies"] == requirements(ROOT / "requirements.txt")
-
-
-def test_script_and_package_ask_for_the_same_python(source: str, project: dict[str, Any]) -> None:
-    assert script_metadata(source)["requires-python"] == project["project"]["requires-python"] == ">=3.11"
-
-
-def test_the_package_reads_its_dependencies_from_requirements_txt(project: dict[str, Any]) -> None:
+def test_script_and_package_ask_for_the_same_python_and_packages(source: str, project: dict[str, Any]) -> None:
+    script = script_metadata(source)
+    assert script["dependencies"] == requirements(ROOT / "requirements.txt")
+    assert script["requires-python"] == project["project"]["requires-python"] == ">=3.11"
     assert "dependencies" in project["project"]["dynamic"]
     assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
 
@@ -127,14 +108,8 @@ def test_only_the_module_is_shipped(project: dict[str, Any]) -> None:
     assert not {"package-data", "data-files"} & set(settings)
 
 
-@pytest.mark.parametrize("name", ["jobs.json", "dlq.json"])
-def test_a_committed_store_is_an_empty_array(name: str) -> None:
-    text = committed("show", f"HEAD:{name}")
-    assert json.loads(text) == []
-    assert text.endswith("\n")
-
-
-def test_the_committed_settings_are_every_default() -> None:
+def test_the_committed_stores_are_empty_and_the_settings_are_every_default() -> None:
+    assert [committed("show", f"HEAD:{name}") for name in ("jobs.json", "dlq.json")] == ["[\n]\n", "[\n]\n"]
     # As text, for False == 0 and 2 == 2.0; and the order is the table's.
     assert json.dumps(json.loads(committed("show", "HEAD:config.json"))) == json.dumps(DEFAULTS)
 

@@ -44,7 +44,7 @@ PROMISES: dict[str, dict[str, str]] = {
             "test_an_id_that_could_not_be_printed_is_told_in_the_error "
             "test_a_stop_that_could_not_be_told_is_told_in_the_error"
         ),
-        "durations": "test_a_duration_is_seconds_whatever_its_spelling test_what_is_no_duration_is_refused",
+        "durations": "test_a_duration_is_seconds_whatever_its_spelling test_a_value_that_is_no_duration_is_refused",
         "instants, local unless a zone is given, stored in UTC": (
             "test_an_instant_is_stored_in_utc test_an_instant_is_local_unless_it_names_a_zone "
             "test_a_time_of_day_is_the_next_one_of_the_local_zone"
@@ -58,7 +58,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "dlq clear, dlq delete": "test_dlq_purge_of_all_empties_the_dlq_only",
         "worker start --detached": "test_a_detached_worker_is_ready_when_the_command_returns",
         "maxRetries, runAt, timeout_seconds and the like are refused with the right name": (
-            "test_a_wrong_name_is_refused_with_the_right_one test_bad_input_is_refused_and_changes_nothing"
+            "test_bad_input_is_refused_and_changes_nothing"
         ),
         "colour only on a terminal; NO_COLOR, FORCE_COLOR": (
             "test_there_is_no_colour_in_a_pipe test_there_is_colour_on_a_terminal "
@@ -120,7 +120,7 @@ PROMISES: dict[str, dict[str, str]] = {
             "test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command"
         ),
         "the JSON fields": (
-            "test_a_json_field_is_stored test_every_accepted_field_is_taken "
+            "test_a_json_field_is_stored test_a_good_field_is_taken_as_it_is "
             "test_the_json_fields_of_the_readme_are_those_that_are_accepted"
         ),
         "other fields are refused by name, unless a new job has that anyway": (
@@ -271,19 +271,21 @@ PROMISES: dict[str, dict[str, str]] = {
     },
     "config": {
         "show, get, set, unset": (
-            "test_config_show_has_a_line_for_each_key test_config_get_prints_what_was_set "
-            "test_config_set_writes_a_value_of_the_right_type test_config_unset_brings_the_default_back"
+            "test_config_show_holds_every_default_of_a_new_home test_config_get_prints_what_was_set "
+            "test_config_takes_a_key_in_both_spellings"
         ),
         "keys with - or _": (
-            "test_config_set_takes_both_spellings_for_one_key "
-            "test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set"
+            "test_config_takes_a_key_in_both_spellings test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set"
         ),
         "unknown keys are refused with the nearest name": "test_an_unknown_key_is_refused_with_the_nearest_name",
         "values are checked before anything is written": (
-            "test_bad_input_is_refused_and_changes_nothing test_a_bad_setting_is_refused_with_its_name"
+            "test_bad_input_is_refused_and_changes_nothing "
+            "test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name"
         ),
         "a damaged config.json is refused, never replaced": "test_a_damaged_config_is_refused_and_never_replaced",
-        "the committed one holds every default": "test_the_committed_settings_are_every_default",
+        "the committed one holds every default": (
+            "test_the_committed_stores_are_empty_and_the_settings_are_every_default"
+        ),
         "max_retries": "test_a_setting_is_copied_into_a_new_job test_max_retries_of_0_and_of_1_both_mean_one_attempt",
         "backoff_base, backoff_max, backoff_jitter": (
             "test_the_waits_are_two_four_eight_seconds_by_default test_a_backoff_stays_within_its_bounds"
@@ -297,10 +299,13 @@ PROMISES: dict[str, dict[str, str]] = {
         "worker_count": "test_without_count_a_worker_has_as_many_threads_as_the_settings_say",
         "limits": "test_a_limit_that_is_none_is_refused test_a_limit_of_none_at_all_is_said_by_show_and_by_the_drain",
         "runner": "test_a_new_runner_takes_effect_in_a_running_worker",
-        "fsync": "test_a_good_setting_is_taken",
+        "fsync": "test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name",
         "lock_timeout": "test_a_lock_held_too_long_is_a_store_error",
         "keep_completed": "test_a_worker_purges_what_was_completed_long_ago test_zero_keeps_everything",
-        "log_max": "test_the_newest_half_is_kept_and_then_what_comes test_fifty_megabytes_of_output_are_kept",
+        "log_max": (
+            "test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back "
+            "test_fifty_megabytes_of_output_are_kept"
+        ),
         "on_dead, on_finish": (
             "test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second "
             "test_a_hook_gets_the_job_and_its_last_output_as_one_json_value "

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each had looked the runner up before the first of them failed and dropped it."""
-    executor = queuectl.Executor({"PATH": os.environ["PATH"]})
+    executor = queuectl.Executor(os.environb)
 
     def refused(*args: object) -> int:
         executor._runners.clear()  # as another slot does that failed a moment before
@@ -153,7 +154,7 @@ def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_
 
     monkeypatch.setattr(executor, "_spawn_process", refused)
     with pytest.raises(queuectl.HostFault, match="could not be started"):
-        executor.start(0, ("sh", "-c"), "true", "/", {}, 1, (), 0)
+        executor.start(0, ("sh", "-c"), "true", b"/", {}, 1, (), 0)
 
 
 def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main_thread():
@@ -186,89 +187,129 @@ def orphans(home: Path, enqueue: Call, worker: Call, written: Call, tmp_path: Pa
     return store
 
 
-def all_back(store: queuectl.Store, fences: queuectl.Fences, eventually: Call) -> None:
+def all_back(recovery: queuectl.Recovery, eventually: Call) -> None:
     def step() -> bool:
-        queuectl.find_orphans(store, "", fences)
-        queuectl.recover_fenced(store, fences, print)
-        return not fences
+        with contextlib.suppress(queuectl.StoreError, OSError):
+            recovery.step()
+        return not recovery.store.processing and recovery.store.home.worker_names() == []
 
     eventually(step)
-    assert not store.processing
-    assert store.home.worker_names() == []
+    assert recovery.fences == {}
 
 
-def test_orphans_that_were_found_in_part_keep_no_closed_descriptor(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+@pytest.mark.parametrize("name", ["recover", "keep_orphan_log", "boot_id", "sweep_slot_logs"])
+def test_what_fails_once_for_one_orphan_holds_up_no_other_and_is_tried_again(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call, name: str
 ):
-    fences: queuectl.Fences = {}
-    boots = iter(["one"])
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(queuectl, "boot_id", lambda: next(boots, None) or os.open("/nowhere/at/all", os.O_RDONLY))
-        queuectl.find_orphans(orphans, "", fences)
-    assert fences == {}
-    all_back(orphans, fences, eventually)
+    real = getattr(queuectl, name)
+    failed: list[str] = []
+
+    def fails_once(*args: object) -> object:
+        if not failed:
+            failed.append(name)
+            raise OSError(errno.EIO, "injected")
+        return real(*args)
+
+    monkeypatch.setattr(queuectl, name, fails_once)
+    all_back(queuectl.Recovery(orphans, "", print), eventually)
+    assert failed
 
 
 def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
     orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
 ):
-    fences: queuectl.Fences = {}
-    recover = queuectl.recover
+    recovery, recover = queuectl.Recovery(orphans, "", print), queuectl.recover
 
     def cannot(store: queuectl.Store, orphan: queuectl.Job, excused: bool) -> queuectl.Job | None:
-        if orphan.id == next(iter(fences))[0]:
+        if orphan.id == "a":
             raise queuectl.StoreError("not this one")
         return recover(store, orphan, excused)
 
     def step() -> bool:
         with contextlib.suppress(queuectl.StoreError):
-            queuectl.recover_fenced(orphans, fences, print)
-        return len(orphans.processing) == 1
+            recovery.step()
+        return set(orphans.processing) == {"a"}
 
-    queuectl.find_orphans(orphans, "", fences)
-    eventually(lambda: all([orphan.fence.step() for orphan in fences.values()]))
     with monkeypatch.context() as patch:
         patch.setattr(queuectl, "recover", cannot)
         eventually(step)
-    all_back(orphans, fences, eventually)
-
-
-def test_a_dead_workers_file_that_cannot_be_removed_at_once_is_not_held_for_ever(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
-):
-    fences: queuectl.Fences = {}
-    queuectl.find_orphans(orphans, "", fences)
-
-    def cannot(store: queuectl.Store, name: str, lock_fd: int) -> None:
-        raise queuectl.StoreError("not now")
-
-    def step() -> bool:
-        with contextlib.suppress(queuectl.StoreError):
-            queuectl.recover_fenced(orphans, fences, print)
-        return not orphans.processing
-
-    with monkeypatch.context() as patch:
-        patch.setattr(queuectl, "_forget_worker", cannot)
-        eventually(step)
-    all_back(orphans, fences, eventually)
+    all_back(recovery, eventually)
 
 
 def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store, eventually: Call):
     for name in "ab":
         folder = Path(queuectl.log_path(orphans.logs_dir, name, 1)).parent
         folder.touch()  # a file where the folder should be
-    all_back(orphans, {}, eventually)
+    all_back(queuectl.Recovery(orphans, "", print), eventually)
+
+
+def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_is_dead(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+):
+    (name,) = orphans.worker_names()
+    stuck = queuectl.Recovery(orphans, "", print)
+    with monkeypatch.context() as patch:
+        patch.setattr(queuectl.Fence, "look", lambda fence: True)  # as where a process may not be ended
+        stuck.step()
+        assert set(stuck.fences) == {name}
+    fd = orphans.lock_dead_worker(name)
+    assert fd is not None and fd >= 0
+    info = orphans.read_worker(name, fd)
+    os.close(fd)
+    assert info is not None and info.header["dead"] is True
+    assert len(info.rows) == 2
+    other = queuectl.Store(orphans.home, print)
+    other.follow()
+    all_back(queuectl.Recovery(other, "", print), eventually)
+    orphans.follow()
+    stuck.step()
+    assert stuck.fences == {}
+
+
+def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monkeypatch: pytest.MonkeyPatch):
+    child = subprocess.Popen(["sleep", "60"], env={"QUEUECTL_RUN": "lock/w/a/1"})
+    try:
+        fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", b"/home", ()), 0.0)
+        monkeypatch.setattr(queuectl, "_ancestors", lambda: {os.getpid(), child.pid})
+        assert not any([fence.step() for _ in range(3)]) and fence.living == [child.pid]
+        assert child.poll() is None
+    finally:
+        kill(child)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_without_proc_the_group_is_ended_and_the_job_comes_back(
+    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call, tmp_path: Path, is_empty: bool
+):
+    """Also where /proc is there but empty, as a sandbox may leave it."""
+    proc = tmp_path / "proc"
+    if is_empty:
+        proc.mkdir()
+    monkeypatch.setattr(queuectl, "_PROC", str(proc))
+    job = orphans.processing["a"]
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (name,) = orphans.worker_names()
+    fd = orphans.lock_dead_worker(name)
+    assert fd is not None
+    lines = (orphans_file := Path(orphans.workers_dir) / name).read_bytes().split(b"\n")
+    row = queuectl.encode_json({"job": job.id, "run": 1, "session": child.pid, "start": 0})
+    lines[1 + (job.slot or 0)] = row.ljust(255)
+    orphans_file.write_bytes(b"\n".join(lines))
+    os.close(fd)
+    threading.Thread(target=child.wait, daemon=True).start()  # as init reaps it
+    all_back(queuectl.Recovery(orphans, "", print), eventually)
+    assert child.returncode == -signal.SIGTERM
 
 
 def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        trace = queuectl.Trace("mark", "/home", (), child.pid, queuectl.boot_clock_s())
+        trace = queuectl.Trace("mark", b"/home", (), child.pid, queuectl.boot_clock_s())
         fence = queuectl.Fence(trace, 0.0)
         fence.look()
         assert fence.living == [child.pid]
         fence.trace = queuectl.Trace(
-            "mark", "/home", (), child.pid, queuectl.boot_clock_s() - 100
+            "mark", b"/home", (), child.pid, queuectl.boot_clock_s() - 100
         )  # ours had begun long before
         fence.look()
         assert fence.living == []
@@ -345,27 +386,38 @@ def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(
     assert run("worker", "list").out == ""
 
 
-FORK_REFUSED = """
+FIRST_STARTS_FAIL = """
 import errno, os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
-spawn, refused = queuectl.Executor._spawn_process, iter(range(2))
+name, error = sys.argv.pop(1), eval(sys.argv.pop(1))
+real, refused = getattr(queuectl.Executor, name), iter(range(2))
 def refuse(*args):
     if next(refused, None) is None:
-        return spawn(*args)
-    raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
-queuectl.Executor._spawn_process = refuse
+        return real(*args)
+    raise error
+setattr(queuectl.Executor, name, refuse)
 queuectl.main()
 """
 
 
 # Slow: two pauses of a second are what it is about.
-def test_a_refused_fork_stops_the_claims_for_a_while_and_costs_no_attempt(enqueue: Call, job: Call):
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("_spawn_process", "OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))", "could not be started"),
+        ("start", "LookupError('broken')", "a fault in the worker"),
+    ],
+)
+def test_what_is_not_the_jobs_fault_stops_the_claims_for_a_while_and_costs_no_attempt(
+    name: str, error: str, reason: str, enqueue: Call, job: Call
+):
     enqueue("a", "true")
-    words = [sys.executable, "-c", FORK_REFUSED, str(PROGRAM.parent), "worker", "start", "--drain"]
+    words = [sys.executable, "-c", FIRST_STARTS_FAIL, str(PROGRAM.parent), name, error, "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 3)
     lines = [line for line in done.stderr.splitlines() if "handed back" in line or "Trouble" in line]
+    assert len([line for line in lines if line.startswith("Trouble: not claiming") and reason in line]) == 1, lines
     first, second = (entry["started_at"] for entry in job("a")["history"][:2])
     assert seconds_between(first, second) > 0.5, lines  # no busy loop of claims: it looks again a second later

@@ -290,13 +290,13 @@ MUTANTS = (
         (("if named <= order.named and not was_set:", "if named <= order.named:"),),
         "test_clock.py", "test_the_clock_jumps_and_nothing_is_lost_or_stuck",
     ),
-    Mutant("no fence", ((" if orphan.fence.step()]", "]"),), "storm.py", ""),
+    Mutant("no fence", (("        if not fences[trace.mark].step():\n            return\n", ""),), "storm.py", ""),
     Mutant(
         "recovery by files only",
         (("{*named, *store.home.worker_names()} - held", "{*store.home.worker_names()} - held"),),
         "storm.py", "",
     ),
-    Mutant("dead before gone", ((FENCED_AND_REAPED, REAPED),), "storm.py", ""),
+    Mutant("dead before gone", ((FENCED, ""),), "storm.py", ""),
     Mutant(
         "the output's lock is not looked at",
         (("held = any(_is_log_held(path) for path in self.trace.logs)", "held = False"),), "storm.py", "",

@@ -179,14 +179,14 @@ class Walk:
         """What is wrong with the home (F1): one of the allowed states, the same for a reader, a repair and a fold."""
         q, problems = self.q, []
         signal.alarm(HANG_S)
-        take_edits, taken = q.Store._take_edits, []
+        take_edits, taken = q.take_edits, []
         if not (self.scenario.is_edited or self._is_first_start()):
 
             def noted(store: Any, edited: list[str], locked: bool) -> None:
                 taken.append(edited)
                 take_edits(store, edited, locked)
 
-            q.Store._take_edits = noted
+            q.take_edits = noted
         try:
             with standing_in(q, FaultyOs(lock_descriptor)):
                 first = self.look()
@@ -206,7 +206,7 @@ class Walk:
             problems.append(f"cannot be opened: {type(error).__name__}: {error}")
         finally:
             signal.alarm(0)
-            q.Store._take_edits = take_edits
+            q.take_edits = take_edits
         if taken:
             problems.append(f"a crash is taken for a hand edit of {taken[0]}")
         return problems

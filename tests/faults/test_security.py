@@ -147,6 +147,13 @@ def test_links_at_the_names_of_a_worker_are_refused_or_removed_and_not_followed(
     file.close()
 
 
+def test_a_pipe_in_the_place_of_the_workers_log_is_refused_and_never_waited_for(home, process):
+    process("enqueue", "true")
+    os.mkfifo(home / ".queuectl" / "worker.log")
+    refused = process("worker", "start", "--detach", code=3, timeout=20)
+    assert "not an ordinary file" in refused.err
+
+
 def test_a_link_at_a_slots_log_is_set_aside_and_not_followed(victim, run, home):
     run("enqueue", "--id", "a", "true")
     log = queuectl.SlotLog(str(home / ".queuectl" / "logs"), "1-aaaaaa", 0)
@@ -155,7 +162,7 @@ def test_a_link_at_a_slots_log_is_set_aside_and_not_followed(victim, run, home):
     assert Path(log.path).read_bytes() == b"output\n" and not Path(log.path).is_symlink()
     log.release()
     plant(Path(log.path), victim)
-    log.finish("a", 1)
+    log.finish("a", 1, 1 << 20)
 
 
 def test_a_link_at_a_dead_workers_file_does_not_stop_the_recovery_of_others(
