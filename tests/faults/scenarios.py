@@ -197,13 +197,13 @@ def edited_journal(q: ModuleType, home: str) -> None:
 
 def enqueue_overruled(q: ModuleType, store: Any) -> Iterator[None]:
     """After `edited_journal`: the journal's jobs stay as it has them, the others are as the edit has them."""
-    yield from enqueue(q, store)
     store.follow()
     jobs = store.find_jobs(["a", "gone", "c"])
     assert [(job.id, job.state, job.command) for job in jobs.values()] == [
         ("a", "dead", "true"),
         ("c", "pending", "false"),
     ]
+    yield from enqueue(q, store)
 
 
 def edited_dead(q: ModuleType, home: str) -> None:
