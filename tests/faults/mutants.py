@@ -129,7 +129,8 @@ MUTANTS = (
     ),
     Mutant(
         "a torn tail is passed over, not cut off",
-        (("            os.ftruncate(journal.fd, journal.end)\n            self.home.warn(\n", "            self.home.warn(\n"),),
+        (("            os.ftruncate(journal.fd, journal.end)\n            self.home.warn(\n",
+          "            self.home.warn(\n"),),
         "points.py", "torn tail", "killed",
     ),
     Mutant(
@@ -163,7 +164,8 @@ MUTANTS = (
     ),
     Mutant(
         "half a look is taken for the whole",
-        (("            self._forget()\n            raise storage_error(error, self.home.dir) from error\n        except Base",
+        (("            self._forget()\n"
+          "            raise storage_error(error, self.home.dir) from error\n        except Base",
           "            raise storage_error(error, self.home.dir) from error\n        except Base"),),
         "points.py", "worker that goes on after an error", "EMFILE",
     ),
@@ -198,7 +200,8 @@ MUTANTS = (
     ),
     Mutant(
         "a made id is of the place in both arrays",
-        (('make_id(int(saved_s * 1000), number if name == "jobs" else -number)', "make_id(int(saved_s * 1000), number)"),),
+        (('make_id(int(saved_s * 1000), number if name == "jobs" else -number)',
+          "make_id(int(saved_s * 1000), number)"),),
         "points.py", "hand edit that moves jobs between the arrays", "killed",
     ),
     Mutant(
@@ -218,8 +221,10 @@ MUTANTS = (
     ),
     Mutant(
         "what is told is not synced",
-        (("            try:\n                os.fsync(fd)\n            except OSError as error:\n                self._renew",
-          "            try:\n                pass\n            except OSError as error:\n                self._renew"),),
+        (("            try:\n                os.fsync(fd)\n"
+          "            except OSError as error:\n                self._renew",
+          "            try:\n                pass\n"
+          "            except OSError as error:\n                self._renew"),),
         "power.py", "enqueue beside a live worker",
     ),
     Mutant(
@@ -229,7 +234,8 @@ MUTANTS = (
     ),
     Mutant(
         "after a fold that failed nothing is synced",
-        (("                self.fold()\n        if self.home.config()", "                self.fold()\n            return\n"
+        (("                self.fold()\n        if self.home.config()",
+          "                self.fold()\n            return\n"
           "        if self.home.config()"),),
         "power.py", "enqueue in a small queue",
     ),
@@ -250,7 +256,8 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is not synced",
-        (("self.counts, self.n)))\n            os.fsync(fd)\n        os.rename", "self.counts, self.n)))\n        os.rename"),),
+        (("self.counts, self.n)))\n            os.fsync(fd)\n        os.rename",
+          "self.counts, self.n)))\n        os.rename"),),
         "power.py", "fold",
     ),
     Mutant(
@@ -270,13 +277,15 @@ MUTANTS = (
     ),
     Mutant(
         "an entry that is not ready is dropped",
-        (("                heapq.heappush(self._timed, (job.run_at or \"\", job.seq, id, offset))\n                job = None\n",
+        (("                heapq.heappush(self._timed, (job.run_at or \"\", job.seq, id, offset))\n"
+          "                job = None\n",
           "                job = None\n"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
         "a follower that is over stays among the followers",
-        (("        if state in OVER:\n            self._remove(id)\n", "        if state in OVER:\n            pass\n"),),
+        (("        if state in OVER:\n            self._remove(id)\n",
+          "        if state in OVER:\n            pass\n"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
@@ -291,7 +300,8 @@ MUTANTS = (
     ),
     Mutant(
         "what others appended is not told to the index",
-        (("        for listener in self.listeners:\n            listener.put(", "        for listener in ():\n            listener.put("),),
+        (("        for listener in self.listeners:\n            listener.put(",
+          "        for listener in ():\n            listener.put("),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
@@ -312,11 +322,13 @@ MUTANTS = (
     ),
     Mutant(
         "the worker keeps its copy of the log",
-        (("        attempt.job_id = job.id\n        log.release()\n", "        attempt.job_id = job.id\n"),), "storm.py", "",
+        (("        attempt.job_id = job.id\n        log.release()\n",
+          "        attempt.job_id = job.id\n"),), "storm.py", "",
     ),
     Mutant(
         "every worker is taken for dead",
-        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n", "        return fd\n"),), "storm.py", "",
+        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n",
+          "        return fd\n"),), "storm.py", "",
     ),
     Mutant(
         "a hand-back uses up the attempt",
