@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -52,8 +53,8 @@ KINDS = (
     "NULs before later bytes",
     "NULs in the first write",
     "half of the names",
-    *(f"dice {number}" for number in range(80)),
 )
+DICE = (*(f"dice {number}" for number in range(80)),)
 
 Event = tuple[Any, ...]
 
@@ -267,9 +268,11 @@ class PowerWalk(points.Walk):
         said = self._child(work).said
         return list(pickle.loads(said)) if said.startswith(b"\x80") else []
 
-    def images(self) -> Iterator[tuple[str, dict[str, bytes | int], int, int]]:
-        """(what it is, image, fewest changes that must be there, most that may be)."""
-        events = self.record()
+    def images(self, fault: Fault | None = None) -> Iterator[tuple[str, dict[str, bytes | int], int, int]]:
+        """(what it is, image, fewest changes that must be there, most that may be); of a run that survives that fault."""
+        events = self.record(fault)
+        kinds = KINDS if fault else (*KINDS, *DICE)
+        also = f", and {fault}" if fault else ""
         copy_home(self.template, self.home)
         disk = Disk(self.home)
         accepted = told = 0
@@ -285,8 +288,8 @@ class PowerWalk(points.Walk):
             else:
                 changed = disk.apply(event)
             must = 0 if self.scenario.is_worker else told
-            for kind in KINDS if changed else ():
-                yield f"{kind} after effect {number} ({event[0]})", disk.image(kind), must, accepted + 1
+            for kind in kinds if changed else ():
+                yield f"{kind} after effect {number} ({event[0]}){also}", disk.image(kind), must, accepted + 1
 
     def after_errors(self, faults: Iterable[Fault]) -> Iterator[tuple[str, dict[str, bytes | int], int, int]]:
         """Like `images`: an error at one effect, the command succeeds all the same, then the power goes."""
@@ -334,14 +337,16 @@ class PowerWalk(points.Walk):
         """Check a sample of the images, or all; and of the errors that a command survives."""
         seen: set[bytes] = set()
         chosen = []
-        for what, image, low, high in self.images():
+        syncs = [Fault(number, "EIO") for number, effect in enumerate(self.trace, 1) if effect == "fsync"]
+        for what, image, low, high in itertools.chain(self.images(), *map(self.images, syncs)):
             mark = hashlib.sha256(repr((sorted(image.items()), low, high)).encode()).digest()
             if mark not in seen:
                 seen.add(mark)
                 chosen.append((what, image, low, high))
         faults = [fault for fault in all_faults(self.trace) if fault.what in ("ENOSPC", "EIO", "short")]
         if quota is not None and len(chosen) > quota:
-            chosen = dice.sample(chosen[:-2], quota - 2) + chosen[-2:]  # always the two last: all is told there
+            all_told = [one for one in chosen if "(returned)" in one[0]][:2]
+            chosen = dice.sample(chosen, quota - 2) + all_told
         if quota is not None:
             faults = dice.sample(faults, min(len(faults), quota // 8))
         if not self.scenario.is_worker:
