@@ -252,7 +252,7 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
         patch.setattr(queuectl.Fence, "look", lambda fence: True)  # as where a process may not be ended
         stuck.step()
         assert set(stuck.fences) == {name}
-    fd = orphans.lock_dead_worker(name)
+    fd = orphans.home.lock_dead_worker(name)
     assert fd is not None and fd >= 0
     info = orphans.read_worker(name, fd)
     os.close(fd)
@@ -289,7 +289,7 @@ def test_without_proc_the_group_is_ended_and_the_job_comes_back(
     job = orphans.processing["a"]
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     (name,) = orphans.home.worker_names()
-    fd = orphans.lock_dead_worker(name)
+    fd = orphans.home.lock_dead_worker(name)
     assert fd is not None
     lines = (orphans_file := Path(orphans.workers_dir) / name).read_bytes().split(b"\n")
     row = queuectl.encode_json({"job": job.id, "run": 1, "session": child.pid, "start": 0})
