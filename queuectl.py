@@ -4645,13 +4645,15 @@ def mend(store: Store) -> list[str]:
 # worker then closes its own descriptor: so exactly the descendants that hold the output keep the
 # lock, whatever they did to their session and environment.
 #
-# X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or by pidfd.
+# X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or through
+#     a pidfd.
 # X2  The working directory changes only under `_spawn`. All other code uses absolute paths.
 # X3  An attempt that we ended is over when nothing of its run lives. One that ended by itself is
 #     over with its leader; what it leaves behind is a daemon, which lives on.
 # X4  Fencing never waits for a lock, and never ends this process or one that it descends from.
 #     Such a process still counts: its run is not over.
-# F4 to F7, which hold after any fault, concern this section and WORKER: tests/faults/test_survived.py.
+# F4 to F7, which hold after any fault, concern this section and WORKER: see
+# tests/faults/test_survived.py.
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
@@ -4813,7 +4815,7 @@ class Executor:
         return Outcome(kind, exit_code, number, attempt.reason)
 
     def _reap(self, slot: int, attempt: Attempt) -> int | None:
-        """The exit status of an attempt that has ended, which leaves the table with its pid (X1)."""
+        """The exit status of an attempt that has ended; it leaves the table with its pid (X1)."""
         with self._table:
             pid, status = os.waitpid(attempt.pid, os.WNOHANG)
             if pid == 0:
@@ -5038,18 +5040,19 @@ def _writes_to(pid: int, path: str) -> bool:
 
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
 #
-# A log above log_max gives its oldest blocks back to the disk: they become a hole, all that follows
-# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each read
-# where the data begins, and drops what it read before that place. A hole that a job makes itself
-# (`truncate -s 1G /dev/stdout`) reads as zeros; only those before the first data count as left out.
+# A log above log_max gives its oldest blocks back to the disk. They become a hole, what follows
+# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each
+# read where the data begins, and drops what it read before that place. A hole that a job makes
+# itself (`truncate -s 1G /dev/stdout`) reads as zeros, but those before the first data count as
+# left out.
 
 _READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
-    """Whether output can be kept; without room a job that prints fails, which is not its fault (F6).
+    """Whether output can be kept. Without room a job that prints fails, not by its fault (F6).
 
     The folder is made again where somebody deleted it.
     """
@@ -5065,12 +5068,15 @@ def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
 
 
 def log_path(logs_dir: str, id: str, run: int) -> str:
-    """Where the output of a run that is over is kept: spread over directories by two digits of a hash of the id."""
+    """Where the output of a run that is over is kept, in one of 256 folders by a hash of the id."""
     return os.path.join(logs_dir, f"{zlib.crc32(id.encode()) & 0xFF:02x}", f"{id}.{run}.log")
 
 
 class SlotLog:
-    """The file that a slot's attempts write to, one after the other; renamed to its run where it has any output."""
+    """The file that a slot's attempts write to, one after the other.
+
+    It gets the name of its run where it holds any output.
+    """
 
     def __init__(self, logs_dir: str, worker: str, slot: int) -> None:
         self._logs_dir = logs_dir
@@ -5082,9 +5088,7 @@ class SlotLog:
         if self._fd is not None:
             return self._fd
         try:
-            fd = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
+            fd = os.open(self.path, _APPEND_LOG | os.O_CREAT | os.O_EXCL, 0o600)
             os.fchmod(fd, 0o600)
             if not lock_descriptor(fd, blocking=False):
                 os.close(fd)
@@ -5098,7 +5102,7 @@ class SlotLog:
         return fd
 
     def release(self) -> None:
-        """Close our descriptor, once the command has its own: the lock is now the descendants' alone."""
+        """Close our descriptor once the command has its own: then it alone keeps the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -5134,8 +5138,8 @@ class SlotLog:
         except FileNotFoundError:
             return True
         try:
-            if trimmed := trim_log(fd, most):
-                return trimmed
+            if trim_log(fd, most):
+                return True
             os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
             return False
         finally:
@@ -5177,13 +5181,13 @@ def trim_log(fd: int, most: int) -> bool:
 
 
 def _first_data(fd: int) -> int:
-    """Where a log's output begins: behind the hole of what was given up; its end where all is hole."""
+    """Where a log's output begins: behind the hole of what was given up."""
     try:
         return os.lseek(fd, 0, os.SEEK_DATA)
     except AttributeError:
         return 0
     except OSError as error:
-        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0  # all is hole
 
 
 def keep_orphan_log(
@@ -5195,21 +5199,15 @@ def keep_orphan_log(
     that id. Where the slot's log is empty, what has the name goes too, unless the run is known to
     have begun: then it is its own output, to which the worker gave the name before it died.
     """
-    source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
+    log = SlotLog(logs_dir, worker, slot)
     # A log that cannot be kept is no reason to keep the job (F5).
-    with contextlib.suppress(OSError):
-        if os.stat(source).st_size == 0:
-            os.unlink(source)
-            if not has_begun:
-                os.unlink(target)
+    with contextlib.suppress(OSError, HostFault):
+        if os.stat(log.path).st_size > 0:
+            log.finish(id, run, most)
             return
-        fd = os.open(source, _APPEND_LOG)
-        try:
-            trim_log(fd, most)
-        finally:
-            os.close(fd)
-        make_dir(os.path.dirname(target))
-        os.rename(source, target)
+        os.unlink(log.path)
+        if not has_begun:
+            remove_log(logs_dir, id, run)
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -5233,7 +5231,7 @@ def remove_log(logs_dir: str, id: str, run: int) -> None:
 
 
 def sweep_logs(logs_dir: str, folder: int, exists: Callable[[str], bool]) -> None:
-    """Remove, from one of the 256 folders, the output of jobs that are gone (`exists(id)` is false).
+    """Remove the output of jobs that are gone (`exists(id)` is false) from one of the 256 folders.
 
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
@@ -5331,14 +5329,17 @@ def halt() -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Give a closed descriptor 0, 1 or 2 to /dev/null, so that no store or log ever becomes one of them."""
+    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
-    """Start queuectl itself in a session of its own, its output appended to `log`; a subprocess.Popen."""
+    """Start queuectl itself in a session of its own, its output appended to `log`.
+
+    A subprocess.Popen. Raises StoreError.
+    """
     import subprocess
 
     fd = os.open(log, _APPEND_LOG | os.O_CREAT, 0o600)
@@ -5347,8 +5348,8 @@ def start_detached(words: Sequence[str], log: str) -> Any:
             raise StoreError(f"'{log}' is not an ordinary file. Remove it.")
         os.fchmod(fd, 0o600)
         return subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), *words], stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
-            start_new_session=True, cwd="/",
+            [sys.executable, os.path.abspath(__file__), *words], start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
         )  # fmt: skip
     finally:
         os.close(fd)
@@ -5835,7 +5836,10 @@ class Worker:
                 self._work.wait_for(lambda: self._round != seen or self.stopping)
 
     def _attempt(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        """Run the job once and keep its output; how it ended. Never raises: a fault is a hand-back (F5, F6)."""
+        """Run the job once and keep its output; how it ended.
+
+        It never raises: a fault of ours or of the machine hands the job back (F5, F6).
+        """
         try:
             outcome = self._run_command(slot, log, job)
             self._set_trouble(slot, None)
@@ -5862,7 +5866,10 @@ class Worker:
         return {b"QUEUECTL_HOME": os.fsencode(self.store.home.path), **as_utf8(texts)}
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
-        """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
+        """Run the hooks of a job's end once its report is on disk, so that none runs twice.
+
+        A hook that fails is a warning.
+        """
         for name, command in hooks.items():
             try:
                 if self.store.home.config().fsync != "never":
@@ -5883,9 +5890,7 @@ class Worker:
         output = last_lines(
             log_path(self.store.home.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES
         )
-        spool = Spool(
-            self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"]
-        )
+        spool = Spool(self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
@@ -6109,7 +6114,7 @@ class Recovery:
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
-    """Do it with each, so that a failing one holds up no other (F5); then raise the last failure."""
+    """Do it with each, so that a failing one holds up no other (F5); raise the last failure."""
     failed: Exception | None = None
     for thing in things:
         try:
@@ -6120,10 +6125,10 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
         raise failed
 
 
-def _read_dead(store: Store, name: str, lock_fd: int) -> WorkerInfo:
+def _read_dead(store: Store, name: str, lock_fd: int | None) -> WorkerInfo:
     """What a dead worker's file says, where there is one; from now on it also says "dead"."""
-    info = store.home.read_worker(name, lock_fd) if lock_fd >= 0 else None
-    if info is None:
+    info = store.home.read_worker(name, lock_fd) if lock_fd is not None and lock_fd >= 0 else None
+    if info is None or lock_fd is None:
         return WorkerInfo(name, {}, [], 0.0)
     header = encode_json({**info.header, "dead": True})
     width = os.pread(lock_fd, CHUNK_BYTES, 0).index(b"\n")
@@ -6136,49 +6141,43 @@ def _orphans_of(store: Store, info: WorkerInfo) -> list[Orphan]:
     """The runs that a dead worker left: of its processing jobs, and of the hooks in its rows."""
     with store.transaction():  # the worker is dead now: what it still wrote is its last word
         jobs = [job for job in store.processing.values() if job.worker == info.name]
-    orphans = [_orphan(store, job, info) for job in jobs]
-    for row in info.rows:
-        if hook := row.get("hook"):
-            mark = run_mark(store.home.lock_id(), info.name, row["job"], row["run"], hook)
-            orphans.append(Orphan(_trace(store, mark, (), info, row)))
-    return orphans
+    hooks = [Orphan(_trace(store, info, row, ())) for row in info.rows if "hook" in row]
+    return [*(_orphan(store, info, job) for job in jobs), *hooks]
 
 
-def _orphan(store: Store, job: Job, info: WorkerInfo) -> Orphan:
+def _orphan(store: Store, info: WorkerInfo, job: Job) -> Orphan:
     """What is known of a job's run, from its record and its worker's file."""
-    slot = job.slot or 0
-    row = info.rows[slot] if slot < len(info.rows) else {}
-    has_begun = (row.get("job"), row.get("run")) == (job.id, job.runs)
-    mark = run_mark(store.home.lock_id(), info.name, job.id, job.runs)
-    slot_log = slot_log_path(store.home.logs_dir, info.name, slot)
+    run = {"job": job.id, "run": job.runs}
+    row = next((row for row in info.rows if run.items() <= row.items()), run)
+    slot_log = slot_log_path(store.home.logs_dir, info.name, job.slot or 0)
     logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
-    trace = _trace(store, mark, logs, info, row if has_begun else {})
     rebooted = info.header.get("boot_id", boot_id()) != boot_id()
-    return Orphan(trace, job, rebooted or bool(info.header.get("stopping")), has_begun)
+    excused = rebooted or bool(info.header.get("stopping"))
+    return Orphan(_trace(store, info, row, logs), job, excused, "session" in row)
 
 
-def _trace(
-    store: Store, mark: str, logs: tuple[str, ...], info: WorkerInfo, row: Mapping[str, Any]
-) -> Trace:
-    """What a run is known by. A row's session means nothing after a reboot, and in a copied home."""
-    home = os.fsencode(store.home.path)
-    if (info.header.get("lock"), info.header.get("boot_id")) != (store.home.lock_id(), boot_id()):
-        return Trace(mark, home, logs)
-    return Trace(mark, home, logs, row.get("session"), row.get("start"))
+def _trace(store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...]) -> Trace:
+    """How the run in a row is found: by no session after a reboot, and in a copied home."""
+    lock_id, header = store.home.lock_id(), info.header
+    mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
+    trace = Trace(mark, os.fsencode(store.home.path), logs)
+    if (header.get("lock"), header.get("boot_id")) != (lock_id, boot_id()):
+        return trace
+    return trace._replace(session=row.get("session"), start_s=row.get("start"))
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
     """The live processes of a job's run, for a person; [] where it is not processing."""
     if job.state != "processing":
         return []
-    name, lock_fd = job.worker or "", -1
+    name, lock_fd = job.worker or "", None
     info = next((info for info in store.home.live_workers() if info.name == name), None)
     with contextlib.suppress(OSError):  # a home that can only be read
-        found = store.home.lock_dead_worker(name) if info is None else None
-        lock_fd = -1 if found is None else found
+        lock_fd = None if info else store.home.lock_dead_worker(name)
     info = info or _read_dead(store, name, lock_fd)
-    close_fd(lock_fd)
-    fence = Fence(_orphan(store, job, info).trace, math.inf)
+    if lock_fd is not None:
+        close_fd(lock_fd)
+    fence = Fence(_orphan(store, info, job).trace, math.inf)
     fence.look()
     return fence.living
 
