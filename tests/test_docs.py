@@ -181,7 +181,7 @@ def test_the_configuration_table_is_the_programs() -> None:
         r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Configuration"), re.MULTILINE
     )
     table = {key: default for key, default, _, _ in rows}
-    assert table == {key: queuectl.say_setting(value) or '""' for key, value in queuectl.default_settings().items()}
+    assert table == {key: queuectl.say_value(value) or '""' for key, value in queuectl.default_settings().items()}
     assert list(table) == list(queuectl.default_settings()), "the order differs"
     assert len(rows) == len(table), "a key stands there twice"
 
