@@ -7310,18 +7310,15 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
         store.close()
 
 
-def _complete_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="dir" if param.name in ("cwd", "home") else "file")]
-
-
 def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(*names, is_flag=True, help=help)
 
 
 # What several commands take.
 DURATION: Final = DurationType()
+PATH: Final = click.Path(
+    readable=False
+)  # which a shell completes; whether it is there is asked later
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
@@ -7376,7 +7373,7 @@ def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
 @click.option(
     "--home",
     metavar="DIR",
-    shell_complete=_complete_paths,
+    type=PATH,
     help="The queue's directory (else QUEUECTL_HOME).",
 )
 @click.version_option(__version__, prog_name="queuectl")
@@ -7491,7 +7488,7 @@ def _here() -> str:
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
 @click.option("--delay", type=DURATION, help="Start that much later.")
-@click.option("--cwd", metavar="DIR", shell_complete=_complete_paths, help="Where it runs. [here]")
+@click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
@@ -7514,7 +7511,7 @@ def _here() -> str:
     "--file",
     "path",
     metavar="FILE",
-    shell_complete=_complete_paths,
+    type=PATH,
     help="One job a line, - for stdin; all or nothing.",
 )
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
@@ -7543,7 +7540,7 @@ def enqueue(
       queuectl enqueue 'tar c /srv | gzip > /backup/srv.tgz'
       queuectl enqueue '{"id":"job1","command":"echo test"}'
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
-    """  # fmt: skip
+    """
     sources = sum(map(bool, (words, given["command"], path, stream)))
     for is_wrong, message in (
         (sources > 1, "Give the job once: as words, with --command, --file or --stream."),
@@ -7731,7 +7728,7 @@ def list_(
     \b
     Example:
       queuectl list --state failed --state dead
-    """  # fmt: skip
+    """
     if in_json and only_ids:
         raise click.UsageError("Give --json or --ids, not both.")
     app.store.read()
@@ -7803,7 +7800,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     \b
     Example:
       queuectl status --watch
-    """  # fmt: skip
+    """
     if watch is not None:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
@@ -7932,7 +7929,7 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
     \b
     Example:
       queuectl stats --since 24h --by tag
-    """  # fmt: skip
+    """
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(app.store, since, by)
@@ -8043,34 +8040,25 @@ def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool
     jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
+    left, changed, warned = wanted, True, False
     with _progress(len(wanted), "Waiting") as advance:
-        for more in _ends(store, wanted, deadline):
-            ended |= more
-            advance(len(more))
+        while True:
+            if changed:
+                ended |= store.find_ended(left)
+                advance(len(left) - (len(wanted) - len(ended)))
+                left = [id for id in wanted if id not in ended]
+            if not left or time.monotonic() >= deadline:
+                break
+            warned = warned or _warn_of_orphan(store, left)
+            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            changed = store.refresh()
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
-    if left := len(wanted) - len(ended):
-        what = f"Not over yet: {left} of {len(wanted)}."
+    if left:
+        what = f"Not over yet: {len(left)} of {len(wanted)}."
         _say(f"Error: {what} Wait longer, or see: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
-
-
-def _ends(
-    store: Store, wanted: Sequence[str], deadline: float
-) -> Iterator[Mapping[str, Job | None]]:
-    """How these jobs end (None: purged), some at a time, until all have or the time is up."""
-    left, warned, changed = list(wanted), False, True
-    while True:
-        if changed:
-            ended = store.find_ended(left)
-            left = [id for id in left if id not in ended]
-            yield ended
-        if not left or time.monotonic() >= deadline:
-            return
-        warned = warned or _warn_of_orphan(store, left)
-        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-        changed = store.refresh()
 
 
 def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
@@ -8114,13 +8102,12 @@ def cancel(app: App, ids: Words) -> None:
     if running := {job.id for job in jobs if job.state == "processing"}:
         recover_now(app.store, running, _say)
     lines = []
-    for job in jobs:
-        left = app.store.job(job.id)
-        if left is not None and left.state == "processing":
-            lines.append(f"Job {job.id} is running: stopping it.")
+    for job in [app.store.job(job.id) or job for job in jobs]:
+        if job.state == "processing":
+            what = "running: stopping it"
         else:
             what = "cancelled" if job.id in ids else f"dead: {job.reason}"
-            lines.append(f"Job {job.id} is {what}.")
+        lines.append(f"Job {job.id} is {what}.")
     app.done(app.made, lines)
 
 
@@ -8227,7 +8214,7 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
     \b
     Example:
       queuectl purge --older-than 7d --yes
-    """  # fmt: skip
+    """
     states = states or OVER
     chosen = over_for(states, older_than)
     if dry_run:
@@ -8246,15 +8233,8 @@ def _confirm(yes: bool, question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("Nobody is there to be asked. Give --yes to do it.")
-    code = EXIT_REFUSED
-    try:
-        if click.confirm(question, err=True):
-            return
-    except click.Abort as abort:  # after Ctrl+C or Ctrl+D the cursor stands behind the question
-        code = EXIT_REFUSED if isinstance(abort.__context__, EOFError) else 130
-        click.echo(err=True)
-    _say("Nothing was changed.")
-    raise click.exceptions.Exit(code)
+    if not click.confirm(question, err=True):
+        raise Refused("The answer was no. Nothing was changed.")
 
 
 def _finish_purge(app: App, purged: Purged) -> None:
@@ -8352,7 +8332,7 @@ def dlq_retry(
     \b
     Example:
       queuectl dlq retry job3 --timeout 10m
-    """  # fmt: skip
+    """
     _check_ids_or_all(ids, every)
     if (match is not None or cancelled) and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
@@ -8379,7 +8359,7 @@ def dlq_purge(app: App, ids: Words, every: bool, older_than: float | None, yes: 
     \b
     Example:
       queuectl dlq purge --older-than 30d --yes
-    """  # fmt: skip
+    """
     if bool(ids) == (every or older_than is not None):
         raise click.UsageError("Give job ids, or --all, or --older-than.")
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
@@ -8415,14 +8395,8 @@ def config_show(app: App, in_json: bool) -> None:
     """
     app.store.check_home()
     values = settings_in_force(app.store)
-    if in_json:
-        click.echo(as_json(values))
-    else:
-        _echo_all(_say_setting(name, value) for name, value in values.items())
-
-
-def _say_setting(name: str, value: object) -> str:
-    return f"{name} = {clean(say_value(value))}"
+    lines = (_say_setting(name, value) for name, value in values.items())
+    _echo_all([as_json(values)] if in_json else lines)
 
 
 @config.command("get")
@@ -8439,8 +8413,9 @@ def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
     if key is None:
         ctx.invoke(config_show, in_json=in_json)
         return
-    ctx.obj.store.check_home()
-    value = settings_in_force(ctx.obj.store)[known_setting(key)]
+    store = ctx.obj.store
+    store.check_home()
+    value = settings_in_force(store)[known_setting(key)]
     click.echo(as_json(value) if in_json else clean(say_value(value)))
 
 
@@ -8469,6 +8444,10 @@ def config_unset(app: App, key: str) -> None:
       queuectl config unset backoff-base
     """
     _change_setting(app, key, None)
+
+
+def _say_setting(name: str, value: object) -> str:
+    return f"{name} = {clean(say_value(value))}"
 
 
 def _change_setting(app: App, key: str, text: str | None) -> None:
@@ -8513,7 +8492,7 @@ def worker_start(
     \b
     Example:
       queuectl worker start --count 4
-    """  # fmt: skip
+    """
     store = app.store
     store.prepare()
     threads = count or store.config().worker_count
@@ -8632,7 +8611,7 @@ def doctor(app: App, fix: bool) -> None:
     \b
     Example:
       queuectl doctor --fix
-    """  # fmt: skip
+    """
     problems = examine(app.store)
     _echo_all(map(clean, problems))
     if problems and fix:
@@ -8670,13 +8649,12 @@ def completion(shell: str) -> None:
 def main() -> None:
     """The console script."""
     open_standard_descriptors()
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # None where the descriptor was closed
-    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")
-    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        # What a test puts in its place cannot be configured.
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        # None stands for a descriptor that was closed.
+        stream = getattr(sys, name) or open(fd, "w" if fd else "r", encoding="utf-8")
+        with contextlib.suppress(AttributeError, ValueError):  # a test puts other things there
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:
