@@ -4861,8 +4861,8 @@ def settings_in_force(store: Store) -> dict[str, object]:
 
 # -- Looking
 
-RECENT_MAX: Final = 10_000  # jobs that arrived last, where to look at all would take too long
-COMPLETED_MAX: Final = 100  # ids that a shell is offered
+RECENT_MAX: Final = 10_000  # a shell is offered ids of the jobs that arrived last
+COMPLETED_MAX: Final = 100  # and so many of them
 
 
 def status(store: Store) -> dict[str, Any]:
@@ -4899,7 +4899,7 @@ class Watch:
     """What the live screen shows. The store is read once; a later look reads what has changed."""
 
     LOOKS_MAX: Final = 500
-    FAILURES_MAX: Final = 200  # of the failed jobs, and of the dead letters, that arrived last
+    DEAD_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -4907,10 +4907,13 @@ class Watch:
         self._looks: list[tuple[float, int]] = []  # when, and how many jobs were completed by then
 
     def look(self) -> dict[str, Any]:
-        """`status` as it is now, with what runs, what failed last (newest first), and how many
-        jobs a second completed between two looks."""
+        """`status` as it is now, with what runs, what died last (newest first), and how many jobs
+        a second completed between two looks."""
         if self._store.refresh():
-            self._failed = self._find_failed()
+            dead = self._store.jobs(reverse=True, states=("dead",))
+            newest = itertools.islice(dead, self.DEAD_MAX)
+            failed = [job for job in newest if job.cancelled_at is None]
+            self._failed = sorted(failed, key=lambda job: job.finished_at or "", reverse=True)
         view = _overview(self._store, self._store.totals)
         look = time.monotonic(), view["jobs"]["completed"]
         self._looks = [*self._looks, look][-self.LOOKS_MAX :]
@@ -4920,20 +4923,6 @@ class Watch:
         ]
         running = sorted(self._store.processing.values(), key=lambda job: job.started_at or "")
         return {**view, "running": running, "failed": self._failed, "rates": rates}
-
-    def _find_failed(self) -> list[Job]:
-        recent = itertools.islice(self._store.raws(reverse=True), RECENT_MAX)
-        failed = (decode_job(raw) for raw in recent if _head(raw)[1] == "failed")
-        dead = self._store.jobs(reverse=True, states=("dead",))
-        lists = (itertools.islice(jobs, self.FAILURES_MAX) for jobs in (failed, dead))
-        ended = [job for jobs in lists for job in jobs if job.cancelled_at is None]
-        return sorted(ended, key=ended_at, reverse=True)
-
-
-def ended_at(job: Job) -> str:
-    """When the job ended, or its last attempt."""
-    last = (job.history or [{}])[-1].get("finished_at")
-    return str(job.finished_at or last or job.updated_at)
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -6843,7 +6832,8 @@ def say_duration(seconds: float) -> str:
 def say_when(instant: str, now: str) -> str:
     """`3 min ago`, `in 12 s`."""
     seconds = instant_s(instant) - instant_s(now)
-    return f"in {say_duration(seconds)}" if seconds > 0 else f"{say_duration(-seconds)} ago"
+    said = say_duration(abs(seconds))
+    return f"in {said}" if seconds > 0 else f"{said} ago"
 
 
 _PARTS: Final = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
@@ -6894,12 +6884,12 @@ def job_row(job: Job, now: str) -> Row:
     return clean(job.id), f"{state}  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}"
 
 
-def failure_row(job: Job, last_output: str, now: str) -> Row:
-    """One dead letter or failed job: id, attempts, last outcome, when, last line of output."""
+def dead_row(job: Job, last_output: str, now: str) -> Row:
+    """One dead letter: id, attempts, last outcome, when, last line of output."""
     has_failed = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
     why = clean(outcome_words(job) if has_failed else job.reason or "")
     output = clean(last_output or job.command)
-    text = f"{job.attempts:>3}  {why:<21}  {say_when(ended_at(job), now):>11}  {output}"
+    text = f"{job.attempts:>3}  {why:<21}  {say_when(job.finished_at or now, now):>11}  {output}"
     return clean(job.id), text
 
 
@@ -7103,7 +7093,7 @@ def watch_frame(
     """
     lines = [cut(line, columns) for line in _watch_head(view, columns, now)]
     running = [_running_row(job, now) for job in view["running"]]
-    failed = [failure_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
+    failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
     room = rows - len(lines) - 4  # two lists, each with an empty line and a title
     shown = max(room // 2, room - len(failed))  # each list gets half of it, and what the other left
     room -= min(shown, len(running))
@@ -8290,7 +8280,7 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
     store.read()
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
     jobs, now = itertools.islice(found, limit), store.now()
-    rows = (failure_row(job, _last_output(store, job), now) for job in jobs)
+    rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
     _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
 
 
