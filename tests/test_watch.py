@@ -153,41 +153,6 @@ def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store: Watch
     assert {job.id for job in q.Watch(Watched(home)).look()["failed"]} == {"a", "b"}
 
 
-def test_a_watch_sees_what_a_reader_sees_whatever_is_folded_between(store: Watched, home: Path) -> None:
-    watch, dice = q.Watch(Watched(home)), random.Random(7)
-    running: list[q.Job] = []
-    for _ in range(400):
-        act = dice.randrange(6)
-        if act == 0:
-            enqueue(store)
-        elif act == 1 and (job := claim(store)):
-            running.append(job)
-        elif act == 2 and running:
-            report(store, running.pop(dice.randrange(len(running))), dice.choice([OK, BAD]))
-        elif act == 3:
-            store.fold()
-        elif act == 4:
-            q.purge_jobs(store, lambda job, now: dice.random() < 0.3)
-        else:
-            seen, fresh = watch.look(), Watched(home)
-            fresh.read()
-            assert list(seen["jobs"].values()) == list(fresh.totals.counts)
-            assert {job.id: job for job in seen["running"]} == fresh.processing
-            fresh.put_away()
-
-
-def test_a_line_that_is_still_being_written_is_waited_for(store: Watched, watch: q.Watch, home: Path) -> None:
-    enqueue(store, "a")
-    watch.look()
-    enqueue(store, "b")
-    journal = home / ".queuectl" / "journal.jsonl"
-    whole = journal.read_bytes()
-    journal.write_bytes(whole[:-9])
-    assert watch.look()["jobs"]["pending"] == 1
-    journal.write_bytes(whole)
-    assert watch.look()["jobs"]["pending"] == 2
-
-
 # -- on a terminal
 
 
