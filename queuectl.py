@@ -2650,7 +2650,8 @@ class Store:
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
                 if self.state == "broken":
-                    raise StoreError(self._why_broken)
+                    mine = "The change may have been stored. " if self._unsynced else ""
+                    raise StoreError(mine + self._why_broken)
                 if not self._unsynced:
                     return
                 try:
