@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,28 @@ def _at_most(seconds: float) -> Iterator[None]:
 def back_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that starts within this process leaves it in the job's directory."""
     monkeypatch.chdir(".")
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes each store that a test made: when the test drops it, else at its end.
+
+    A user's process closes its descriptors by ending; this one would keep those of thousands of tests.
+    """
+    import queuectl
+
+    made: weakref.WeakSet[queuectl.Store] = weakref.WeakSet()
+    init = queuectl.Store.__init__
+
+    def remember(store: queuectl.Store, *args: Any, **more: Any) -> None:
+        init(store, *args, **more)
+        made.add(store)
+
+    monkeypatch.setattr(queuectl.Store, "__init__", remember)
+    monkeypatch.setattr(queuectl.Store, "__del__", queuectl.Store.close, raising=False)
+    yield
+    for store in list(made):
+        store.close()
 
 
 @pytest.fixture
