@@ -217,7 +217,12 @@ MUTANTS = (
     ),
     Mutant(
         "a hand-back uses up the attempt",
-        (("        attempts=job.attempts - 1\n    )\n\n\ndef _end_run", "        attempts=job.attempts\n    )\n\n\ndef _end_run"),),
+        (
+            (
+                "        attempts=job.attempts - 1\n    )\n\n\ndef _end_run",
+                "        attempts=job.attempts\n    )\n\n\ndef _end_run",
+            ),
+        ),
         "limits.py",
         "processes",
     ),
