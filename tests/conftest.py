@@ -41,6 +41,22 @@ def _compiled() -> Path:
 PROGRAM = _compiled()  # a program to run, in a folder to import it from
 HANG_S = 60.0  # no command takes that long in any test, except a worker
 
+# What mostly waits, the longest first: with -n these begin at once, and nobody waits for them at the end.
+LONGEST = (
+    "test_storm", "test_soak", "test_load", "test_limits", "test_adversaries", "test_state_machine", "test_outside",
+    "test_scenarios", "test_recovery",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "maxschedchunk"):  # pytest-xdist: one test at a time, in the order below
+        config.option.maxschedchunk = 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
 
 @dataclass(frozen=True)
 class Result:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.test_points import NAMES, NOTHING, walk
+from tests.faults.test_points import GROUPS, NAMES, walk
 
 # test_what_is_accepted_is_synced_although_the_fold_loaded_and_failed and its neighbours
 UNSYNCED = r"nothing unsynced after (ENOSPC|EIO) (at|from) effect"
 KNOWN: dict[str, str] = {}  # scenario: the words of its known bug; test_found.py has each by itself
 
 
-@pytest.mark.parametrize("scenario", NAMES)
-def test_a_power_loss_leaves_what_was_told(scenario):
-    walk("power.py", scenario, known=KNOWN.get(scenario, NOTHING))
+@pytest.mark.parametrize("scenarios", GROUPS, ids=", ".join)
+def test_a_power_loss_leaves_what_was_told(scenarios):
+    walk("power.py", scenarios, known=KNOWN)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", NAMES)
 def test_every_power_loss_leaves_what_was_told(scenario):
-    walk("power.py", scenario, "--all", known=KNOWN.get(scenario, NOTHING))
+    walk("power.py", [scenario], "--all", known=KNOWN)
