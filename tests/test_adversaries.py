@@ -43,9 +43,6 @@ def broken(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=(AssertionError, subprocess.TimeoutExpired), reason=reason)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-
-
 @pytest.fixture
 def begin() -> Iterator[Callable[..., Started]]:
     """`begin(words, stdin=...)`: a process with its stderr in a pipe; killed at the test's end."""
@@ -363,7 +360,7 @@ def test_the_folder_of_the_logs_may_be_a_link_to_a_directory_of_the_same_owner(h
     assert run("logs", "a").out == "here\n" and len(list((tmp_path / "large disk").rglob("*.log"))) == 1
 
 
-@pytest.mark.parametrize("target", ["nothing", pytest.param("a directory of another user", marks=needs_root)])
+@pytest.mark.parametrize("target", ["nothing", pytest.param("a directory of another user", marks=pytest.mark.root)])
 @broken("logs/ as a link is followed wherever it leads")
 def test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused(target, home, tmp_path, run, begin):
     run("enqueue", "--id", "a", "echo here")
@@ -390,7 +387,7 @@ def test_a_worker_goes_on_by_itself_after_its_folder_of_logs_was_deleted(home, r
 # -- What a killed worker leaves
 
 
-@needs_root
+@pytest.mark.root
 @broken("a process that the finder may not end is not named, and the killed worker is listed as alive")
 def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_ends(begin, eventually):
     other = NOBODY - 1
