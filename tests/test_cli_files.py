@@ -427,7 +427,7 @@ def test_a_home_that_anyone_can_write_is_refused(run: Call, home: Path, mode: in
     assert list(home.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.root
 @pytest.mark.parametrize("arguments", [["enqueue", "true"], ["list"], ["status"]], ids=" ".join)
 def test_a_home_of_another_user_is_refused_for_root_too(run: Call, home: Path, arguments: list[str]) -> None:
     os.chown(home, 12_345, -1)

@@ -56,17 +56,9 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def opened(home: Path) -> Iterator[Opener]:
-    """`opened()`: one more store of this test's home, closed at the end."""
-    begun: list[Watched] = []
-
-    def call(clock: Clock | None = None, at: Path | None = None) -> Watched:
-        begun.append(Watched(at or home, clock))
-        return begun[-1]
-
-    yield call
-    for store in begun:
-        store.close()
+def opened(home: Path) -> Opener:
+    """`opened()`: one more store of this test's home."""
+    return lambda clock=None, at=None: Watched(at or home, clock)
 
 
 @pytest.fixture
