@@ -150,7 +150,7 @@ def test_a_completion_looks_at_a_bounded_number_of_records(
     run("enqueue", "--file", "-", input="".join(f'{{"id": "job{n}", "command": "true"}}\n' for n in range(30)))
     monkeypatch.setattr(q, "RECENT_MAX", 10)
     monkeypatch.setattr(q, "COMPLETED_MAX", 3)
-    store = q.Store(str(home), print)
+    store = q.open_store(str(home), print)
     store.read()
     assert q.newest_ids(store, "", ("pending",)) == ["job29", "job28", "job27"]
     assert q.newest_ids(store, "job20", ("pending",)) == ["job20"]

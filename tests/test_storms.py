@@ -254,11 +254,11 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
         assert set(stuck.fences) == {name}
     fd = orphans.home.lock_dead_worker(name)
     assert fd is not None and fd >= 0
-    info = orphans.read_worker(name, fd)
+    info = orphans.home.read_worker(name, fd)
     os.close(fd)
     assert info is not None and info.header["dead"] is True
     assert len(info.rows) == 2
-    other = queuectl.Store(orphans.home, print)
+    other = queuectl.open_store(orphans.home.path, print)
     other.follow()
     all_back(queuectl.Recovery(other, "", print), eventually)
     orphans.follow()
@@ -291,7 +291,7 @@ def test_without_proc_the_group_is_ended_and_the_job_comes_back(
     (name,) = orphans.home.worker_names()
     fd = orphans.home.lock_dead_worker(name)
     assert fd is not None
-    lines = (orphans_file := Path(orphans.workers_dir) / name).read_bytes().split(b"\n")
+    lines = (orphans_file := Path(orphans.home.workers_dir) / name).read_bytes().split(b"\n")
     row = queuectl.encode_json({"job": job.id, "run": 1, "session": child.pid, "start": 0})
     lines[1 + (job.slot or 0)] = row.ljust(255)
     orphans_file.write_bytes(b"\n".join(lines))
