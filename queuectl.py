@@ -49,13 +49,13 @@ The way of a job, each function with its section:
 from __future__ import annotations
 
 import bisect
+import collections
 import contextlib
 import errno
 import functools
 import gc
 import hashlib
 import heapq
-import inspect
 import itertools
 import json
 import math
@@ -4002,18 +4002,6 @@ def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
     return ended | {id: job for id, job in jobs.items() if job.state in OVER}
 
 
-def complete_ids(store: Store, prefix: str, states: Collection[str], most: int) -> list[str]:
-    """At most so many ids that begin so, of jobs in those states; by a search for bytes."""
-    needle = b'{"id": "%s' % prefix.encode("utf-8", "replace")
-    raws = store.raws(reverse=True)
-    if prefix:
-        mine = (raw for raw in store.records.values() if raw)
-        hits = (hit for snapshot in store.snapshots.values() for hit in snapshot.search(needle))
-        raws = itertools.chain(mine, (raw for _, raw in hits if id_of(raw) not in store.records))
-    heads = (head_of(raw) for raw in raws if raw.startswith(needle))
-    return list(itertools.islice((id for id, state, _ in heads if state in states), most))
-
-
 def any_completed_before(store: Store, instant: str) -> bool:
     """Whether jobs.json holds a job that was completed by then. Reads the array without the lock."""
     try:
@@ -4077,6 +4065,9 @@ def settings_in_force(store: Store) -> dict[str, object]:
 
 # -- Looking
 
+RECENT_MAX: Final = 10_000  # a shell is offered ids of the jobs that arrived last
+COMPLETED_MAX: Final = 100  # and so many of them
+
 
 def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is not
@@ -4111,41 +4102,33 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
 
 
 class Watch:
-    """What a live screen shows, followed through the journal: it costs what happens, not what is queued."""
+    """What the live screen shows. The store is read once; a later look reads what has changed."""
 
-    FAILURES_MAX: Final = 50
-    RATES_MAX: Final = 500
+    LOOKS_MAX: Final = 500
+    DEAD_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._completed = 0
-        self._rates: list[float] = []  # jobs completed a second, a number for each look
-        self._looked_s: float | None = None
+        self._failed: list[Job] = []
+        self._looks: list[tuple[float, int]] = []  # when, and how many jobs were completed by then
 
     def look(self) -> dict[str, Any]:
-        """`status` as it is now; with it the jobs that run, those that failed last, and the rates."""
-        store = self._store
-        store.read()
-        completed = store.counts[NUMBER_OF["completed"]]
-        now_s = time.monotonic()
-        if self._looked_s is not None:
-            rate = max(0, completed - self._completed) / max(now_s - self._looked_s, 0.001)
-            self._rates = [*self._rates, rate][-self.RATES_MAX :]
-        self._looked_s, self._completed = now_s, completed
-        recent = [raw for raw in store.records.values() if raw and head_of(raw)[1] == "failed"]
-        dead = itertools.islice(store.jobs(reverse=True, states=("dead",)), self.FAILURES_MAX)
-        failed = [job for job in (*map(trust_job, recent), *dead) if job.cancelled_at is None]
-        return {
-            **status(store),
-            "running": sorted(store.processing.values(), key=lambda job: job.started_at or ""),
-            "failed": sorted(failed, key=ended_at, reverse=True)[: self.FAILURES_MAX],
-            "rates": self._rates,
-        }
-
-
-def ended_at(job: Job) -> str:
-    """When its last attempt ended."""
-    return str((job.history or [{}])[-1].get("finished_at") or job.updated_at)
+        """`status` as it is now, with what runs, what died last (newest first), and how many jobs
+        a second completed between two looks."""
+        if self._store.refresh():
+            dead = self._store.jobs(reverse=True, states=("dead",))
+            newest = itertools.islice(dead, self.DEAD_MAX)
+            failed = [job for job in newest if job.cancelled_at is None]
+            self._failed = sorted(failed, key=lambda job: job.finished_at or "", reverse=True)
+        view = status(self._store)
+        look = time.monotonic(), view["jobs"]["completed"]
+        self._looks = [*self._looks, look][-self.LOOKS_MAX :]
+        rates = [
+            max(0, after - before) / max(end_s - start_s, 0.001)  # a purge lowers the count
+            for (start_s, before), (end_s, after) in itertools.pairwise(self._looks)
+        ]
+        running = sorted(self._store.processing.values(), key=lambda job: job.started_at or "")
+        return {**view, "running": running, "failed": self._failed, "rates": rates}
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -4166,9 +4149,12 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
 
 
 def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
-    """`status --check`: jobs are due, or were left processing, and no worker lives."""
-    due = view["oldest_pending_s"] is not None or (view["next_run_at"] or "9") <= now
-    return not view["workers"] and (due or view["jobs"]["processing"] > 0)
+    """`status --check`: no worker lives, and jobs are due or were left processing."""
+    if view["workers"]:
+        return False
+    next_run_at = view["next_run_at"]
+    is_retry_due = next_run_at is not None and next_run_at <= now
+    return is_retry_due or view["oldest_pending_s"] is not None or view["jobs"]["processing"] > 0
 
 
 def why_waiting(store: Store, job: Job) -> str | None:
@@ -4177,72 +4163,73 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return None
     workers = store.home.live_workers()
     if job.state == "processing":
-        alive = any(info.name == job.worker for info in workers)
         held = f"held by worker {job.worker}, slot {job.slot}"
-        stopping = ", being cancelled" if job.cancelled_at else ""
-        return (
-            held + stopping
-            if alive
-            else held + ", which is dead; the next live worker takes the job back"
-        )
-    parents = store.find_jobs(parents_of(job))
-    if going := [
-        parent.id
-        for parent in parents.values()
-        if parent.state not in OVER and parent.seq < job.seq
-    ]:
+        if job.worker not in [info.name for info in workers]:
+            return f"{held}, which is dead; the next live worker takes the job back"
+        return f"{held}, being cancelled" if job.cancelled_at else held
+    parents = store.find_jobs(parents_of(job)).values()
+    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
+    if going := [parent.id for parent in earlier if parent.state not in OVER]:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
-        return f"waiting for {'job' if len(going) == 1 else 'jobs'} {', '.join(going[:3])}{more}"
-    now = store.home.now()
-    if not is_ready(job, now, store.home.config().backoff_max):
+        noun = "job" if len(going) == 1 else "jobs"
+        return f"waiting for {noun} {', '.join(going[:3])}{more}"
+    now, config = store.home.now(), store.home.config()
+    if not is_ready(job, now, config.backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
         return f"waiting {wait_s} s for its {'retry' if job.state == 'failed' else 'time'}"
-    if store.home.config().paused:
+    if config.paused:
         return "the queue is paused; go on with: queuectl resume"
     if not workers:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    if full := full_tags(store.home.config().limits, store.processing.values()).intersection(
-        job.tags or ()
-    ):
-        return f"the limit of tag {min(full)} is used up"
-    return "waiting for a free slot"
+    used_up = full_tags(config.limits, store.processing.values()).intersection(job.tags or ())
+    return f"the limit of tag {min(used_up)} is used up" if used_up else "waiting for a free slot"
+
+
+def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
+    """The ids that a shell is offered: of the newest jobs in those states, those that begin so."""
+    arrays = {array_of(state) for state in states}
+    recent = itertools.islice(store.raws(reverse=True, arrays=arrays), RECENT_MAX)
+    found = (
+        id for id, state, _ in map(head_of, recent) if state in states and id.startswith(prefix)
+    )
+    return list(itertools.islice(found, COMPLETED_MAX))
 
 
 def run_of_attempt(job: Job, attempt: int) -> int:
-    """The newest run with that attempt number. Refuses one that is not known (any more)."""
-    runs = [
-        entry["run"]
-        for entry in job.history or ()
-        if entry.get("attempt") == attempt and "run" in entry
-    ]
+    """The newest run with that attempt number. Refuses a number that is not on record."""
+    runs = [entry.get("run", 0) for entry in job.history or () if entry.get("attempt") == attempt]
     if job.state == "processing" and job.attempts == attempt:
         runs.append(job.runs)
     if not runs:
         raise Refused(
-            f"Job '{job.id}' has no attempt {attempt} on record. See its attempts: queuectl show {job.id}."
+            f"Job '{job.id}' has no attempt {attempt} on record. "
+            f"See its attempts: queuectl show {job.id}."
         )
     return int(max(runs))
 
 
 def orphan_among(store: Store, ids: Collection[str]) -> str | None:
     """One of these jobs that is processing although no worker lives; None where there is none."""
-    held = [id for id in set(ids) if id in store.processing]
+    held = [id for id in ids if id in store.processing]
     return held[0] if held and not store.home.has_live_worker() else None
 
 
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
-    """What `wait` exits with: one job's own code, or whether all completed. A purged job counts as failed."""
-    if single and (job := jobs[0]) and job.state != "completed":
-        return 128 + job.signal if job.signal is not None else job.exit_code or EXIT_REFUSED
-    return 0 if all(job is not None and job.state == "completed" for job in jobs) else EXIT_REFUSED
+    """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
+    None, did not)."""
+    if all(job is not None and job.state == "completed" for job in jobs):
+        return 0
+    if not single or (job := jobs[0]) is None:
+        return EXIT_REFUSED
+    return 128 + job.signal if job.signal is not None else job.exit_code or EXIT_REFUSED
 
 
-def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
-    """How `wait --json` shows the end of one job; state null where it was purged or (not known) is not over."""
+def ended_view(id: str, job: Job | None, is_over: bool) -> dict[str, Any]:
+    """How `wait --json` shows one job; None is one that was purged, or that is not over."""
     if job is None:
-        return {"id": id, "state": "purged" if known else None}
+        return {"id": id, "state": "purged" if is_over else None}
     names = ("id", "state", "attempts", "outcome", "exit_code", "signal", "reason", "finished_at")
     return {name: getattr(job, name) for name in names}
 
@@ -4251,128 +4238,114 @@ def ended_view(id: str, job: Job | None, known: bool) -> dict[str, Any]:
 
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 TIME_BOUNDS_S: Final = (0.01, 0.1, 1, 10, 60, 600, 3600)  # of the histograms
-GROUPS_MAX: Final = 1_000  # of `--by`; what comes after these is counted together
-
-
-class Times:
-    """How long something took, many times over: kept to three digits, so that memory is bounded and quantiles are
-    within half a percent."""
-
-    def __init__(self) -> None:
-        self._counts: dict[float, int] = {}
-        self._sum_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        seconds = max(0.0, seconds)  # the clock may have been set back between
-        rounded = float(f"{seconds:.2e}")
-        self._counts[rounded] = self._counts.get(rounded, 0) + 1
-        self._sum_s += seconds
-
-    def view(self) -> dict[str, Any]:
-        """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ..., {"le": null, ...}]}`;
-        a bar holds what is at most `le` and more than the bar before."""
-        met = sorted(self._counts)
-        ranks = list(itertools.accumulate(self._counts[seconds] for seconds in met))
-        total = ranks[-1] if ranks else 0
-        bars = dict.fromkeys((*TIME_BOUNDS_S, None), 0)
-        for seconds in met:
-            bars[next((le for le in TIME_BOUNDS_S if seconds <= le), None)] += self._counts[seconds]
-        return {
-            "count": total,
-            "sum": round(self._sum_s, 3),
-            **{name: met[bisect.bisect_left(ranks, math.ceil(share * total))] if met else None
-               for name, share in QUANTILES.items()},
-            "histogram": [{"le": le, "count": count} for le, count in bars.items()],
-        }  # fmt: skip
+GROUPS_MAX: Final = 1_000  # of `--by`; later ones are counted together
 
 
 class Tally:
-    """What came of some jobs: of those that ended since an instant, and of their attempts."""
+    """What came of some jobs: of those that ended since an instant, and of their attempts.
 
-    def __init__(self) -> None:
-        self.completed = self.dead = self.cancelled = self.failed_attempts = 0
-        self._wait, self._run = Times(), Times()
+    Times are kept to three digits, which bounds the memory.
+    """
+
+    COUNTS: Final = ("completed", "failed_attempts", "dead", "cancelled")
+
+    def __init__(self, since: str) -> None:
+        self._since = since
+        self._counts = collections.Counter[str]()
+        self._waits, self._runs = collections.Counter[float](), collections.Counter[float]()
         self._first_s, self._last_s = math.inf, -math.inf
 
-    def add(self, record: Mapping[str, Any], since: str) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Count a record. Of a job's attempts the last HISTORY_MAX are known one by one."""
-        failed = 0
+        state, failed = record["state"], 0
         for entry in record.get("history", ()):
-            try:
-                start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
-            except (
-                LookupError,
-                TypeError,
-                ValueError,
-                OverflowError,
-            ):  # a hand edit may have put anything there
-                continue
-            if entry["finished_at"] < since:
-                continue
-            self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
-            if entry.get("run") == 1:
-                self._wait.add(start_s - instant_s(record["created_at"]))
-            if entry.get("outcome") != "handed_back":
-                self._run.add(end_s - start_s)
-                failed += not (entry.get("outcome") == "exited" and entry.get("exit_code") == 0)
-        if not since:
-            failed = max(
-                failed, record["attempts"] - (record["state"] in ("completed", "processing"))
-            )
-        self.failed_attempts += failed
-        if record["state"] in OVER and record["finished_at"] >= since:
-            self.completed += record["state"] == "completed"
-            self.dead += record["state"] == "dead"
-            self.cancelled += record["state"] == "dead" and "cancelled_at" in record
+            # A hand edit may have put anything there.
+            with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
+                if entry["finished_at"] >= self._since:
+                    failed += self._add_attempt(entry, record["created_at"])
+        if not self._since:
+            failed = max(failed, record["attempts"] - (state in ("completed", "processing")))
+        self._counts["failed_attempts"] += failed
+        if state in OVER and record["finished_at"] >= self._since:
+            self._counts[state] += 1
+            self._counts["cancelled"] += state == "dead" and "cancelled_at" in record
+
+    def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
+        """Count an attempt; whether it failed."""
+        start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
+        self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
+        if entry.get("run") == 1:
+            self._waits[_three_digits(start_s - instant_s(created_at))] += 1
+        if entry.get("outcome") == "handed_back":
+            return False
+        self._runs[_three_digits(end_s - start_s)] += 1
+        return (entry.get("outcome"), entry.get("exit_code")) != ("exited", 0)
 
     def view(self) -> dict[str, Any]:
         """The figures; None where there is nothing to tell. Cancelled jobs are no failures."""
-        ran = self.completed + self.dead - self.cancelled
+        counts = {name: self._counts[name] for name in self.COUNTS}
+        ran = counts["completed"] + counts["dead"] - counts["cancelled"]
         span_s = self._last_s - self._first_s
         return {
-            "completed": self.completed, "failed_attempts": self.failed_attempts, "dead": self.dead,
-            "cancelled": self.cancelled,
-            "success_rate": round(self.completed / ran, 4) if ran else None,
+            **counts,
+            "success_rate": round(counts["completed"] / ran, 4) if ran else None,
             "jobs_per_s": float(f"{ran / span_s:.3g}") if ran and span_s > 0 else None,
-            "wait_s": self._wait.view(), "run_s": self._run.view(),
-        }  # fmt: skip
+            "wait_s": _times_view(self._waits),
+            "run_s": _times_view(self._runs),
+        }
+
+
+def _three_digits(seconds: float) -> float:
+    return float(f"{max(0.0, seconds):.2e}")  # the clock may have been set back
+
+
+def _times_view(counts: collections.Counter[float]) -> dict[str, Any]:
+    """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ...,
+    {"le": null, ...}]}`; a bar counts what is at most `le` and above the bar before."""
+    times = sorted(counts.elements())
+    total = len(times)
+    ends = [*(bisect.bisect_right(times, bound) for bound in TIME_BOUNDS_S), total]
+    bars = zip((*TIME_BOUNDS_S, None), (0, *ends), ends, strict=False)
+    quantiles = {
+        name: times[math.ceil(share * total) - 1] if times else None
+        for name, share in QUANTILES.items()
+    }
+    histogram = [{"le": bound, "count": end - start} for bound, start, end in bars]
+    return {"count": total, "sum": round(sum(times), 3), **quantiles, "histogram": histogram}
 
 
 def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
-    """What ended (in the last `since_s` seconds), counted record by record; by `tag` or `command` where asked for."""
+    """What ended (in the last `since_s` seconds), counted record by record; where asked for, by
+    `tag` or `command` too."""
     store.read()
     now = store.home.now()
     since = "" if since_s is None else add_seconds(now, -since_s)
-    whole = Tally()
+    whole = Tally(since)
     groups: dict[str, Tally] = {}
-    for raw in store.raws():
-        record = json.loads(raw)
+    for record in map(json.loads, store.raws()):
         if record["state"] not in OVER and "history" not in record:
             continue
-        names = (
-            record.get("tags", [""])
-            if by == "tag"
-            else [record["command"]]
-            if by == "command"
-            else []
-        )
-        for name in names:
+        whole.add(record)
+        names = {"tag": record.get("tags", [""]), "command": [record["command"]]}
+        for name in names[by] if by else ():
             if name not in groups and len(groups) >= GROUPS_MAX:
                 name = "(others)"
-            groups.setdefault(name, Tally()).add(record, since)
-        whole.add(record, since)
-    views = [{by: name, **tally.view()} for name, tally in groups.items()]
-    parts = [view for view in views if _ended(view) or view["failed_attempts"]]
-    return {
-        "since": since or None, "until": now, "jobs": dict(zip(STATES, store.counts, strict=True)),
+            groups.setdefault(name, Tally(since)).add(record)
+    out = {
+        "since": since or None,
+        "until": now,
+        "jobs": dict(zip(STATES, store.counts, strict=True)),
         "workers": sum(info.header["threads"] for info in store.home.live_workers()),
         **whole.view(),
-        **({"by": by, "groups": sorted(parts, key=_ended, reverse=True)} if by else {}),
-    }  # fmt: skip
+    }
+    if by:
+        views = [{by: name, **tally.view()} for name, tally in groups.items()]
+        out |= {"by": by, "groups": sorted(filter(_size, views), key=_size, reverse=True)}
+    return out
 
 
-def _ended(view: Mapping[str, Any]) -> int:
-    return int(view["completed"] + view["dead"])
+def _size(view: Mapping[str, Any]) -> int:
+    return int(view["completed"] + view["failed_attempts"] + view["dead"])
 
 
 # ======== 8. DAMAGE ========
@@ -4646,13 +4619,15 @@ def mend(store: Store) -> list[str]:
 # worker then closes its own descriptor: so exactly the descendants that hold the output keep the
 # lock, whatever they did to their session and environment.
 #
-# X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or by pidfd.
+# X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or through
+#     a pidfd.
 # X2  The working directory changes only under `_spawn`. All other code uses absolute paths.
 # X3  An attempt that we ended is over when nothing of its run lives. One that ended by itself is
 #     over with its leader; what it leaves behind is a daemon, which lives on.
 # X4  Fencing never waits for a lock, and never ends this process or one that it descends from.
 #     Such a process still counts: its run is not over.
-# F4 to F7, which hold after any fault, concern this section and WORKER: tests/faults/test_survived.py.
+# F4 to F7, which hold after any fault, concern this section and WORKER: see
+# tests/faults/test_survived.py.
 
 FENCE_POLL_S: Final = 0.03
 LAST_LINE_CHARS: Final = 200
@@ -4814,7 +4789,7 @@ class Executor:
         return Outcome(kind, exit_code, number, attempt.reason)
 
     def _reap(self, slot: int, attempt: Attempt) -> int | None:
-        """The exit status of an attempt that has ended, which leaves the table with its pid (X1)."""
+        """The exit status of an attempt that has ended; it leaves the table with its pid (X1)."""
         with self._table:
             pid, status = os.waitpid(attempt.pid, os.WNOHANG)
             if pid == 0:
@@ -5039,18 +5014,19 @@ def _writes_to(pid: int, path: str) -> bool:
 
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
 #
-# A log above log_max gives its oldest blocks back to the disk: they become a hole, all that follows
-# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each read
-# where the data begins, and drops what it read before that place. A hole that a job makes itself
-# (`truncate -s 1G /dev/stdout`) reads as zeros; only those before the first data count as left out.
+# A log above log_max gives its oldest blocks back to the disk. They become a hole, what follows
+# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each
+# read where the data begins, and drops what it read before that place. A hole that a job makes
+# itself (`truncate -s 1G /dev/stdout`) reads as zeros, but those before the first data count as
+# left out.
 
 _READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
-    """Whether output can be kept; without room a job that prints fails, which is not its fault (F6).
+    """Whether output can be kept. Without room a job that prints fails, not by its fault (F6).
 
     The folder is made again where somebody deleted it.
     """
@@ -5066,12 +5042,15 @@ def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
 
 
 def log_path(logs_dir: str, id: str, run: int) -> str:
-    """Where the output of a run that is over is kept: spread over directories by two digits of a hash of the id."""
+    """Where the output of a run that is over is kept, in one of 256 folders by a hash of the id."""
     return os.path.join(logs_dir, f"{zlib.crc32(id.encode()) & 0xFF:02x}", f"{id}.{run}.log")
 
 
 class SlotLog:
-    """The file that a slot's attempts write to, one after the other; renamed to its run where it has any output."""
+    """The file that a slot's attempts write to, one after the other.
+
+    It gets the name of its run where it holds any output.
+    """
 
     def __init__(self, logs_dir: str, worker: str, slot: int) -> None:
         self._logs_dir = logs_dir
@@ -5083,9 +5062,7 @@ class SlotLog:
         if self._fd is not None:
             return self._fd
         try:
-            fd = os.open(
-                self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
+            fd = os.open(self.path, _APPEND_LOG | os.O_CREAT | os.O_EXCL, 0o600)
             os.fchmod(fd, 0o600)
             if not lock_descriptor(fd, blocking=False):
                 os.close(fd)
@@ -5099,7 +5076,7 @@ class SlotLog:
         return fd
 
     def release(self) -> None:
-        """Close our descriptor, once the command has its own: the lock is now the descendants' alone."""
+        """Close our descriptor once the command has its own: then it alone keeps the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -5135,8 +5112,8 @@ class SlotLog:
         except FileNotFoundError:
             return True
         try:
-            if trimmed := trim_log(fd, most):
-                return trimmed
+            if trim_log(fd, most):
+                return True
             os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
             return False
         finally:
@@ -5178,13 +5155,13 @@ def trim_log(fd: int, most: int) -> bool:
 
 
 def _first_data(fd: int) -> int:
-    """Where a log's output begins: behind the hole of what was given up; its end where all is hole."""
+    """Where a log's output begins: behind the hole of what was given up."""
     try:
         return os.lseek(fd, 0, os.SEEK_DATA)
     except AttributeError:
         return 0
     except OSError as error:
-        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0
+        return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0  # all is hole
 
 
 def keep_orphan_log(
@@ -5196,21 +5173,15 @@ def keep_orphan_log(
     that id. Where the slot's log is empty, what has the name goes too, unless the run is known to
     have begun: then it is its own output, to which the worker gave the name before it died.
     """
-    source, target = slot_log_path(logs_dir, worker, slot), log_path(logs_dir, id, run)
+    log = SlotLog(logs_dir, worker, slot)
     # A log that cannot be kept is no reason to keep the job (F5).
-    with contextlib.suppress(OSError):
-        if os.stat(source).st_size == 0:
-            os.unlink(source)
-            if not has_begun:
-                os.unlink(target)
+    with contextlib.suppress(OSError, HostFault):
+        if os.stat(log.path).st_size > 0:
+            log.finish(id, run, most)
             return
-        fd = os.open(source, _APPEND_LOG)
-        try:
-            trim_log(fd, most)
-        finally:
-            os.close(fd)
-        make_dir(os.path.dirname(target))
-        os.rename(source, target)
+        os.unlink(log.path)
+        if not has_begun:
+            remove_log(logs_dir, id, run)
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -5234,7 +5205,7 @@ def remove_log(logs_dir: str, id: str, run: int) -> None:
 
 
 def sweep_logs(logs_dir: str, folder: int, exists: Callable[[str], bool]) -> None:
-    """Remove, from one of the 256 folders, the output of jobs that are gone (`exists(id)` is false).
+    """Remove the output of jobs that are gone (`exists(id)` is false) from one of the 256 folders.
 
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
@@ -5332,14 +5303,17 @@ def halt() -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Give a closed descriptor 0, 1 or 2 to /dev/null, so that no store or log ever becomes one of them."""
+    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
-    """Start queuectl itself in a session of its own, its output appended to `log`; a subprocess.Popen."""
+    """Start queuectl itself in a session of its own, its output appended to `log`.
+
+    A subprocess.Popen. Raises StoreError.
+    """
     import subprocess
 
     fd = os.open(log, _APPEND_LOG | os.O_CREAT, 0o600)
@@ -5348,8 +5322,8 @@ def start_detached(words: Sequence[str], log: str) -> Any:
             raise StoreError(f"'{log}' is not an ordinary file. Remove it.")
         os.fchmod(fd, 0o600)
         return subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), *words], stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
-            start_new_session=True, cwd="/",
+            [sys.executable, os.path.abspath(__file__), *words], start_new_session=True, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=fd, stderr=fd,
         )  # fmt: skip
     finally:
         os.close(fd)
@@ -5836,7 +5810,10 @@ class Worker:
                 self._work.wait_for(lambda: self._round != seen or self.stopping)
 
     def _attempt(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        """Run the job once and keep its output; how it ended. Never raises: a fault is a hand-back (F5, F6)."""
+        """Run the job once and keep its output; how it ended.
+
+        It never raises: a fault of ours or of the machine hands the job back (F5, F6).
+        """
         try:
             outcome = self._run_command(slot, log, job)
             self._set_trouble(slot, None)
@@ -5863,7 +5840,10 @@ class Worker:
         return {b"QUEUECTL_HOME": os.fsencode(self.store.home.path), **as_utf8(texts)}
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
-        """Tell the hooks of a job's end, its report being on disk (so none runs twice); a failure is a warning."""
+        """Run the hooks of a job's end once its report is on disk, so that none runs twice.
+
+        A hook that fails is a warning.
+        """
         for name, command in hooks.items():
             try:
                 if self.store.home.config().fsync != "never":
@@ -5884,9 +5864,7 @@ class Worker:
         output = last_lines(
             log_path(self.store.home.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES
         )
-        spool = Spool(
-            self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"]
-        )
+        spool = Spool(self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
@@ -6110,7 +6088,7 @@ class Recovery:
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
-    """Do it with each, so that a failing one holds up no other (F5); then raise the last failure."""
+    """Do it with each, so that a failing one holds up no other (F5); raise the last failure."""
     failed: Exception | None = None
     for thing in things:
         try:
@@ -6121,10 +6099,10 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
         raise failed
 
 
-def _read_dead(store: Store, name: str, lock_fd: int) -> WorkerInfo:
+def _read_dead(store: Store, name: str, lock_fd: int | None) -> WorkerInfo:
     """What a dead worker's file says, where there is one; from now on it also says "dead"."""
-    info = store.home.read_worker(name, lock_fd) if lock_fd >= 0 else None
-    if info is None:
+    info = store.home.read_worker(name, lock_fd) if lock_fd is not None and lock_fd >= 0 else None
+    if info is None or lock_fd is None:
         return WorkerInfo(name, {}, [], 0.0)
     header = encode_json({**info.header, "dead": True})
     width = os.pread(lock_fd, CHUNK_BYTES, 0).index(b"\n")
@@ -6137,49 +6115,43 @@ def _orphans_of(store: Store, info: WorkerInfo) -> list[Orphan]:
     """The runs that a dead worker left: of its processing jobs, and of the hooks in its rows."""
     with store.transaction():  # the worker is dead now: what it still wrote is its last word
         jobs = [job for job in store.processing.values() if job.worker == info.name]
-    orphans = [_orphan(store, job, info) for job in jobs]
-    for row in info.rows:
-        if hook := row.get("hook"):
-            mark = run_mark(store.home.lock_id(), info.name, row["job"], row["run"], hook)
-            orphans.append(Orphan(_trace(store, mark, (), info, row)))
-    return orphans
+    hooks = [Orphan(_trace(store, info, row, ())) for row in info.rows if "hook" in row]
+    return [*(_orphan(store, info, job) for job in jobs), *hooks]
 
 
-def _orphan(store: Store, job: Job, info: WorkerInfo) -> Orphan:
+def _orphan(store: Store, info: WorkerInfo, job: Job) -> Orphan:
     """What is known of a job's run, from its record and its worker's file."""
-    slot = job.slot or 0
-    row = info.rows[slot] if slot < len(info.rows) else {}
-    has_begun = (row.get("job"), row.get("run")) == (job.id, job.runs)
-    mark = run_mark(store.home.lock_id(), info.name, job.id, job.runs)
-    slot_log = slot_log_path(store.home.logs_dir, info.name, slot)
+    run = {"job": job.id, "run": job.runs}
+    row = next((row for row in info.rows if run.items() <= row.items()), run)
+    slot_log = slot_log_path(store.home.logs_dir, info.name, job.slot or 0)
     logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
-    trace = _trace(store, mark, logs, info, row if has_begun else {})
     rebooted = info.header.get("boot_id", boot_id()) != boot_id()
-    return Orphan(trace, job, rebooted or bool(info.header.get("stopping")), has_begun)
+    excused = rebooted or bool(info.header.get("stopping"))
+    return Orphan(_trace(store, info, row, logs), job, excused, "session" in row)
 
 
-def _trace(
-    store: Store, mark: str, logs: tuple[str, ...], info: WorkerInfo, row: Mapping[str, Any]
-) -> Trace:
-    """What a run is known by. A row's session means nothing after a reboot, and in a copied home."""
-    home = os.fsencode(store.home.path)
-    if (info.header.get("lock"), info.header.get("boot_id")) != (store.home.lock_id(), boot_id()):
-        return Trace(mark, home, logs)
-    return Trace(mark, home, logs, row.get("session"), row.get("start"))
+def _trace(store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...]) -> Trace:
+    """How the run in a row is found: by no session after a reboot, and in a copied home."""
+    lock_id, header = store.home.lock_id(), info.header
+    mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
+    trace = Trace(mark, os.fsencode(store.home.path), logs)
+    if (header.get("lock"), header.get("boot_id")) != (lock_id, boot_id()):
+        return trace
+    return trace._replace(session=row.get("session"), start_s=row.get("start"))
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
     """The live processes of a job's run, for a person; [] where it is not processing."""
     if job.state != "processing":
         return []
-    name, lock_fd = job.worker or "", -1
+    name, lock_fd = job.worker or "", None
     info = next((info for info in store.home.live_workers() if info.name == name), None)
     with contextlib.suppress(OSError):  # a home that can only be read
-        found = store.home.lock_dead_worker(name) if info is None else None
-        lock_fd = -1 if found is None else found
+        lock_fd = None if info else store.home.lock_dead_worker(name)
     info = info or _read_dead(store, name, lock_fd)
-    close_fd(lock_fd)
-    fence = Fence(_orphan(store, job, info).trace, math.inf)
+    if lock_fd is not None:
+        close_fd(lock_fd)
+    fence = Fence(_orphan(store, info, job).trace, math.inf)
     fence.look()
     return fence.living
 
@@ -6197,10 +6169,13 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
 
 
 # ======== 11. PRESENTATION ========
-# Records to text: strings in, strings out. Prints nothing, reads nothing. Times are given as people say them; exact
-# ones are in `--json`. What goes to a person is cleaned: neither a command nor an id can drive the terminal.
+# Turns records into text: strings in, strings out. This section prints nothing and reads nothing.
+# A person sees relative times; exact ones are in `--json`. Text for a person is cleaned, so that
+# neither a command nor an id can drive the terminal.
 
 PAUSED: Final = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
+SILENT_S: Final = 10  # a worker that has shown no sign of life for so long is reported
+_BOLD, _YELLOW = 1, 33
 _COLOURS: Final = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
 
 
@@ -6214,8 +6189,13 @@ def clean(text: str) -> str:
 
 
 def paint(text: str, colour: int) -> str:
-    """Coloured text; Click takes the colour out where stdout is no terminal."""
+    """Coloured text; Click removes the colour where stdout is no terminal."""
     return f"\033[{colour}m{text}\033[0m"
+
+
+def paint_state(state: str, width: int = 10) -> str:
+    """A state in its colour, padded to that width."""
+    return paint(f"{state:<{width}}", _COLOURS[state])
 
 
 def say_count(number: int, noun: str) -> str:
@@ -6236,86 +6216,69 @@ def say_duration(seconds: float) -> str:
 def say_when(instant: str, now: str) -> str:
     """`3 min ago`, `in 12 s`."""
     seconds = instant_s(instant) - instant_s(now)
-    return f"in {say_duration(seconds)}" if seconds > 0 else f"{say_duration(-seconds)} ago"
+    said = say_duration(abs(seconds))
+    return f"in {said}" if seconds > 0 else f"{said} ago"
 
 
-def _cells(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    if text.isascii():
-        return len(text)
+_PARTS: Final = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
+
+
+def cut(line: str, width: float) -> str:
+    """The line, cut to that many columns of a terminal. A pipe is infinitely wide."""
+    if width == math.inf:
+        return line
+    parts = _PARTS.findall(line)
+    ends = list(itertools.accumulate(map(_columns, parts)))
+    if not ends or ends[-1] <= width:
+        return line
+    text = "".join(parts[: bisect.bisect_right(ends, width - 1)])
+    return text + ("\033[0m…" if "\033" in text else "…")
+
+
+def _columns(part: str) -> int:
+    """How many columns of a terminal a character takes; a change of colour takes none."""
+    if part.isascii():
+        return 1 if len(part) == 1 else 0
     import unicodedata
 
-    return sum(
-        2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char)
-        for char in text
-    )
+    if unicodedata.combining(part):
+        return 0
+    return 2 if unicodedata.east_asian_width(part) in "WF" else 1
 
 
-def cut(line: str, width: int | None) -> str:
-    """The line, cut to a terminal's width; in a pipe (None) lines are full."""
-    if width is None or _cells(line) <= width:
-        return line
-    end, used = 0, 0
-    while (used := used + _cells(line[end])) < width:
-        end += 1
-    return line[:end] + "…"
+Row = tuple[str, str]  # an id, and what stands behind it
+TABLE_ROWS: Final = 200  # the width of the ids is that of the widest one in so many rows
 
 
-Piece = tuple[str, int | None]  # text, colour
-Row = list[Piece]  # a line; of a table the first piece is the id
-TABLE_ROWS: Final = 200  # the first so many rows say how wide the ids are
-
-
-def _fit(row: Sequence[Piece], width: int | None) -> str:
-    """A row, cut to the width, then coloured."""
-    out = ""
-    for text, colour in row:
-        part = text if width is None else cut(text, width) if width > 0 else ""
-        width = None if width is None else width - _cells(text)
-        out += paint(part, colour) if colour and part else part
-    return out
-
-
-def _aligned(rows: Iterable[Row], width: int | None) -> Iterator[Row]:
-    """The rows, their ids as wide as the widest (on a terminal at most a third of it)."""
+def table(rows: Iterable[Row], width: float) -> Iterator[str]:
+    """One line a row, with the columns aligned. The ids get a third of a terminal at most."""
     rest = iter(rows)
     first = list(itertools.islice(rest, TABLE_ROWS))
-    widest = max((len(row[0][0]) for row in first), default=0)
-    wide = max(12, widest if width is None else min(widest, width // 3))
-    for row in itertools.chain(first, rest):
-        yield [(f"{row[0][0]:<{wide}}", row[0][1]), *row[1:]]
-
-
-def table(rows: Iterable[Row], width: int | None) -> Iterator[str]:
-    """One line a row, columns aligned."""
-    return (_fit(row, width) for row in _aligned(rows, width))
+    widest = max((len(id) for id, _ in first), default=0)
+    id_width = int(max(12, min(widest, width / 3)))
+    for id, text in itertools.chain(first, rest):
+        yield cut(f"{id:<{id_width}}  {text}", width)
 
 
 def job_row(job: Job, now: str) -> Row:
     """One job of a list: id, state, attempts, when, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
-    state: list[Piece] = [("  ", None), (f"{job.state:<10}", _COLOURS[job.state])]
-    return [
-        (clean(job.id), None),
-        *state,
-        (f"  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}", None),
-    ]
+    state = paint_state(job.state)
+    return clean(job.id), f"{state}  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}"
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
-    ended = say_when(job.finished_at or now, now)
-    own = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
-    why = outcome_words(job) if own else job.reason or ""
-    text = (
-        f"  {job.attempts:>3}  {clean(why):<21}  {ended:>11}  {clean(last_output or job.command)}"
-    )
-    return [(clean(job.id), None), (text, None)]
+    has_failed = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
+    why = clean(outcome_words(job) if has_failed else job.reason or "")
+    output = clean(last_output or job.command)
+    text = f"{job.attempts:>3}  {why:<21}  {say_when(job.finished_at or now, now):>11}  {output}"
+    return clean(job.id), text
 
 
 def outcome_words(job: Job) -> str:
-    """How the job's last run ended, in few words."""
+    """How the job's last run ended, in a few words."""
     return describe_outcome(Outcome(job.outcome or "handed_back", job.exit_code, job.signal))
 
 
@@ -6323,19 +6286,15 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     rows = []
     for name, value in job_to_dict(job._replace(history=None)).items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if name.endswith("_at") and isinstance(value, str):
-            text = f"{value}  ({say_when(value, now)})"
-        text = paint(text, _COLOURS[job.state]) if name == "state" else clean(text)
+        text = clean(say_value(value))
+        if name in JOB_FIELDS and name.endswith("_at"):
+            text += f"  ({say_when(value, now)})"
         rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
-        ended = [
-            f" {key.replace('_', ' ')} {entry[key]}"
-            for key in ("exit_code", "signal")
-            if key in entry
-        ]
-        what = f"attempt {entry.get('attempt')} (run {entry.get('run')}): {entry.get('outcome')}{''.join(ended)}"
-        rows.append(clean(f"{what}, {entry.get('started_at')} to {entry.get('finished_at')}"))
+        part = collections.defaultdict(str, entry)  # one of a hand edit may lack some
+        code = part["exit_code"] if "exit_code" in part else part["signal"]
+        what = f"attempt {part['attempt']} (run {part['run']}): {part['outcome']} {code}"
+        rows.append(clean(f"{what}, {part['started_at']} to {part['finished_at']}"))
     if why:
         rows.append(f"{'now:':<14} {clean(why)}")
     if processes:
@@ -6345,266 +6304,48 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
     """Counts, workers and what waits, for a person."""
-    rows = []
-    if view["paused"]:
-        rows.append(paint(PAUSED, 33))
-    rows += [f"{paint(state, _COLOURS[state])}: {count}" for state, count in view["jobs"].items()]
-    rows.append(f"workers: {sum(worker['threads'] for worker in view['workers'])}")
-    rows += [worker_line(worker) for worker in view["workers"]]
+    rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
+    rows += [f"{paint_state(state, 0)}: {count}" for state, count in view["jobs"].items()]
+    rows += [say_threads(view), *map(worker_line, view["workers"])]
     if is_work_left_alone(view, now):
-        rows.append(
-            paint(
-                "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start", 33
-            )
-        )
+        advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
+        rows.append(paint(advice, _YELLOW))
+    rows += say_waiting(view, now)
+    settings = [f"{key}={clean(say_value(value))}" for key, value in view["config"].items()]
+    rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings)}"]
+    return "\n".join(rows)
+
+
+def say_threads(view: Mapping[str, Any]) -> str:
+    """`workers: 4`, the threads of all live workers."""
+    return f"workers: {sum(worker['threads'] for worker in view['workers'])}"
+
+
+def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
+    """How long the oldest job has waited, and when the next one becomes due."""
     if view["oldest_pending_s"] is not None:
-        rows.append(f"oldest waiting job: {say_duration(view['oldest_pending_s'])}")
+        yield f"oldest waiting job: {say_duration(view['oldest_pending_s'])}"
     if view["next_run_at"] is not None:
-        rows.append(f"next retry or delayed job: {say_when(view['next_run_at'], now)}")
-    rows.append(f"home: {clean(view['home'])}")
-    rows.append(
-        "settings: "
-        + ", ".join(f"{key}={clean(say_setting(value))}" for key, value in view["config"].items())
-    )
-    return "\n".join(rows)
-
-
-def stats_page(view: Mapping[str, Any], now: str) -> str:
-    """The figures of `stats` for a person: totals, quantiles and a small histogram; one line a group."""
-    rows = [
-        f"since:           {say_when(view['since'], now) if view['since'] else 'the beginning'}",
-        f"completed:       {view['completed']}",
-        f"failed attempts: {view['failed_attempts']}",
-        f"dead:            {view['dead']}"
-        + (f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""),
-        "success rate:    "
-        + ("-" if view["success_rate"] is None else f"{100 * view['success_rate']:.1f}%"),
-        "jobs a second:   " + ("-" if view["jobs_per_s"] is None else f"{view['jobs_per_s']:g}"),
-        "",
-        f"{'':<10}" + "".join(f"{name:>10}" for name in QUANTILES),
-        *(f"{name + ' time':<10}" + _quantiles_said(view[f"{name}_s"]) for name in ("wait", "run")),
-    ]
-    for name in ("wait", "run") if view["run_s"]["count"] else ():
-        rows += ["", f"{name} time", *_bars(view[f"{name}_s"]["histogram"])]
-    if by := view.get("by"):
-        rows += [
-            "",
-            ("{:>10}" * 6 + "  {}").format(
-                "completed", "failed", "dead", "run p50", "p95", "p99", by
-            ),
-        ]
-        for group in view["groups"]:
-            counts = "".join(
-                f"{group[name]:>10}" for name in ("completed", "failed_attempts", "dead")
-            )
-            rows.append(
-                f"{counts}{_quantiles_said(group['run_s'])}  {clean(group[by]) or '(none)'}"
-            )
-    return "\n".join(rows)
-
-
-def _quantiles_said(times: Mapping[str, Any]) -> str:
-    return "".join(
-        f"{'-' if times[name] is None else _say_time(times[name]):>10}" for name in QUANTILES
-    )
-
-
-def _say_time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else say_duration(seconds).replace(".0 ", " ")
-
-
-def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A histogram's lines: `   up to 1 s  ########## 12`."""
-    most = max(bar["count"] for bar in histogram) or 1
-    for bar in histogram:
-        said = "longer" if bar["le"] is None else f"up to {_say_time(bar['le'])}"
-        yield f"{said:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
-
-
-def stats_as_prometheus(view: Mapping[str, Any]) -> str:
-    """The figures of `stats` as Prometheus' textfile collector reads them; gauges, since a purge takes jobs away."""
-    rows: list[str] = []
-    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
-
-    def family(
-        name: str, kind: str, meaning: str, samples: Iterable[tuple[str, Mapping[str, object], Any]]
-    ) -> None:
-        rows.extend((f"# HELP queuectl_{name} {meaning}", f"# TYPE queuectl_{name} {kind}"))
-        for ending, labels, value in samples:
-            if value is not None:
-                said = ",".join(
-                    f'{key}="{str(text).translate(escapes)}"' for key, text in labels.items()
-                )
-                rows.append(
-                    f"queuectl_{name}{ending}" + (f"{{{said}}}" if said else "") + f" {value}"
-                )
-
-    by = view.get("by")
-    parts = [({by: group[by]}, group) for group in view["groups"]] if by else [({}, view)]
-    family(
-        "jobs",
-        "gauge",
-        "Jobs in each state.",
-        [("", {"state": state}, n) for state, n in view["jobs"].items()],
-    )
-    family("workers", "gauge", "Threads of all live workers.", [("", {}, view["workers"])])
-    for name, key, meaning in (
-        ("completed", "completed", "Jobs that completed."),
-        ("failed_attempts", "failed_attempts", "Attempts that failed."),
-        ("dead", "dead", "Jobs that died, cancelled ones included."),
-        ("cancelled", "cancelled", "Jobs that were cancelled."),
-        (
-            "success_rate",
-            "success_rate",
-            "Completed jobs of those that completed or died without being cancelled.",
-        ),
-        (
-            "jobs_per_second",
-            "jobs_per_s",
-            "Jobs that ended a second, from the first start to the last end.",
-        ),
-    ):
-        family(name, "gauge", meaning, [("", labels, part[key]) for labels, part in parts])
-    for name, meaning in (
-        ("wait", "From enqueue to first start."),
-        ("run", "Run time of an attempt."),
-    ):
-        samples: list[tuple[str, Mapping[str, object], Any]] = []
-        quantiles: list[tuple[str, Mapping[str, object], Any]] = []
-        for labels, part in parts:
-            times, below = part[f"{name}_s"], 0
-            for bar in times["histogram"]:
-                below += bar["count"]
-                samples.append(
-                    ("_bucket", {**labels, "le": "+Inf" if bar["le"] is None else bar["le"]}, below)
-                )
-            samples += [("_sum", labels, times["sum"]), ("_count", labels, times["count"])]
-            quantiles += [
-                ("", {**labels, "quantile": share}, times[key]) for key, share in QUANTILES.items()
-            ]
-        family(f"{name}_seconds", "histogram", meaning, samples)
-        family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
-    return "\n".join(rows)
-
-
-# -- The live screen of `status --watch`
-
-
-def watch_frame(
-    view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str
-) -> list[str]:
-    """The live screen: at most `rows` lines of at most `columns` characters, the most important first.
-
-    `outputs` has the last line of output of failed jobs by id.
-    """
-    counts, most = view["jobs"], max(*view["jobs"].values(), 1)
-    wide = max(len(f"{count:,}") for count in counts.values())
-    lines: list[Row] = [[("queuectl ", 1), (f"{clean(view['home'])}  {now[11:19]}Z  q ends", None)]]
-    if view["paused"]:
-        lines.append([(PAUSED, 33)])
-    for state, count in counts.items():
-        bar = _bar(count / most, columns - wide - 14)
-        lines.append(
-            [
-                (f"{state:<10}", _COLOURS[state]),
-                (f"  {count:>{wide},}  ", None),
-                (bar, _COLOURS[state]),
-            ]
-        )
-    rates = view["rates"][-10:]
-    speed = f"{sum(rates) / len(rates) if rates else 0:.1f} jobs/s"
-    lines.append(
-        [
-            ("throughput  ", None),
-            (f"{speed}  ", 1),
-            (_spark(view["rates"], columns - len(speed) - 14), 32),
-        ]
-    )
-    said = [f"workers: {sum(worker['threads'] for worker in view['workers'])}"]
-    if view["oldest_pending_s"] is not None:
-        said.append(f"oldest waiting: {say_duration(view['oldest_pending_s'])}")
-    if view["next_run_at"] is not None:
-        said.append(f"next retry or delayed job: {say_when(view['next_run_at'], now)}")
-    lines.append([("   ".join(said), None)])
-    for worker in view["workers"]:
-        if worker["trouble"] or worker["silent_s"] > 10:
-            lines.append([(worker_line(worker).strip(), 31)])
-    running = [_running_row(job, now) for job in view["running"]]
-    failed = [
-        _failed_row(job, outputs.get(job.id) or job.reason or "", now) for job in view["failed"]
-    ]
-    room = rows - len(lines)
-    if running and room < 6:
-        failed = []
-    room -= 2 * bool(running) + 2 * bool(failed)
-    shown = min(
-        len(running), max(room - len(failed), room // 2)
-    )  # each list gets half of the room, and what is left
-    for title, part, size in (
-        ("running", running, shown),
-        ("last failures", failed, min(len(failed), room - shown)),
-    ):
-        if size > 0:
-            more = f" ({size} of {len(part)})" if size < len(part) else ""
-            lines += [[], [(f"{title}{more}", 1)], *_aligned(part[:size], columns)]
-    return [_fit(line, columns) for line in lines[:rows]]
-
-
-def _running_row(job: Job, now: str) -> Row:
-    seconds = max(0.0, instant_s(now) - instant_s(job.started_at or now))
-    return [
-        (f"  {clean(job.id)}", None),
-        (f"  {say_duration(seconds):>7}  {clean(job.command)}", None),
-    ]
-
-
-def _failed_row(job: Job, last_output: str, now: str) -> Row:
-    why = f"  {say_when(ended_at(job), now):>11}  {clean(outcome_words(job)):<21}  {clean(last_output)}"
-    return [(f"  {clean(job.id)}", None), (f"  {job.state:<6}", _COLOURS[job.state]), (why, None)]
-
-
-def _bar(share: float, room: int) -> str:
-    eighths = math.ceil(8 * max(room, 0) * share)
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _spark(rates: Sequence[float], room: int) -> str:
-    """The newest rates, as many as there is room for; the newest on the right."""
-    shown = rates[-room:] if room > 0 else []
-    most = max(shown, default=0) or 1
-    return "".join(
-        "▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown
-    )  # 7 * rate / most may be above 7
-
-
-PLAIN_BLOCKS: Final = str.maketrans(
-    {**dict.fromkeys("█▉▊▋▌▆▇", "#"), **dict.fromkeys("▍▎▏▃▄▅", "="), "▁": "_", "▂": "-", "…": "~"}
-)
-
-
-def watch_line(view: Mapping[str, Any], now: str) -> str:
-    """The same in one line, for a pipe: time, the five counts, jobs a second."""
-    counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
-    speed = f", {view['rates'][-1]:.1f} jobs/s" if view["rates"] else ""
-    return f"{now}  {counts}{speed}{', PAUSED' if view['paused'] else ''}"
+        yield f"next retry or delayed job: {say_when(view['next_run_at'], now)}"
 
 
 def worker_line(worker: Mapping[str, Any]) -> str:
     """One live worker: name, pid, threads, what it runs, and what is wrong with it."""
-    runs = ", ".join(clean(row["job"]) for row in worker["running"]) or "nothing"
-    line = f"  {worker['name']}  pid {worker['pid']}, {say_count(worker['threads'], 'thread')}, runs {runs}"
-    if worker["tags"] or worker["not_tags"]:
-        line += f", takes {clean(' '.join([*worker['tags'], *('not ' + tag for tag in worker['not_tags'])]))}"
+    runs = ", ".join(row["job"] for row in worker["running"]) or "nothing"
+    threads = say_count(worker["threads"], "thread")
+    line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
+    if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
+        line += f", takes {' '.join(takes)}"
     if worker["trouble"]:
-        line += f"; TROUBLE: {clean(worker['trouble'])}"
-    if worker["silent_s"] > 10:
+        line += f"; TROUBLE: {worker['trouble']}"
+    if worker["silent_s"] > SILENT_S:
         line += f"; silent for {say_duration(worker['silent_s'])} (stopped, or the machine slept)"
-    return line
+    return clean(line)
 
 
-def say_setting(value: object) -> str:
-    """A setting as `config set` takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+def say_value(value: object) -> str:
+    """A field or a setting as a person writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def say_ids(word: str, jobs: Sequence[Job]) -> str:
@@ -6614,66 +6355,224 @@ def say_ids(word: str, jobs: Sequence[Job]) -> str:
 
 def as_json(value: object) -> str:
     """One JSON value for stdout, on lines that a person can read too."""
-    return (
-        json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-    )
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# -- The figures of `stats`
+
+
+def stats_page(view: Mapping[str, Any], now: str) -> str:
+    """The figures for a person: totals, quantiles and small histograms; one line a group."""
+    since = say_when(view["since"], now) if view["since"] else "the beginning"
+    cancelled = f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""
+    rate, speed = view["success_rate"], view["jobs_per_s"]
+    rows = [
+        f"since:           {since}",
+        f"completed:       {view['completed']}",
+        f"failed attempts: {view['failed_attempts']}",
+        f"dead:            {view['dead']}{cancelled}",
+        f"success rate:    {'-' if rate is None else f'{100 * rate:.1f}%'}",
+        f"jobs a second:   {'-' if speed is None else f'{speed:g}'}",
+        "",
+        _columns_of("", *QUANTILES),
+        f"wait time {_say_quantiles(view['wait_s'])}",
+        f"run time  {_say_quantiles(view['run_s'])}",
+    ]
+    if view["run_s"]["count"]:
+        rows += ["", "wait time", *_bars(view["wait_s"]["histogram"])]
+        rows += ["", "run time", *_bars(view["run_s"]["histogram"])]
+    if by := view.get("by"):
+        names = ("completed", "failed", "dead", "run p50", "p95", "p99")
+        rows += ["", f"{_columns_of(*names)}  {by}"]
+        for group in view["groups"]:
+            counts = _columns_of(group["completed"], group["failed_attempts"], group["dead"])
+            times = _say_quantiles(group["run_s"])
+            rows.append(f"{counts}{times}  {clean(group[by]) or '(none)'}")
+    return "\n".join(rows)
+
+
+def _columns_of(*values: object) -> str:
+    return "".join(f"{value:>10}" for value in values)
+
+
+def _say_quantiles(times: Mapping[str, Any]) -> str:
+    return _columns_of(*(_say_time(times[name]) for name in QUANTILES))
+
+
+def _say_time(seconds: float | None) -> str:
+    """`5 ms`, `1 s`, `12 s`, or `-` for None."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else say_duration(seconds).replace(".0 ", " ")
+
+
+def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A histogram's lines: `   up to 1 s  ########## 12`."""
+    most = max(bar["count"] for bar in histogram) or 1
+    for bar in histogram:
+        bound = "longer" if bar["le"] is None else f"up to {_say_time(bar['le'])}"
+        yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
+
+
+_GAUGES: Final = (  # name, key of the figure, meaning
+    ("completed", "completed", "Jobs that completed."),
+    ("failed_attempts", "failed_attempts", "Attempts that failed."),
+    ("dead", "dead", "Jobs that died, cancelled ones included."),
+    ("cancelled", "cancelled", "Jobs that were cancelled."),
+    ("success_rate", "success_rate", "Share of completed jobs among those that ended uncancelled."),
+    ("jobs_per_second", "jobs_per_s", "Jobs that ended, from the first start to the last end."),
+)
+_TIMES: Final = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
+
+
+def stats_as_prometheus(view: Mapping[str, Any]) -> str:
+    """The figures for Prometheus' textfile collector. They are gauges, since a purge lowers them."""
+    by = view.get("by")
+    parts = {_label(by, group[by]): group for group in view["groups"]} if by else {"": view}
+    states = [f'{{state="{state}"}} {count}' for state, count in view["jobs"].items()]
+    rows = [
+        *_family("jobs", "gauge", "Jobs in each state.", states),
+        *_family("workers", "gauge", "Threads of all live workers.", [f" {view['workers']}"]),
+    ]
+    for name, key, meaning in _GAUGES:
+        samples = [f"{{{label}}} {part[key]}" for label, part in parts.items()]
+        rows += _family(name, "gauge", meaning, samples)
+    for name, meaning in _TIMES.items():
+        buckets, quantiles = [], []
+        for label, part in parts.items():
+            times, below = part[f"{name}_s"], 0
+            for bar in times["histogram"]:
+                below += bar["count"]
+                bound = "+Inf" if bar["le"] is None else bar["le"]
+                buckets.append(f'_bucket{{le="{bound}",{label}}} {below}')
+            buckets += [f"_sum{{{label}}} {times['sum']}", f"_count{{{label}}} {times['count']}"]
+            for key, share in QUANTILES.items():
+                quantiles.append(f'{{quantile="{share}",{label}}} {times[key]}')
+        rows += _family(f"{name}_seconds", "histogram", meaning, buckets)
+        rows += _family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
+    return "\n".join(rows)
+
+
+def _label(key: str, text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{key}="{escaped}"'
+
+
+def _family(name: str, kind: str, meaning: str, samples: Iterable[str]) -> Iterator[str]:
+    """The lines of one metric; figures that are None are left out."""
+    yield f"# HELP queuectl_{name} {meaning}"
+    yield f"# TYPE queuectl_{name} {kind}"
+    yield from (f"queuectl_{name}{sample}" for sample in samples if not sample.endswith(" None"))
+
+
+# -- The live screen of `status --watch`
+
+
+def watch_frame(
+    view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str
+) -> list[str]:
+    """The live screen: at most `rows` lines of at most `columns` characters, the most important
+    first. `outputs` maps the ids of failed jobs to their last line of output.
+    """
+    lines = [cut(line, columns) for line in _watch_head(view, columns, now)]
+    running = [_running_row(job, now) for job in view["running"]]
+    failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
+    room = rows - len(lines) - 4  # two lists, each with an empty line and a title
+    shown = max(room // 2, room - len(failed))  # each list gets half of it, and what the other left
+    room -= min(shown, len(running))
+    for title, part, size in (("running", running, shown), ("last failures", failed, room)):
+        if part and size > 0:
+            more = f" ({size} of {len(part)})" if size < len(part) else ""
+            lines += ["", cut(paint(title + more, _BOLD), columns), *table(part[:size], columns)]
+    return lines[:rows]
+
+
+def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
+    """What stands above the lists: counts with bars, throughput, what waits, workers in trouble."""
+    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {now[11:19]}Z  q ends"
+    if view["paused"]:
+        yield paint(PAUSED, _YELLOW)
+    most = max(*view["jobs"].values(), 1)
+    wide = len(f"{most:,}")
+    for state, count in view["jobs"].items():
+        bar = "█" * math.ceil(max(columns - wide - 14, 0) * count / most)
+        yield f"{paint_state(state)}  {count:>{wide},}  {paint(bar, _COLOURS[state])}"
+    recent = view["rates"][-10:] or [0]
+    speed = f"{sum(recent) / len(recent):.1f} jobs/s"
+    spark = _spark(view["rates"], columns - len(speed) - 14)
+    yield f"throughput  {paint(speed, _BOLD)}  {paint(spark, _COLOURS['completed'])}"
+    yield "   ".join([say_threads(view), *say_waiting(view, now)])
+    for worker in view["workers"]:
+        if worker["trouble"] or worker["silent_s"] > SILENT_S:
+            yield paint(worker_line(worker).strip(), _COLOURS["dead"])
+
+
+def _running_row(job: Job, now: str) -> Row:
+    seconds = max(0.0, instant_s(now) - instant_s(job.started_at or now))
+    return clean(job.id), f"{say_duration(seconds):>7}  {clean(job.command)}"
+
+
+def _spark(rates: Sequence[float], room: int) -> str:
+    """The newest rates, as many as there is room for; the newest on the right."""
+    shown = rates[-room:] if room > 0 else []
+    most = max(shown, default=0) or 1
+    # 7 * rate / most may be above 7.
+    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
+
+
+PLAIN_BLOCKS: Final = str.maketrans("█▇▆▅▄▃▂▁…", "##====-_~")  # for a terminal without UTF-8
+
+
+def watch_line(view: Mapping[str, Any], now: str) -> str:
+    """The same in one line, for a pipe: time, the five counts, jobs a second."""
+    counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
+    speed = f", {view['rates'][-1]:.1f} jobs/s" if view["rates"] else ""
+    return f"{now}  {counts}{speed}{', PAUSED' if view['paused'] else ''}"
 
 
 # ======== 12. COMMANDS ========
-# The command line: take arguments, call one operation, present, exit. The only section that knows Click, prints, and
-# waits for a person's sake; no decisions about jobs. What a command returns is its exit code (None: 0).
+# The command line: take arguments, call one operation, present, exit. The only section that knows
+# Click, prints, and waits for a person's sake; it decides nothing about jobs. What a command
+# returns is its exit code (None: 0).
 
 POLL_S: Final = 0.03  # between two looks of a command that waits
 WATCH_LEAST_S: Final = 0.1
-COMPLETED_MAX: Final = 100  # ids that a shell is offered
+
+Words = tuple[str, ...]  # what stands for several ids, states or tags
 
 
 class App:
-    """What the commands of one call share: the store, and what has been changed so far (for an error after it)."""
+    """What the commands of one call share: the store, and what has been changed so far, which an
+    error names."""
 
     def __init__(self, home: str) -> None:
-        self.store = open_store(home, lambda text: click.echo(f"Warning: {clean(text)}", err=True))
-        self.made: str | None = None
+        self.store = open_store(home, lambda text: _say(f"Warning: {text}"))
+        self.made = ""
 
-    def done(self, text: str) -> None:
-        """The change is stored: see that it is also on the disk, then say what is now true."""
-        self.made = text
+    def done(self, made: str, lines: Iterable[str] | None = None) -> None:
+        """The change is stored: put it on the disk, then print what is now true, or these lines."""
+        self.made = made
         self.store.settle()
+        _echo_all([made] if lines is None else lines)
 
 
-def _printing(text: Callable[[click.Context], str]) -> dict[str, Any]:
-    """What makes an option print a text and end there. Click's own --help and --version look for a translation first,
-    which loads `locale`: 2 ms of each start."""
-
-    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            click.echo(text(ctx), color=ctx.color)
-            ctx.exit()
-
-    return {"is_flag": True, "expose_value": False, "is_eager": True, "callback": show}
+def _say(text: str) -> None:
+    """A message to the person, on stderr."""
+    click.echo(clean(text), err=True)
 
 
-_HELP: Final = click.Option(
-    ["-h", "--help"], help="Show this message and exit.", **_printing(click.Context.get_help)
-)
-_VERSION: Final = _printing(lambda ctx: f"queuectl, version {__version__}")
+def _echo_all(lines: Iterable[str]) -> None:
+    """Print lines, many at a time, for Click flushes every call."""
+    rest = iter(lines)
+    while piece := list(itertools.islice(rest, 200)):
+        click.echo("\n".join(piece))
 
 
-class Command(click.Command):
-    """A command of whose help the last line, `Example: ...`, stands as a block of its own."""
+class Group(click.Group):
+    """A group of commands, some of which have second names. It turns every error into an exit."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.help = inspect.cleandoc(self.help or "").replace("Example: ", "\b\nExample:\n  ")
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        return _HELP
-
-
-class Group(Command, click.Group):
-    """A group, some of whose commands have second names."""
-
-    command_class = Command
+    group_class = type
     aliases: Final = {
         "cli metrics": "stats",
         "dlq clear": "purge",
@@ -6684,78 +6583,70 @@ class Group(Command, click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, self.aliases.get(f"{self.name} {cmd_name}", cmd_name))
 
-
-class Root(Group):
-    """The one command group; here every error becomes its exit."""
-
-    group_class = Group
-
     def main(self, *args: Any, **more: Any) -> Any:
-        """As Click's own, but what it cannot print (help, an error where stderr is full) keeps its exit code too."""
+        """As Click's own, but what cannot be printed (help, an error where stderr is full) keeps
+        its exit code."""
         code: Any = EXIT_STORAGE
         try:
-            try:
-                code = super().main(*args, **{**more, "standalone_mode": False}) or 0
-            except click.Abort:
-                code = 130
-            except QueueError as error:
-                code = error.exit_code
-                click.echo(f"Error: {clean(str(error))}", err=True)
-            except click.ClickException as error:
-                code = error.exit_code
-                if not isinstance(
-                    error, click.exceptions.NoArgsIsHelpError
-                ):  # a help page keeps its lines
-                    error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
+            code = super().main(*args, **{**more, "standalone_mode": False}) or 0
+        except click.Abort:
+            code = 130
+        except click.ClickException as error:
+            code = error.exit_code
+            if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose text is a page
+                error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
+            with contextlib.suppress(OSError):
                 error.show()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                click.echo(
-                    f"Error: The result could not be printed: {error.strerror}. Nothing was changed.",
-                    err=True,
-                )
+            _say_error(f"The result could not be printed: {error.strerror}. Nothing was changed.")
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As Click's own, but what ends a command is told together with what it had changed by then."""
+        """As Click's own, but what ends a command is told together with what it had changed."""
         try:
             return super().invoke(ctx)
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
-            made = ctx.obj.made if isinstance(ctx.obj, App) else None
-            after = f" The change was made before that: {made}" if made else ""
-            match error:
-                case QueueError():
-                    if not made:
-                        raise
-                    raise type(error)(
-                        str(error).replace(" Nothing was changed.", "") + after
-                    ) from error
-                case OSError() if error.filename is not None:
-                    where = f"{error.strerror}: '{os.fsdecode(error.filename)}'."
-                    raise StoreError(where + (after or " Try again.")) from error
-                case OSError():
-                    is_pipe = error.errno == errno.EPIPE
-                    if is_pipe and not made:
-                        return EXIT_REFUSED
-                    text = f"The result could not be printed: {error.strerror}.{after or ' Nothing was changed.'}"
-                    raise (Refused if is_pipe else StoreError)(text) from error
-            if sys.stderr.isatty():
-                click.echo(err=True)  # the cursor stands behind "^C"
-            if made:
-                click.echo(f"Interrupted.{clean(after)}", err=True)
-            return 130
+            made = ctx.obj.made if isinstance(ctx.obj, App) else ""
+            return _fail(error, f"The change was made before that: {made}" if made else "")
+
+
+def _fail(error: BaseException, made: str) -> int:
+    """Say what ended a command, and what it had changed by then; the exit code."""
+    match error:
+        case QueueError(exit_code=code):
+            text = str(error)
+            _say_error(f"{text.replace(' Nothing was changed.', '')} {made}" if made else text)
+            return code
+        case OSError(filename=str() | bytes() as name):
+            _say_error(f"{error.strerror}: '{os.fsdecode(name)}'. {made or 'Try again.'}")
+            return EXIT_STORAGE
+        case BrokenPipeError() if not made:
+            return EXIT_REFUSED
+        case OSError():
+            what = f"The result could not be printed: {error.strerror}."
+            _say_error(f"{what} {made or 'Nothing was changed.'}")
+            return EXIT_REFUSED if isinstance(error, BrokenPipeError) else EXIT_STORAGE
+    if sys.stderr.isatty():
+        click.echo(err=True)  # the cursor stands behind "^C"
+    if made:
+        _say(f"Interrupted. {made}")
+    return 130
+
+
+def _say_error(text: str) -> None:
+    with contextlib.suppress(OSError):  # the exit code still tells
+        _say(f"Error: {text}")
 
 
 def find_home(option: str | None) -> str:
-    """`--home`, else QUEUECTL_HOME, else this file's directory where it is a checkout, else the user's own."""
+    """`--home`, else QUEUECTL_HOME, else the directory of this file where it is a checkout, else
+    the user's own."""
     if home := option or os.environ.get("QUEUECTL_HOME"):
         return home
     here = os.path.dirname(os.path.abspath(__file__))
-    if any(
-        os.path.exists(os.path.join(here, name))
-        for name in ("config.json", "jobs.json", "dlq.json", ".queuectl")
-    ):
-        return here
+    for name in ("config.json", "jobs.json", "dlq.json", ".queuectl"):
+        if os.path.exists(os.path.join(here, name)):
+            return here
     return click.get_app_dir("queuectl")
 
 
@@ -6771,7 +6662,7 @@ class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since 
             self.fail(str(error), param, ctx)
 
 
-_COMPLETES: Final = {
+_COMPLETES: Final = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
@@ -6781,30 +6672,31 @@ _COMPLETES: Final = {
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    group = ctx.parent.info_name if ctx.parent else None
-    states = _COMPLETES.get("dlq" if group == "dlq" else ctx.info_name or "", STATES)
+    is_dlq = ctx.parent is not None and ctx.parent.info_name == "dlq"
+    states = _COMPLETES.get("dlq" if is_dlq else ctx.info_name or "", STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
-        return complete_ids(store, incomplete, states, COMPLETED_MAX)
+        return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
         return []
     finally:
         store.close()
 
 
-def _complete_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="dir" if param.name in ("cwd", "home") else "file")]
+def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, is_flag=True, help=help)
 
 
 # What several commands take.
 DURATION: Final = DurationType()
+PATH: Final = click.Path(
+    readable=False
+)  # which a shell completes; whether it is there is asked later
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
-_json = click.option("--json", "in_json", is_flag=True, help="Print one JSON value.")
+_json = _switch("--json", "in_json", help="Print one JSON value.")
 _match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option(
     "--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs."
@@ -6812,26 +6704,31 @@ _limit = click.option(
 _tags = click.option(
     "--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable)."
 )
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+_yes = _switch("--yes", help="Do not ask.")
+_older_than = click.option(
+    "--older-than", type=DURATION, help="Only jobs that have been over for that long."
+)
 
 
-def _echo_all(lines: Iterable[str]) -> None:
-    """Print lines, many at a time: Click flushes every call."""
-    rest = iter(lines)
-    while piece := list(itertools.islice(rest, 200)):
-        click.echo("\n".join(piece))
+def _check_ids_or_all(ids: Words, every: bool) -> None:
+    if bool(ids) == every:
+        raise click.UsageError("Give job ids, or --all.")
 
 
-def _width() -> int | None:
-    """The terminal's width, None where stdout is none."""
+def _deadline(timeout: float | None) -> float:
+    return time.monotonic() + (math.inf if timeout is None else timeout)
+
+
+def _width() -> float:
+    """The width of the terminal; a pipe is infinitely wide."""
     import shutil
 
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
 @contextlib.contextmanager
 def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it on."""
+    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it."""
     if not length or not sys.stderr.isatty():
         yield lambda steps: None
         return
@@ -6840,16 +6737,20 @@ def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
-_CONTEXT: Final = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda word: word.replace("_", "-"),
-}
-
-
-@click.group(cls=Root, context_settings=_CONTEXT)
-@click.option("--home", metavar="DIR", shell_complete=_complete_paths,
-              help="The queue's directory (else QUEUECTL_HOME).")  # fmt: skip
-@click.option("--version", help="Show the version and exit.", **_VERSION)
+@click.group(
+    cls=Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+    },
+)
+@click.option(
+    "--home",
+    metavar="DIR",
+    type=PATH,
+    help="The queue's directory (else QUEUECTL_HOME).",
+)
+@click.version_option(__version__, prog_name="queuectl")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None) -> None:
     """Run shell commands in the background, with retries and a dead letter queue.
@@ -6872,29 +6773,28 @@ def cli(ctx: click.Context, home: str | None) -> None:
 # -- enqueue
 
 
-class EnqueueCommand(Command):
-    """Remembers what Click's parser forgets: whether `--` stood before the words, and `--unique=KEY`."""
+class EnqueueCommand(click.Command):
+    """Remembers what Click's parser forgets: whether `--` stood before the words, and
+    `--unique=KEY`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("words", ())
-        separated = len(given) > len(words) and given[len(given) - len(words) - 1] == "--"
-        options = {
-            name for param in self.params for name in (*param.opts, *param.secondary_opts)
-        } - {"words"}
-        options.add("--help")  # -h is left to commands: du -h, grep -h
+        before = given[: len(given) - len(words)]
+        separated = before[-1:] == ["--"]
+        options = {name for param in self.get_params(ctx) for name in param.opts}
         for word in () if separated else words[1:]:
-            if word.partition("=")[0].replace("_", "-") in options:
+            option = word.partition("=")[0].replace("_", "-")
+            if option.startswith("--") and option in options:
                 raise click.UsageError(
-                    f"'{word}' stands after the command's first word, where it is the command's own. Options "
-                    "of enqueue come before it; for a command that has such an option write -- before it.",
+                    f"'{word}' stands after the command's first word, where it is the command's "
+                    "own. Options of enqueue come before it; for a command that has such an "
+                    "option write -- before it.",
                     ctx,
                 )
-        ctx.params |= {
-            "separated": separated,
-            "has_key": any(word.startswith("--unique=") for word in given),
-        }
+        ctx.params["separated"] = separated
+        ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         return rest
 
 
@@ -6907,11 +6807,54 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
         click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
         click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
-        click.option("--timeout", type=DURATION, help="An attempt's limit, 0 = none. [new: job_timeout]"),
+        click.option("--timeout", type=DURATION,
+                     help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a job that options gave, checked as those of JSON are."""
+    fields = {name: value for name, value in given.items() if value not in (None, ())}
+    if "at" in fields:
+        fields["run_at"] = parse_instant(fields.pop("at"), now, "time for --at")
+    if "env" in fields:
+        fields["env"] = dict(map(_env_pair, fields["env"]))
+    if "tags" in fields:
+        fields["tags"] = list(fields["tags"])
+    if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
+        fields["cwd"] = os.path.join(_here(), cwd)
+    after_any = [{"id": id, "any": True} for id in fields.pop("after_any", ())]
+    if after := [*fields.pop("after", ()), *after_any]:
+        fields["after"] = after
+    for name, value in fields.items():
+        if name in FIELD_CHECKS and value != MADE_KEY:  # Click has checked the delay
+            fields[name] = FIELD_CHECKS[name](value, name)
+    return fields
+
+
+def _env_pair(text: str) -> tuple[str, str]:
+    key, has_value, value = text.partition("=")
+    if has_value or not key:  # without a name it is refused with the rest
+        return key, value
+    if key not in os.environ:
+        raise BadValue(
+            f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE."
+        )
+    return key, os.environ[key]
+
+
+def _here() -> str:
+    """The directory of the call, as a job can remember it."""
+    try:
+        return str(parse_cwd(os.getcwd(), "current directory"))
+    except OSError as error:
+        why = f"The current directory cannot be told ({error.strerror})."
+        raise Refused(f"{why} Give one: --cwd DIR.") from error
+    except BadValue as error:
+        raise Refused(f"{error} Or give another: --cwd DIR.") from error
 
 
 @cli.command(cls=EnqueueCommand, context_settings={"allow_interspersed_args": False})
@@ -6919,7 +6862,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
 @click.option("--delay", type=DURATION, help="Start that much later.")
-@click.option("--cwd", metavar="DIR", shell_complete=_complete_paths, help="Where it runs. [here]")
+@click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
@@ -6931,18 +6874,36 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Start when it is over, completed or dead (repeatable).",
 )
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
-@click.option("--unique", is_flag=False, flag_value=MADE_KEY, metavar="[KEY]",
-              help="Not while a job with KEY is active.")  # fmt: skip
-@click.option("--file", "path", metavar="FILE", shell_complete=_complete_paths,
-              help="One job a line, - for stdin; all or nothing.")  # fmt: skip
-@click.option("--stream", is_flag=True, help="Jobs from stdin, each accepted as its line comes.")
 @click.option(
-    "--wait", "wait_", is_flag=True, help="Print its output as it comes; exit with its code."
+    "--unique",
+    is_flag=False,
+    flag_value=MADE_KEY,
+    metavar="[KEY]",
+    help="Not while a job with KEY is active.",
 )
+@click.option(
+    "--file",
+    "path",
+    metavar="FILE",
+    type=PATH,
+    help="One job a line, - for stdin; all or nothing.",
+)
+@_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
+@_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
 @_app
-def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str | None, stream: bool, wait_: bool,
-            in_json: bool, separated: bool, has_key: bool, **given: Any) -> int:  # fmt: skip
+def enqueue(
+    app: App,
+    /,
+    words: Words,
+    path: str | None,
+    stream: bool,
+    wait_: bool,
+    in_json: bool,
+    separated: bool,
+    has_key: bool,
+    **given: Any,
+) -> int:
     """Add a job and print its id.
 
     The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
@@ -6954,130 +6915,79 @@ def enqueue(app: App, /, words: tuple[str, ...], command: str | None, path: str 
       queuectl enqueue '{"id":"job1","command":"echo test"}'
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
     """
-    sources = sum(map(bool, (words, command, path, stream)))
-    if sources > 1:
-        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
-    if wait_ and (path is not None or stream or in_json):
-        raise click.UsageError(
-            "--wait is for one job's output: leave --file, --stream and --json out."
-        )
+    sources = sum(map(bool, (words, given["command"], path, stream)))
+    for is_wrong, message in (
+        (sources > 1, "Give the job once: as words, with --command, --file or --stream."),
+        (wait_ and (in_json or stream or path is not None),
+         "--wait is for one job's output: leave --file, --stream and --json out."),
+        (stream and in_json,
+         "--stream prints ids as they come, not one JSON value: leave --json out."),
+        (path is not None and given["id"] is not None,
+         "--id is for one job: with --file give an id in each line."),
+        (given["at"] is not None and given["delay"] is not None,
+         "Give --at or --delay, not both."),
+    ):  # fmt: skip
+        if is_wrong:
+            raise click.UsageError(message)
     if not sources and not has_key and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = app.store.home.now()
-    options = _spec_options(now, given)
-    defaults = {"cwd": options["cwd"] if "cwd" in options else _here()}
+    options = _given_fields(now, given)
+    defaults = options if "cwd" in options else {"cwd": _here(), **options}
     if stream:
-        if in_json:
-            raise click.UsageError(
-                "--stream prints ids as they come, not one JSON value: leave --json out."
-            )
-        return _enqueue_stream(app, {**defaults, **options})
+        return _enqueue_stream(app, defaults)
     if path is not None:
-        if "id" in options:
-            raise click.UsageError("--id is for one job: with --file give an id in each line.")
-        return _enqueue_file(app, path, {**defaults, **options}, in_json)
-    fields = (
-        {"command": parse_command(command)}
-        if command is not None
-        else _parse_words(words, separated, now)
-    )
-    accepted = enqueue_job(app.store, make_spec({**defaults, **merge_fields(fields, options)}))
+        return _enqueue_file(app, path, defaults, in_json)
+    fields = {} if "command" in options else _parse_words(words, separated, now)
+    fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
+    return _enqueue_one(app, make_spec(fields), wait_, in_json)
+
+
+def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
+    accepted = enqueue_job(app.store, spec)
     job = accepted.job
-    app.done(f"job {job.id} is in the queue.")
     if wait_:
-        return _follow_to_end(app, job)
+        app.done(
+            f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow", ()
+        )
+        return _follow_to_end(app.store, job)
     if has_died_after(job):
-        click.echo(f"Job {job.id} is dead from the start: {job.reason}.", err=True)
+        _say(f"Job {job.id} is dead from the start: {job.reason}.")
     duplicate = {"duplicate": True} if accepted.duplicate else {}
-    click.echo(as_json({**job_to_dict(job), **duplicate}) if in_json else job.id)
+    result = as_json({**job_to_dict(job), **duplicate}) if in_json else job.id
+    app.done(f"job {job.id} is in the queue.", [result])
     return 0
 
 
-def _follow_to_end(app: App, job: Job) -> int:
-    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own exit code."""
-    app.made = f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
+def _follow_to_end(store: Store, job: Job) -> int:
+    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own
+    exit code."""
     click.echo(job.id, err=True)
-    app.store.read()
-    if sys.stderr.isatty() and not app.store.home.has_live_worker():
-        click.echo("No worker is running, so this waits for one: queuectl worker start", err=True)
-    job = _print_output(app.store, find_all(app.store, [job.id])[0], max(1, job.runs), math.inf)
+    store.read()
+    if sys.stderr.isatty() and not store.home.has_live_worker():
+        _say("No worker is running, so this waits for one: queuectl worker start")
+    job = _print_output(store, find_all(store, [job.id])[0], max(1, job.runs), math.inf)
     return _exit_as({job.id: job}, single=True)
 
 
-def _parse_words(words: tuple[str, ...], separated: bool, now: str) -> dict[str, Any]:
-    """A Spec's fields from the words of the command line."""
+def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
+    """The fields of a job from the words of the command line."""
     if not words:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if words[0].startswith("{") and not (separated and len(words) > 1):
-        if len(words) > 1:
-            raise BadValue(
-                'A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.'
-            )
+    if len(words) == 1 and words[0].startswith("{"):
         hint = " For a shell line that begins with '{' use: --command TEXT."
         return parse_spec(parse_json(words[0], "The job", hint), now)
     if len(words) == 1:
         return {"command": parse_command(words[0])}
+    if words[0].startswith("{") and not separated:
+        raise BadValue(
+            'A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.'
+        )
     import shlex
 
     return {"command": parse_command(shlex.join(words))}
-
-
-def _spec_options(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The Spec's fields that options gave, checked as the JSON fields are."""
-    if given["at"] is not None and given["delay"] is not None:
-        raise click.UsageError("Give --at or --delay, not both.")
-    out = _changed_fields(now, given)
-    for name in ("id", "unique", "no_retry_on"):
-        if (value := given[name]) is not None:
-            out[name] = value if value == MADE_KEY else FIELD_CHECKS[name](value, name)
-    if given["after"] or given["after_any"]:
-        out["after"] = parse_after(
-            [*given["after"], *({"id": id, "any": True} for id in given["after_any"])]
-        )
-    if given["tags"]:
-        out["tags"] = parse_tags(list(given["tags"]))
-    if (path := given["cwd"]) is not None:
-        is_whole = path.startswith("/") or not path
-        out["cwd"] = parse_cwd(path if is_whole else os.path.join(_here(), path), "cwd")
-    return out
-
-
-def _changed_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that the shared options gave."""
-    plain = ("max_retries", "priority", "timeout", "delay")  # Click has checked them
-    out = {name: given[name] for name in plain if given.get(name) is not None}
-    if given.get("command") is not None:
-        out["command"] = parse_command(given["command"])
-    if given["at"] is not None:
-        out["run_at"] = parse_instant(given["at"], "--at", now)
-    if given["env"]:
-        out["env"] = parse_env(dict(_env_pair(text) for text in given["env"]))
-    return out
-
-
-def _env_pair(text: str) -> tuple[str, str]:
-    key, has_value, value = text.partition("=")
-    if not has_value and key and key not in os.environ:
-        raise BadValue(
-            f"The variable '{key}' of --env is not in your environment. Give --env {key}=VALUE."
-        )
-    return key, value if has_value or not key else os.environ[
-        key
-    ]  # without a name it is refused with the rest
-
-
-def _here() -> str:
-    """The directory of the call, as a job can remember it."""
-    try:
-        return str(parse_cwd(os.getcwd(), "current directory"))
-    except OSError as error:
-        raise Refused(
-            f"The current directory cannot be told ({error.strerror}). Give one: --cwd DIR."
-        ) from error
-    except BadValue as error:
-        raise Refused(f"{error} Or give another: --cwd DIR.") from error
 
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
@@ -7091,7 +7001,7 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
             head, unit = [], "element"
         bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
     if bulk.added:
-        app.done(f"{bulk.added} jobs are in the queue.")
+        app.done(f"{bulk.added} jobs are in the queue.", ())
     if in_json:
         click.echo(as_json([json.loads(raw) for raw in bulk.records]))
     else:
@@ -7175,20 +7085,36 @@ def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
 
 
 @cli.command("list")
-@click.option("--state", "states", type=click.Choice(STATES, case_sensitive=False), multiple=True,
-              help="Only jobs in that state (repeatable).")  # fmt: skip
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(STATES, case_sensitive=False),
+    multiple=True,
+    help="Only jobs in that state (repeatable).",
+)
 @_tags
 @_match
 @_limit
-@click.option("--reverse", is_flag=True, help="The newest first.")
+@_switch("--reverse", help="The newest first.")
 @_json
-@click.option("--ids", "only_ids", is_flag=True, help="Print the ids alone.")
+@_switch("--ids", "only_ids", help="Print the ids alone.")
 @_app
-def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str | None, limit: int | None,
-          reverse: bool, in_json: bool, only_ids: bool) -> None:  # fmt: skip
+def list_(
+    app: App,
+    states: Words,
+    tags: Words,
+    match: str | None,
+    limit: int | None,
+    reverse: bool,
+    in_json: bool,
+    only_ids: bool,
+) -> None:
     """List jobs, dead ones included, in order of arrival.
 
-    Example: queuectl list --state failed --state dead"""
+    \b
+    Example:
+      queuectl list --state failed --state dead
+    """
     if in_json and only_ids:
         raise click.UsageError("Give --json or --ids, not both.")
     app.store.read()
@@ -7196,31 +7122,32 @@ def list_(app: App, states: tuple[str, ...], tags: tuple[str, ...], match: str |
     jobs, now = itertools.islice(found, limit), app.store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
+    elif in_json:
+        _echo_all(_json_array(jobs))
     else:
-        _echo_all(
-            _json_array(jobs) if in_json else table((job_row(job, now) for job in jobs), _width())
-        )
+        _echo_all(table((job_row(job, now) for job in jobs), _width()))
 
 
 def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
     """One JSON array, one job a line, without holding them all."""
-    before = "["
-    for number, job in enumerate(jobs):
-        yield before + "," if number else before
-        before = encode_job(job).decode()
-    yield before if before != "[" else "[]"
-    if before != "[":
-        yield "]"
+    begin = "["
+    for job in jobs:
+        yield begin + encode_job(job).decode()
+        begin = ","
+    yield "[]" if begin == "[" else "]"
 
 
 @cli.command()
 @_ids
 @_json
 @_app
-def show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
+def show(app: App, ids: Words, in_json: bool) -> None:
     """Show jobs whole, their attempts, and why they are not running.
 
-    Example: queuectl show job1"""
+    \b
+    Example:
+      queuectl show job1
+    """
     app.store.read()
     _show_jobs(app.store, find_all(app.store, ids), in_json)
 
@@ -7239,18 +7166,27 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 
 
 @cli.command("status")
-@click.option("--check", is_flag=True, help="Exit 1 when jobs are due and no worker is alive.")
-@click.option("--watch", type=DURATION, is_flag=False, flag_value="1", metavar="[SECONDS]",
-              help="A live screen, drawn again every so often. [1]")  # fmt: skip
+@_switch("--check", help="Exit 1 when jobs are due and no worker is alive.")
+@click.option(
+    "--watch",
+    type=DURATION,
+    is_flag=False,
+    flag_value="1",
+    metavar="[SECONDS]",
+    help="A live screen, drawn again every so often. [1]",
+)
 @_json
 @_app
 def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     """Show the counts, the workers and the settings.
 
-    --watch shows bars per state, throughput, what runs and for how long, and the last failures, until q or Ctrl+C;
-    in a pipe one line each time.
+    --watch shows bars per state, throughput, what runs and for how long, and the last failures,
+    until q or Ctrl+C; in a pipe one line each time.
 
-    Example: queuectl status --watch"""
+    \b
+    Example:
+      queuectl status --watch
+    """
     if watch is not None:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
@@ -7258,10 +7194,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     view, now = status(app.store), app.store.home.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
     if check and is_work_left_alone(view, now):
-        click.echo(
-            "Warning: jobs are due and no worker is alive. Start one: queuectl worker start",
-            err=True,
-        )
+        app.store.home.warn("jobs are due and no worker is alive. Start one: queuectl worker start")
         return EXIT_REFUSED
     return 0
 
@@ -7271,116 +7204,97 @@ def _watch(store: Store, seconds: float) -> int:
     import shutil
 
     watch = Watch(store)
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if not is_terminal or os.environ.get("TERM", "dumb") == "dumb":
         while True:
             click.echo(watch_line(watch.look(), store.home.now()))
             time.sleep(seconds)
-    with Screen() as screen, contextlib.suppress(TerminalGone):
+    screen = Screen()
+    screen.enter()
+    try:
         while True:
             began, view = time.monotonic(), watch.look()
-            columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal does not know
-            failed = view["failed"][:rows]
-            outputs = {
-                job.id: last_line(log_path(store.home.logs_dir, job.id, job.runs)) for job in failed
-            }
+            columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
+            outputs = {job.id: _last_output(store, job) for job in view["failed"][:rows]}
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.home.now()))
             screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
             if (code := screen.wait(began + seconds)) is not None:
                 return code
-    return 129
+    finally:
+        screen.leave()
 
 
-class TerminalGone(Exception):
-    """Nobody can see the screen any more; as SIGHUP says."""
+def _last_output(store: Store, job: Job) -> str:
+    """The last line of output of a job's last run."""
+    return last_line(log_path(store.home.logs_dir, job.id, job.runs))
 
 
 class Screen:
-    """The terminal's other screen while the block lasts; whatever ends the block, the terminal is as it was."""
+    """The terminal's other screen, and what ends it: a key, or a signal."""
 
-    ENTER, LEAVE = (
+    ENTER, LEAVE = (  # no cursor, no wrapping
         "\033[?1049h\033[?25l\033[?7l",
         "\033[?7h\033[?25h\033[?1049l",
-    )  # no cursor, no wrapping
+    )
 
-    def __enter__(self) -> Screen:
+    def __init__(self) -> None:
         import signal
         import termios
 
-        self._keys = [0] if sys.stdin.isatty() else []
-        self._mode = termios.tcgetattr(0) if self._keys else []
+        self._mode = termios.tcgetattr(0)
         self._signals: list[int] = []
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP)
-        self._before = {
-            number: signal.signal(number, lambda got, _: self._signals.append(got))
-            for number in numbers
-        }
-        self._enter()
-        return self
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGWINCH", "SIGTSTP"):
+            signal.signal(signal.Signals[name], lambda number, _: self._signals.append(number))
 
-    def __exit__(self, *error: object) -> None:
-        import signal
-
-        self._leave()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Show the other screen; keys are not echoed, and come at once."""
         import tty
 
-        self._shown = ""
-        if self._keys:
-            tty.setcbreak(0)
+        tty.setcbreak(0)
         self._write(self.ENTER)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Make the terminal what it was."""
         import termios
 
-        with contextlib.suppress(TerminalGone, termios.error):
-            self._write(self.LEAVE)
-            if self._keys:
-                termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
+        self._write(self.LEAVE)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
+
+    def draw(self, text: str) -> None:
+        """Put these lines over what is there, without clearing it first."""
+        self._write(f"\033[H{text}\033[K\033[J")
 
     def _write(self, text: str) -> None:
-        """One write: a frame is never seen half drawn."""
+        """One write, so that a frame is never seen half drawn."""
         if "utf" not in sys.stdout.encoding.lower():
             text = text.translate(PLAIN_BLOCKS)
         try:
             sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
             sys.stdout.buffer.flush()
-        except OSError as error:
-            raise TerminalGone from error
+        except OSError:
+            import signal
 
-    def draw(self, text: str) -> None:
-        """Put these lines over what is there, without clearing it first; nothing where they are there already."""
-        if text != self._shown:
-            self._shown = text
-            self._write(f"\033[H{text}\033[K\033[J")
+            self._signals.append(signal.SIGHUP)  # nobody can see the screen any more
 
     def wait(self, until: float) -> int | None:
-        """Until that time, a key or a signal; the exit code where it is the end, None where to draw again."""
+        """Wait for that time, a key or a signal; the exit code where it ends the screen."""
         import select
         import signal
 
         while not self._signals:
             left = max(0.0, until - time.monotonic())
-            ready, _, _ = select.select(
-                self._keys, [], [], min(left, POLL_S)
-            )  # goes on after a signal
-            if ready and os.read(0, 64) in (
-                b"",
-                b"q",
-                b"Q",
-                b"\x1b",
-            ):  # an arrow key is more than one byte
+            ready, _, _ = select.select([0], [], [], min(left, POLL_S))
+            # An arrow key is more than one byte. No byte at all: the terminal is gone.
+            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
                 return 0
             if not left:
                 return None
         number = self._signals.pop(0)
         if number == signal.SIGTSTP:
-            self._leave()
+            self.leave()
             halt()
-            self._enter()
-        self._shown = ""
+            self.enter()
         return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number
 
 
@@ -7390,19 +7304,26 @@ class Screen:
     "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
 )
 @_json
-@click.option("--prometheus", is_flag=True, help="In the format of Prometheus' textfile collector.")
+@_switch("--prometheus", help="In the format of Prometheus' textfile collector.")
 @_app
 def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometheus: bool) -> None:
     """Count what completed and failed, and how long it took.
 
-    Wait is the time from enqueue to the first start. Of a job's attempts the last five are known one by one.
+    Wait is the time from enqueue to the first start. Of a job's attempts the last five are known
+    one by one.
 
-    Example: queuectl stats --since 24h --by tag"""
+    \b
+    Example:
+      queuectl stats --since 24h --by tag
+    """
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(app.store, since, by)
-    page = stats_page(view, app.store.home.now()) if not prometheus else stats_as_prometheus(view)
-    click.echo(as_json(view) if in_json else page)
+    if in_json:
+        click.echo(as_json(view))
+    else:
+        now = app.store.home.now()
+        click.echo(stats_as_prometheus(view) if prometheus else stats_page(view, now))
 
 
 @cli.command()
@@ -7410,9 +7331,9 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
 @click.option(
     "--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]"
 )
-@click.option("--follow", is_flag=True, help="Go on as output comes, until the job is over.")
+@_switch("--follow", help="Go on as output comes, until the job is over.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
-@click.option("--path", "show_path", is_flag=True, help="Print the file's path instead.")
+@_switch("--path", "show_path", help="Print the file's path instead.")
 @_app
 def logs(
     app: App, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool
@@ -7424,7 +7345,10 @@ def logs(
     Of an output above `log_max` the oldest part is given up. This command then begins at the next
     line and says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
 
-    Example: queuectl logs job1 --follow"""
+    \b
+    Example:
+      queuectl logs job1 --follow
+    """
     store = app.store
     store.read()
     job = find_all(store, [id])[0]
@@ -7485,73 +7409,60 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 
 @cli.command()
 @_some_ids
-@click.option("--all", "every", is_flag=True, help="All jobs that are not over now.")
+@_switch("--all", "every", help="All jobs that are not over now.")
 @click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
 @_json
 @_app
-def wait(app: App, ids: tuple[str, ...], every: bool, timeout: float | None, in_json: bool) -> int:
+def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool) -> int:
     """Wait until jobs are completed or dead.
 
-    With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where all completed.
+    With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where
+    all completed.
 
-    Example: queuectl wait job1 --timeout 10m"""
+    \b
+    Example:
+      queuectl wait job1 --timeout 10m
+    """
     _check_ids_or_all(ids, every)
     store = app.store
     store.read()
-    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    deadline = _deadline(timeout)
     jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
+    left, changed, warned = wanted, True, False
     with _progress(len(wanted), "Waiting") as advance:
-        for more in _ends(store, wanted, deadline):
-            ended |= more
-            advance(len(more))
+        while True:
+            if changed:
+                ended |= find_ended(store, left)
+                advance(len(left) - (len(wanted) - len(ended)))
+                left = [id for id in wanted if id not in ended]
+            if not left or time.monotonic() >= deadline:
+                break
+            warned = warned or _warn_of_orphan(store, left)
+            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            changed = store.refresh()
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
-    if left := len(wanted) - len(ended):
-        click.echo(
-            f"Error: Not over yet: {left} of {len(wanted)}. Wait longer, or see: queuectl list.",
-            err=True,
-        )
+    if left:
+        what = f"Not over yet: {len(left)} of {len(wanted)}."
+        _say(f"Error: {what} Wait longer, or see: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
 
-def _check_ids_or_all(ids: tuple[str, ...], every: bool) -> None:
-    if bool(ids) == every:
-        raise click.UsageError("Give job ids, or --all.")
-
-
-def _ends(
-    store: Store, wanted: Sequence[str], deadline: float
-) -> Iterator[Mapping[str, Job | None]]:
-    """How these jobs end (None: purged), some at a time, until all have or the time is up."""
-    left, warned, changed = list(wanted), False, True
-    while True:
-        if changed:
-            ended = find_ended(store, left)
-            left = [id for id in left if id not in ended]
-            yield ended
-        if not left or time.monotonic() >= deadline:
-            return
-        warned = warned or _warn_of_orphan(store, wanted)
-        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-        changed = store.refresh()
-
-
 def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
-    """The exit code for how these jobs ended, saying which did not complete."""
+    """The exit code for how these jobs ended; says which did not complete."""
     for id, job in ended.items():
-        if job is None or job.state != "completed":
-            click.echo(
-                f"Job {id} {'was purged' if job is None else 'is dead: ' + clean(job.reason or '')}",
-                err=True,
-            )
+        if job is None:
+            _say(f"Job {id} was purged")
+        elif job.state != "completed":
+            _say(f"Job {id} is dead: {job.reason or ''}")
     return exit_code_of(list(ended.values()), single)
 
 
 def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
-    """Whether one of these jobs waits for a worker to take it back, and none lives; says so."""
+    """Whether one of these jobs was left by a dead worker and no worker lives; says so."""
     if (orphan := orphan_among(store, ids)) is None:
         return False
     store.home.warn(
@@ -7567,74 +7478,85 @@ def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
 @cli.command()
 @_ids
 @_app
-def cancel(app: App, ids: tuple[str, ...]) -> None:
+def cancel(app: App, ids: Words) -> None:
     """Cancel waiting jobs, and stop running ones.
 
     They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
 
-    Example: queuectl cancel job1 job2"""
+    \b
+    Example:
+      queuectl cancel job1 job2
+    """
     jobs = cancel_jobs(app.store, ids)
     app.made = say_ids("Cancelled", jobs)
     if running := {job.id for job in jobs if job.state == "processing"}:
-        recover_now(app.store, running, lambda text: click.echo(clean(text), err=True))
-    app.done(app.made)
-    for job in jobs:
-        left = job.state == "processing" and app.store.get(job.id)
-        if left and left.state == "processing":
-            click.echo(f"Job {job.id} is running: stopping it.")
+        recover_now(app.store, running, _say)
+    lines = []
+    for job in [app.store.get(job.id) or job for job in jobs]:
+        if job.state == "processing":
+            what = "running: stopping it"
         else:
-            click.echo(
-                f"Job {job.id} is {'cancelled' if job.id in ids else f'dead: {job.reason}'}."
-            )
+            what = "cancelled" if job.id in ids else f"dead: {job.reason}"
+        lines.append(f"Job {job.id} is {what}.")
+    app.done(app.made, lines)
 
 
 @cli.command()
 @_ids
 @_app
-def retry(app: App, ids: tuple[str, ...]) -> None:
+def retry(app: App, ids: Words) -> None:
     """Make failed jobs due now, bring dead ones back.
 
-    Example: queuectl retry job3"""
+    \b
+    Example:
+      queuectl retry job3
+    """
     jobs = retry_jobs(app.store, ids)
-    app.done(say_ids("Retrying", jobs))
-    for job in jobs:
-        click.echo(
-            f"Job {job.id} is {f'{job.state}, due now' if job.id in ids else 'pending again'}."
-        )
+    lines = [
+        f"Job {job.id} is {'due now' if job.state == 'failed' else 'pending again'}."
+        for job in jobs
+    ]
+    app.done(say_ids("Retrying", jobs), lines)
 
 
 @cli.command()
 @_ids
 @_app
-def rerun(app: App, ids: tuple[str, ...]) -> None:
+def rerun(app: App, ids: Words) -> None:
     """Add a new job like that one and print its id.
 
-    It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state, stays as it is.
+    It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state,
+    stays as it is.
 
-    Example: queuectl rerun job1"""
+    \b
+    Example:
+      queuectl rerun job1
+    """
     jobs = rerun_jobs(app.store, ids)
-    app.done(say_ids("Added", jobs))
-    _echo_all(job.id for job in jobs)
+    app.done(say_ids("Added", jobs), [job.id for job in jobs])
 
 
 @cli.command()
 @_ids
 @_change_options
 @_app
-def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
+def edit(app: App, /, ids: Words, **given: Any) -> None:
     """Change jobs that are pending or failed.
 
     A dead one is changed on its way back: 'dlq retry' takes the same options.
 
-    Example: queuectl edit job1 --timeout 10m --priority 5"""
-    changes = _changed_fields(app.store.home.now(), given)
+    \b
+    Example:
+      queuectl edit job1 --timeout 10m --priority 5
+    """
+    changes = _given_fields(app.store.home.now(), given)
     if not changes:
         raise click.UsageError(
             "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
         )
     jobs = edit_jobs(app.store, ids, changes)
-    app.done(say_ids("Changed", jobs))
-    _echo_all(f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs)
+    what = ", ".join(changes)
+    app.done(say_ids("Changed", jobs), [f"Job {job.id} is changed: {what}." for job in jobs])
 
 
 @cli.command()
@@ -7642,12 +7564,13 @@ def edit(app: App, /, ids: tuple[str, ...], **given: Any) -> None:
 def pause(app: App) -> None:
     """Start no more jobs until 'resume'; running ones go on.
 
-    Example: queuectl pause"""
+    \b
+    Example:
+      queuectl pause
+    """
     set_setting(app.store, "paused", "true")
-    app.made = "The queue is paused."
-    click.echo(
-        "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
-    )
+    text = "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
+    app.done(text)
 
 
 @cli.command()
@@ -7655,33 +7578,42 @@ def pause(app: App) -> None:
 def resume(app: App) -> None:
     """Start jobs again after 'pause'.
 
-    Example: queuectl resume"""
+    \b
+    Example:
+      queuectl resume
+    """
     set_setting(app.store, "paused", "false")
-    app.made = "The queue is no longer paused."
-    click.echo(app.made)
+    app.done("The queue is no longer paused.")
 
 
 @cli.command()
-@click.option("--state", "states", type=click.Choice(OVER, case_sensitive=False), multiple=True,
-              help="Only these. [completed and dead]")  # fmt: skip
-@click.option("--older-than", type=DURATION, help="Only jobs that were over that long ago.")
-@click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(OVER, case_sensitive=False),
+    multiple=True,
+    help="Only these. [completed and dead]",
+)
+@_older_than
+@_switch("--dry-run", help="Say what would go, change nothing.")
 @_yes
 @_app
-def purge(
-    app: App, states: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool
-) -> None:
+def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
     """Delete finished jobs and their output for good.
 
-    Example: queuectl purge --older-than 7d --yes"""
-    chosen = over_for(states or OVER, older_than)
+    \b
+    Example:
+      queuectl purge --older-than 7d --yes
+    """
+    states = states or OVER
+    chosen = over_for(states, older_than)
     if dry_run:
         app.store.read()
         purged = choose_purged(app.store, chosen, app.store.home.now())
         click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
         _say_kept(purged.kept)
         return
-    _confirm(yes, f"Delete {' and '.join(states or OVER)} jobs for good?")
+    _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(app, purge_jobs(app.store, chosen))
 
 
@@ -7691,40 +7623,32 @@ def _confirm(yes: bool, question: str) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError("Nobody is there to be asked. Give --yes to do it.")
-    code = EXIT_REFUSED
+    if not click.confirm(question, err=True):
+        raise Refused("The answer was no. Nothing was changed.")
+
+
+def _finish_purge(app: App, purged: Purged) -> None:
+    """Remove the output of the jobs that are gone, and say how many there were."""
+    text = app.made = f"{say_count(len(purged.gone), 'job')} purged."
+    app.store.settle()
+    logs_dir = app.store.home.logs_dir
     try:
-        if click.confirm(question, err=True):
-            return
-    except click.Abort as abort:  # after Ctrl+C or Ctrl+D the cursor stands behind the question
-        code = EXIT_REFUSED if isinstance(abort.__context__, EOFError) else 130
-        click.echo(err=True)
-    click.echo("Nothing was changed.", err=True)
-    raise click.exceptions.Exit(code)
+        with _progress(len(purged.gone), "Deleting output") as advance:
+            for job in purged.gone:
+                remove_logs(logs_dir, job.id, job.runs)
+                advance(1)
+    except OSError as error:
+        app.store.home.warn(
+            f"Some output of purged jobs is left in '{logs_dir}': {error.strerror}."
+        )
+    click.echo(text)
+    _say_kept(purged.kept)
 
 
 def _say_kept(kept: Sequence[Job]) -> None:
     if kept:
         ids = f"{', '.join(job.id for job in kept[:3])}{' ...' if len(kept) > 3 else ''}"
-        click.echo(
-            f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}", err=True
-        )
-
-
-def _finish_purge(app: App, purged: Purged) -> None:
-    text = f"{say_count(len(purged.gone), 'job')} purged."
-    if purged.gone:
-        app.done(text)
-    try:
-        with _progress(len(purged.gone), "Deleting output") as advance:
-            for job in purged.gone:
-                remove_logs(app.store.home.logs_dir, job.id, job.runs)
-                advance(1)
-    except OSError as error:
-        app.store.home.warn(
-            f"Some output of purged jobs is left under '{app.store.home.logs_dir}': {error.strerror}."
-        )
-    click.echo(text)
-    _say_kept(purged.kept)
+        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}")
 
 
 # -- dlq
@@ -7734,7 +7658,10 @@ def _finish_purge(app: App, purged: Purged) -> None:
 def dlq() -> None:
     """See the dead letters, bring them back, or delete them.
 
-    Example: queuectl dlq list"""
+    \b
+    Example:
+      queuectl dlq list
+    """
 
 
 @dlq.command("list")
@@ -7747,13 +7674,15 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 
     A line has the id, attempts made, last outcome, when that was, and the last line of output.
 
-    Example: queuectl dlq list --match backup"""
-    app.store.read()
-    jobs = itertools.islice(
-        (job for job in app.store.jobs(states=("dead",)) if matches(job, match)), limit
-    )
-    logs_dir, now = app.store.home.logs_dir, app.store.home.now()
-    rows = (dead_row(job, last_line(log_path(logs_dir, job.id, job.runs)), now) for job in jobs)
+    \b
+    Example:
+      queuectl dlq list --match backup
+    """
+    store = app.store
+    store.read()
+    found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
+    jobs, now = itertools.islice(found, limit), store.home.now()
+    rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
     _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
 
 
@@ -7761,62 +7690,75 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 @_ids
 @_json
 @_app
-def dlq_show(app: App, ids: tuple[str, ...], in_json: bool) -> None:
+def dlq_show(app: App, ids: Words, in_json: bool) -> None:
     """Show dead letters whole.
 
-    Example: queuectl dlq show job3"""
+    \b
+    Example:
+      queuectl dlq show job3
+    """
     app.store.read()
     _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
 
 
 @dlq.command("retry")
 @_some_ids
-@click.option("--all", "every", is_flag=True, help="All dead letters but the cancelled ones.")
+@_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
-@click.option("--cancelled", is_flag=True, help="With --all: the cancelled ones too.")
+@_switch("--cancelled", help="With --all: the cancelled ones too.")
 @click.option("--spread", type=DURATION, help="Let them start spread over that time.")
 @_change_options
 @_app
-def dlq_retry(app: App, /, ids: tuple[str, ...], every: bool, match: str | None, cancelled: bool,
-              spread: float | None, **given: Any) -> None:  # fmt: skip
+def dlq_retry(
+    app: App,
+    /,
+    ids: Words,
+    every: bool,
+    match: str | None,
+    cancelled: bool,
+    spread: float | None,
+    **given: Any,
+) -> None:
     """Bring dead letters back, changed where you say so.
 
-    Example: queuectl dlq retry job3 --timeout 10m"""
+    \b
+    Example:
+      queuectl dlq retry job3 --timeout 10m
+    """
     _check_ids_or_all(ids, every)
     if (match is not None or cancelled) and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
-    changes = _changed_fields(app.store.home.now(), given)
+    changes = _given_fields(app.store.home.now(), given)
     if every:
         jobs = revive_all(app.store, match, cancelled, changes, spread)
     else:
         jobs = revive_jobs(app.store, ids, changes, spread)
     if jobs:
-        app.done(say_ids("Revived", jobs))
+        app.done(say_ids("Revived", jobs), [f"Job {job.id} is pending again." for job in jobs])
     else:
-        click.echo("No dead letter fits; cancelled ones come back with --cancelled only.", err=True)
-    _echo_all(f"Job {job.id} is pending again." for job in jobs)
+        _say("No dead letter fits; cancelled ones come back with --cancelled only.")
 
 
 @dlq.command("purge")
 @_some_ids
-@click.option("--all", "every", is_flag=True, help="All dead letters.")
-@click.option("--older-than", type=DURATION, help="Only those that died that long ago.")
+@_switch("--all", "every", help="All dead letters.")
+@_older_than
 @_yes
 @_app
-def dlq_purge(
-    app: App, ids: tuple[str, ...], every: bool, older_than: float | None, yes: bool
-) -> None:
+def dlq_purge(app: App, ids: Words, every: bool, older_than: float | None, yes: bool) -> None:
     """Delete dead letters and their output for good.
 
-    Example: queuectl dlq purge --older-than 30d --yes"""
+    \b
+    Example:
+      queuectl dlq purge --older-than 30d --yes
+    """
     if bool(ids) == (every or older_than is not None):
         raise click.UsageError("Give job ids, or --all, or --older-than.")
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    purged = (
-        purge_dead(app.store, ids)
-        if ids
-        else purge_jobs(app.store, over_for(("dead",), older_than))
-    )
+    if ids:
+        purged = purge_dead(app.store, ids)
+    else:
+        purged = purge_jobs(app.store, over_for(("dead",), older_than))
     _finish_purge(app, purged)
 
 
@@ -7827,7 +7769,10 @@ def dlq_purge(
 def config() -> None:
     """See and change the settings.
 
-    Example: queuectl config set max-retries 5"""
+    \b
+    Example:
+      queuectl config set max-retries 5
+    """
 
 
 @config.command("show")
@@ -7836,27 +7781,34 @@ def config() -> None:
 def config_show(app: App, in_json: bool) -> None:
     """Show every setting in force.
 
-    Example: queuectl config show"""
+    \b
+    Example:
+      queuectl config show
+    """
     app.store.home.check()
     values = settings_in_force(app.store)
-    lines = (f"{name} = {clean(say_setting(value))}" for name, value in values.items())
+    lines = (_say_setting(name, value) for name, value in values.items())
     _echo_all([as_json(values)] if in_json else lines)
 
 
 @config.command("get")
 @click.argument("key", required=False)
 @_json
-@_app
-def config_get(app: App, key: str | None, in_json: bool) -> None:
+@click.pass_context
+def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
     """Print the value of one setting, alone.
 
-    Example: queuectl config get max-retries"""
+    \b
+    Example:
+      queuectl config get max-retries
+    """
     if key is None:
-        click.get_current_context().invoke(config_show, in_json=in_json)
+        ctx.invoke(config_show, in_json=in_json)
         return
-    app.store.home.check()
-    value = settings_in_force(app.store)[known_setting(key)]
-    click.echo(as_json(value) if in_json else clean(say_setting(value)))
+    store = ctx.obj.store
+    store.home.check()
+    value = settings_in_force(store)[known_setting(key)]
+    click.echo(as_json(value) if in_json else clean(say_value(value)))
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})
@@ -7866,8 +7818,11 @@ def config_get(app: App, key: str | None, in_json: bool) -> None:
 def config_set(app: App, key: str, value: str) -> None:
     """Change one setting; running workers follow at once.
 
-    Example: queuectl config set backoff-base 3"""
-    _say_changed(app, key, set_setting(app.store, key, value))
+    \b
+    Example:
+      queuectl config set backoff-base 3
+    """
+    _change_setting(app, key, value)
 
 
 @config.command("unset")
@@ -7876,13 +7831,20 @@ def config_set(app: App, key: str, value: str) -> None:
 def config_unset(app: App, key: str) -> None:
     """Set one setting back to its default.
 
-    Example: queuectl config unset backoff-base"""
-    _say_changed(app, key, set_setting(app.store, key, None))
+    \b
+    Example:
+      queuectl config unset backoff-base
+    """
+    _change_setting(app, key, None)
 
 
-def _say_changed(app: App, key: str, value: object) -> None:
-    app.made = f"{known_setting(key)} = {clean(say_setting(value))}"
-    click.echo(app.made)
+def _say_setting(name: str, value: object) -> str:
+    return f"{name} = {clean(say_value(value))}"
+
+
+def _change_setting(app: App, key: str, text: str | None) -> None:
+    value = set_setting(app.store, key, text)
+    app.done(_say_setting(known_setting(key), value))
 
 
 # -- worker
@@ -7892,7 +7854,10 @@ def _say_changed(app: App, key: str, value: object) -> None:
 def worker() -> None:
     """Start, stop and see the workers of this queue.
 
-    Example: queuectl worker start --count 2"""
+    \b
+    Example:
+      queuectl worker start --count 2
+    """
 
 
 @worker.command("start")
@@ -7901,64 +7866,64 @@ def worker() -> None:
 @click.option(
     "--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable)."
 )
-@click.option(
-    "--drain", is_flag=True, help="End when nothing is left to run; exit 1 if a job died."
-)
-@click.option(
-    "--detach", "--detached", is_flag=True, help="In the background, log under .queuectl/."
-)
+@_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
+@_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
 @_app
-def worker_start(app: App, count: int | None, tags: tuple[str, ...], not_tags: tuple[str, ...],
-                 drain: bool, detach: bool) -> int:  # fmt: skip
+def worker_start(
+    app: App,
+    count: int | None,
+    tags: Words,
+    not_tags: Words,
+    drain: bool,
+    detach: bool,
+) -> int:
     """Run jobs, in the foreground until stopped.
 
     The first Ctrl+C lets running jobs finish; the second ends them and hands them back.
 
-    Example: queuectl worker start --count 4"""
+    \b
+    Example:
+      queuectl worker start --count 4
+    """
     store = app.store
     store.home.prepare()
     threads = count or store.home.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
-        filters = [
-            *(f"--tag={tag}" for tag in only.tags),
-            *(f"--not-tag={tag}" for tag in only.not_tags),
-        ]
-        _detach(store, [f"--count={threads}", *filters, *(["--drain"] if drain else [])])
+        filters = [f"--tag={tag}" for tag in only.tags]
+        filters += [f"--not-tag={tag}" for tag in only.not_tags]
+        _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
         return 0
-    with _speaker(store, drain and not any(only)) as say:
+    has_bar = drain and not any(only) and sys.stderr.isatty()
+    with _drain_bar(store) if has_bar else contextlib.nullcontext(_tell) as say:
         return Worker(store, threads, only, drain, say).run()
 
 
+def _tell(text: str, before: str = "", after: str = "") -> None:
+    """Print what a worker says; a closed or full stderr ends nothing."""
+    lines = "\n".join(map(clean, text.split("\n")))
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(f"{before}{lines}\n{after}", err=True, nl=False)
+
+
 @contextlib.contextmanager
-def _speaker(store: Store, with_bar: bool) -> Iterator[Callable[[str], None]]:
-    """Prints what a worker says; a drain on a terminal has a progress bar under it, of what the queue still holds."""
+def _drain_bar(store: Store) -> Iterator[Callable[[str], None]]:
+    """Prints what a drain says above a progress bar of what the queue still holds."""
     import shutil
 
-    bar = (
-        click.progressbar(length=1, label="Draining") if with_bar and sys.stderr.isatty() else None
-    )
-    shown = ""
+    bar = click.progressbar(length=1, label="Draining")
+    width = shutil.get_terminal_size().columns - 1  # a line that is wrapped cannot be erased
+    erase = f"\r{' ' * width}\r"
 
     def say(text: str) -> None:
-        nonlocal shown
-        erase, shown = f"\r{' ' * len(shown)}\r" if shown else "", progress() if bar else ""
-        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr ends nothing
-            lines = "\n".join(map(clean, text.split("\n")))
-            click.echo(f"{erase}{lines}\n{shown}", err=True, nl=False)
-
-    def progress() -> str:
-        if not bar or not (left := jobs_left(store)):
-            return ""
-        bar.length = max(bar.length or 0, left)
+        left = jobs_left(store)
+        bar.length = max(bar.length or 1, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
-        return cut(
-            bar.format_progress_line(), shutil.get_terminal_size().columns - 1
-        )  # wrapped it could not be erased
+        _tell(text, erase, cut(bar.format_progress_line(), width))
 
     yield say
     with contextlib.suppress(OSError, ValueError):
-        click.echo(f"\r{' ' * len(shown)}\r" if shown else "", err=True, nl=False)
+        click.echo(erase, err=True, nl=False)
 
 
 def _detach(store: Store, options: list[str]) -> None:
@@ -7966,42 +7931,44 @@ def _detach(store: Store, options: list[str]) -> None:
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
-    while not (
-        name := next(
-            (info.name for info in store.home.live_workers() if info.header["pid"] == child.pid),
-            None,
-        )
+    while child.pid not in (
+        names := {info.header["pid"]: info.name for info in store.home.live_workers()}
     ):
         if child.poll() is not None or time.monotonic() > deadline:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
     child.returncode = 0  # it outlives us: no warning that it still runs
-    click.echo(f"Worker {name} started in the background, log in {log}.", err=True)
+    _say(f"Worker {names[child.pid]} started in the background, log in {log}.")
 
 
 @worker.command("stop")
-@click.option("--now", is_flag=True, help="End the running jobs and hand them back.")
+@_switch("--now", help="End the running jobs and hand them back.")
 @click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
 @_app
 def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
 
-    Example: queuectl worker stop --timeout 1m"""
+    \b
+    Example:
+      queuectl worker stop --timeout 1m
+    """
     store = app.store
     store.home.check()
-    names = [info.name for info in store.home.live_workers()]
+    names = {info.name for info in store.home.live_workers()}
     for name in names:
         store.home.request_stop(name, "now" if now else "stop")
-    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-    while left := [info.name for info in store.home.live_workers() if info.name in names]:
+    deadline = _deadline(timeout)
+    while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
-                f"{len(left)} of {len(names)} workers still run their jobs: {', '.join(left)}. They stop when these "
-                "end; end them with: queuectl worker stop --now."
+                f"{len(left)} of {len(names)} workers still run their jobs: {', '.join(sorted(left))}. "
+                "They stop when these end; end them with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    app.made = f"{say_count(len(names), 'worker')} stopped." if names else None
-    click.echo(app.made or "No worker was running.")
+    if names:
+        app.done(f"{say_count(len(names), 'worker')} stopped.")
+    else:
+        click.echo("No worker was running.")
 
 
 @worker.command("list")
@@ -8010,7 +7977,10 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
 def worker_list(app: App, in_json: bool) -> None:
     """List the live workers and what they run.
 
-    Example: queuectl worker list"""
+    \b
+    Example:
+      queuectl worker list
+    """
     app.store.home.check()
     views = [worker_view(info, app.store.home.clock()) for info in app.store.home.live_workers()]
     _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
@@ -8020,18 +7990,20 @@ def worker_list(app: App, in_json: bool) -> None:
 
 
 @cli.command()
-@click.option(
-    "--fix", is_flag=True, help="Repair what can be repaired; the files as they were are kept."
-)
+@_switch("--fix", help="Repair what can be repaired; the files as they were are kept.")
 @_app
 def doctor(app: App, fix: bool) -> None:
     """Check every store and the journal for damage.
 
-    Changes nothing without --fix, which keeps every job whose line is whole, and copies of the files as they were in
-    .queuectl/aside. A job that only a damaged line of the journal knows becomes a dead letter: its command may not be
-    what was given. Exit code 0 where all is well (by now), 3 where something is not.
+    Changes nothing without --fix, which keeps every job whose line is whole, and copies of the
+    files as they were in .queuectl/aside. A job that only a damaged line of the journal knows
+    becomes a dead letter: its command may not be what was given. Exit code 0 where all is well (by
+    now), 3 where something is not.
 
-    Example: queuectl doctor --fix"""
+    \b
+    Example:
+      queuectl doctor --fix
+    """
     problems = examine(app.store)
     _echo_all(map(clean, problems))
     if problems and fix:
@@ -8041,9 +8013,8 @@ def doctor(app: App, fix: bool) -> None:
         _echo_all(map(clean, problems))
     home = app.store.home.path
     if problems:
-        raise StoreError(
-            f"{say_count(len(problems), 'problem')} in '{home}'. Repair it with: queuectl doctor --fix."
-        )
+        found = say_count(len(problems), "problem")
+        raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")
     click.echo(f"All is well with '{clean(home)}'.")
 
 
@@ -8052,10 +8023,14 @@ def doctor(app: App, fix: bool) -> None:
 def completion(shell: str) -> None:
     """Print the script by which a shell completes words.
 
-    It completes commands, options, states and the ids of jobs. For bash and zsh put eval "$(queuectl completion bash)"
-    (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is printed as ~/.config/fish/completions/queuectl.fish.
+    It completes commands, options, states and the ids of jobs. For bash and zsh put
+    eval "$(queuectl completion bash)" (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is
+    printed as ~/.config/fish/completions/queuectl.fish.
 
-    Example: queuectl completion bash"""
+    \b
+    Example:
+      queuectl completion bash
+    """
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
@@ -8066,18 +8041,18 @@ def completion(shell: str) -> None:
 def main() -> None:
     """The console script."""
     open_standard_descriptors()
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # None where the descriptor was closed
-    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")
-    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what tests put in its place has none
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        # None stands for a descriptor that was closed.
+        stream = getattr(sys, name) or open(fd, "w" if fd else "r", encoding="utf-8")
+        with contextlib.suppress(AttributeError, ValueError):  # a test puts other things there
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:
-        # All output was flushed where it was made, and what could not be is not tried again. The interpreter's own end
-        # would free every object one by one: a sixth of what an enqueue takes. (A profiler must look from outside.)
-        os._exit(end.code)  # type: ignore[arg-type]  # Root ends with a number only
+        # All output was flushed where it was made. The interpreter's own end would free every
+        # object one by one: a sixth of what an enqueue takes. (A profiler must look from outside.)
+        os._exit(end.code)  # type: ignore[arg-type]  # Group.main ends with a number only
 
 
 if __name__ == "__main__":

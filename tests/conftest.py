@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,25 @@ def _compiled() -> Path:
 
 PROGRAM = _compiled()  # a program to run, in a folder to import it from
 HANG_S = 60.0  # no command takes that long in any test, except a worker
+
+# What mostly waits, the longest first: with -n these begin at once, and nobody waits for them at the end.
+LONGEST = (
+    "test_storm", "test_soak", "test_load", "test_limits", "test_adversaries", "test_state_machine", "test_outside",
+    "test_scenarios", "test_recovery",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "maxschedchunk"):  # pytest-xdist: one test at a time, in the order below
+        config.option.maxschedchunk = 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    for item in items:
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root: run it with -m root"))
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,28 @@ def _at_most(seconds: float) -> Iterator[None]:
 def back_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that starts within this process leaves it in the job's directory."""
     monkeypatch.chdir(".")
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes each store that a test made: when the test drops it, else at its end.
+
+    A user's process closes its descriptors by ending; this one would keep those of thousands of tests.
+    """
+    import queuectl
+
+    made: weakref.WeakSet[queuectl.Store] = weakref.WeakSet()
+    init = queuectl.Store.__init__
+
+    def remember(store: queuectl.Store, *args: Any, **more: Any) -> None:
+        init(store, *args, **more)
+        made.add(store)
+
+    monkeypatch.setattr(queuectl.Store, "__init__", remember)
+    monkeypatch.setattr(queuectl.Store, "__del__", queuectl.Store.close, raising=False)
+    yield
+    for store in list(made):
+        store.close()
 
 
 @pytest.fixture

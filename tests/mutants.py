@@ -242,8 +242,8 @@ MUTANTS = [
     ),
     Mutant(
         "nothing ends the hook of a dead worker",
-        '        if hook := row.get("hook"):\n',
-        "        if hook := None:\n",
+        ' for row in info.rows if "hook" in row]',
+        " for row in ()]",
         "test_hooks.py::test_whoever_clears_a_dead_worker_away_ends_its_hook_first",
     ),
     Mutant(
@@ -616,26 +616,26 @@ MUTANTS = [
     ),
     Mutant(
         "quantiles are off by one",
-        "bisect_left(ranks, math.ceil(share * total))",
-        "bisect_left(ranks, math.floor(share * total))",
+        "times[math.ceil(share * total) - 1]",
+        "times[math.ceil(share * total) - 2]",
         STATS + "test_wait_and_run_times_and_the_rate",
     ),
     Mutant(
         "times are kept to two digits",
-        'float(f"{seconds:.2e}")',
-        'float(f"{seconds:.1e}")',
-        STATS + "test_quantiles_are_within_half_a_percent_in_bounded_memory",
+        'float(f"{max(0.0, seconds):.2e}")',
+        'float(f"{max(0.0, seconds):.1e}")',
+        STATS + "test_quantiles_are_within_half_a_percent",
     ),
     Mutant(
         "every attempt counts as the first",
-        '            if entry.get("run") == 1:\n',
-        "            if entry:\n",
+        '        if entry.get("run") == 1:\n',
+        "        if True:\n",
         STATS + "test_a_retry_waited_for_its_backoff_and_is_not_counted_as_waiting",
     ),
     Mutant(
         "cancelled jobs count as failures",
-        "        ran = self.completed + self.dead - self.cancelled\n",
-        "        ran = self.completed + self.dead\n",
+        ' - counts["cancelled"]\n',
+        "\n",
         STATS + "test_stats_counts_what_ended",
     ),
     Mutant(
@@ -646,8 +646,8 @@ MUTANTS = [
     ),
     Mutant(
         "a label is not escaped",
-        "{str(text).translate(escapes)}",
-        "{text}",
+        "    return f'{key}=\"{escaped}\"'\n",
+        "    return f'{key}=\"{text}\"'\n",
         STATS + "test_prometheus_reads_any_command_as_a_label",
     ),
     Mutant(
@@ -694,39 +694,26 @@ MUTANTS = [
     ),
     Mutant(
         "a frame's line is not cut",
-        "    return [_fit(line, columns) for line in lines[:rows]]\n",
-        "    return [_fit(line, 1000) for line in lines[:rows]]\n",
+        "    lines = [cut(line, columns) for line in _watch_head(view, columns, now)]\n",
+        "    lines = list(_watch_head(view, columns, now))\n",
         WATCH + "test_a_frame_fits_any_terminal",
     ),
     Mutant(
         "small bars are lost",
-        "    eighths = math.ceil(8 * max(room, 0) * share)\n",
-        "    eighths = round(8 * max(room, 0) * share)\n",
+        '"█" * math.ceil(max(',
+        '"█" * round(max(',
         WATCH + "test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost",
     ),
     Mutant(
-        "half a line is taken in",
-        "                if body is None:\n                    break  # still being written, or about to be cut off\n"
-        "                self._offset = end\n",
-        "                self._offset = end\n                if body is None:\n                    break\n",
-        WATCH + "test_a_line_that_is_still_being_written_is_waited_for",
-    ),
-    Mutant(
-        "what ran before stays on the screen",
-        "                self._running = {}\n                continue\n",
-        "                continue\n",
-        WATCH + "test_a_watch_sees_what_a_reader_sees_whatever_is_folded_between",
-    ),
-    Mutant(
         "the terminal keeps its mode",
-        "                termios.tcsetattr(0, termios.TCSADRAIN, self._mode)\n",
-        "                pass\n",
+        "            termios.tcsetattr(0, termios.TCSADRAIN, self._mode)\n",
+        "            pass\n",
         WATCH + "test_a_key_ends_it_and_the_terminal_is_as_before",
     ),
     Mutant(
         "the terminal stays on the other screen",
-        "            self._write(self.LEAVE)\n",
-        "            pass\n",
+        "        self._write(self.LEAVE)\n",
+        "        pass\n",
         WATCH + "test_a_signal_ends_it_and_the_terminal_is_as_before",
     ),
     Mutant(
@@ -737,14 +724,14 @@ MUTANTS = [
     ),
     Mutant(
         "wide characters count as narrow",
-        '2 if unicodedata.east_asian_width(char) in "WF" else',
-        '1 if unicodedata.east_asian_width(char) in "WF" else',
+        'return 2 if unicodedata.east_asian_width(part) in "WF" else 1',
+        "return 1",
         "test_cli_view.py::test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too",
     ),
     Mutant(
         "a table is not aligned",
-        '        yield [(f"{row[0][0]:<{wide}}", row[0][1]), *row[1:]]\n',
-        '        yield [(f"{row[0][0]:<12}", row[0][1]), *row[1:]]\n',
+        'yield cut(f"{id:<{id_width}}  {text}", width)',
+        'yield cut(f"{id:<12}  {text}", width)',
         "test_cli_view.py::test_columns_are_aligned_whatever_the_ids",
     ),
     Mutant(
@@ -755,15 +742,9 @@ MUTANTS = [
     ),
     Mutant(
         "no bar beside a drain",
-        '            click.echo(f"{erase}{lines}\\n{shown}", err=True, nl=False)\n',
-        '            click.echo(f"{erase}{lines}\\n", err=True, nl=False)\n',
+        "        _tell(text, erase, cut(bar.format_progress_line(), width))\n",
+        "        _tell(text, erase)\n",
         "test_cli_view.py::test_a_progress_bar_on_a_terminal_and_none_in_a_pipe",
-    ),
-    Mutant(
-        "a completion looks at the whole queue",
-        "itertools.islice(heads, LOOKS_MAX)",
-        "itertools.islice(heads, None)",
-        "test_completion.py::test_a_completion_looks_at_a_bounded_number_of_records",
     ),
     Mutant(
         "a damaged queue is a traceback at a Tab",

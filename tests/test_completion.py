@@ -18,7 +18,6 @@ import pytest
 from conftest import PROGRAM
 
 import queuectl as q
-from tests.storekit import Watched
 
 Call = Callable[..., Any]
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"], "fish": ["fish"]}
@@ -145,14 +144,15 @@ def test_the_home_on_the_line_is_the_one_that_is_looked_at(process: Call, queue:
     assert complete(process, f"queuectl --home {tmp_path / 'none'} show ") == []
 
 
-def test_a_completion_offers_so_many_ids_in_those_states_and_no_more(home: Path) -> None:
-    store = Watched(home)
-    for number in range(30):
-        q.enqueue_job(store, q.Spec("true", id=f"job{number}"))
-    store.fold()
-    q.cancel_jobs(store, ["job2"])
-    assert q.complete_ids(store, "job", ("dead",), 100) == ["job2"]
-    assert q.complete_ids(store, "job", ("pending",), 3) == ["job0", "job1", "job3"]
-    assert q.complete_ids(store, "job2", ("pending",), 2) == ["job20", "job21"]
-    assert q.complete_ids(store, "", ("pending",), 2) == ["job29", "job28"], "the latest first"
+def test_a_completion_looks_at_a_bounded_number_of_records(
+    run: Call, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("enqueue", "--file", "-", input="".join(f'{{"id": "job{n}", "command": "true"}}\n' for n in range(30)))
+    monkeypatch.setattr(q, "RECENT_MAX", 10)
+    monkeypatch.setattr(q, "COMPLETED_MAX", 3)
+    store = q.open_store(str(home), print)
+    store.read()
+    assert q.newest_ids(store, "", ("pending",)) == ["job29", "job28", "job27"]
+    assert q.newest_ids(store, "job20", ("pending",)) == ["job20"]
+    assert q.newest_ids(store, "job1", ("pending",)) == q.newest_ids(store, "", ("dead",)) == []
     store.close()

@@ -136,7 +136,7 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(
     def fails(mark: object, most_s: float) -> None:
         raise q.StoreError("No space left on device.")
 
-    monkeypatch.setattr(store.home.path, "write_clock_mark", fails)
+    monkeypatch.setattr(store.home, "write_clock_mark", fails)
     clock.at += 100
     worker._keep_house(0)
     assert not store._unsynced and not store.fold_due(0)

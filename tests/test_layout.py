@@ -90,10 +90,12 @@ USED_ELSEWHERE = {
     "sweep_logs": "for the idle worker's chores, which are being rewritten",
     "inode": "a field that is compared with all others, as a tuple",
     "returncode": "tells subprocess that the process is waited for elsewhere",
-    "command_class": "read by click.Group",
+    "color": "read by click",
+    "news": "goes with the store",
+    "last_dead": "goes with the store",
+    "ids_like": "goes with the store",
     "group_class": "read by click.Group",
     "convert": "called by click",
-    "get_help_option": "called by click",
     "steps": "the parameter of a function that stands in for a progress bar's",
 }
 CARRIERS_MAX = 2

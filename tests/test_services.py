@@ -156,11 +156,11 @@ def stop_all(service: Any, eventually: Call) -> None:
 
 
 def stop_mixed(service: Any, eventually: Call) -> None:
-    """TERM to the main process; when patience is over, KILL to the whole group."""
+    """TERM to the main process; when patience is over, KILL to the main process and then to its group."""
     everyone = group(service.pid)
     service.terminate()
     eventually(lambda: "Stopping" in said(service))
-    for pid in everyone:
+    for pid in (service.pid, *everyone - {service.pid}):
         os.kill(pid, signal.SIGKILL)
 
 

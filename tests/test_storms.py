@@ -238,7 +238,7 @@ def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
 
 def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store, eventually: Call):
     for name in "ab":
-        folder = Path(queuectl.log_path(orphans.logs_dir, name, 1)).parent
+        folder = Path(queuectl.log_path(orphans.home.logs_dir, name, 1)).parent
         folder.touch()  # a file where the folder should be
     all_back(queuectl.Recovery(orphans, "", print), eventually)
 
@@ -246,19 +246,19 @@ def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store
 def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_is_dead(
     orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
 ):
-    (name,) = orphans.worker_names()
+    (name,) = orphans.home.worker_names()
     stuck = queuectl.Recovery(orphans, "", print)
     with monkeypatch.context() as patch:
         patch.setattr(queuectl.Fence, "look", lambda fence: True)  # as where a process may not be ended
         stuck.step()
         assert set(stuck.fences) == {name}
-    fd = orphans.lock_dead_worker(name)
+    fd = orphans.home.lock_dead_worker(name)
     assert fd is not None and fd >= 0
-    info = orphans.read_worker(name, fd)
+    info = orphans.home.read_worker(name, fd)
     os.close(fd)
     assert info is not None and info.header["dead"] is True
     assert len(info.rows) == 2
-    other = queuectl.Store(orphans.home, print)
+    other = queuectl.open_store(orphans.home.path, print)
     other.follow()
     all_back(queuectl.Recovery(other, "", print), eventually)
     orphans.follow()
@@ -288,10 +288,10 @@ def test_without_proc_the_group_is_ended_and_the_job_comes_back(
     monkeypatch.setattr(queuectl, "_PROC", str(proc))
     job = orphans.processing["a"]
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    (name,) = orphans.worker_names()
-    fd = orphans.lock_dead_worker(name)
+    (name,) = orphans.home.worker_names()
+    fd = orphans.home.lock_dead_worker(name)
     assert fd is not None
-    lines = (orphans_file := Path(orphans.workers_dir) / name).read_bytes().split(b"\n")
+    lines = (orphans_file := Path(orphans.home.workers_dir) / name).read_bytes().split(b"\n")
     row = queuectl.encode_json({"job": job.id, "run": 1, "session": child.pid, "start": 0})
     lines[1 + (job.slot or 0)] = row.ljust(255)
     orphans_file.write_bytes(b"\n".join(lines))

@@ -186,7 +186,7 @@ class Walk:
                 taken.append(edited)
                 take_edits(store, edited, locked)
 
-            q.take_edits = noted
+            setattr(q, "take_edits", noted)  # noqa: B010 (a module's attribute that the type checker cannot see)
         try:
             with standing_in(q, FaultyOs(lock_descriptor)):
                 first = self.look()
@@ -206,7 +206,7 @@ class Walk:
             problems.append(f"cannot be opened: {type(error).__name__}: {error}")
         finally:
             signal.alarm(0)
-            q.take_edits = take_edits
+            setattr(q, "take_edits", take_edits)  # noqa: B010
         if taken:
             problems.append(f"a crash is taken for a hand edit of {taken[0]}")
         return problems

@@ -46,7 +46,8 @@ class Storm:
     def __init__(self, program: Path, folder: Path, seed: str) -> None:
         self.queue, self.rng = Queue(program, folder), random.Random(seed)
         self.workers: list[subprocess.Popen[str]] = []
-        self.hard: set[int] = set()  # workers that we killed, or told twice to stop
+        self.told_to_stop: set[int] = set()  # workers that were sent SIGTERM
+        self.hard: set[int] = set()  # workers that we killed, or told twice to stop: these hand their jobs back
         self.commands: list[tuple[float, str, subprocess.Popen[str]]] = []
         self.later: list[tuple[float, subprocess.Popen[str], int]] = []  # signals to be sent, and when
         self.kinds: dict[str, str] = {}
@@ -63,6 +64,10 @@ class Storm:
     def signal(self, child: subprocess.Popen[str], number: int) -> None:
         if child.poll() is None:
             child.send_signal(number)
+            if number == signal.SIGTERM and child.pid in self.told_to_stop:
+                self.hard.add(child.pid)
+            elif number == signal.SIGTERM:
+                self.told_to_stop.add(child.pid)
             self.figures["kills" if number == signal.SIGKILL else signal.Signals(number).name] += 1
 
     def begin(self, what: str, *words: str, text: str = "") -> None:
@@ -141,7 +146,6 @@ class Storm:
         child, now = self.rng.choice(self.workers), time.monotonic()
         self.signal(child, signal.SIGTERM)
         if self.rng.random() < 0.5:
-            self.hard.add(child.pid)
             self.later.append((now + self.rng.uniform(0, 0.5), child, signal.SIGTERM))
 
     # -- what goes on meanwhile

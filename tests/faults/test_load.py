@@ -19,22 +19,34 @@ from tests.faults.real import Queue
 
 ENQUEUERS, ENQUEUES, WORKERS = 64, 2000, 4
 
-# A process that enqueues again and again through the command line, its start-up paid once: a harder rush than commands.
-ENQUEUER = """
-import sys, time
-folder, name, count = sys.argv[1:]
+# Processes that enqueue again and again through the command line, their start-up paid once for all: a harder rush than
+# commands. They begin together, when the last of them is there.
+RUSH = r"""
+import os, sys
+folder, processes, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, folder)
-import queuectl
-sys.stdin.read()
-for number in range(int(count)):
-    sys.argv[1:] = ["enqueue", "--id", f"{name}.{number}", "true"]
-    began = time.monotonic()
-    try:
-        queuectl.cli()
-    except SystemExit as end:
-        if end.code:
-            sys.exit(end.code)
-    print("waited", time.monotonic() - began, flush=True)
+import time, queuectl
+
+def enqueue(name):
+    for number in range(count):
+        sys.argv[1:] = ["enqueue", "--id", f"e{name}.{number}", "true"]
+        began = time.monotonic()
+        try:
+            queuectl.cli()
+        except SystemExit as end:
+            if end.code:
+                return end.code
+        os.write(1, b"waited %.3f\n" % (time.monotonic() - began))  # whole, as all share the pipe
+    return 0
+
+start, gate = os.pipe()
+for name in range(processes):
+    if os.fork() == 0:
+        os.close(gate)
+        os.read(start, 1)
+        os._exit(enqueue(name))
+os.close(gate)
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) & 255 for _ in range(processes)))
 """
 
 
@@ -65,19 +77,11 @@ def all_ran_once(queue, ids, waits):
 
 def test_a_rush_of_enqueues_is_refused_nothing_and_loses_nothing(queue):
     each = ENQUEUES // ENQUEUERS + 1
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", ENQUEUER, str(PROGRAM.parent), f"e{number}", str(each)],
-            env=queue.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(ENQUEUERS)
-    ]  # fmt: skip
-    ids, waits = [], []
-    with concurrent.futures.ThreadPoolExecutor(ENQUEUERS) as pool:
-        for child, (out, err) in zip(children, pool.map(lambda one: one.communicate("", 120), children), strict=True):
-            assert child.returncode == 0, err
-            waits += [float(line.split()[1]) for line in out.splitlines() if line.startswith("waited")]
-            ids += [line for line in out.splitlines() if not line.startswith("waited")]
+    words = [sys.executable, "-c", RUSH, str(PROGRAM.parent), str(ENQUEUERS), str(each)]
+    done = subprocess.run(words, env=queue.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    waits = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("waited")]
+    ids = [line for line in done.stdout.splitlines() if not line.startswith("waited")]
     assert len(ids) == each * ENQUEUERS
     all_ran_once(queue, ids, waits)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import queuectl
-from tests.faults.test_points import NAMES, NOTHING, walk
+from tests.faults.test_points import NAMES, walk
 
 
 def can_trace() -> bool:
@@ -42,13 +42,13 @@ FEW = ("first start", "enqueue by the command line", "worker start, claim and re
 
 @pytest.mark.parametrize("scenario", FEW)
 def test_strace_sees_the_effects_that_were_counted_and_real_errors_are_met(scenario):
-    walk("outside.py", scenario, known=NOTHING)
+    walk("outside.py", [scenario])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", NAMES)
 def test_strace_sees_the_effects_that_were_counted_in_every_scenario(scenario):
-    walk("outside.py", scenario, "--points", "4", "--seed", "1", known=NOTHING)
+    walk("outside.py", [scenario], "--points", "4", "--seed", "1")
 
 
 def test_a_worker_killed_between_fork_and_exec_of_a_job_does_not_let_it_run_twice_at_a_time(home, run, eventually):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.test_points import NAMES, walk
+from tests.faults.test_points import GROUPS, NAMES, walk
 
 
-@pytest.mark.parametrize("scenario", NAMES)
-def test_a_power_loss_leaves_what_was_told(scenario):
-    walk("power.py", scenario)
+@pytest.mark.parametrize("scenarios", GROUPS, ids=", ".join)
+def test_a_power_loss_leaves_what_was_told(scenarios):
+    walk("power.py", scenarios)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", NAMES)
 def test_every_power_loss_leaves_what_was_told(scenario):
-    walk("power.py", scenario, "--all")
+    walk("power.py", [scenario], "--all")

@@ -194,7 +194,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang_a_command(name, process, ru
 # -- Other users
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.root
 def test_a_second_user_can_neither_read_nor_enqueue_nor_work():
     with ordinary() as person:
         if person is None:
