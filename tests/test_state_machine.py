@@ -614,6 +614,16 @@ class Queue(RuleBasedStateMachine):
         self.clock.at += seconds
         self.boot_s += seconds
 
+    @rule(second=st.booleans())
+    def clock_is_slewed_back_behind_a_job_that_was_due(self, second: bool) -> None:
+        """By too little to be noticed: the job is not claimed now, and not forgotten."""
+        self.enqueues(second, 0, 1, 3, None)
+        self.time_passes(1)
+        self.a_follower_agrees()
+        self.clock.at -= 0.6
+        self.claims(second, "w1")
+        self.clock.at += 0.6
+
     @precondition(lambda self: len(self.late) > 2)  # after it the order of claims is less certain: not too early
     @rule(seconds=st.sampled_from([5, 86_400, None]))
     def clock_is_set_back(self, seconds: float | None) -> None:
