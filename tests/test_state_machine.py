@@ -589,6 +589,21 @@ class Queue(RuleBasedStateMachine):
         reached(f"a dead job was {'revived by hand' if back else 'edited away'}")
 
     @rule(number=NUMBERS, second=st.booleans())
+    def a_parent_is_edited_away_and_its_id_given_again(self, number: int, second: bool) -> None:
+        """The new job of that id is not the one that the other comes after."""
+        id, child = f"given{number}", f"child{self.n}"
+        assume(id not in self.rows)
+        enqueue(self.acting(second), id)
+        self.added(id)
+        enqueue(self.acting(not second), child, after=[id])
+        self.added(child, after=((id, False),))
+        self.store.fold()
+        edit(self.home, lambda jobs: [job for job in jobs if job["id"] != id], at=self.clock.at)
+        del self.rows[id]
+        enqueue(self.acting(second), id)
+        self.added(id)
+
+    @rule(number=NUMBERS, second=st.booleans())
     def is_paused_for_a_while(self, number: int, second: bool) -> None:
         q.set_setting(self.acting(second), "paused", "true")
         self.paused = True
