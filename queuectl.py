@@ -6427,7 +6427,7 @@ _TIMES: Final = {"wait": "From enqueue to first start.", "run": "Run time of an 
 
 
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
-    """The figures for Prometheus' textfile collector. They are gauges, since a purge lowers them."""
+    """The figures for Prometheus' textfile collector; gauges, since a purge lowers them."""
     by = view.get("by")
     parts = {_label(by, group[by]): group for group in view["groups"]} if by else {"": view}
     states = [f'{{state="{state}"}} {count}' for state, count in view["jobs"].items()]
@@ -6690,9 +6690,7 @@ def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[.
 
 # What several commands take.
 DURATION: Final = DurationType()
-PATH: Final = click.Path(
-    readable=False
-)  # which a shell completes; whether it is there is asked later
+PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
@@ -6819,7 +6817,7 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options gave, checked as those of JSON are."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     if "at" in fields:
-        fields["run_at"] = parse_instant(fields.pop("at"), now, "time for --at")
+        fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
     if "env" in fields:
         fields["env"] = dict(map(_env_pair, fields["env"]))
     if "tags" in fields:
@@ -7062,7 +7060,8 @@ def _parse_whole(lines: Iterable[bytes]) -> list[Any]:
 
 
 def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
-    """Each line of stdin, accepted at once and its id printed; a bad line is an error, and exit 1 at the end."""
+    """Accept each line of stdin at once and print its id. A bad line is an error, and exit 1 at the
+    end."""
     code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
@@ -7363,8 +7362,9 @@ def logs(
 
 
 def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
-    """Print what a run wrote (of a tail, its last lines), going on as more comes and with the runs after it, until
-    the run `last` or the job is over; 0: what is there now. Gives the job as it is then."""
+    """Print what a run wrote (of a tail, its last lines), and go on as more comes and with the runs
+    after it, until the run `last` or the job is over; 0: only what is there now. Gives the job as
+    it is then."""
     out, at = sys.stdout.buffer, None
     warned = False
     while True:
@@ -7374,7 +7374,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
             at = tail_start(path, tail) if tail is not None else 0
         for offset, piece in read_log(path, at):
             if running:
-                # A slot's file is believed only if the record, read afterwards, still names slot and run.
+                # A slot's file is believed only if the record, read afterwards, still names slot
+                # and run.
                 store.refresh()
                 job = find_all(store, [job.id])[0]
                 if moved := _log_of(store, job, run) != (path, True):
@@ -7398,7 +7399,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
-    """(path of that run's output, whether the run still goes on). A log that has its name is of a run that is over."""
+    """The path of that run's output, and whether the run still goes on. A log that has the run's name
+    is of a run that is over."""
     if run > job.runs:
         return os.devnull, False  # what has its name is another job's
     path = log_path(store.home.logs_dir, job.id, run)
@@ -7961,8 +7963,9 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
-                f"{len(left)} of {len(names)} workers still run their jobs: {', '.join(sorted(left))}. "
-                "They stop when these end; end them with: queuectl worker stop --now."
+                f"{len(left)} of {len(names)} workers still run their jobs: "
+                f"{', '.join(sorted(left))}. They stop when these end; end them with: "
+                "queuectl worker stop --now."
             )
         time.sleep(POLL_S)
     if names:

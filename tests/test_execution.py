@@ -44,57 +44,33 @@ def logs(start: Call) -> Call:
 # -- how an attempt ends
 
 
-def test_exit_0_completes_a_job(enqueue: Call, drain: Call, job: Call) -> None:
-    enqueue("a", "exit 0")
-    drain()
-    done = job("a")
-    assert (done["state"], done["outcome"], done["exit_code"]) == ("completed", "exited", 0)
-
-
-def test_any_other_exit_code_is_recorded_as_a_failed_attempt(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_an_attempt_ends_as_its_command_does(enqueue: Call, drain: Call, run: Call, jobs: Call, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    enqueue("0", "exit 0")
     for code in (1, 126, 255):
-        enqueue(f"exit-{code}", f"exit {code}", *ONCE)
-    drain(code=1)
-    dead = [(one["state"], one["attempts"], one["outcome"], one["exit_code"]) for one in jobs().values()]
-    assert dead == [("dead", 1, "exited", code) for code in (1, 126, 255)]
-
-
-def test_a_signal_is_recorded_as_a_failed_attempt(enqueue: Call, drain: Call, jobs: Call) -> None:
-    numbers = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]
-    for number in numbers:
+        enqueue(str(code), f"exit {code}", *ONCE)
+    for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM):
         enqueue(number.name, f"kill -{number.value} $$; sleep 5", *ONCE)
-    drain(code=1)
-    # reading: the record holds the signal's number, and no exit code.
-    dead = [(one["attempts"], one["outcome"], one["signal"]) for one in jobs().values()]
-    assert dead == [(1, "signalled", number) for number in numbers]
-    assert not any("exit_code" in one for one in jobs().values())
-
-
-def test_a_missing_directory_is_a_failed_attempt(enqueue: Call, drain: Call, job: Call, tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    enqueue("a", "true", "--cwd", str(place), "--max-retries", "2")
+    enqueue("no-place", "true", "--cwd", str(place), "--max-retries", "2")
+    enqueue("seven", "exit $QUEUECTL_ATTEMPT", "--max-retries", "7")
+    enqueue("second", 'test "$QUEUECTL_ATTEMPT" = 2')
     place.rmdir()
     drain(code=1)
-    dead = job("a")
-    # reading: nothing was started, so the outcome is `not_started`, but it is the job's own fault.
-    assert (dead["state"], dead["attempts"], dead["outcome"]) == ("dead", 2, "not_started")
-
-
-def test_a_missing_directory_is_named_to_whoever_looks(enqueue: Call, drain: Call, run: Call, tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    enqueue("a", "true", "--cwd", str(place), *ONCE)
-    place.rmdir()
-    said_by_worker = drain(code=1).err
-    # reading: the reason is where a person looks first: `show`, or the worker's line.
-    assert re.search("(?i)no such|not found|missing|does not exist|not exist", run("show", "a").out + said_by_worker)
-
-
-def test_an_unknown_command_is_a_failed_attempt_with_127(enqueue: Call, drain: Call, job: Call) -> None:
-    enqueue("a", "no-such-command-anywhere", *ONCE)
-    drain(code=1)
-    assert (job("a")["state"], job("a")["exit_code"]) == ("dead", 127)
+    ends = {
+        name: (one["state"], one["attempts"], one["outcome"], one.get("exit_code"), one.get("signal"))
+        for name, one in jobs().items()
+    }
+    assert ends == {
+        "0": ("completed", 1, "exited", 0, None),
+        **{str(code): ("dead", 1, "exited", code, None) for code in (1, 126, 255)},
+        **{f"SIG{name}": ("dead", 1, "signalled", None, n) for name, n in (("KILL", 9), ("SEGV", 11), ("TERM", 15))},
+        "no-place": ("dead", 2, "not_started", None, None),
+        "seven": ("dead", 7, "exited", 7, None),
+        "second": ("completed", 2, "exited", 0, None),
+    }
+    assert [past["exit_code"] for past in jobs()["seven"]["history"]] == [3, 4, 5, 6, 7]
+    assert re.search("(?i)no such", run("show", "no-place").out)
 
 
 def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue: Call, drain: Call, run: Call) -> None:
@@ -105,38 +81,11 @@ def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue: 
     assert "--env PATH" in everything
 
 
-def test_a_job_that_fails_first_and_then_succeeds_is_completed(enqueue: Call, drain: Call, job: Call) -> None:
-    enqueue("a", 'test "$QUEUECTL_ATTEMPT" = 2')
-    drain(code=0)
-    done = job("a")
-    assert (done["state"], done["attempts"], done["runs"]) == ("completed", 2, 2)
-    assert [(past["run"], past["attempt"], past["exit_code"]) for past in done["history"]] == [
-        (1, 1, 1),
-        (2, 2, 0),
-    ]
-
-
 def test_max_retries_of_0_and_of_1_both_mean_one_attempt(enqueue: Call, drain: Call, jobs: Call) -> None:
     enqueue("a", "exit 1", "--max-retries", "0")
     enqueue("b", "exit 1", "--max-retries", "1")
     drain(code=1)
     assert [(one["state"], one["attempts"]) for one in jobs().values()] == [("dead", 1), ("dead", 1)]
-
-
-def test_the_history_keeps_the_last_five_runs(enqueue: Call, drain: Call, job: Call) -> None:
-    enqueue("a", "exit $QUEUECTL_ATTEMPT", "--max-retries", "7")
-    drain(code=1)
-    assert [past["exit_code"] for past in job("a")["history"]] == [3, 4, 5, 6, 7]
-
-
-def test_an_exit_code_in_no_retry_on_of_the_job_sends_it_to_the_dead_letter_queue_at_once(
-    enqueue: Call, drain: Call, job: Call
-) -> None:
-    enqueue("at-once", "exit 65", "--no-retry-on", "2,64-78")
-    enqueue("retried", "exit 3", "--no-retry-on", "2,64-78")
-    drain(code=1)
-    assert (job("at-once")["state"], job("at-once")["attempts"]) == ("dead", 1)
-    assert (job("retried")["state"], job("retried")["attempts"]) == ("dead", 3)
 
 
 def test_an_exit_code_in_no_retry_on_of_the_settings_sends_a_job_to_the_dead_letter_queue_at_once(
@@ -181,16 +130,6 @@ def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(
 # -- the time limit
 
 
-def test_a_job_over_its_time_limit_is_a_failed_attempt_that_timed_out(
-    enqueue: Call, drain: Call, job: Call, tmp_path: Path
-) -> None:
-    enqueue("a", f"{note_pid(tmp_path / 'pid')}; sleep 60", "--timeout", "0.3", *ONCE)
-    drain(code=1)
-    dead = job("a")
-    assert (dead["state"], dead["attempts"], dead["outcome"]) == ("dead", 1, "timed_out")
-    assert not is_alive(int((tmp_path / "pid").read_text()))
-
-
 def test_a_job_without_a_limit_of_its_own_has_the_one_of_the_settings(
     run: Call, enqueue: Call, drain: Call, job: Call
 ) -> None:
@@ -229,13 +168,6 @@ def test_a_stopped_job_is_ended_by_its_time_limit(enqueue: Call, drain: Call, jo
     enqueue("a", "kill -STOP $$", "--timeout", "0.3", *ONCE)
     drain(code=1)
     assert job("a")["outcome"] == "timed_out"
-
-
-def test_the_time_limit_of_a_job_ends_its_background_children_too(enqueue: Call, drain: Call, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    enqueue("a", f"sleep 300 & {note_pid(pid, '$!')}; wait", "--timeout", "0.3", *ONCE)
-    drain(code=1)
-    assert not is_alive(int(pid.read_text()))
 
 
 # A child in a session of its own, which ignores SIGTERM as well; its parent waits for it.
@@ -332,12 +264,6 @@ def test_a_running_job_that_was_cancelled_is_in_the_dead_letter_queue_once_it_is
     assert [one["id"] for one in run("dlq", "list", "--json").json] == ["a"]
 
 
-def test_a_cancelled_job_that_ignores_sigterm_is_killed(cancelled: Call, reaches: Call) -> None:
-    pid, _ = cancelled("a", "trap '' TERM; while :; do sleep 0.1; done")
-    assert reaches("a", "dead")["reason"] == "cancelled"
-    assert not is_alive(pid)
-
-
 def test_a_cancelled_job_stays_processing_while_it_tidies_up_and_is_dead_even_if_it_exits_with_0(
     run: Call, cancelled: Call, gate: Gate, written: Call, job: Call, reaches: Call, tmp_path: Path
 ) -> None:
@@ -366,12 +292,6 @@ def test_output_is_kept_byte_for_byte_in_the_order_it_was_written(
     assert logs("a") == b"first\nsecond\n" + every_byte
 
 
-def test_a_job_that_prints_nothing_has_empty_logs(enqueue: Call, drain: Call, logs: Call) -> None:
-    enqueue("a", "true")
-    drain()
-    assert logs("a") == b""
-
-
 def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue: Call, drain: Call, home: Path) -> None:
     for number in range(3):
         enqueue(f"j{number}", "true")
@@ -388,24 +308,6 @@ def test_fifty_megabytes_of_output_are_kept(enqueue: Call, drain: Call, logs: Ca
     assert are_the_same  # a comparison in the assertion would print both
 
 
-def test_the_outputs_of_jobs_in_two_slots_do_not_mix(enqueue: Call, drain: Call, run: Call) -> None:
-    for number in range(10):
-        enqueue(f"j{number}", f"for i in 1 2 3 4 5; do echo {number}; done")
-    drain("--count", "2")
-    assert [run("logs", f"j{number}").out for number in range(10)] == [f"{number}\n" * 5 for number in range(10)]
-
-
-def test_logs_show_the_newest_attempt_and_any_other_by_its_number(enqueue: Call, drain: Call, run: Call) -> None:
-    enqueue("a", "echo attempt $QUEUECTL_ATTEMPT; exit 1")
-    drain(code=1)
-    assert run("logs", "a").out == "attempt 3\n"
-    assert [run("logs", "a", "--attempt", number).out for number in "123"] == [
-        "attempt 1\n",
-        "attempt 2\n",
-        "attempt 3\n",
-    ]
-
-
 def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(
     enqueue: Call, drain: Call, run: Call, tmp_path: Path
 ) -> None:
@@ -416,22 +318,6 @@ def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(
     run("dlq", "retry", "a")
     drain(code=1)
     assert run("logs", "a", "--attempt", "1").out == "after\n"
-
-
-def test_tail_shows_the_last_lines(enqueue: Call, drain: Call, run: Call) -> None:
-    enqueue("a", "printf 'one\\ntwo\\nthree\\nfour'")
-    drain()
-    # reading: N lines; a last one without its newline is a line.
-    assert run("logs", "a", "--tail", "2").out == "three\nfour"
-    assert run("logs", "a", "--tail", "9").out == "one\ntwo\nthree\nfour"
-
-
-def test_the_logs_of_a_running_job_show_what_it_printed_so_far(
-    enqueue: Call, gate: Gate, worker: Call, run: Call, eventually: Call
-) -> None:
-    enqueue("a", f"echo so far; {gate.wait}")
-    worker()
-    eventually(lambda: run("logs", "a", code=None).out == "so far\n")
 
 
 def test_following_the_logs_of_a_running_job_ends_with_the_job(
@@ -446,20 +332,6 @@ def test_following_the_logs_of_a_running_job_ends_with_the_job(
     gate.open()
     assert follower.wait(20) == 0
     assert said(follower) == "before\nafter\n"
-
-
-def test_following_the_logs_of_a_finished_job_prints_them_and_ends(enqueue: Call, drain: Call, process: Call) -> None:
-    enqueue("a", "echo all of it")
-    drain()
-    assert process("logs", "a", "--follow", timeout=20).out == "all of it\n"
-
-
-def test_logs_path_names_the_file_that_holds_the_output(enqueue: Call, drain: Call, run: Call, home: Path) -> None:
-    enqueue("a", "echo in a file")
-    drain()
-    (line,) = run("logs", "a", "--path").lines
-    assert Path(line).read_text() == "in a file\n"
-    assert (home / ".queuectl" / "logs") in Path(line).parents
 
 
 def test_output_files_are_private_whatever_the_umask(enqueue: Call, drain: Call, run: Call, umask_0: None) -> None:

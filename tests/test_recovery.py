@@ -106,6 +106,7 @@ def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
     worker: Call,
     pids_of: Call,
     drain: Call,
+    run: Call,
     job: Call,
     overlapped: Call,
 ) -> None:
@@ -117,7 +118,9 @@ def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
     drain()
     assert not any(is_alive(pid) for pid in left)
     assert overlapped() == []
-    assert job("a")["state"] == "completed"
+    done = job("a")
+    assert (done["state"], done["attempts"], done["runs"], done["recoveries"]) == ("completed", 1, 2, 1)
+    run("doctor")
 
 
 def test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives(
@@ -142,19 +145,6 @@ def test_a_job_whose_process_left_session_and_environment_does_not_run_again_whi
         os.kill(pid, signal.SIGKILL)
     reaches("a", "completed")
     assert overlapped() == []
-
-
-def test_recovery_gives_the_attempt_back_and_is_counted(
-    victim: Call, worker: Call, pids_of: Call, drain: Call, job: Call
-) -> None:
-    victim("a")
-    first = worker()
-    pids_of("a")
-    kill(first)
-    assert (job("a")["state"], job("a")["attempts"]) == ("processing", 1)
-    drain()
-    done = job("a")
-    assert (done["attempts"], done["runs"], done["recoveries"]) == (1, 2, 1)
 
 
 def test_recovery_keeps_the_attempts_that_failed_before(
@@ -201,18 +191,6 @@ def test_all_jobs_of_a_killed_worker_are_recovered_and_the_waiting_ones_run(
         **{f"j{number}": ("completed", 1) for number in range(5)},
     }
     assert overlapped() == []
-
-
-def test_the_store_is_sound_after_a_worker_was_killed(
-    victim: Call, worker: Call, pids_of: Call, drain: Call, process: Call
-) -> None:
-    victim("a")
-    first = worker()
-    pids_of("a")
-    kill(first)
-    process("doctor", code=0)
-    drain()
-    process("doctor", code=0)
 
 
 def test_a_killed_worker_is_listed_no_more(victim: Call, worker: Call, pids_of: Call, run: Call) -> None:

@@ -44,7 +44,7 @@ from tests.storekit import (
     listing,
     report,
     run_next,
-)  # fmt: skip
+)
 
 Opener = Callable[..., Watched]
 
@@ -56,9 +56,17 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def opened(home: Path) -> Opener:
-    """`opened()`: one more store of this test's home."""
-    return lambda clock=None, at=None: Watched(at or home, clock)
+def opened(home: Path) -> Iterator[Opener]:
+    """`opened()`: one more store of this test's home, closed at the end."""
+    begun: list[Watched] = []
+
+    def call(clock: Clock | None = None, at: Path | None = None) -> Watched:
+        begun.append(Watched(at or home, clock))
+        return begun[-1]
+
+    yield call
+    for store in begun:
+        store.close()
 
 
 @pytest.fixture
@@ -1171,21 +1179,6 @@ def claimed(store: q.Store) -> Iterator[str]:
         yield job.id
 
 
-def test_filters_take_only_what_fits(opened: Opener) -> None:
-    store, slots = opened(), itertools.count()
-    for id, tags in (("plain", []), ("gpu", ["gpu"]), ("both", ["gpu", "net"]), ("net", ["net"])):
-        enqueue(store, id, tags=tags)
-    for only, ids in (
-        (q.TagFilter(("gpu",), ("net",)), ["gpu"]),
-        (q.TagFilter((), ("gpu", "net")), ["plain"]),
-        (q.TagFilter(("net", "gpu")), ["both", "net"]),
-    ):
-        got: list[str] = []
-        while job := q.take_turn(store, "w", next(slots), None, True, only).claimed:
-            got.append(job.id)
-        assert got == ids
-
-
 def test_what_was_added_together_is_decoded_once_for_the_index(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first claim among a million jobs with a delay, a priority or a tag holds the lock for a second, not ten."""
     clock = Clock()
@@ -1327,36 +1320,45 @@ def test_fields_inside_an_unknown_field_are_not_the_jobs(home: Path, opened: Ope
 # -- Followers
 
 
-@pytest.mark.parametrize("folded", [True, False], ids=["from the arrays", "from the journal"])
-def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(opened: Opener, folded: bool) -> None:
-    """The parent of a follower is deleted by hand, and a new job gets its name."""
+def delete(store: Watched, id: str) -> None:
+    with store.transaction() as change:
+        job = change.job(id)
+        assert job is not None
+        change.delete(job)
+
+
+@pytest.mark.parametrize("how", ["edited away", "deleted", "deleted and folded"])
+def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(
+    home: Path, opened: Opener, how: str
+) -> None:
     store = opened()
     for id, after in (("a", None), ("b", ["a"]), ("c", ["b"])):
         enqueue(store, id, after=after)
     store.fold()
     index(store)
-    edit(Path(store.home.path), lambda jobs: [job for job in jobs if job["id"] != "a"])
-    store.follow()
+    if how == "edited away":
+        edit(home, lambda jobs: jobs[1:])
+    else:
+        delete(store, "a")
     assert index(store).first(store.home.now()).id == "b"  # type: ignore[union-attr]
     enqueue(store, "a", priority=9)
-    if folded:
+    if how == "deleted and folded":
         store.fold()
     q.cancel_jobs(store, ["a"])
     assert {id: job.state for id, job in seen(opened()).items()} == {"a": "dead", "b": "pending", "c": "pending"}
-    assert run_next(store).id == "b" and run_next(store).id == "c"
+    assert list(claimed(store)) == ["b"]
+    assert report(store, store.processing["b"], OK) is not None and run_next(store).id == "c"
 
 
-def test_a_purged_id_leaves_the_follower_map(opened: Opener) -> None:
+def test_a_deleted_id_leaves_the_follower_map(opened: Opener) -> None:
     store = opened()
     for id, after in (("a", None), ("b", ["a"])):
         enqueue(store, id, after=after)
     index(store)
-    q.cancel_jobs(store, ["a"])
-    q.purge_dead(store, ["b"])
-    q.purge_dead(store, ["a"])
-    enqueue(store, "a")
-    enqueue(store, "b")  # the same names, and none after the other
-    assert not q.followers_of(store).parents() and not q.is_needed(store, "a", 1)
+    for id in ("b", "a"):
+        delete(store, id)
+        enqueue(store, id)  # the same names, and none after the other
+    assert not q.is_needed(store, "a", 1)
     q.cancel_jobs(store, ["a"])
     assert seen(opened())["b"].state == "pending" and list(claimed(store)) == ["b"]
 

@@ -6,7 +6,9 @@ says "this change is accepted", as a command does that exits 0; what comes after
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -620,9 +622,12 @@ def fold(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def cli(q: ModuleType, home: str, *args: str) -> None:
-    """A command in this process. Raises what it would have said: StoreError for exit 3."""
-    code = super(q.Root, q.cli).main(["--home", home, *args], standalone_mode=False)  # ours would exit
-    assert not code, code
+    """A command in this process. Raises what it said: StoreError for exit 3."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = super(q.Group, q.cli).main(["--home", home, *args], standalone_mode=False)  # ours would exit
+    if code == q.EXIT_STORAGE:
+        raise q.StoreError(" ".join(said.getvalue().splitlines()))
+    assert not code, (code, said.getvalue())
 
 
 TINY = (("SMALL_BYTES", 64), ("LINE_BYTES_MAX", 64))
