@@ -1786,7 +1786,7 @@ def boot_clock_s() -> float:
 # ======== 5. STORE ========
 # Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and `json`
 # through HOME's helpers. It knows what a record looks like and not what should become of a job: what
-# it needs to know of that, it is given (`end_followers`, `is_needed`).
+# it needs to know of that, it is given (`end_followers`).
 #
 #   jobs.json, dlq.json   the *snapshot*: `[`, one record a line in `seq` order, `]`
 #   .queuectl/journal.jsonl, what changed since the snapshot was written; each line is `CRC32HEX JSON`:
@@ -1949,8 +1949,11 @@ class Snapshot:
             self.mark = known
         elif self.mark.size == known.size and self.mark.crc < 0:
             self.mark = self.mark._replace(crc=self.crc())
-        same_bytes = (self.mark.size, self.mark.crc) == (known.size, known.crc)
-        return same_bytes or self.mark[:3] == known[:3]
+        return (self.mark.size, self.mark.crc) == (known.size, known.crc)
+
+    def close(self) -> None:
+        """Close the file."""
+        close_fd(self.fd)
 
     def crc(self) -> int:
         """The checksum of its bytes as they are now."""
@@ -2033,8 +2036,9 @@ class Snapshot:
 class Journal:
     """The journal, open. `end` is of the last line that was read, `start` of the changes since the fold.
 
-    lines, last_change, text    its lines from an offset on, what the last one says, all of it
-    append, copy_to             a line by one write; a synced copy at another path
+    lines, last_change       its lines from an offset on; what the last one says of the whole queue
+    last_record, ids_with    a search for bytes, where nothing was replayed
+    append                   a line, by one write
     """
 
     def __init__(self, path: str, writable: bool) -> None:
@@ -2089,8 +2093,28 @@ class Journal:
         self.end = size
         return rest_of(body)
 
-    def text(self) -> bytes:
-        """All that was read of it, for a search."""
+    def last_record(self, id: str) -> bytes | None:
+        """Its last word on a job: the record, b"" where it was deleted, None where there is none."""
+        text, gone = self._read_text(), b'\t], "del": ['
+        put = text.rfind(b'\t{"id": "%s", "state": "' % id.encode())
+        at, quoted = text.find(gone, put + 1), b'"%s"' % id.encode()
+        while at >= 0:
+            end = text.index(b"]", at + len(gone))
+            if quoted in text[at:end]:
+                return b""
+            at = text.find(gone, end)
+        return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
+
+    def ids_with(self, needle: bytes) -> set[str]:
+        """The ids of the jobs that some record which holds these bytes is of."""
+        text, ids = self._read_text(), set()
+        at = text.find(needle)
+        while at >= 0:
+            ids.add(id_of(text[text.rfind(b"\t", 0, at) + 1 : at]))
+            at = text.find(needle, at + 1)
+        return ids
+
+    def _read_text(self) -> bytes:
         if self._text is None or len(self._text) != self.end:
             self._text = b"".join(pieces(self.fd, 0, self.end))
         return self._text
@@ -2127,8 +2151,8 @@ class Store:
     """A queue as journal and snapshot have it.
 
     read, refresh, follow    look without the lock; once more; with the lock
-    transaction, add_many    one change; a large bulk straight into jobs.json
-    get, find_raws, holder   a job, several records, the job that holds a unique key
+    transaction, add_bulk    one change; all jobs of a file
+    get, find_jobs, find_raws, change_of, holders    jobs by id, or by unique key
     raws, jobs               every record, or job, in order of arrival
     fold, fold_due, sync, settle
     counts, n, processing    true after a look; `records` after a full one
@@ -2141,22 +2165,20 @@ class Store:
         self,
         home: Home,
         end_followers: Callable[[Transaction, Job | None], None],
-        is_needed: Callable[[Store, str, int], bool],
     ) -> None:
         self.home = home
         self.journal_path = os.path.join(home.dir, "journal.jsonl")
         self.paths = {name: os.path.join(home.path, f"{name}.json") for name in ARRAYS}
         self.end_followers = end_followers
-        self._is_needed = is_needed
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
         self._unsynced = False
         self.state: Literal["unread", "light", "full", "broken"] = "unread"
         self._why_broken = ""
         self.journal: Journal | None = None
         self.snapshots: dict[str, Snapshot] = {}
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of what was read: the next look reads anew."""
         for file in (self.journal, *self.snapshots.values()):
             if file is not None:
@@ -2174,32 +2196,23 @@ class Store:
 
     def close(self) -> None:
         """Let go of every descriptor."""
-        self._forget()
+        self.forget()
         self.home.close()
 
     # -- Looking
 
-    def read(self) -> None:
+    def read(self, light: bool = False) -> None:
         """Read the queue as it is now, without the lock and without changing anything."""
         if self.home.check():
-            self.look()
+            self.look(light)
         else:
-            self._forget()
-
-    def read_counts(self) -> None:
-        """As `read`, but make only `counts` and `n` true."""
-        if self.home.check():
-            self.look(light=True)
+            self.forget()
 
     def refresh(self) -> bool:
         """Read what changed since, without the lock. False where nothing did."""
-        before = self._seen()
+        before = self.journal, self.journal and self.journal.end
         self.read()
-        return self._seen() != before
-
-    def _seen(self) -> tuple[object, ...]:
-        journal = self.journal
-        return (journal.inode, journal.end, self._marks) if journal else (self._marks,)
+        return before != (self.journal, self.journal and self.journal.end)
 
     def follow(self, most_s: float = math.inf) -> None:
         """Take in what others appended, folded or edited, and repair what a crash left."""
@@ -2216,10 +2229,10 @@ class Store:
                 if not (light and self._read_light(locked)):
                     self._read(locked)
         except OSError as error:
-            self._forget()
+            self.forget()
             raise storage_error(error, self.home.dir) from error
         except BaseException:
-            self._forget()  # half a state must not be taken for the whole
+            self.forget()  # half a state must not be taken for the whole
             raise
 
     def _follow(self, journal: Journal, light: bool, locked: bool) -> bool:
@@ -2249,7 +2262,7 @@ class Store:
 
     def _read_light(self, locked: bool) -> bool:
         """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
-        self._forget()
+        self.forget()
         journal = self._open_journal(locked)
         if journal is None or not journal.is_of_this_boot():
             return False
@@ -2269,7 +2282,7 @@ class Store:
         """Read journal and arrays whole."""
         may_fold = locked
         for _ in range(LOOKS_MAX):
-            self._forget()
+            self.forget()
             self._open_arrays()
             journal = self._open_journal(locked)
             if journal is not None and len(self.snapshots) < len(ARRAYS):
@@ -2312,8 +2325,8 @@ class Store:
             self.home.write_settings(default_settings())
         for name, path in self.paths.items():
             if not os.path.exists(path):
-                write_array(self._temporary(name), ())
-                os.rename(self._temporary(name), path)
+                write_array(self.temporary(name), ())
+                os.rename(self.temporary(name), path)
         sync_dir(self.home.path)
         with contextlib.suppress(PermissionError):  # the home's own name; its parent is another's
             sync_dir(os.path.dirname(self.home.path))
@@ -2433,7 +2446,7 @@ class Store:
 
     def _commit(self, change: Transaction) -> None:
         counts, n = list(self.counts), self.n
-        puts: list[tuple[bytes, Job]] = []
+        puts: list[tuple[bytes, Job | None]] = []
         deleted: list[str] = []
         for id, (old, new) in change.changes.items():
             if old is not None:
@@ -2445,6 +2458,16 @@ class Store:
             counts[NUMBER_OF[new.state]] += 1
             n = max(n, new.seq)
             puts.append((encode_job(new), new))
+        self._write_change(puts, deleted, counts, n)
+
+    def _write_change(
+        self,
+        puts: Sequence[tuple[bytes, Job | None]],
+        deleted: Sequence[str],
+        counts: list[int],
+        n: int,
+    ) -> None:
+        """Append a change; only then let memory know."""
         self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
         if self.state == "full":
@@ -2472,21 +2495,15 @@ class Store:
                 self.look(locked=True)
                 self._fold(added=make(self.home.now(), self.n))
             elif raws := list(make(self.home.now(), self.n)):
-                self._commit_raws(raws)
+                counts, n = list(self.counts), self.n
+                for _, state, seq in map(head_of, raws):
+                    counts[NUMBER_OF[state]] += (
+                        seq > self.n
+                    )  # else a job that was there is put again
+                    n = max(n, seq)
+                self._write_change([(raw, None) for raw in raws], (), counts, n)
         if self.home.last_config().fsync == "always":
             self.sync()
-
-    def _commit_raws(self, raws: Sequence[bytes]) -> None:
-        """As `_commit`, for records of new jobs; a record of a job that was there changes no count."""
-        counts, n = list(self.counts), self.n
-        for _, state, seq in map(head_of, raws):
-            counts[NUMBER_OF[state]] += seq > self.n
-            n = max(n, seq)
-        self.append(change_body(raws, (), counts, n))
-        self.counts, self.n = counts, n
-        if self.state == "full":
-            for raw in raws:
-                self.put_record(raw)
 
     # -- Folding and syncing
 
@@ -2503,15 +2520,12 @@ class Store:
         is_small = arrays <= max(SMALL_BYTES, 4 * journal.end, quiet_s * FOLD_BYTES_S)
         return is_small and journal.end > journal.start
 
-    def fold(self, most_s: float = math.inf, completed_before: str = "") -> list[tuple[str, int]]:
-        """Write the journal's changes into the arrays. Leaves out jobs that were completed before that
-        instant and that nothing waits for; gives the id and runs of each. Raises StoreError; then
-        nothing is lost."""
+    def fold(self, most_s: float = math.inf) -> None:
+        """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
         with self.home.locked(most_s):
             self.look(locked=True)
-            purged = self._fold(completed_before)
+            self._fold()
             self.look(locked=True)
-        return purged
 
     @contextlib.contextmanager
     def _fold_may_fail(self) -> Iterator[None]:
@@ -2530,44 +2544,30 @@ class Store:
         if self.home.config().fsync != "never":
             self.sync()
 
-    def _fold(
-        self, completed_before: str = "", added: Iterable[bytes] = ()
-    ) -> list[tuple[str, int]]:
+    def _fold(self, added: Iterable[bytes] = ()) -> None:
         """The five steps of the section's head. Under the lock, after a full look; the store is unread
         after it. `added` are records of new pending jobs."""
         assert self.journal is not None
-        counts = list(self.counts)
-        purged: list[tuple[str, int]] = []
+        counts, n = list(self.counts), self.n
         mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
         for raw in filter(None, self.records.values()):
             _, state, seq = head_of(raw)
             mine[array_of(state)].append((seq, raw))
 
-        def is_kept(raw: bytes) -> bool:
-            if not is_completed_before(raw, completed_before):
-                return True
-            job = trust_job(raw)
-            if self._is_needed(self, job.id, job.seq):
-                return True
-            purged.append((job.id, job.runs))
-            return False
-
         def new_jobs() -> Iterator[bytes]:
+            nonlocal n
             for raw in added:
-                counts[NUMBER_OF["pending"]] += 1
+                n += 1
                 yield raw
 
         marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
         dlq, jobs = self.snapshots["dlq"], self.snapshots["jobs"]
         if mine["dlq"] or dlq.is_edited or any(id_of(raw) in self.records for raw in dlq.raws()):
             merged = merge_records(dlq, sorted(mine["dlq"]), self.records)
-            marks["dlq"] = write_array(self._temporary("dlq"), merged)
-        merged = merge_records(
-            jobs, sorted(mine["jobs"]), self.records, is_kept if completed_before else None
-        )
-        marks["jobs"] = write_array(self._temporary("jobs"), itertools.chain(merged, new_jobs()))
-        n = self.n + sum(counts) - sum(self.counts)
-        counts[NUMBER_OF["completed"]] -= len(purged)
+            marks["dlq"] = write_array(self.temporary("dlq"), merged)
+        merged = merge_records(jobs, sorted(mine["jobs"]), self.records)
+        marks["jobs"] = write_array(self.temporary("jobs"), itertools.chain(merged, new_jobs()))
+        counts[NUMBER_OF["pending"]] += n - self.n
         self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
         try:
             os.fsync(self.journal.fd)
@@ -2582,8 +2582,7 @@ class Store:
                 "The arrays are written; the journal could not be begun anew: "
                 f"{storage_error(error, self.journal_path)}"
             )
-        self._forget()
-        return purged
+        self.forget()
 
     def _replace_arrays(self, marks: Mapping[str, Mark]) -> None:
         """Steps 3 and 4."""
@@ -2600,11 +2599,11 @@ class Store:
         try:
             for name in ("dlq", "jobs"):
                 if marks[name] != self.snapshots[name].mark:
-                    os.rename(self._temporary(name), self.paths[name])
+                    os.rename(self.temporary(name), self.paths[name])
             committed = True
             sync_dir(self.home.path)
         except OSError as error:
-            self._forget()  # the next look finds out what holds
+            self.forget()  # the next look finds out what holds
             if committed:
                 raise _unconfirmed(error) from error
             raise
@@ -2612,33 +2611,14 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
         """A new journal in the old one's place, synced: the header and the processing jobs."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
-        with new_file(self._temporary("journal")) as fd:
+        with new_file(self.temporary("journal")) as fd:
             write_whole(fd, journal_line(encode_json(header)))
             write_whole(fd, journal_line(change_body(running, (), self.counts, self.n)))
             os.fsync(fd)
-        os.rename(self._temporary("journal"), self.journal_path)
+        os.rename(self.temporary("journal"), self.journal_path)
         sync_dir(self.home.dir)
 
-    def write_anew(self, jobs: Collection[Job], n: int) -> None:
-        """Under the lock: replace arrays and journal by these jobs. For the repair of a home whose files
-        cannot be believed: a crash between leaves it as damaged as it was."""
-        self._forget()
-        ordered = sorted(jobs, key=lambda job: job.seq)
-        marks = {}
-        for name in ARRAYS:
-            mine = (encode_job(job) for job in ordered if array_of(job.state) == name)
-            marks[name] = write_array(self._temporary(name), mine)
-        for name in ("dlq", "jobs"):
-            os.rename(self._temporary(name), self.paths[name])
-        sync_dir(self.home.path)
-        for job in ordered:
-            self.counts[NUMBER_OF[job.state]] += 1
-        self.n = max([n, *(job.seq for job in ordered)])
-        running = [encode_job(job) for job in ordered if job.state == "processing"]
-        self._write_journal(marks, running)
-        self.look(locked=True)
-
-    def _temporary(self, name: str) -> str:
+    def temporary(self, name: str) -> str:
         return os.path.join(self.home.dir, f"{name}.json.new")
 
     def sync(self) -> None:
@@ -2677,7 +2657,7 @@ class Store:
             with self.home.locked():
                 if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
                     self._copy_journal(fd)
-                self._forget()
+                self.forget()
                 self.look(locked=True)
                 self._fold()
                 self.look(locked=True)
@@ -2688,11 +2668,11 @@ class Store:
     def _copy_journal(self, fd: int) -> None:
         """Put a synced copy of that journal in its place. Where that fails, no more changes are made."""
         try:
-            with new_file(self._temporary("journal")) as copy:
+            with new_file(self.temporary("journal")) as copy:
                 for piece in pieces(fd):
                     write_whole(copy, piece)
                 os.fsync(copy)
-            os.rename(self._temporary("journal"), self.journal_path)
+            os.rename(self.temporary("journal"), self.journal_path)
             sync_dir(self.home.dir)
             self._unsynced = False
         except OSError as error:
@@ -2705,66 +2685,57 @@ class Store:
         """The job with that id, or None."""
         if id in self.processing:
             return self.processing[id]
-        raw = self.find_raws([id]).get(id)
-        return None if raw is None else trust_job(raw)
+        return self.find_jobs([id]).get(id)
+
+    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
+        """Those of these jobs that are there."""
+        return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
 
     def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
         """The records of those of these jobs that are there."""
-        if self.state == "full":
-            found = {id: self.records[id] for id in ids if id in self.records}
-        else:
-            text = self._search_text()
-            found = {id: raw for id in ids if (raw := last_record(text, id)) is not None}
+        found = {id: raw for id in ids if (raw := self.change_of(id)) is not None}
         rest = {id for id in ids if id not in found}
         for snapshot in self.snapshots.values() if rest else ():
             found |= {id_of(raw): raw for raw in snapshot.find(rest)}
         return {id: raw for id in ids if (raw := found.get(id))}
 
-    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
-        """Those of these jobs that are there."""
-        return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
+    def change_of(self, id: str) -> bytes | None:
+        """What the journal says of a job: its record, b"" where it was deleted, None for nothing."""
+        if self.state == "light":
+            return self._searchable().last_record(id)
+        return self.records[id] or b"" if id in self.records else None
 
     def holders(self, keys: Collection[str]) -> dict[str, Job]:
         """The jobs that are not over and have these unique keys, by key."""
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
             needles = [b'"unique": ']
-        found: dict[str, Job] = {}
-        for needle in needles:
-            for raw in self._records_with(needle):
-                job = trust_job(raw)
-                if job.unique in keys and job.state not in OVER:
-                    found[job.unique or ""] = job
-        return found
+        raws = [raw for needle in needles for raw in self._records_with(needle)]
+        jobs = [trust_job(raw) for raw in raws]
+        return {
+            job.unique or "": job for job in jobs if job.unique in keys and job.state not in OVER
+        }
 
-    def _records_with(self, needle: bytes) -> Iterator[bytes]:
-        """The latest record of each job of jobs.json whose latest record holds these bytes."""
-        if self.state == "full":
-            mine = [raw for raw in self.records.values() if raw is not None]
+    def _records_with(self, needle: bytes) -> list[bytes]:
+        """The latest record of each job of jobs.json and the journal, where it holds these bytes."""
+        if self.state == "light":
+            mine = list(self.find_raws(self._searchable().ids_with(needle)).values())
         else:
-            ids = {id_of(raw) for raw in records_with(self._search_text(), needle)}
-            mine = list(self.find_raws(ids).values())
-        yield from (raw for raw in mine if needle in raw)
+            mine = [raw for raw in self.records.values() if raw]
+        raws = [raw for raw in mine if needle in raw]
         if "jobs" in self.snapshots:
-            for _, raw in self.snapshots["jobs"].search(needle):
-                if not self.is_in_journal(id_of(raw)):
-                    yield raw
+            hits = self.snapshots["jobs"].search(needle)
+            raws += [raw for _, raw in hits if self.change_of(id_of(raw)) is None]
+        return raws
 
-    def _search_text(self) -> bytes:
-        """In a light store: what the journal says, for a search. The arrays are opened, too."""
-        if self.journal is None:
-            return b""
+    def _searchable(self) -> Journal:
+        """In a light store: the journal, for a search. The arrays are opened, too."""
+        assert self.journal is not None
         if not self.snapshots:
             self._open_arrays()
             if not are_same_files(self._marks, self.journal.marks()):
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
-        return self.journal.text()
-
-    def is_in_journal(self, id: str) -> bool:
-        """Whether the journal says anything of that job."""
-        if self.state == "full":
-            return id in self.records
-        return last_record(self._search_text(), id) is not None
+        return self.journal
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
         """The record of every job (of these arrays), in order of arrival or the reverse."""
@@ -2923,25 +2894,19 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
 
 
 def merge_records(
-    snapshot: Snapshot,
-    mine: Sequence[tuple[int, bytes]],
-    changed: Collection[str],
-    is_kept: Callable[[bytes], bool] | None = None,
+    snapshot: Snapshot, mine: Sequence[tuple[int, bytes]], changed: Collection[str]
 ) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed` and those that are
-    not kept, and `mine` (seq, record), which are sorted, in their places. A piece in which nothing
-    changes is passed on as it is."""
+    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq,
+    record), which are sorted, in their places. A piece in which nothing changes is passed on."""
     done, gone = 0, {id.encode() for id in changed}
     for _, blob in snapshot.blobs():
         raws = blob.split(BETWEEN)
         ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
         upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
-        if upto == done and is_kept is None and gone.isdisjoint(ids):
+        if upto == done and gone.isdisjoint(ids):
             yield blob
             continue
         kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in gone]
-        if is_kept is not None:
-            kept = list(filter(is_kept, kept))
         merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
         done = upto
         yield BETWEEN.join([raw for _, raw in merged])
@@ -2992,30 +2957,6 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
     own: what stands before it is no object, and quotes inside a text are escaped."""
     at = raw.find(b'"updated_at": "') + 15
     return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
-
-
-def last_record(journal: bytes, id: str) -> bytes | None:
-    """The journal's last word on a job: its record, b"" where it was deleted, None where there is none."""
-    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
-    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
-    while at >= 0:
-        end = journal.index(b"]", at + len(_DELETED))
-        if quoted in journal[at:end]:
-            return b""
-        at = journal.find(_DELETED, end)
-    return journal[put + 1 : journal.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
-
-
-_DELETED: Final = b'\t], "del": ['
-
-
-def records_with(journal: bytes, needle: bytes) -> Iterator[bytes]:
-    """The journal's records that hold these bytes, the latest first."""
-    at = journal.rfind(needle)
-    while at >= 0:
-        start = journal.rfind(b"\t", 0, at) + 1
-        yield journal[start : journal.index(b"\t", at)].removesuffix(b",")
-        at = journal.rfind(needle, 0, start)
 
 
 # ======== 6. CLAIM ORDER ========
@@ -3429,7 +3370,7 @@ def open_store(
     path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
 ) -> Store:
     """The store of the home at that path."""
-    return Store(Home(path, warn, clock), end_followers, is_needed)
+    return Store(Home(path, warn, clock), end_followers)
 
 
 # ======== 7. OPERATIONS ========
@@ -3475,7 +3416,7 @@ def enqueue_job(store: Store, spec: Spec) -> Accepted:
         states: dict[str, str] = {parent.id: parent.state for parent in parents.values()}
         job = _die_at_once(job, states, change.now)
         for parent in parents.values():
-            if not store.is_in_journal(parent.id):
+            if store.change_of(parent.id) is None:
                 change.put(parent, parent)  # so that no worker has to search the arrays for it
         change.put(None, job)
     store.home.wake_workers()
@@ -3545,7 +3486,7 @@ def enqueue_bulk(
         taken = store.find_raws(given)
         parents = store.find_jobs(named)
         states: dict[str, str] = {id: parent.state for id, parent in parents.items()}
-        yield from (encode_job(job) for id, job in parents.items() if not store.is_in_journal(id))
+        yield from (encode_job(job) for id, job in parents.items() if store.change_of(id) is None)
         for place, rest in enumerate(spool.lines()):
             if place not in special:
                 n += 1
@@ -3795,6 +3736,8 @@ def _change(store: Store) -> Iterator[Transaction]:
 
 # -- What people do to jobs
 
+PURGE_JOBS: Final = 10_000  # are deleted by a worker in one transaction
+
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     """These jobs, each once; refuses the whole request where one is not there."""
@@ -4002,16 +3945,24 @@ def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
     return ended | {id: job for id, job in jobs.items() if job.state in OVER}
 
 
-def any_completed_before(store: Store, instant: str) -> bool:
-    """Whether jobs.json holds a job that was completed by then. Reads the array without the lock."""
-    try:
-        snapshot = Snapshot(store.paths["jobs"])
-    except FileNotFoundError:
-        return False
-    try:
-        return any(is_completed_before(raw, instant) for raw in snapshot.raws())
-    finally:
-        os.close(snapshot.fd)
+def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
+    """Delete jobs that were completed by then and that no waiting one names; PURGE_JOBS at most. They are
+    looked for in jobs.json without the lock."""
+    with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
+        old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
+        ids = list(itertools.islice(old, PURGE_JOBS))
+    if not ids:
+        return []
+    with store.transaction(most_s=most_s) as change:
+        jobs = store.find_jobs(ids).values()
+        gone = [
+            job
+            for job in jobs
+            if job.state == "completed" and not is_needed(store, job.id, job.seq)
+        ]
+        for job in gone:
+            change.delete(job)
+    return gone
 
 
 def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
@@ -4072,7 +4023,7 @@ COMPLETED_MAX: Final = 100  # and so many of them
 def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is not
     read: its file says what waits."""
-    store.read_counts()
+    store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
     oldest, next_run_at = _waiting_times(store, workers)
     waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
@@ -4604,7 +4555,16 @@ def mend(store: Store) -> list[str]:
             home.warn(
                 f"These settings could not be read and have their defaults now: {', '.join(lost)}."
             )
-        store.write_anew(found.jobs.values(), found.n)
+        store.forget()
+        ordered = sorted(found.jobs.values(), key=lambda job: job.seq)
+        for name, path in store.paths.items():
+            raws = (encode_job(job) for job in ordered if array_of(job.state) == name)
+            write_array(store.temporary(name), raws)
+            os.rename(store.temporary(name), path)
+        sync_dir(home.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(store.journal_path)
+        store.look(locked=True)  # begins a journal, as on a first start
     return copies
 
 
@@ -5655,12 +5615,10 @@ class Worker:
         self._clock_mark = {**mark, "purged_s": boot_s}
         home.write_clock_mark(self._clock_mark, PATIENCE_S)
         before = add_seconds(home.now(), -keep_s)
-        if not any_completed_before(self.store, before):
-            return
-        gone = self.store.fold(completed_before=before)
-        for id, runs in gone:
+        gone = purge_completed(self.store, before, PATIENCE_S)
+        for job in gone:
             with contextlib.suppress(OSError):
-                remove_logs(home.logs_dir, id, runs)
+                remove_logs(home.logs_dir, job.id, job.runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 

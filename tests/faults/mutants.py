@@ -57,7 +57,7 @@ BEGUN_ANEW = """        try:
             )
 """
 ONE_RENAMED = """                if marks[name] != self.snapshots[name].mark:
-                    os.rename(self._temporary(name), self.paths[name])
+                    os.rename(self.temporary(name), self.paths[name])
 """
 INTENT = """        self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
 """
@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "the arrays are cut off and written in place",
         ((ONE_RENAMED, ONE_RENAMED.replace(
-            "os.rename(self._temporary(name), self.paths[name])",
-            "write_whole(create_file(self.paths[name]), bytes_of(self._temporary(name)))")),),
+            "os.rename(self.temporary(name), self.paths[name])",
+            "write_whole(create_file(self.paths[name]), bytes_of(self.temporary(name)))")),),
         "points.py", "fold", "killed",
     ),
     Mutant("no intent", ((INTENT, ""),), "points.py", "fold", "killed"),
@@ -147,11 +147,11 @@ MUTANTS = (
         "the new journal is written in place",
         (
             (
-                '        with new_file(self._temporary("journal")) as fd:\n',
+                '        with new_file(self.temporary("journal")) as fd:\n',
                 '        with new_file(self.journal_path) as fd:\n',
             ),
             (
-                '            os.fsync(fd)\n        os.rename(self._temporary("journal"), self.journal_path)\n',
+                '            os.fsync(fd)\n        os.rename(self.temporary("journal"), self.journal_path)\n',
                 "            os.fsync(fd)\n",
             ),
         ),
