@@ -271,6 +271,11 @@ MUTANTS = (
         "power.py", "dlq retry",
     ),
     Mutant(
+        "a fold does not look at the arrays before its renames",
+        (("        if not self._are_arrays_known():\n            raise", "        if False:\n            raise"),),
+        "test_store.py", "test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten",
+    ),
+    Mutant(
         "the lock is left out",
         (("            while not lock_descriptor(self._lock_fd, blocking=False):\n", "            while False:\n"),),
         "test_load.py", "test_a_rush_of_enqueues_is_refused_nothing_and_loses_nothing",
