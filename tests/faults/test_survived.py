@@ -4,6 +4,7 @@ F1  the next command opens the home, before or after each transaction  F5  no jo
 F2  a command that failed changed nothing                              F6  what is not the job's fault costs no attempt
 F3  memory never runs ahead of the file                                F7  completed means that status 0 was read
 F4  a job with a live run is not started, purged or revived            F8  no traceback; what is not understood is kept
+F9  a job's output is its own
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ PROVED_BY = {
     """,
     "F2": """
         test_a_fault_leaves_the_state_before_or_after
-        test_a_write_that_fails_changes_nothing
+        test_a_write_that_fails_half_way_changes_nothing
     """,
     "F3": """
         test_whatever_happens_in_whatever_order_the_queue_is_as_the_model_says
-        test_a_write_that_fails_changes_nothing
+        test_a_write_that_fails_half_way_changes_nothing
     """,
     "F4": """
         test_nothing_is_lost_stuck_doubled_or_overlapping_in_a_storm
@@ -47,21 +48,26 @@ PROVED_BY = {
     """,
     "F8": """
         test_a_damaged_file_is_answered_and_kept
-        test_a_lock_held_too_long_is_a_store_error
+        test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads
+    """,
+    "F9": """
+        test_a_silent_job_shows_nothing_of_an_earlier_job_of_its_id
+        test_recovery_gives_a_run_its_own_output_alone
     """,
     "crash inside a fold": """
-        test_a_fold_that_stops_at_any_effect_loses_nothing
+        test_what_stops_at_any_effect_is_done_whole_or_not_at_all
         test_a_fault_leaves_the_state_before_or_after
     """,
     "short write, full disk, I/O error on append": """
-        test_what_could_not_be_cut_back_is_cut_by_the_next_writer
+        test_a_write_that_fails_half_way_changes_nothing
+        test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer
     """,
     "fold fails": """
         test_a_failed_fold_does_not_fail_the_command
     """,
     "fsync fails": """
-        test_a_journal_whose_sync_failed_is_never_synced_again
-        test_nothing_is_claimed_until_what_could_not_be_synced_is_written_anew
+        test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_again
+        test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_process
     """,
     "power loss": """
         test_a_power_loss_leaves_what_was_told
@@ -70,7 +76,7 @@ PROVED_BY = {
     """,
     "bytes changed in the journal": """
         test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named
-        test_a_hole_that_never_reached_the_disk_is_an_unfinished_tail
+        test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line
     """,
     "bytes changed in an array": """
         test_a_damaged_file_is_answered_and_kept
@@ -78,8 +84,8 @@ PROVED_BY = {
     """,
     "hand edit, restored backup": """
         test_an_edit_under_a_running_store_is_taken_at_its_next_look
-        test_a_job_of_the_journal_stays_as_the_journal_has_it
-        test_a_first_start_on_files_of_a_backup_loses_nothing_at_any_rename
+        test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is
+        test_a_backup_of_a_queue_that_accepted_very_many_jobs_is_restored
     """,
     "store missing beside a journal": """
         test_a_store_missing_beside_a_journal_is_never_taken_for_empty
@@ -127,7 +133,7 @@ PROVED_BY = {
         test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back
     """,
     "unknown format, another user's home": """
-        test_a_journal_of_another_format_is_refused_and_left_alone
+        test_a_home_of_another_format_is_refused_and_left_alone
         test_a_home_of_another_user_is_refused_for_root_too
     """,
 }
