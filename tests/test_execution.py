@@ -300,18 +300,6 @@ def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue: Call, drain: Ca
     assert [path for path in (home / ".queuectl" / "logs").rglob("*") if path.is_file()] == []
 
 
-def test_a_silent_job_shows_nothing_of_an_earlier_job_of_its_id(
-    enqueue: Call, drain: Call, logs: Call, home: Path
-) -> None:
-    """F9: a purge may die before it has removed the output."""
-    left = Path(q.log_path(str(home / ".queuectl" / "logs"), "a", 1))
-    enqueue("a", "true")
-    left.parent.mkdir(parents=True)
-    left.write_text("of another job")
-    drain()
-    assert logs("a") == b""
-
-
 def test_fifty_megabytes_of_output_are_kept(enqueue: Call, drain: Call, logs: Call, job: Call) -> None:
     enqueue("a", "yes 0123456789012345678901234567890123456789012345678 | head -n 1000000")
     drain()

@@ -51,7 +51,7 @@ PROVED_BY = {
         test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads
     """,
     "F9": """
-        test_a_silent_job_shows_nothing_of_an_earlier_job_of_its_id
+        test_a_job_never_shows_what_another_job_of_its_id_wrote
         test_recovery_gives_a_run_its_own_output_alone
     """,
     "crash inside a fold": """
