@@ -26,24 +26,30 @@ once unless its worker or the machine dies while it runs; on this machine it nev
 the same time; it is never lost and never stuck. Not promised: network file systems, one home on
 several machines, disks that lie about fsync.
 
-Sections, each using only those above it; in one, lines that begin with `# --` head its parts:
-    1 VOCABULARY & ERRORS   words, limits, exit codes, the kinds of error
+Sections, each using only those above it; in a section, lines that begin with `# --` head its parts:
+    1 VOCABULARY & ERRORS   states, limits, exit codes, the kinds of error
     2 CONFIGURATION         Config, the table of settings; the checks of values
-    3 JOBS                  Job, its states, transitions, backoff; an id, a time: values in, values out
-    4 STORE                 Store: lock, journal, fold, hand edits, keys, worker files; Waiting: the claim order
-    5 OPERATIONS            enqueue, report and claim, revive ...: one transaction each; what status and show say
-    6 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what it left
-    7 WORKER                Worker: threads, time limits, housekeeping, stop, drain; recovery
-    8 PRESENTATION          records to text
-    9 COMMANDS              the Click command group; Root: errors to exits
+    3 JOBS                  Job: its fields, JSON, transitions and backoff; values in, values out
+    4 HOME                  the directory: permissions, the lock, settings, worker files, the clock
+    5 STORE                 Store: snapshot and journal, a look, a transaction, a fold, hand edits
+    6 CLAIM ORDER           ClaimOrder: which jobs wait, in which order; Followers of other jobs
+    7 OPERATIONS            enqueue, claim and report, revive ...: one function, one transaction
+    8 DAMAGE                what `doctor` finds in a home and repairs
+    9 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what is left
+    10 WORKER               Worker: threads, time limits, housekeeping, stop, drain; recovery
+    11 PRESENTATION         records to text
+    12 COMMANDS             the Click command group; errors to exits
 
 The way of a job, each function with its section:
-    accepted    enqueue 9, parse_spec 3, enqueue_job 5, make_id 3, _commit 4: a line in the journal; wake_workers 4
-    claimed     Worker._look 7, take_turn 5, Waiting.first 4, claim_job 3
-    run         _run_command 7, Executor.start 6; its output: SlotLog.open 6; its time limit: _end_late 7
-    reported    Executor.wait 6, take_turn 5, report_job 3; its retry: backoff_s 3, _next_due 7; the disk: sync 4
-    recovered   Recovery.step 7, Fence.step 6, recover 5
-    filed       _fold 4, after _take_edits 4 of hand edits; _set_tail_aside 4: a torn line; mend 4: damage
+    accepted    enqueue 12, parse_spec 3, enqueue_job 7, make_id 3; Store.transaction 5 appends a
+                line to the journal; wake_workers 4
+    claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6, claim_job 3
+    run         Executor.start 9; its output: SlotLog.open 9; its time limit: Executor.kill_late 9
+    reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3,
+                waiting_times 7; the disk: Store.sync 5
+    recovered   Recovery.step 10, Fence.step 9, recover 7, recover_job 3
+    filed       Store.fold 5, after take_edits 5 of hand edits; Home.keep_aside 4 of a torn line;
+                mend 8 of damage
 """
 
 from __future__ import annotations
