@@ -2967,16 +2967,17 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
 
 
 # ======== 6. CLAIM ORDER ========
-# Which jobs wait, and in which order they are claimed: higher priority first, then order of arrival. It
-# uses the store's records, writes no file and reads no clock but the one it is given.
+# Which jobs wait, and in which order they are claimed: higher priority first, then order of arrival.
+# It uses the store's records, writes no file and reads no clock but the one it is given.
 #
-# C1  The order is a list of places to look, never the truth: an entry whose job has changed since is
-#     dropped when it comes up, so nothing has to be removed, and a claim that failed has done no harm.
-# C2  An entry whose job is not ready yet goes back to the timed ones: dropped, it would be stranded when
-#     the clock steps back.
-# C3  A job that comes after others has no entry before the last of these is over.
+# C1  The order is a list of places to look, never the truth. An entry whose job has changed since is
+#     dropped when it comes up, so nothing has to be removed, and a claim that failed does no harm.
+# C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
+#     would be stranded when the clock steps back.
+# C3  A job that comes after others has no entry before the last of them is over.
 
 CLOCK_STEP_S: Final = 1.0  # a wall clock that moves more than this against the other one was set
+_AFTER: Final = b'"after": '  # stands in every record of a job that comes after others
 
 
 class TagFilter(NamedTuple):
@@ -2989,123 +2990,117 @@ class TagFilter(NamedTuple):
         """Whether jobs with these tags are taken."""
         if self.tags and set(self.tags).isdisjoint(tags):
             return False
-        return not self.not_tags or set(self.not_tags).isdisjoint(tags)
+        return set(self.not_tags).isdisjoint(tags)
 
 
 ALL_JOBS: Final = TagFilter()
 
 
-class Follower:
-    """A job that comes after others: `left` are those of them that are not over."""
+def waiting_record(store: Store, id: str, offset: int) -> bytes | None:
+    """The record of a job as it is now, if the job waits.
 
-    __slots__ = ("left", "offset", "parents", "seq")
+    `offset` is that of its line in the snapshot, which counts unless the journal has the job.
+    """
+    if id in store.records:
+        raw = store.records[id]
+    else:
+        raw = store.snapshots["jobs"].line_at(offset)
+    return raw if raw and is_waiting(raw) else None
 
-    def __init__(self, job: Job, offset: int) -> None:
-        self.seq = job.seq
-        self.parents = tuple(parents_of(job))
-        self.left: set[str] = set()
-        self.offset = offset  # of its line in the snapshot; -1 where the journal has it
+
+class Follower(NamedTuple):
+    """A job that comes after others."""
+
+    seq: int
+    offset: int  # of its line in the snapshot; -1 if only the journal has it
+    parents: Collection[str]
+    left: set[str]  # those of the parents that are not over
 
 
 class Followers:
     """The jobs that come after others and are not over. A listener of the store.
 
-    children, parents    the followers of a job; every job that others come after
-    waiting              those of the followers of a job that wait
-    waits_for            those of the jobs before a follower that are not over
-    record               the record of a follower, where it waits
-    on_freed             is given the id of a follower that nothing holds up any more
+    followers, children   by id; the ids of each parent's followers
+    waiting               the followers of a job that wait
+    is_held               whether one of a job's parents is not over
+    on_freed              is called with the id of a follower whose last parent is over
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._snapshot = store.snapshots.get("jobs")
-        self._children: dict[str, dict[str, None]] = {}  # in order
+        self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
         self.on_freed: Callable[[str], None] = lambda id: None
-        needle = b'"after": '
-        for raw in store.records.values():
-            if raw is not None and needle in raw:
-                self._add(trust_job(raw), -1)
-        for offset, raw in self._snapshot.search(needle) if self._snapshot is not None else ():
+        for raw in filter(None, store.records.values()):
+            if _AFTER in raw:
+                self._add(raw, -1)
+        snapshot = store.snapshots.get("jobs")
+        for offset, raw in snapshot.search(_AFTER) if snapshot is not None else ():
             if id_of(raw) not in store.records:
-                self._add(trust_job(raw), offset)
-        for raw in store.find_raws(self._children).values():
-            self._set_parent(*head_of(raw))
+                self._add(raw, offset)
+        for raw in store.find_raws(self.children).values():
+            self._tell_children(*head_of(raw))
 
-    def _add(self, job: Job, offset: int) -> Follower | None:
-        """Register a follower, for now as if none of the jobs before it were there."""
-        if not job.after or job.state in OVER:
-            return None
-        follower = self.followers[job.id] = Follower(job, offset)
-        for parent in follower.parents:
-            self._children.setdefault(parent, {})[job.id] = None
-        return follower
+    def _add(self, raw: bytes, offset: int) -> Collection[str]:
+        """Register a follower as if its parents were over; its parents."""
+        job = trust_job(raw)
+        parents = () if job.state in OVER else parents_of(job).keys()
+        if parents:
+            self.followers[job.id] = Follower(job.seq, offset, parents, set())
+        for parent in parents:
+            self.children.setdefault(parent, {})[job.id] = None
+        return parents
 
-    def _set_parent(self, id: str, state: str, seq: int) -> None:
-        """A job is in that state now. A later job of that name (a higher seq) is another one."""
-        for child in self._children.get(id, ()):
-            follower = self.followers[child]
-            if state not in OVER and seq < follower.seq:
-                follower.left.add(id)
-            elif id in follower.left:
-                follower.left.remove(id)
-                if not follower.left:
-                    self.on_freed(child)
+    def _tell_children(self, id: str, state: str, seq: int) -> None:
+        for child in self.children.get(id, ()):
+            self._update(child, id, state, seq)
+
+    def _update(self, child: str, id: str, state: str, seq: int) -> None:
+        """A parent is in that state now. A job of its name that came after the child is another job."""
+        follower = self.followers[child]
+        if state not in OVER and seq < follower.seq:
+            follower.left.add(id)
+        elif id in follower.left:
+            follower.left.remove(id)
+            if not follower.left:
+                self.on_freed(child)
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
         if state in OVER:
             self._remove(id)
-        elif id in self.followers:
-            self.followers[id].offset = -1
-        elif b'"after": ' in raw and (follower := self._add(trust_job(raw), -1)):
-            for parent in self._store.find_raws(follower.parents).values():
-                parent_id, parent_state, parent_seq = head_of(parent)
-                if parent_state not in OVER and parent_seq < follower.seq:
-                    follower.left.add(parent_id)
-        self._set_parent(id, state, seq)
+        elif _AFTER in raw and id not in self.followers:
+            for parent in self._store.find_raws(self._add(raw, -1)).values():
+                self._update(id, *head_of(parent))
+        self._tell_children(id, state, seq)
 
     def delete(self, id: str) -> None:
-        """A job is gone. It holds up nobody, and another job may be given its id."""
+        """A job is gone. It holds up no other job, and another job may be given its id."""
         self._remove(id)
-        self._set_parent(id, "completed", 0)
+        self._tell_children(id, "completed", 0)
 
     def _remove(self, id: str) -> None:
         follower = self.followers.pop(id, None)
         for parent in follower.parents if follower is not None else ():
-            del self._children[parent][id]
-            if not self._children[parent]:
-                del self._children[parent]
+            del self.children[parent][id]
+            if not self.children[parent]:
+                del self.children[parent]
 
-    def children(self, id: str, seq: int) -> list[str]:
-        """The jobs, not over, that come after that one. One that came before it means an earlier job of
-        that name, which is gone."""
-        return [id for id in self._children.get(id, ()) if self.followers[id].seq > seq]
+    def waiting(self, id: str, seq: int) -> Iterator[str]:
+        """The followers of that job that wait. Those that are older than the job came after an earlier
+        job of its name, which is gone."""
+        for child in self.children.get(id, ()):
+            follower = self.followers[child]
+            if follower.seq > seq and waiting_record(self._store, child, follower.offset):
+                yield child
 
-    def waiting(self, id: str, seq: int) -> list[str]:
-        """The jobs that wait and come after that one."""
-        return [child for child in self.children(id, seq) if self.record(child)]
-
-    def parents(self) -> Collection[str]:
-        """The jobs that others, not over, come after."""
-        return self._children.keys()
-
-    def waits_for(self, id: str) -> Collection[str]:
-        """Those of the jobs before it that are not over."""
-        return self.followers[id].left if id in self.followers else ()
-
-    def record(self, id: str) -> bytes | None:
-        """The record of a follower, where it waits."""
-        offset = self.followers[id].offset
-        raw = self._store.records.get(id)
-        if offset >= 0 and self._snapshot is not None:
-            raw = self._snapshot.line_at(offset)
-        return raw if raw and is_waiting(raw) else None
+    def is_held(self, id: str) -> bool:
+        """Whether one of the job's parents is not over."""
+        return id in self.followers and bool(self.followers[id].left)
 
 
 def followers_of(store: Store) -> Followers:
-    """Who comes after whom, built when it is first asked for."""
+    """The store's followers, read when they are first asked for."""
     for listener in store.listeners:
         if isinstance(listener, Followers):
             return listener
@@ -3115,27 +3110,28 @@ def followers_of(store: Store) -> Followers:
 
 
 def end_followers(change: Transaction, dead: Job | None) -> None:
-    """The waiting jobs that need that dead job die, and in turn those that need them (J5). None: of
-    every dead job."""
+    """The waiting jobs that need that dead job die, then those that need them, and so on (J5).
+    None: of every dead job."""
     followers = followers_of(change.store)
     if dead is not None:
         to_do = [(dead.id, dead.seq)]
     else:
-        heads = map(head_of, change.store.find_raws(followers.parents()).values())
+        heads = map(head_of, change.store.find_raws(followers.children).values())
         to_do = [(id, seq) for id, state, seq in heads if state == "dead"]
     while to_do:
         parent, seq = to_do.pop()
-        for child in followers.children(parent, seq):
+        for child in followers.waiting(parent, seq):
             job = change.job(child)
-            if job is not None and job.state in WAITING and parent in needed_by(job):
-                before = change.changes[child][0] if child in change.changes else job
-                change.changes[child] = (before, die_after(job, parent, change.now))
+            assert job is not None
+            if job.state in WAITING and parent in needed_by(job):
+                old, _ = change.changes.get(child, (job, job))
+                change.changes[child] = (old, die_after(job, parent, change.now))
                 to_do.append((child, job.seq))
 
 
 def is_needed(store: Store, id: str, seq: int) -> bool:
     """Whether a waiting job comes after that one."""
-    return bool(followers_of(store).waiting(id, seq))
+    return any(followers_of(store).waiting(id, seq))
 
 
 LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
@@ -3144,13 +3140,13 @@ LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
 class Lane:
     """The jobs of one priority and one set of tags that can start at any time.
 
-    `offsets` are those that waited in the snapshot, of which the first `passed` have changed since: 8
-    bytes a job. `heap` has (seq, id, offset) of those that came later; offset -1 where the journal has it.
+    `heap` has (seq, id, offset in the snapshot) of those that came later or had to wait for their
+    time, and of the first of those that stand in the snapshot. `offsets` has the others of the
+    snapshot, the last one first, at 8 bytes a job.
     """
 
     def __init__(self) -> None:
         self.offsets = array("Q")
-        self.passed = 0
         self.heap: list[tuple[int, str, int]] = []
 
 
@@ -3158,16 +3154,14 @@ class ClaimOrder:
     """What waits, in claim order. A listener of the store.
 
     first                the job to claim next
-    oldest, next_run_at  of the whole queue: what waits longest, and the earliest time that one waits for
+    oldest, next_run_at  of the whole queue: what waits longest, and the earliest time that a job
+                         waits for
     has_waiting          whether a job waits that a worker takes
     """
 
     def __init__(self, store: Store, named: frozenset[str], now: str) -> None:
-        self.named = (
-            named  # the tags that matter: those with a limit, and those a worker filters by
-        )
+        self.named = named  # the tags that matter: they have a limit, or a worker filters by them
         self._store = store
-        self._snapshot = store.snapshots.get("jobs")
         self._now = now
         self._backoff_max_s = store.home.config().backoff_max
         self._lanes: dict[LaneKey, Lane] = {}
@@ -3175,57 +3169,55 @@ class ClaimOrder:
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
         self.clock_offset_s = 0.0  # wall clock less the clock since boot
         self._followers = followers_of(store)
-        self._followers.on_freed = self._add_freed
-        self._read_snapshot()
-        for raw in store.records.values():
-            if raw is not None and is_waiting(raw):
-                self.put(raw, *head_of(raw))
-        for id in self._followers.followers:
-            if id not in store.records:
-                self._add_freed(id)
+        self._followers.on_freed = self._enter_freed
+        if "jobs" in store.snapshots:
+            self._read(store.snapshots["jobs"])
+        for raw in filter(None, store.records.values()):
+            self.put(raw, *head_of(raw))
 
-    def _read_snapshot(self) -> None:
-        """Enter the jobs of the snapshot that wait, but for followers.
+    def _read(self, snapshot: Snapshot) -> None:
+        """Enter the jobs of the snapshot that wait.
 
-        Jobs that were added together end alike, from before the first field that decides on: such an end
-        is decoded once. It closes the record, so what stands in it are the job's own fields.
+        Jobs that were added together have records that end alike, from the field `attempts` on. All
+        that matters here stands in such an end but id and seq, so it is decoded once.
         """
         end, like, lane = b"\0", None, Lane()
-        for offset, blob in self._snapshot.blobs() if self._snapshot is not None else ():
+        for offset, blob in snapshot.blobs():
             for raw in blob.split(BETWEEN):
                 if is_waiting(raw):
                     if not raw.endswith(end):
-                        end = b"".join(raw.partition(b', "attempts": ')[1:]) or b"\0"
+                        end = raw.partition(b', "attempts": ')[2] or raw
                         like = None if self._is_plain(raw) else trust_job(raw)
                         lane = self._lane_of(like)
-                    if like is None or (like.run_at is None and not like.after):
+                    if like is None or not (like.run_at or like.after):
                         lane.offsets.append(offset)
-                    elif not like.after:
-                        id, state, seq = head_of(raw)
-                        self._enter(like._replace(id=id, state=state, seq=seq), offset)
+                    elif (id := id_of(raw)) not in self._store.records:
+                        self._enter(like._replace(id=id, seq=head_of(raw)[2]), offset)
                 offset += len(raw) + len(BETWEEN)
+        for lane in self._lanes.values():
+            lane.offsets.reverse()
+            self._enter_next(lane)
 
     def _is_plain(self, raw: bytes) -> bool:
-        """Whether the job surely has priority 0, no time and no tags that matter, and no job before it.
-        The first `priority` is its own: quotes inside a text are escaped."""
-        at = raw.find(b'"priority": ') + 12
-        if raw[at : at + 2] != b"0," or b'"run_at": ' in raw or b'"after": ' in raw:
+        """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that matter.
+        The first `priority` is the job's own: quotes inside a text are escaped."""
+        at = raw.find(b'"priority": ') + len(b'"priority": ')
+        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw or _AFTER in raw:
             return False
         return not self.named or b'"tags": ' not in raw
 
-    def _key_of(self, job: Job | None) -> LaneKey:
-        """The lane of such a job; None stands for a plain one."""
-        if job is None:
-            return 0, ()
-        tags = self.named.intersection(job.tags) if job.tags else ()
-        return -job.priority, tuple(sorted(tags))
-
     def _lane_of(self, job: Job | None) -> Lane:
-        key = self._key_of(job)
+        """The lane of such a job; None stands for a plain one."""
+        key = (0, ()) if job is None else self._key_of(job)
         if key not in self._lanes:
             self._lanes[key] = Lane()
             bisect.insort(self._keys, key)
         return self._lanes[key]
+
+    def _key_of(self, job: Job) -> LaneKey:
+        if not job.tags:
+            return -job.priority, ()
+        return -job.priority, tuple(sorted(self.named.intersection(job.tags)))
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
@@ -3239,108 +3231,88 @@ class ClaimOrder:
     def delete(self, id: str) -> None:
         """A job is gone: its entry is dropped when it comes up."""
 
-    def _add_freed(self, id: str) -> None:
-        if (raw := self._followers.record(id)) is not None:
-            self._enter(trust_job(raw), self._followers.followers[id].offset)
-
     def _enter(self, job: Job, offset: int) -> None:
-        if self._followers.waits_for(job.id):
+        """Enter a waiting job, unless it is held: it is entered when it is freed."""
+        if self._followers.is_held(job.id):
             return
         if is_ready(job, self._now, self._backoff_max_s):
             heapq.heappush(self._lane_of(job).heap, (job.seq, job.id, offset))
         else:
             heapq.heappush(self._timed, (job.run_at or "", job.seq, job.id, offset))
 
-    def _record(self, id: str, offset: int) -> bytes | None:
-        """The record of an entry, where its job still waits and nothing holds it up."""
-        raw = self._store.records.get(id)
-        if offset >= 0 and id not in self._store.records and self._snapshot is not None:
-            raw = self._snapshot.line_at(offset)
-        if raw is None or not is_waiting(raw) or self._followers.waits_for(id):
-            return None
-        return raw
+    def _enter_freed(self, id: str) -> None:
+        offset = self._followers.followers[id].offset
+        if (job := self._job(id, offset)) is not None:
+            self._enter(job, offset)
+
+    def _enter_next(self, lane: Lane) -> None:
+        """Move the next job of the snapshot to the lane's heap."""
+        while lane.offsets:
+            offset = lane.offsets.pop()
+            id, _, seq = head_of(self._store.snapshots["jobs"].line_at(offset))
+            if id not in self._store.records:
+                heapq.heappush(lane.heap, (seq, id, offset))
+                return
+
+    def _job(self, id: str, offset: int) -> Job | None:
+        """The job of an entry, if it still waits and is not held."""
+        raw = waiting_record(self._store, id, offset)
+        return None if raw is None or self._followers.is_held(id) else trust_job(raw)
 
     def _release(self, now: str) -> None:
         """Move the entries whose time has come to their lanes."""
         self._now = now
         while self._timed and self._timed[0][0] <= now:
             _, _, id, offset = heapq.heappop(self._timed)
-            if (raw := self._record(id, offset)) is not None:
-                self._enter(trust_job(raw), offset)
+            if (job := self._job(id, offset)) is not None:
+                self._enter(job, offset)
 
     def first(
-        self,
-        now: str,
-        full: frozenset[str] = frozenset(),
-        only: TagFilter = ALL_JOBS,
-        skip: Collection[str] = (),
+        self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
     ) -> Job | None:
-        """The job to claim next: taken by that filter, without a tag that is full, not in `skip`."""
+        """The job to claim next: the filter takes it, and none of its tags is full."""
         self._release(now)
         best: Job | None = None
-        for key in list(self._keys):
-            if best is not None and key[0] > -best.priority:
+        for priority, tags in list(self._keys):
+            if best is not None and priority > -best.priority:
                 break
-            if not (full.isdisjoint(key[1]) and only.takes(key[1])):
-                continue
-            top = self._top(key, skip)
-            if top is not None and (best is None or top.seq < best.seq):
-                best = top
+            if full.isdisjoint(tags) and only.takes(tags):
+                top = self._top((priority, tags))
+                if top is not None and (best is None or top.seq < best.seq):
+                    best = top
         return best
 
-    def _top(self, key: LaneKey, skip: Collection[str]) -> Job | None:
-        """The first job of a lane that waits."""
+    def _top(self, key: LaneKey) -> Job | None:
+        """The first job of a lane. Entries of jobs that have changed since are dropped."""
         lane = self._lanes[key]
-        tops = (self._top_of_snapshot(lane, skip), self._top_of_heap(key, lane, skip))
-        if not lane.heap and lane.passed == len(lane.offsets):
-            del self._lanes[key]
-            self._keys.remove(key)
-        return min(filter(None, tops), key=lambda job: job.seq, default=None)
-
-    def _top_of_snapshot(self, lane: Lane, skip: Collection[str]) -> Job | None:
-        at = lane.passed
-        while at < len(lane.offsets) and self._snapshot is not None:
-            raw = self._snapshot.line_at(lane.offsets[at])
-            id = id_of(raw)
-            if id in self._store.records:
-                lane.passed += at == lane.passed
-            elif id not in skip:
-                return trust_job(raw)
-            at += 1
-        return None
-
-    def _top_of_heap(self, key: LaneKey, lane: Lane, skip: Collection[str]) -> Job | None:
-        skipped = []
-        found = None
-        while lane.heap and found is None:
+        while lane.heap:
             _, id, offset = lane.heap[0]
-            raw = self._record(id, offset)
-            job = trust_job(raw) if raw is not None else None
-            if job is not None and not is_ready(job, self._now, self._backoff_max_s):
-                heapq.heappush(self._timed, (job.run_at or "", job.seq, id, offset))
-                job = None
-            if job is None or self._key_of(job) != key:
-                heapq.heappop(lane.heap)  # it was changed; another entry stands for it
-            elif id in skip:
-                skipped.append(heapq.heappop(lane.heap))
-            else:
-                found = job
-        for entry in skipped:
-            heapq.heappush(lane.heap, entry)
-        return found
+            job = self._job(id, offset)
+            is_here = job is not None and self._key_of(job) == key
+            if job is not None and is_here and is_ready(job, self._now, self._backoff_max_s):
+                return job
+            heapq.heappop(lane.heap)
+            if job is not None and is_here:
+                self._enter(job, offset)  # among the timed ones
+            if offset >= 0:
+                self._enter_next(lane)
+        del self._lanes[key]
+        self._keys.remove(key)
+        return None
 
     def oldest(self, now: str) -> str | None:
         """When the job was created that waits longest and could start."""
         self._release(now)
-        tops = [top for key in list(self._keys) if (top := self._top(key, ())) is not None]
-        return min(tops, key=lambda job: job.seq).created_at if tops else None
+        tops = filter(None, map(self._top, list(self._keys)))
+        oldest = min(tops, key=lambda job: job.seq, default=None)
+        return None if oldest is None else oldest.created_at
 
     def next_run_at(self) -> str | None:
         """The earliest time that a job waits for."""
         while self._timed:
             run_at, _, id, offset = self._timed[0]
-            raw = self._record(id, offset)
-            if raw is not None and trust_job(raw).run_at == run_at:
+            job = self._job(id, offset)
+            if job is not None and job.run_at == run_at:
                 return run_at
             heapq.heappop(self._timed)
         return None
@@ -3349,14 +3321,18 @@ class ClaimOrder:
         """Whether a job waits that such a worker takes: for a slot, its time or other jobs."""
         if self.first(now, only=only) is not None:
             return True
-        timed = (self._record(id, offset) for _, _, id, offset in self._timed)
-        held = (self._followers.record(id) for id in self._followers.followers)
-        raws = itertools.chain(timed, held)
-        return any(only.takes(trust_job(raw).tags or ()) for raw in raws if raw is not None)
+        timed = [(id, offset) for _, _, id, offset in self._timed]
+        held = [(id, follower.offset) for id, follower in self._followers.followers.items()]
+        for id, offset in timed + held:
+            raw = waiting_record(self._store, id, offset)
+            if raw is not None and only.takes(trust_job(raw).tags or ()):
+                return True
+        return False
 
 
 def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
-    """What waits. Built when it is first asked for, and anew when other tags matter or a clock was set."""
+    """What waits. Built when it is first asked for, and anew when other tags matter or a clock was
+    set."""
     offset_s = store.home.clock() - boot_clock_s()
     named = {*store.home.last_config().limits, *only.tags, *only.not_tags}
     for order in store.listeners:
@@ -3657,7 +3633,7 @@ def take_turn(
         if claim and not hooks and not config.paused:
             full = full_tags(config.limits, change.running()) if config.limits else frozenset()
             order = claim_order(store, change.now, only)
-            ready = order.first(change.now, full, only, change.changes.keys())
+            ready = order.first(change.now, full, only)
             if ready is not None:
                 claimed = claim_job(ready, worker, slot, change.now)
                 change.put(ready, claimed)
@@ -3669,7 +3645,7 @@ def _may_free(store: Store, job: Job, config: Config) -> bool:
     """Whether others may have a job to claim now: a follower of this one, or one with a limited tag."""
     if config.limits and not config.limits.keys().isdisjoint(job.tags or ()):
         return True
-    return job.state in OVER and bool(followers_of(store).children(job.id, job.seq))
+    return job.state in OVER and is_needed(store, job.id, job.seq)
 
 
 def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, str | None]:
@@ -3977,9 +3953,9 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
     with store.transaction() as change:
         out = [check_dead(job) for job in find_all(store, ids)]
         for job in out:
-            if children := followers_of(store).waiting(job.id, job.seq):
-                why = f"cannot be purged: job '{children[0]}', which waits, comes after it"
-                raise _refusal(job, why, f"See it with: queuectl show {children[0]}.")
+            for child in followers_of(store).waiting(job.id, job.seq):
+                why = f"cannot be purged: job '{child}', which waits, comes after it"
+                raise _refusal(job, why, f"See it with: queuectl show {child}.")
             change.delete(job)
     return Purged(out, [])
 

@@ -367,7 +367,7 @@ def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
     store.fold()
     store.follow()
     (lane,) = q.claim_order(store, store.home.now())._lanes.values()
-    assert (len(lane.offsets), lane.offsets.itemsize, lane.heap) == (3000, 8, [])
+    assert (len(lane.offsets), lane.offsets.itemsize, len(lane.heap)) == (2999, 8, 1)
 
 
 def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened: Opener) -> None:
