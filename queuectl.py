@@ -6516,9 +6516,6 @@ def _spark(rates: Sequence[float], room: int) -> str:
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
 
 
-PLAIN_BLOCKS: Final = str.maketrans("█▇▆▅▄▃▂▁…", "##====-_~")  # for a terminal without UTF-8
-
-
 def watch_line(view: Mapping[str, Any], now: str) -> str:
     """The same in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
@@ -6644,38 +6641,31 @@ def find_home(option: str | None) -> str:
     return click.get_app_dir("queuectl")
 
 
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since Click 8.4 only
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return parse_duration(value)
-        except BadValue as error:
-            self.fail(str(error), param, ctx)
+def duration(text: str) -> float:
+    """A type of Click's: seconds."""
+    try:
+        return parse_duration(text)
+    except BadValue as error:
+        raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final = {  # the states of the jobs that a command takes
+_COMPLETES: Final[dict[str, Collection[str]]] = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
-    "dlq": ("dead",),
+    **dict.fromkeys(("dlq show", "dlq retry", "dlq purge"), ("dead",)),
 }
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    is_dlq = ctx.parent is not None and ctx.parent.info_name == "dlq"
-    states = _COMPLETES.get("dlq" if is_dlq else ctx.info_name or "", STATES)
+    states = _COMPLETES.get(ctx.command_path.partition(" ")[2], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
         return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
         return []
-    finally:
-        store.close()
 
 
 def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -6683,7 +6673,6 @@ def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[.
 
 
 # What several commands take.
-DURATION: Final = DurationType()
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
@@ -6698,7 +6687,7 @@ _tags = click.option(
 )
 _yes = _switch("--yes", help="Do not ask.")
 _older_than = click.option(
-    "--older-than", type=DURATION, help="Only jobs that have been over for that long."
+    "--older-than", type=duration, help="Only jobs that have been over for that long."
 )
 
 
@@ -6797,7 +6786,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
         click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
         click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
-        click.option("--timeout", type=DURATION,
+        click.option("--timeout", type=duration,
                      help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
     ):  # fmt: skip
@@ -6851,7 +6840,7 @@ def _here() -> str:
 @click.argument("words", nargs=-1, metavar="JOB...")
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
-@click.option("--delay", type=DURATION, help="Start that much later.")
+@click.option("--delay", type=duration, help="Start that much later.")
 @click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option(
@@ -6934,30 +6923,23 @@ def enqueue(
 
 
 def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
-    accepted = enqueue_job(app.store, spec)
-    job = accepted.job
+    job, is_duplicate = enqueue_job(app.store, spec)
     if wait_:
         app.done(
             [], f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
         )
-        return _follow_to_end(app.store, job)
+        _say(job.id)
+        if sys.stderr.isatty() and not app.store.home.has_live_worker():
+            _say("No worker is running, so this waits for one: queuectl worker start")
+        job = _print_output(
+            app.store, _jobs_now(app.store, [job.id])[0], max(1, job.runs), math.inf
+        )
+        return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
-    duplicate = {"duplicate": True} if accepted.duplicate else {}
-    result = as_json({**job_to_dict(job), **duplicate}) if in_json else job.id
-    app.done([result], f"job {job.id} is in the queue.")
+    record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
+    app.done([as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
-
-
-def _follow_to_end(store: Store, job: Job) -> int:
-    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own
-    exit code."""
-    click.echo(job.id, err=True)
-    store.read()
-    if sys.stderr.isatty() and not store.home.has_live_worker():
-        _say("No worker is running, so this waits for one: queuectl worker start")
-    job = _print_output(store, find_all(store, [job.id])[0], max(1, job.runs), math.inf)
-    return _exit_as({job.id: job}, single=True)
 
 
 def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
@@ -7044,6 +7026,11 @@ def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
+def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
+    store.read()
+    return find_all(store, ids)
+
+
 @cli.command("list")
 @click.option(
     "--state",
@@ -7108,8 +7095,7 @@ def show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    app.store.read()
-    _show_jobs(app.store, find_all(app.store, ids), in_json)
+    _show_jobs(app.store, _jobs_now(app.store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -7129,7 +7115,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 @_switch("--check", help="Exit 1 when jobs are due and no worker is alive.")
 @click.option(
     "--watch",
-    type=DURATION,
+    type=duration,
     is_flag=False,
     flag_value="1",
     metavar="[SECONDS]",
@@ -7199,8 +7185,6 @@ def _other_screen() -> Iterator[Callable[[str], None]]:
     mode = termios.tcgetattr(0)
 
     def write(text: str) -> None:
-        if "utf" not in sys.stdout.encoding.lower():
-            text = text.translate(PLAIN_BLOCKS)
         # One write, so that a frame is never seen half drawn. It is not buffered, because Ctrl+Z
         # may come in the middle of it.
         write_whole(1, text.encode(sys.stdout.encoding, "replace"))
@@ -7233,7 +7217,7 @@ def _other_screen() -> Iterator[Callable[[str], None]]:
 
 
 @cli.command("stats")
-@click.option("--since", type=DURATION, help="Only what ended in that time.")
+@click.option("--since", type=duration, help="Only what ended in that time.")
 @click.option(
     "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
 )
@@ -7284,8 +7268,7 @@ def logs(
       queuectl logs job1 --follow
     """
     store = app.store
-    store.read()
-    job = find_all(store, [id])[0]
+    job = _jobs_now(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
@@ -7309,7 +7292,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
             if running:
                 # A slot's file serves run after run. It is believed only if the record, read
                 # afterwards, still names slot and run.
-                job = _read_again(store, job)
+                job = _jobs_now(store, [job.id])[0]
                 if _log_of(store, job, run) != (path, running):
                     break
             if offset > at:
@@ -7327,12 +7310,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
             return job
         warned = warned or _warn_of_orphan(store, [job.id])
         time.sleep(POLL_S)
-        job = _read_again(store, job)
-
-
-def _read_again(store: Store, job: Job) -> Job:
-    store.refresh()
-    return find_all(store, [job.id])[0]
+        job = _jobs_now(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
@@ -7349,7 +7327,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 @cli.command()
 @_some_ids
 @_switch("--all", "every", help="All jobs that are not over now.")
-@click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
+@click.option("--timeout", type=duration, help="Give up after that time, with exit code 124.")
 @_json
 @_app
 def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool) -> int:
@@ -7547,9 +7525,8 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
     chosen = over_for(states, older_than)
     if dry_run:
         app.store.read()
-        purged = choose_purged(app.store, chosen, app.store.home.now())
-        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
-        _say_kept(purged.kept)
+        found = choose_purged(app.store, chosen, app.store.home.now())
+        _say_purged(found, "would be purged")
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(app, purge_jobs(app.store, chosen))
@@ -7567,22 +7544,16 @@ def _confirm(yes: bool, question: str) -> None:
 
 def _finish_purge(app: App, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
-    text = app.made = f"{say_count(len(purged.gone), 'job')} purged."
+    app.made = f"{say_count(len(purged.gone), 'job')} purged."
     app.store.settle()
-    logs_dir = app.store.home.logs_dir
-    try:
-        for job in purged.gone:
-            remove_logs(logs_dir, job.id, job.runs)
-    except OSError as error:
-        app.store.home.warn(
-            f"Some output of purged jobs is left in '{logs_dir}': {error.strerror}."
-        )
-    click.echo(text)
-    _say_kept(purged.kept)
+    for job in purged.gone:
+        remove_logs(app.store.home.logs_dir, job.id, job.runs)
+    _say_purged(purged, "purged")
 
 
-def _say_kept(kept: Sequence[Job]) -> None:
-    if kept:
+def _say_purged(purged: Purged, what: str) -> None:
+    click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
+    if kept := purged.kept:
         some = ", ".join(job.id for job in kept[:3])
         _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {some}")
 
@@ -7633,8 +7604,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    app.store.read()
-    _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
+    _show_jobs(app.store, list(map(check_dead, _jobs_now(app.store, ids))), in_json)
 
 
 @dlq.command("retry")
@@ -7642,7 +7612,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
-@click.option("--spread", type=DURATION, help="Let them start spread over that time.")
+@click.option("--spread", type=duration, help="Let them start spread over that time.")
 @_change_options
 @_app
 def dlq_retry(
@@ -7723,8 +7693,7 @@ def config_show(app: App, in_json: bool) -> None:
     """
     app.store.home.check()
     values = settings_in_force(app.store)
-    lines = (_say_setting(name, value) for name, value in values.items())
-    _echo_all([as_json(values)] if in_json else lines)
+    _echo_all([as_json(values)] if in_json else itertools.starmap(_say_setting, values.items()))
 
 
 @config.command("get")
@@ -7741,9 +7710,8 @@ def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
     if key is None:
         ctx.invoke(config_show, in_json=in_json)
         return
-    store = ctx.obj.store
-    store.home.check()
-    value = settings_in_force(store)[known_setting(key)]
+    ctx.obj.store.home.check()
+    value = settings_in_force(ctx.obj.store)[known_setting(key)]
     click.echo(as_json(value) if in_json else clean(say_value(value)))
 
 
@@ -7874,7 +7842,7 @@ def _detach(store: Store, options: list[str]) -> None:
 
 @worker.command("stop")
 @_switch("--now", help="End the running jobs and hand them back.")
-@click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
+@click.option("--timeout", type=duration, help="Do not wait longer than that; exit 1.")
 @_app
 def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
