@@ -6289,11 +6289,6 @@ def say_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def say_ids(word: str, jobs: Sequence[Job]) -> str:
-    """`Cancelled job1, job2.`"""
-    return f"{word} {', '.join(job.id for job in jobs)}."
-
-
 def as_json(value: object) -> str:
     """One JSON value for stdout, on lines that a person can read too."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -6462,9 +6457,6 @@ def _spark(rates: Sequence[float], room: int) -> str:
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
 
 
-PLAIN_BLOCKS: Final = str.maketrans("█▇▆▅▄▃▂▁…", "##====-_~")  # for a terminal without UTF-8
-
-
 def watch_line(view: Mapping[str, Any], now: str) -> str:
     """The same in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
@@ -6491,16 +6483,18 @@ class App:
         self.store = open_store(home, lambda text: _say(f"Warning: {text}"))
         self.made = ""
 
-    def done(self, made: str, lines: Iterable[str] | None = None) -> None:
-        """The change is stored: put it on the disk, then print what is now true, or these lines."""
-        self.made = made
+    def done(self, lines: Sequence[str], made: str = "") -> None:
+        """The change is stored: put it on the disk, then print what is now true. `made` says it to
+        somebody who sees an error instead."""
+        self.made = made or " ".join(lines[:3])
         self.store.settle()
-        _echo_all([made] if lines is None else lines)
+        _echo_all(lines)
 
 
-def _say(text: str) -> None:
-    """A message to the person, on stderr."""
-    click.echo(clean(text), err=True)
+def _say(*lines: str) -> None:
+    """Messages to the person, on stderr. A stderr that is closed or full ends nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo("\n".join(map(clean, lines)), err=True)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6527,19 +6521,16 @@ class Group(click.Group):
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what cannot be printed (help, an error where stderr is full) keeps
         its exit code."""
-        code: Any = EXIT_STORAGE
         try:
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
-        except click.Abort:
-            code = 130
         except click.ClickException as error:
             code = error.exit_code
             if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose text is a page
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
                 error.show()
-        except OSError as error:
-            _say_error(f"The result could not be printed: {error.strerror}. Nothing was changed.")
+        except (OSError, click.Abort) as error:
+            code = _fail(error, "")
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -6547,36 +6538,36 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
-            made = ctx.obj.made if isinstance(ctx.obj, App) else ""
-            return _fail(error, f"The change was made before that: {made}" if made else "")
+            return _fail(error, ctx.obj.made if isinstance(ctx.obj, App) else "")
 
 
 def _fail(error: BaseException, made: str) -> int:
     """Say what ended a command, and what it had changed by then; the exit code."""
+    change = f"The change was made before that: {made}" if made else ""
     match error:
         case QueueError(exit_code=code):
             text = str(error)
-            _say_error(f"{text.replace(' Nothing was changed.', '')} {made}" if made else text)
+            _say(
+                f"Error: {text.replace(' Nothing was changed.', '')} {change}"
+                if made
+                else f"Error: {text}"
+            )
             return code
         case OSError(filename=str() | bytes() as name):
-            _say_error(f"{error.strerror}: '{os.fsdecode(name)}'. {made or 'Try again.'}")
+            _say(f"Error: {error.strerror}: '{os.fsdecode(name)}'. {change or 'Try again.'}")
             return EXIT_STORAGE
         case BrokenPipeError() if not made:
             return EXIT_REFUSED
-        case OSError():
-            what = f"The result could not be printed: {error.strerror}."
-            _say_error(f"{what} {made or 'Nothing was changed.'}")
+        case OSError(strerror=why):
+            _say(
+                f"Error: The result could not be printed: {why}. {change or 'Nothing was changed.'}"
+            )
             return EXIT_REFUSED if isinstance(error, BrokenPipeError) else EXIT_STORAGE
     if sys.stderr.isatty():
-        click.echo(err=True)  # the cursor stands behind "^C"
+        _say("")  # the cursor stands behind "^C"
     if made:
-        _say(f"Interrupted. {made}")
+        _say(f"Interrupted. {change}")
     return 130
-
-
-def _say_error(text: str) -> None:
-    with contextlib.suppress(OSError):  # the exit code still tells
-        _say(f"Error: {text}")
 
 
 def find_home(option: str | None) -> str:
@@ -6591,38 +6582,31 @@ def find_home(option: str | None) -> str:
     return click.get_app_dir("queuectl")
 
 
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since Click 8.4 only
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return parse_duration(value)
-        except BadValue as error:
-            self.fail(str(error), param, ctx)
+def duration(text: str) -> float:
+    """A type of Click's: seconds."""
+    try:
+        return parse_duration(text)
+    except BadValue as error:
+        raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final = {  # the states of the jobs that a command takes
+_COMPLETES: Final[dict[str, Collection[str]]] = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
-    "dlq": ("dead",),
+    **dict.fromkeys(("dlq show", "dlq retry", "dlq purge"), ("dead",)),
 }
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    is_dlq = ctx.parent is not None and ctx.parent.info_name == "dlq"
-    states = _COMPLETES.get("dlq" if is_dlq else ctx.info_name or "", STATES)
+    states = _COMPLETES.get(ctx.command_path.partition(" ")[2], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
         return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
         return []
-    finally:
-        store.close()
 
 
 def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -6630,7 +6614,6 @@ def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[.
 
 
 # What several commands take.
-DURATION: Final = DurationType()
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
@@ -6645,7 +6628,7 @@ _tags = click.option(
 )
 _yes = _switch("--yes", help="Do not ask.")
 _older_than = click.option(
-    "--older-than", type=DURATION, help="Only jobs that have been over for that long."
+    "--older-than", type=duration, help="Only jobs that have been over for that long."
 )
 
 
@@ -6665,15 +6648,13 @@ def _width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
-@contextlib.contextmanager
-def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it."""
-    if not length or not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-        bar.render_progress()
-        yield bar.update
+def _progress(length: int, label: str) -> Any:
+    """Click's progress bar, which fits into 40 columns; an invisible one where stderr is no
+    terminal."""
+    return click.progressbar(
+        length=length, label=label, width=10, file=sys.stderr, update_min_steps=length // 100 + 1,
+        hidden=not length or not sys.stderr.isatty(),
+    )  # fmt: skip
 
 
 @click.group(
@@ -6746,7 +6727,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
         click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
         click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
-        click.option("--timeout", type=DURATION,
+        click.option("--timeout", type=duration,
                      help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
     ):  # fmt: skip
@@ -6800,7 +6781,7 @@ def _here() -> str:
 @click.argument("words", nargs=-1, metavar="JOB...")
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
-@click.option("--delay", type=DURATION, help="Start that much later.")
+@click.option("--delay", type=duration, help="Start that much later.")
 @click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option(
@@ -6883,30 +6864,23 @@ def enqueue(
 
 
 def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
-    accepted = enqueue_job(app.store, spec)
-    job = accepted.job
+    job, is_duplicate = enqueue_job(app.store, spec)
     if wait_:
         app.done(
-            f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow", ()
+            [], f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
         )
-        return _follow_to_end(app.store, job)
+        _say(job.id)
+        if sys.stderr.isatty() and not app.store.home.has_live_worker():
+            _say("No worker is running, so this waits for one: queuectl worker start")
+        job = _print_output(
+            app.store, _jobs_now(app.store, [job.id])[0], max(1, job.runs), math.inf
+        )
+        return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
-    duplicate = {"duplicate": True} if accepted.duplicate else {}
-    result = as_json({**job_to_dict(job), **duplicate}) if in_json else job.id
-    app.done(f"job {job.id} is in the queue.", [result])
+    record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
+    app.done([as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
-
-
-def _follow_to_end(store: Store, job: Job) -> int:
-    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own
-    exit code."""
-    click.echo(job.id, err=True)
-    store.read()
-    if sys.stderr.isatty() and not store.home.has_live_worker():
-        _say("No worker is running, so this waits for one: queuectl worker start")
-    job = _print_output(store, find_all(store, [job.id])[0], max(1, job.runs), math.inf)
-    return _exit_as({job.id: job}, single=True)
 
 
 def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
@@ -6930,74 +6904,47 @@ def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
 
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
-    """All jobs of a file or of stdin, or none."""
-    size = os.stat(path).st_size if os.path.isfile(path) else 0
-    with _progress(size, "Reading") as advance:
-        lines, unit = _lines_of(path, advance), "line"
-        head = list(_up_to_first_job(lines))
-        if head and _begins_whole_json(head[-1]):
-            lines = iter([encode_json(record) for record in _parse_whole([*head, *lines])])
-            head, unit = [], "element"
+    """Add all jobs of a file or of stdin, or none."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    with _progress(size, "Reading") as bar:
+        lines, unit = _lines_of(path, bar), "line"
+        head = []  # up to the first job: comments and blank lines have numbers too
+        for line in lines:
+            head.append(line)
+            if line.strip()[:1] not in (b"", b"#"):
+                break
+        first = head[-1].strip() if head else b""
+        if first in (b"[", b"{") or first.startswith(b"[{"):  # no command begins so
+            lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
+            head.clear()
         bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
-    if bulk.added:
-        app.done(f"{bulk.added} jobs are in the queue.", ())
-    if in_json:
-        click.echo(as_json([json.loads(raw) for raw in bulk.records]))
-    else:
-        _echo_all(bulk.ids)
+    out = [as_json([json.loads(raw) for raw in bulk.records])] if in_json else bulk.ids
+    app.done(out, f"{bulk.added} jobs are in the queue.")
     return 0
 
 
-def _lines_of(path: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _lines_of(path: str, bar: Any) -> Iterator[bytes]:
     """The lines of a file or (`-`) of stdin."""
-    rest = b""
     try:
-        with contextlib.ExitStack() as stack:
-            stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-            chunk = stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-            while chunk:
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from lines
-                advance(len(chunk))
-                # A short read was the end: a terminal would go on to ask for more.
-                chunk = stream.read(CHUNK_BYTES) if len(chunk) >= CHUNK_BYTES - 3 else b""
+        with click.open_file(path, "rb") as stream:
+            for line in stream:
+                bar.update(len(line))
+                yield line.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     except OSError as error:
         raise BadValue(
             f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin."
         ) from error
-    if rest:
-        yield rest
 
 
-def _up_to_first_job(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The blank lines and comments at the beginning, and the first line that is neither."""
-    for line in lines:
-        yield line
-        if line.strip()[:1] not in (b"", b"#"):
-            return
-
-
-def _begins_whole_json(line: bytes) -> bool:
-    """Whether a file with that first line is one JSON array or object: `[` or `{` alone, or `[{`, which
-    no command begins with."""
-    return line.strip() in (b"[", b"{") or line.strip().startswith(b"[{")
-
-
-def _parse_whole(lines: Iterable[bytes]) -> list[Any]:
-    """The records of a file that is one JSON array or object; comments before it are left out."""
-    kept = itertools.dropwhile(lambda line: line.strip()[:1] in (b"", b"#"), lines)
-    try:
-        text = b"\n".join(kept).decode()
-    except UnicodeDecodeError:
-        raise BadValue("The file is not valid UTF-8. Save it as UTF-8.") from None
+def _parse_whole(data: bytes) -> Iterator[bytes]:
+    """A line for each record of a file that is one JSON array or object."""
+    text = data.decode("utf-8", "surrogateescape")  # what is not UTF-8 is refused with its field
     value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
-    records = value if isinstance(value, list) else [value]
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
         if not isinstance(record, dict):
-            raise BadValue(
-                f"Element {number} of the array is {_shown(record)}. Give JSON objects only."
-            )
-    return records
+            shown = _shown(record)
+            raise BadValue(f"Element {number} of the array is {shown}. Give JSON objects only.")
+        yield encode_json(record)
 
 
 def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
@@ -7009,19 +6956,20 @@ def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
             fields = parse_job_line(line, app.store.home.now())
             if fields is None:
                 continue
-            accepted = enqueue_job(app.store, make_spec(merge_fields(options, fields)))
-            app.made = f"job {accepted.job.id} is in the queue."
-            if app.store.home.config().fsync == "normal":
-                app.store.sync()
-            click.echo(accepted.job.id)
+            id = enqueue_job(app.store, make_spec(merge_fields(options, fields))).job.id
+            app.done([id], f"job {id} is in the queue.")
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
-            click.echo(f"Error: In line {number}: {clean(str(error))}", err=True)
-    app.store.settle()
+            _say(f"Error: In line {number}: {error}")
     return code
 
 
 # -- list, show, status, logs, wait
+
+
+def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
+    store.read()
+    return find_all(store, ids)
 
 
 @cli.command("list")
@@ -7088,8 +7036,7 @@ def show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    app.store.read()
-    _show_jobs(app.store, find_all(app.store, ids), in_json)
+    _show_jobs(app.store, _jobs_now(app.store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -7109,7 +7056,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 @_switch("--check", help="Exit 1 when jobs are due and no worker is alive.")
 @click.option(
     "--watch",
-    type=DURATION,
+    type=duration,
     is_flag=False,
     flag_value="1",
     metavar="[SECONDS]",
@@ -7141,6 +7088,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
 
 def _watch(store: Store, seconds: float) -> int:
     """Draw the live screen until it is ended; the exit code."""
+    import select
     import shutil
 
     watch = Watch(store)
@@ -7149,19 +7097,17 @@ def _watch(store: Store, seconds: float) -> int:
         while True:
             click.echo(watch_line(watch.look(), store.home.now()))
             time.sleep(seconds)
-    screen = Screen()
-    screen.enter()
-    try:
+    with _other_screen() as draw:
         while True:
-            began, view = time.monotonic(), watch.look()
+            view = watch.look()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
             outputs = {job.id: _last_output(store, job) for job in view["failed"][:rows]}
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.home.now()))
-            screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
-            if (code := screen.wait(began + seconds)) is not None:
-                return code
-    finally:
-        screen.leave()
+            draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
+            ready, _, _ = select.select([0], [], [], seconds)
+            # An arrow key is more than one byte. No byte at all: the terminal is gone.
+            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
+                return 0
 
 
 def _last_output(store: Store, job: Job) -> str:
@@ -7169,77 +7115,50 @@ def _last_output(store: Store, job: Job) -> str:
     return last_line(log_path(store.home.logs_dir, job.id, job.runs))
 
 
-class Screen:
-    """The terminal's other screen, and what ends it: a key, or a signal."""
+@contextlib.contextmanager
+def _other_screen() -> Iterator[Callable[[str], None]]:
+    """Show the terminal's other screen, and make the terminal what it was at the end; gives the
+    function that draws a frame there."""
+    import signal
+    import termios
+    import tty
 
-    ENTER, LEAVE = (  # no cursor, no wrapping
-        "\033[?1049h\033[?25l\033[?7l",
-        "\033[?7h\033[?25h\033[?1049l",
-    )
+    mode = termios.tcgetattr(0)
 
-    def __init__(self) -> None:
-        import signal
-        import termios
+    def write(text: str) -> None:
+        # One write, so that a frame is never seen half drawn. It is not buffered, because Ctrl+Z
+        # may come in the middle of it.
+        write_whole(1, text.encode(sys.stdout.encoding, "replace"))
 
-        self._mode = termios.tcgetattr(0)
-        self._signals: list[int] = []
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGWINCH", "SIGTSTP"):
-            signal.signal(signal.Signals[name], lambda number, _: self._signals.append(number))
+    def enter() -> None:
+        tty.setcbreak(0)  # keys are not echoed, and come at once
+        write("\033[?1049h\033[?25l\033[?7l")  # no cursor, no wrapping
 
-    def enter(self) -> None:
-        """Show the other screen; keys are not echoed, and come at once."""
-        import tty
+    def leave() -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+            write("\033[?7h\033[?25h\033[?1049l")
+            termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
-        tty.setcbreak(0)
-        self._write(self.ENTER)
+    def pause(number: int, frame: object) -> None:
+        leave()
+        halt()
+        enter()
 
-    def leave(self) -> None:
-        """Make the terminal what it was."""
-        import termios
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
 
-        self._write(self.LEAVE)
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
-
-    def draw(self, text: str) -> None:
-        """Put these lines over what is there, without clearing it first."""
-        self._write(f"\033[H{text}\033[K\033[J")
-
-    def _write(self, text: str) -> None:
-        """One write, so that a frame is never seen half drawn."""
-        if "utf" not in sys.stdout.encoding.lower():
-            text = text.translate(PLAIN_BLOCKS)
-        try:
-            sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
-            sys.stdout.buffer.flush()
-        except OSError:
-            import signal
-
-            self._signals.append(signal.SIGHUP)  # nobody can see the screen any more
-
-    def wait(self, until: float) -> int | None:
-        """Wait for that time, a key or a signal; the exit code where it ends the screen."""
-        import select
-        import signal
-
-        while not self._signals:
-            left = max(0.0, until - time.monotonic())
-            ready, _, _ = select.select([0], [], [], min(left, POLL_S))
-            # An arrow key is more than one byte. No byte at all: the terminal is gone.
-            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
-                return 0
-            if not left:
-                return None
-        number = self._signals.pop(0)
-        if number == signal.SIGTSTP:
-            self.leave()
-            halt()
-            self.enter()
-        return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number
+    signal.signal(signal.SIGTSTP, pause)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    try:
+        enter()
+        yield lambda text: write(f"\033[H{text}\033[K\033[J")
+    finally:
+        leave()
 
 
 @cli.command("stats")
-@click.option("--since", type=DURATION, help="Only what ended in that time.")
+@click.option("--since", type=duration, help="Only what ended in that time.")
 @click.option(
     "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
 )
@@ -7290,8 +7209,7 @@ def logs(
       queuectl logs job1 --follow
     """
     store = app.store
-    store.read()
-    job = find_all(store, [id])[0]
+    job = _jobs_now(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
@@ -7306,42 +7224,39 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     """Print what a run wrote (of a tail, its last lines), and go on as more comes and with the runs
     after it, until the run `last` or the job is over; 0: only what is there now. Gives the job as
     it is then."""
-    out, at = sys.stdout.buffer, None
-    warned = False
+    out, at, warned = sys.stdout.buffer, None, False
     while True:
         path, running = _log_of(store, job, run)
-        moved = False
         if at is None:
-            at = tail_start(path, tail) if tail is not None else 0
+            at = 0 if tail is None else tail_start(path, tail)
         for offset, piece in read_log(path, at):
             if running:
-                # A slot's file is believed only if the record, read afterwards, still names slot
-                # and run.
-                store.refresh()
-                job = find_all(store, [job.id])[0]
-                if moved := _log_of(store, job, run) != (path, True):
+                # A slot's file serves run after run. It is believed only if the record, read
+                # afterwards, still names slot and run.
+                job = _jobs_now(store, [job.id])[0]
+                if _log_of(store, job, run) != (path, running):
                     break
             if offset > at:
-                click.echo(f"({offset - at} bytes of output were left out here: log_max)", err=True)
+                _say(f"({offset - at} bytes of output were left out here: log_max)")
             out.write(piece)
             at = offset + len(piece)
         out.flush()
-        if moved or (running and not last and _log_of(store, job, run) != (path, True)):
+        if running and _log_of(store, job, run) != (path, running):
             continue
-        if not running and job.runs > run and run < last:
+        if not running and run < min(job.runs, last):
             run, at, tail = run + 1, None, None  # the next attempt
             continue
-        if not last or (not running and (run >= last or job.state in OVER)):
+        is_over = not running and (run >= last or job.state in OVER)
+        if is_over or not last:
             return job
         warned = warned or _warn_of_orphan(store, [job.id])
         time.sleep(POLL_S)
-        store.refresh()
-        job = find_all(store, [job.id])[0]
+        job = _jobs_now(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
-    """The path of that run's output, and whether the run still goes on. A log that has the run's name
-    is of a run that is over."""
+    """The path of that run's output, and whether the run still goes on. A log that has the run's
+    name is of a run that is over."""
     if run > job.runs:
         return os.devnull, False  # what has its name is another job's
     path = log_path(store.home.logs_dir, job.id, run)
@@ -7353,7 +7268,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 @cli.command()
 @_some_ids
 @_switch("--all", "every", help="All jobs that are not over now.")
-@click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
+@click.option("--timeout", type=duration, help="Give up after that time, with exit code 124.")
 @_json
 @_app
 def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool) -> int:
@@ -7374,16 +7289,16 @@ def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
     left, changed, warned = wanted, True, False
-    with _progress(len(wanted), "Waiting") as advance:
+    with _progress(len(wanted), "Waiting") as bar:
         while True:
             if changed:
                 ended |= find_ended(store, left)
-                advance(len(left) - (len(wanted) - len(ended)))
-                left = [id for id in wanted if id not in ended]
+                bar.update(len(left) + len(ended) - len(wanted))
+                left = [id for id in left if id not in ended]
             if not left or time.monotonic() >= deadline:
                 break
             warned = warned or _warn_of_orphan(store, left)
-            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            time.sleep(POLL_S)
             changed = store.refresh()
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
@@ -7431,17 +7346,16 @@ def cancel(app: App, ids: Words) -> None:
       queuectl cancel job1 job2
     """
     jobs = cancel_jobs(app.store, ids)
-    app.made = say_ids("Cancelled", jobs)
+    app.made = f"{say_count(len(jobs), 'job')} cancelled."
     if running := {job.id for job in jobs if job.state == "processing"}:
         recover_now(app.store, running, _say)
     lines = []
     for job in [app.store.get(job.id) or job for job in jobs]:
+        what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         if job.state == "processing":
             what = "running: stopping it"
-        else:
-            what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         lines.append(f"Job {job.id} is {what}.")
-    app.done(app.made, lines)
+    app.done(lines)
 
 
 @cli.command()
@@ -7459,7 +7373,7 @@ def retry(app: App, ids: Words) -> None:
         f"Job {job.id} is {'due now' if job.state == 'failed' else 'pending again'}."
         for job in jobs
     ]
-    app.done(say_ids("Retrying", jobs), lines)
+    app.done(lines)
 
 
 @cli.command()
@@ -7476,7 +7390,7 @@ def rerun(app: App, ids: Words) -> None:
       queuectl rerun job1
     """
     jobs = rerun_jobs(app.store, ids)
-    app.done(say_ids("Added", jobs), [job.id for job in jobs])
+    app.done([job.id for job in jobs], "the new jobs are in the queue.")
 
 
 @cli.command()
@@ -7499,7 +7413,7 @@ def edit(app: App, /, ids: Words, **given: Any) -> None:
         )
     jobs = edit_jobs(app.store, ids, changes)
     what = ", ".join(changes)
-    app.done(say_ids("Changed", jobs), [f"Job {job.id} is changed: {what}." for job in jobs])
+    app.done([f"Job {job.id} is changed: {what}." for job in jobs])
 
 
 @cli.command()
@@ -7513,7 +7427,7 @@ def pause(app: App) -> None:
     """
     set_setting(app.store, "paused", "true")
     text = "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
-    app.done(text)
+    app.done([text])
 
 
 @cli.command()
@@ -7526,7 +7440,7 @@ def resume(app: App) -> None:
       queuectl resume
     """
     set_setting(app.store, "paused", "false")
-    app.done("The queue is no longer paused.")
+    app.done(["The queue is no longer paused."])
 
 
 @cli.command()
@@ -7552,9 +7466,8 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
     chosen = over_for(states, older_than)
     if dry_run:
         app.store.read()
-        purged = choose_purged(app.store, chosen, app.store.home.now())
-        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
-        _say_kept(purged.kept)
+        found = choose_purged(app.store, chosen, app.store.home.now())
+        _say_purged(found, "would be purged")
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(app, purge_jobs(app.store, chosen))
@@ -7572,26 +7485,18 @@ def _confirm(yes: bool, question: str) -> None:
 
 def _finish_purge(app: App, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
-    text = app.made = f"{say_count(len(purged.gone), 'job')} purged."
+    app.made = f"{say_count(len(purged.gone), 'job')} purged."
     app.store.settle()
-    logs_dir = app.store.home.logs_dir
-    try:
-        with _progress(len(purged.gone), "Deleting output") as advance:
-            for job in purged.gone:
-                remove_logs(logs_dir, job.id, job.runs)
-                advance(1)
-    except OSError as error:
-        app.store.home.warn(
-            f"Some output of purged jobs is left in '{logs_dir}': {error.strerror}."
-        )
-    click.echo(text)
-    _say_kept(purged.kept)
+    for job in purged.gone:
+        remove_logs(app.store.home.logs_dir, job.id, job.runs)
+    _say_purged(purged, "purged")
 
 
-def _say_kept(kept: Sequence[Job]) -> None:
-    if kept:
-        ids = f"{', '.join(job.id for job in kept[:3])}{' ...' if len(kept) > 3 else ''}"
-        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}")
+def _say_purged(purged: Purged, what: str) -> None:
+    click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
+    if kept := purged.kept:
+        some = ", ".join(job.id for job in kept[:3])
+        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {some}")
 
 
 # -- dlq
@@ -7640,8 +7545,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    app.store.read()
-    _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
+    _show_jobs(app.store, list(map(check_dead, _jobs_now(app.store, ids))), in_json)
 
 
 @dlq.command("retry")
@@ -7649,7 +7553,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
-@click.option("--spread", type=DURATION, help="Let them start spread over that time.")
+@click.option("--spread", type=duration, help="Let them start spread over that time.")
 @_change_options
 @_app
 def dlq_retry(
@@ -7677,7 +7581,7 @@ def dlq_retry(
     else:
         jobs = revive_jobs(app.store, ids, changes, spread)
     if jobs:
-        app.done(say_ids("Revived", jobs), [f"Job {job.id} is pending again." for job in jobs])
+        app.done([f"Job {job.id} is pending again." for job in jobs])
     else:
         _say("No dead letter fits; cancelled ones come back with --cancelled only.")
 
@@ -7730,8 +7634,7 @@ def config_show(app: App, in_json: bool) -> None:
     """
     app.store.home.check()
     values = settings_in_force(app.store)
-    lines = (_say_setting(name, value) for name, value in values.items())
-    _echo_all([as_json(values)] if in_json else lines)
+    _echo_all([as_json(values)] if in_json else itertools.starmap(_say_setting, values.items()))
 
 
 @config.command("get")
@@ -7748,9 +7651,8 @@ def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
     if key is None:
         ctx.invoke(config_show, in_json=in_json)
         return
-    store = ctx.obj.store
-    store.home.check()
-    value = settings_in_force(store)[known_setting(key)]
+    ctx.obj.store.home.check()
+    value = settings_in_force(ctx.obj.store)[known_setting(key)]
     click.echo(as_json(value) if in_json else clean(say_value(value)))
 
 
@@ -7787,7 +7689,7 @@ def _say_setting(name: str, value: object) -> str:
 
 def _change_setting(app: App, key: str, text: str | None) -> None:
     value = set_setting(app.store, key, text)
-    app.done(_say_setting(known_setting(key), value))
+    app.done([_say_setting(known_setting(key), value)])
 
 
 # -- worker
@@ -7838,35 +7740,30 @@ def worker_start(
         _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
-    with _drain_bar(store) if has_bar else contextlib.nullcontext(_tell) as say:
-        return Worker(store, threads, only, drain, say).run()
+    code = Worker(store, threads, only, drain, _drain_bar(store) if has_bar else _say_lines).run()
+    if has_bar:
+        _say("")  # the cursor stands behind the bar
+    return code
 
 
-def _tell(text: str, before: str = "", after: str = "") -> None:
-    """Print what a worker says; a closed or full stderr ends nothing."""
-    lines = "\n".join(map(clean, text.split("\n")))
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(f"{before}{lines}\n{after}", err=True, nl=False)
+def _say_lines(text: str) -> None:
+    _say(*text.split("\n"))
 
 
-@contextlib.contextmanager
-def _drain_bar(store: Store) -> Iterator[Callable[[str], None]]:
+def _drain_bar(store: Store) -> Callable[[str], None]:
     """Prints what a drain says above a progress bar of what the queue still holds."""
-    import shutil
-
-    bar = click.progressbar(length=1, label="Draining")
-    width = shutil.get_terminal_size().columns - 1  # a line that is wrapped cannot be erased
-    erase = f"\r{' ' * width}\r"
+    bar = _progress(1, "Draining")
 
     def say(text: str) -> None:
         left = jobs_left(store)
-        bar.length = max(bar.length or 1, left)
+        bar.length = max(bar.length, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
-        _tell(text, erase, cut(bar.format_progress_line(), width))
+        with contextlib.suppress(OSError, ValueError):
+            click.echo("\r\033[K", nl=False, err=True)
+            _say_lines(text)
+            click.echo(bar.format_progress_line(), nl=False, err=True)
 
-    yield say
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(erase, err=True, nl=False)
+    return say
 
 
 def _detach(store: Store, options: list[str]) -> None:
@@ -7886,7 +7783,7 @@ def _detach(store: Store, options: list[str]) -> None:
 
 @worker.command("stop")
 @_switch("--now", help="End the running jobs and hand them back.")
-@click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
+@click.option("--timeout", type=duration, help="Do not wait longer than that; exit 1.")
 @_app
 def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
@@ -7910,7 +7807,7 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
             )
         time.sleep(POLL_S)
     if names:
-        app.done(f"{say_count(len(names), 'worker')} stopped.")
+        app.done([f"{say_count(len(names), 'worker')} stopped."])
     else:
         click.echo("No worker was running.")
 

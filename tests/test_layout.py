@@ -30,10 +30,10 @@ HOMES = {
     "subprocess os.posix_spawn os.waitid os.waitpid os.kill os.killpg os.chdir ctypes": {9},
     "threading": {4, 5, 9, 10},  # 4 and 5: a file lock does not exclude the threads of one process
     "os.open": {4, 5, 8, 9},
-    "os.rename os.replace": {8, 4, 5, 9},
+    "os.rename os.replace": {4, 5, 8, 9},
     "os.fsync": {4, 5},
     "os.ftruncate": {5, 9},
-    "os.unlink os.mkdir os.urandom": {8, 4, 9},
+    "os.unlink os.mkdir os.urandom": {4, 8, 9},
     "os.write os.mkfifo os.utime": {4},
     "os.pwrite": {4, 10},  # 10: writes into the file of a dead worker that it is dead
     "random": {7},
