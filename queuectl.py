@@ -2150,8 +2150,6 @@ class Listener(Protocol):
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None: ...
 
-    def delete(self, id: str) -> None: ...
-
 
 class Store:
     """A queue as journal and snapshot have it.
@@ -2428,9 +2426,7 @@ class Store:
 
     def _delete(self, id: str) -> None:
         self.records[id] = None
-        self.processing.pop(id, None)
-        for listener in self.listeners:
-            listener.delete(id)
+        self.processing.pop(id, None)  # no listener has it: only a job that is over is deleted
 
     # -- Changing
 
@@ -3074,11 +3070,6 @@ class Followers:
                 self._update(id, *head_of(parent))
         self._tell_children(id, state, seq)
 
-    def delete(self, id: str) -> None:
-        """A job is gone. It holds up no other job, and another job may be given its id."""
-        self._remove(id)
-        self._tell_children(id, "completed", 0)
-
     def _remove(self, id: str) -> None:
         follower = self.followers.pop(id, None)
         for parent in follower.parents if follower is not None else ():
@@ -3227,9 +3218,6 @@ class ClaimOrder:
             heapq.heappush(self._lane_of(None).heap, (seq, id, -1))
         else:
             self._enter(trust_job(raw), -1)
-
-    def delete(self, id: str) -> None:
-        """A job is gone: its entry is dropped when it comes up."""
 
     def _enter(self, job: Job, offset: int) -> None:
         """Enter a waiting job, unless it is held: it is entered when it is freed."""

@@ -1345,19 +1345,6 @@ def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(
     assert report(store, store.processing["b"], OK) is not None and run_next(store).id == "c"
 
 
-def test_a_deleted_id_leaves_the_follower_map(opened: Opener) -> None:
-    store = opened()
-    for id, after in (("a", None), ("b", ["a"])):
-        enqueue(store, id, after=after)
-    index(store)
-    for id in ("b", "a"):
-        delete(store, id)
-        enqueue(store, id)  # the same names, and none after the other
-    assert not q.is_needed(store, "a", 0)
-    q.cancel_jobs(store, ["a"])
-    assert seen(opened())["b"].state == "pending" and list(claimed(store)) == ["b"]
-
-
 def test_a_chain_longer_than_the_stack_dies_in_one_line_after_an_edit_too(home: Path, opened: Opener) -> None:
     store = opened()
     bulk(store, *[json.dumps({"id": f"c{n}", "command": "x", "after": [f"c{n - 1}"] * (n > 0)}) for n in range(1500)])
