@@ -1315,29 +1315,19 @@ def test_fields_inside_an_unknown_field_are_not_the_jobs(home: Path, opened: Ope
 # -- Followers
 
 
-def delete(store: Watched, id: str) -> None:
-    with store.transaction() as change:
-        job = change.job(id)
-        assert job is not None
-        change.delete(job)
-
-
-@pytest.mark.parametrize("how", ["edited away", "deleted", "deleted and folded"])
+@pytest.mark.parametrize("folded", [False, True])
 def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(
-    home: Path, opened: Opener, how: str
+    home: Path, opened: Opener, folded: bool
 ) -> None:
     store = opened()
     for id, after in (("a", None), ("b", ["a"]), ("c", ["b"])):
         enqueue(store, id, after=after)
     store.fold()
     index(store)
-    if how == "edited away":
-        edit(home, lambda jobs: jobs[1:])
-    else:
-        delete(store, "a")
+    edit(home, lambda jobs: jobs[1:])
     assert index(store).first(store.home.now()).id == "b"  # type: ignore[union-attr]
     enqueue(store, "a", priority=9)
-    if how == "deleted and folded":
+    if folded:
         store.fold()
     q.cancel_jobs(store, ["a"])
     assert {id: job.state for id, job in seen(opened()).items()} == {"a": "dead", "b": "pending", "c": "pending"}
