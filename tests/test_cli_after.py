@@ -46,9 +46,7 @@ def family(enqueue: Call) -> None:
         (["--after_any", "a"], [ANY_A]),
     ],
 )
-def test_the_options_are_stored_as_the_field_after(
-    run: Call, enqueue: Call, jobs: Jobs, options: list[str], stored: list[Any]
-) -> None:
+def test_the_options_are_stored_as_the_field_after(run, enqueue, jobs, options, stored):
     for name in "abc":
         enqueue(name, "true")
     enqueue("x", "true", *options)
@@ -69,9 +67,7 @@ def test_the_options_are_stored_as_the_field_after(
         (None, None),
     ],
 )
-def test_the_json_field_is_stored_in_one_form(
-    run: Call, enqueue: Call, jobs: Jobs, after: Any, stored: list[Any] | None
-) -> None:
+def test_the_json_field_is_stored_in_one_form(run, enqueue, jobs, after, stored):
     enqueue("a", "true")
     record = json.dumps({"id": "x", "command": "true", "after": after})
     assert run("enqueue", record).lines == ["x"]
@@ -86,7 +82,7 @@ def test_the_json_field_is_stored_in_one_form(
         ["no id"], [""], ["../a"], ["a"] * 10_001,
     ],
 )  # fmt: skip
-def test_what_is_no_list_of_ids_is_refused(run: Call, enqueue: Call, jobs: Jobs, after: Any) -> None:
+def test_what_is_no_list_of_ids_is_refused(run, enqueue, jobs, after):
     enqueue("a", "true")
     answer = run("enqueue", json.dumps({"command": "true", "after": after}), code=2)
     assert answer.err.startswith("Error:") and "'after'" in answer.err
@@ -95,9 +91,7 @@ def test_what_is_no_list_of_ids_is_refused(run: Call, enqueue: Call, jobs: Jobs,
 
 @pytest.mark.parametrize("option", ["--after", "--after-any"])
 @pytest.mark.parametrize("name", ["nobody", "x"])
-def test_an_unknown_id_is_refused_and_nothing_added(
-    run: Call, enqueue: Call, jobs: Jobs, option: str, name: str
-) -> None:
+def test_an_unknown_id_is_refused_and_nothing_added(run, enqueue, jobs, option, name):
     enqueue("a", "true")
     answer = run("enqueue", "--id", "x", option, "a", option, name, "true", code=1)
     assert f"'{name}'" in answer.err and "queuectl list" in answer.err
@@ -107,9 +101,7 @@ def test_an_unknown_id_is_refused_and_nothing_added(
 # ---- --file and --stream
 
 
-def test_a_line_of_a_file_can_name_earlier_lines_and_jobs_that_are_there(
-    run: Call, enqueue: Call, jobs: Jobs, tmp_path: Path
-) -> None:
+def test_a_line_of_a_file_can_name_earlier_lines_and_jobs_that_are_there(run, enqueue, jobs, tmp_path):
     enqueue("a", "true")
     lines = [
         {"id": "b", "command": "true", "after": ["a"]},
@@ -123,16 +115,14 @@ def test_a_line_of_a_file_can_name_earlier_lines_and_jobs_that_are_there(
 
 
 @pytest.mark.parametrize("named", ["later", "itself", "nobody"])
-def test_a_line_of_a_file_cannot_name_another(run: Call, jobs: Jobs, named: str) -> None:
+def test_a_line_of_a_file_cannot_name_another(run, jobs, named):
     lines = ["true", f'{{"id": "itself", "command": "true", "after": ["{named}"]}}', '{"id": "later", "command": "x"}']
     answer = run("enqueue", "--file", "-", input="\n".join(lines), code=1)
     assert "line 2" in answer.err and f"'{named}'" in answer.err
     assert jobs() == {}
 
 
-def test_with_a_file_the_option_holds_for_every_line_that_says_nothing_else(
-    run: Call, enqueue: Call, jobs: Jobs
-) -> None:
+def test_with_a_file_the_option_holds_for_every_line_that_says_nothing_else(run, enqueue, jobs):
     enqueue("a", "true")
     enqueue("b", "true")
     lines = 'echo 1\n{"id": "x", "command": "echo 2", "after": ["b"]}\n{"id": "y", "command": "echo 3"}\n'
@@ -140,7 +130,7 @@ def test_with_a_file_the_option_holds_for_every_line_that_says_nothing_else(
     assert [jobs()[id]["after"] for id in made] == [[ANY_A], ["b"], [ANY_A]]
 
 
-def test_a_file_after_a_dead_job_is_dead_as_a_whole(run: Call, enqueue: Call, jobs: Jobs, home: Path) -> None:
+def test_a_file_after_a_dead_job_is_dead_as_a_whole(run, enqueue, jobs, home):
     enqueue("a", "true")
     run("cancel", "a")
     lines = '{"id": "b", "command": "x", "after": ["a"]}\n{"id": "c", "command": "x", "after": ["b"]}\ntrue\n'
@@ -154,7 +144,7 @@ def test_a_file_after_a_dead_job_is_dead_as_a_whole(run: Call, enqueue: Call, jo
     run("doctor")
 
 
-def test_a_job_that_is_dead_from_the_start_does_not_hold_its_unique_key(run: Call, enqueue: Call, jobs: Jobs) -> None:
+def test_a_job_that_is_dead_from_the_start_does_not_hold_its_unique_key(run, enqueue, jobs):
     enqueue("a", "true")
     run("cancel", "a")
     lines = '{"id": "x", "command": "x", "unique": "k", "after": ["a"]}\n{"id": "y", "command": "x", "unique": "k"}\n'
@@ -162,7 +152,7 @@ def test_a_job_that_is_dead_from_the_start_does_not_hold_its_unique_key(run: Cal
     assert states(jobs) == {"a": "dead", "x": "dead", "y": "pending"}
 
 
-def test_stream_takes_lines_after_earlier_ones_and_refuses_an_unknown_id(run: Call, jobs: Jobs) -> None:
+def test_stream_takes_lines_after_earlier_ones_and_refuses_an_unknown_id(run, jobs):
     lines = (
         '{"id": "a", "command": "x"}\n{"command": "x", "after": ["z"]}\n{"id": "b", "command": "x", "after": ["a"]}\n'
     )
@@ -172,7 +162,7 @@ def test_stream_takes_lines_after_earlier_ones_and_refuses_an_unknown_id(run: Ca
     assert jobs()["b"]["after"] == ["a"]
 
 
-def test_a_unique_job_that_is_there_is_found_before_its_parents_are_asked_for(run: Call, enqueue: Call) -> None:
+def test_a_unique_job_that_is_there_is_found_before_its_parents_are_asked_for(run, enqueue):
     enqueue("x", "true", "--unique", "k")
     assert run("enqueue", "--unique", "k", "--after", "nobody", "true").lines == ["x"]
 
@@ -180,7 +170,7 @@ def test_a_unique_job_that_is_there_is_found_before_its_parents_are_asked_for(ru
 # ---- death
 
 
-def test_who_needs_a_cancelled_job_dies_with_it(run: Call, jobs: Jobs, family: None) -> None:
+def test_who_needs_a_cancelled_job_dies_with_it(run, jobs, family):
     answer = run("cancel", "a")
     assert states(jobs) == {"a": "dead", "b": "dead", "c": "dead", "d": "pending", "e": "dead"}
     assert [jobs()[id]["reason"] for id in "abce"] == [
@@ -195,13 +185,13 @@ def test_who_needs_a_cancelled_job_dies_with_it(run: Call, jobs: Jobs, family: N
     run("doctor")
 
 
-def test_who_needs_a_job_that_dies_dies_in_the_report(run: Call, jobs: Jobs, family: None, drain: Call) -> None:
+def test_who_needs_a_job_that_dies_dies_in_the_report(run, jobs, family, drain):
     drain(code=1)
     assert states(jobs) == {"a": "dead", "b": "dead", "c": "dead", "d": "completed", "e": "dead"}
     assert jobs()["b"]["runs"] == 0
 
 
-def test_a_job_after_a_dead_one_is_dead_at_once_and_no_error(run: Call, jobs: Jobs, family: None) -> None:
+def test_a_job_after_a_dead_one_is_dead_at_once_and_no_error(run, jobs, family):
     run("cancel", "a")
     answer = run("enqueue", "--id", "x", "--after", "b", "true")
     assert answer.lines == ["x"] and "job b, which it comes after, is dead" in answer.err
@@ -211,7 +201,7 @@ def test_a_job_after_a_dead_one_is_dead_at_once_and_no_error(run: Call, jobs: Jo
     assert [states(jobs)[id] for id in "xyz"] == ["dead", "pending", "dead"]
 
 
-def test_several_at_once_keep_their_own_reasons(run: Call, jobs: Jobs, family: None) -> None:
+def test_several_at_once_keep_their_own_reasons(run, jobs, family):
     run("cancel", "c", "a")
     assert [jobs()[id]["reason"] for id in "ac"] == ["cancelled", "cancelled"]
     assert jobs()["e"]["reason"] == "job c, which it comes after, is dead"
@@ -221,7 +211,7 @@ def test_several_at_once_keep_their_own_reasons(run: Call, jobs: Jobs, family: N
 
 
 @pytest.mark.parametrize("command", [("dlq", "retry"), ("retry",)])
-def test_who_died_for_that_reason_comes_back(run: Call, jobs: Jobs, family: None, command: list[str]) -> None:
+def test_who_died_for_that_reason_comes_back(run, jobs, family, command):
     run("cancel", "a")
     answer = run(*command, "a")
     assert set(states(jobs).values()) == {"pending"}
@@ -229,7 +219,7 @@ def test_who_died_for_that_reason_comes_back(run: Call, jobs: Jobs, family: None
     assert [line.split()[1] for line in answer.lines] == ["a", "b", "c", "e"]
 
 
-def test_who_died_for_another_reason_stays(run: Call, jobs: Jobs, family: None) -> None:
+def test_who_died_for_another_reason_stays(run, jobs, family):
     run("cancel", "c", "a")
     run("dlq", "retry", "a")
     assert states(jobs) == {"a": "pending", "b": "pending", "c": "dead", "d": "pending", "e": "dead"}
@@ -237,7 +227,7 @@ def test_who_died_for_another_reason_stays(run: Call, jobs: Jobs, family: None) 
     assert states(jobs)["e"] == "pending"
 
 
-def test_a_job_that_needs_a_dead_one_is_not_revived_alone(run: Call, jobs: Jobs, family: None) -> None:
+def test_a_job_that_needs_a_dead_one_is_not_revived_alone(run, jobs, family):
     run("cancel", "a")
     for command in (("dlq", "retry"), ("retry",)):
         answer = run(*command, "c", code=1)
@@ -247,7 +237,7 @@ def test_a_job_that_needs_a_dead_one_is_not_revived_alone(run: Call, jobs: Jobs,
     assert set(states(jobs).values()) == {"pending"}
 
 
-def test_dlq_retry_all_leaves_those_who_need_a_cancelled_job(run: Call, jobs: Jobs, family: None) -> None:
+def test_dlq_retry_all_leaves_those_who_need_a_cancelled_job(run, jobs, family):
     run("enqueue", "--id", "f", "--after-any", "c", "true")
     run("cancel", "a")
     run("dlq", "retry", "--all")
@@ -256,7 +246,7 @@ def test_dlq_retry_all_leaves_those_who_need_a_cancelled_job(run: Call, jobs: Jo
     assert set(states(jobs).values()) == {"pending"}
 
 
-def test_a_job_whose_parent_was_purged_can_be_revived(run: Call, jobs: Jobs, family: None, drain: Call) -> None:
+def test_a_job_whose_parent_was_purged_can_be_revived(run, jobs, family, drain):
     run("cancel", "a")
     run("dlq", "purge", "a", "--yes", code=1)  # d names it
     drain()
@@ -270,7 +260,7 @@ def test_a_job_whose_parent_was_purged_can_be_revived(run: Call, jobs: Jobs, fam
 # ---- purge
 
 
-def test_a_job_that_a_waiting_one_names_is_not_purged(run: Call, jobs: Jobs, family: None) -> None:
+def test_a_job_that_a_waiting_one_names_is_not_purged(run, jobs, family):
     run("enqueue", "--id", "other", "true")
     run("cancel", "a", "other")
     said = run("purge", "--dry-run")
@@ -286,7 +276,7 @@ def test_a_job_that_a_waiting_one_names_is_not_purged(run: Call, jobs: Jobs, fam
     assert run("dlq", "purge", "--all", "--yes").lines == ["2 jobs purged."]
 
 
-def test_a_completed_job_that_a_waiting_one_names_stays(run: Call, jobs: Jobs, enqueue: Call, drain: Call) -> None:
+def test_a_completed_job_that_a_waiting_one_names_stays(run, jobs, enqueue, drain):
     enqueue("a", "true")
     drain()
     enqueue("b", "true", "--after", "a", "--delay", "1h")
@@ -299,7 +289,7 @@ def test_a_completed_job_that_a_waiting_one_names_stays(run: Call, jobs: Jobs, e
 # ---- why it waits
 
 
-def test_show_names_the_jobs_that_are_waited_for(run: Call, enqueue: Call) -> None:
+def test_show_names_the_jobs_that_are_waited_for(run, enqueue):
     for name in "abcde":
         enqueue(name, "true")
     enqueue("one", "true", "--after", "a")
@@ -308,7 +298,7 @@ def test_show_names_the_jobs_that_are_waited_for(run: Call, enqueue: Call) -> No
     assert run("show", "five").lines[-1].endswith("waiting for jobs a, b, c and 2 more")
 
 
-def test_a_job_that_waits_for_another_is_not_due(run: Call, enqueue: Call) -> None:
+def test_a_job_that_waits_for_another_is_not_due(run, enqueue):
     enqueue("a", "true", "--delay", "1h")
     enqueue("b", "true", "--after", "a")
     run("enqueue", "--file", "-", "--after", "b", input="true\ntrue\n")
@@ -323,7 +313,7 @@ def test_a_job_that_waits_for_another_is_not_due(run: Call, enqueue: Call) -> No
     run("status", "--check", code=1)
 
 
-def test_a_parent_that_ends_makes_the_other_due(run: Call, enqueue: Call) -> None:
+def test_a_parent_that_ends_makes_the_other_due(run, enqueue):
     enqueue("a", "true", "--delay", "1h")
     enqueue("b", "true", "--after-any", "a")
     run("status", "--check")
@@ -341,7 +331,7 @@ def edit(home: Path, *more: dict[str, Any], name: str = "jobs") -> None:
     path.write_text(json.dumps([*json.loads(path.read_text()), *more], indent=1))
 
 
-def test_a_hand_written_after_is_taken_over(run: Call, enqueue: Call, jobs: Jobs, home: Path, drain: Call) -> None:
+def test_a_hand_written_after_is_taken_over(run, enqueue, jobs, home, drain):
     enqueue("a", "true")
     edit(home, {"id": "b", "command": "true", "after": [{"id": "a", "any": False}]})
     assert run("show", "b").lines[-1].endswith("waiting for job a")
@@ -349,7 +339,7 @@ def test_a_hand_written_after_is_taken_over(run: Call, enqueue: Call, jobs: Jobs
     assert states(jobs) == {"a": "completed", "b": "completed"}
 
 
-def test_a_hand_written_job_after_a_dead_one_is_dead(run: Call, enqueue: Call, jobs: Jobs, home: Path) -> None:
+def test_a_hand_written_job_after_a_dead_one_is_dead(run, enqueue, jobs, home):
     enqueue("a", "true")
     enqueue("z", "true", "--delay", "1h")
     run("cancel", "a")
@@ -364,7 +354,7 @@ def test_a_hand_written_job_after_a_dead_one_is_dead(run: Call, enqueue: Call, j
     run("doctor")
 
 
-def test_a_job_that_is_made_dead_by_hand_ends_who_needs_it(run: Call, jobs: Jobs, home: Path, family: None) -> None:
+def test_a_job_that_is_made_dead_by_hand_ends_who_needs_it(run, jobs, home, family):
     records = json.loads((home / "jobs.json").read_text())
     over = {"state": "dead", "finished_at": "2026-11-24T08:15:30.123Z"}
     (home / "jobs.json").write_text(json.dumps([{**record, **over} if record["id"] == "a" else record
@@ -373,7 +363,7 @@ def test_a_job_that_is_made_dead_by_hand_ends_who_needs_it(run: Call, jobs: Jobs
     assert states(jobs) == {"a": "dead", "b": "dead", "c": "dead", "d": "pending", "e": "dead", "x": "pending"}
 
 
-def test_a_job_that_vanished_holds_up_nothing(run: Call, jobs: Jobs, home: Path, family: None, drain: Call) -> None:
+def test_a_job_that_vanished_holds_up_nothing(run, jobs, home, family, drain):
     records = json.loads((home / "jobs.json").read_text())
     (home / "jobs.json").write_text(json.dumps([record for record in records if record["id"] != "a"]))
     assert run("show", "b").lines[-1].endswith("no worker is running; start one with: queuectl worker start")
@@ -390,7 +380,7 @@ def test_a_job_that_vanished_holds_up_nothing(run: Call, jobs: Jobs, home: Path,
         [{"id": "x", "command": "x", "after": "a"}],
     ],
 )
-def test_a_hand_written_circle_is_refused(run: Call, enqueue: Call, home: Path, more: list[dict[str, Any]]) -> None:
+def test_a_hand_written_circle_is_refused(run, enqueue, home, more):
     enqueue("a", "true")
     edit(home, *more)
     before = (home / "jobs.json").read_bytes()
@@ -402,9 +392,7 @@ def test_a_hand_written_circle_is_refused(run: Call, enqueue: Call, home: Path, 
 # ---- limits
 
 
-def test_a_limit_of_none_at_all_is_said_by_show_and_by_the_drain(
-    run: Call, enqueue: Call, jobs: Jobs, start: Call, eventually: Call
-) -> None:
+def test_a_limit_of_none_at_all_is_said_by_show_and_by_the_drain(run, enqueue, jobs, start, eventually):
     run("config", "set", "limits", "gpu=0, net=4")
     enqueue("a", "true", "--tag", "gpu", "--tag", "net")
     enqueue("b", "true", "--tag", "net")

@@ -39,22 +39,22 @@ def commands(jobs: Jobs) -> list[str]:
 # ---- lines ----
 
 
-def test_a_file_holds_one_command_a_line(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_a_file_holds_one_command_a_line(run, jobs, listed):
     run("enqueue", "--file", listed("echo one\necho two | wc\necho three\n"))
     assert commands(jobs) == ["echo one", "echo two | wc", "echo three"]
 
 
-def test_a_file_prints_the_ids_one_a_line_in_its_order(run: Call, listed: Call) -> None:
+def test_a_file_prints_the_ids_one_a_line_in_its_order(run, listed):
     printed = run("enqueue", "--file", listed("echo one\necho two\n")).out
     assert printed == run("list", "--ids").out
 
 
-def test_a_line_that_is_a_json_object_is_a_job(run: Call, listed: Call) -> None:
+def test_a_line_that_is_a_json_object_is_a_job(run, listed):
     text = '{"id":"a","command":"true"}\n{"id":"b","command":"false"}\n'
     assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
 
 
-def test_commands_and_json_objects_may_stand_in_one_file(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_commands_and_json_objects_may_stand_in_one_file(run, jobs, listed):
     run("enqueue", "--file", listed('echo one\n{"command":"echo two","priority":4}\necho three\n'))
     assert [(job["command"], job["priority"]) for job in jobs().values()] == [
         ("echo one", 0),
@@ -63,12 +63,12 @@ def test_commands_and_json_objects_may_stand_in_one_file(run: Call, jobs: Jobs, 
     ]
 
 
-def test_standard_input_is_read_for_a_dash(run: Call) -> None:
+def test_standard_input_is_read_for_a_dash(run):
     text = '# nightly\n{"id":"a","command":"true"}\n\n{"id":"b","command":"false"}\n'
     assert run("enqueue", "--file", "-", input=text).out == "a\nb\n"
 
 
-def test_typed_jobs_end_with_one_ctrl_d(run: Call, terminal: Call, eventually: Call) -> None:
+def test_typed_jobs_end_with_one_ctrl_d(run, terminal, eventually):
     shell = terminal("enqueue", "--file", "-")
     shell.type(b"echo one\n")
     eventually(lambda: "echo one\r\n" in shell.screen())
@@ -82,17 +82,17 @@ def test_typed_jobs_end_with_one_ctrl_d(run: Call, terminal: Call, eventually: C
     ["# first\necho one\n", "echo one\n# last\n", "\n\necho one\n\n", "#\n#echo two\necho one\n"],
     ids=["comment first", "comment last", "empty lines", "commented command"],
 )
-def test_comments_and_empty_lines_are_no_jobs(run: Call, jobs: Jobs, listed: Call, text: str) -> None:
+def test_comments_and_empty_lines_are_no_jobs(run, jobs, listed, text):
     run("enqueue", "--file", listed(text))
     assert commands(jobs) == ["echo one"]
 
 
-def test_a_hash_inside_a_line_belongs_to_the_command(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_a_hash_inside_a_line_belongs_to_the_command(run, jobs, listed):
     run("enqueue", "--file", listed("echo one # two\n"))
     assert commands(jobs) == ["echo one # two"]
 
 
-def test_the_last_line_needs_no_newline(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_the_last_line_needs_no_newline(run, jobs, listed):
     run("enqueue", "--file", listed("echo one\necho two"))
     assert commands(jobs) == ["echo one", "echo two"]
 
@@ -103,12 +103,12 @@ def test_a_carriage_return_at_the_end_of_a_line_is_no_part_of_the_command(run: C
     assert commands(jobs) == ["echo one", "echo two"]
 
 
-def test_only_a_newline_ends_a_line(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_only_a_newline_ends_a_line(run, jobs, listed):
     run("enqueue", "--file", listed("echo a\u2028b\u0085c\x0bd\x0ce\n"))
     assert commands(jobs) == ["echo a\u2028b\u0085c\x0bd\x0ce"]
 
 
-def test_a_line_that_begins_with_a_bracket_is_a_command(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_a_line_that_begins_with_a_bracket_is_a_command(run, jobs, listed):
     run("enqueue", "--file", listed("[ -d / ] && echo yes\n[ 1 ]\n"))
     assert commands(jobs) == ["[ -d / ] && echo yes", "[ 1 ]"]
 
@@ -119,7 +119,7 @@ def test_a_file_without_jobs_adds_none_and_is_no_error(run: Call, listed: Call, 
     assert run("enqueue", "--file", listed(text)).out == ""
 
 
-def test_a_large_file_is_accepted_whole(run: Call, listed: Call) -> None:
+def test_a_large_file_is_accepted_whole(run, listed):
     run("enqueue", "--file", listed("true\n" * 20_001))
     assert run("status", "--json").json["jobs"]["pending"] == 20_001
 
@@ -127,17 +127,17 @@ def test_a_large_file_is_accepted_whole(run: Call, listed: Call) -> None:
 # ---- a whole JSON value ----
 
 
-def test_a_file_that_begins_with_a_bracket_alone_is_one_json_array(run: Call, listed: Call) -> None:
+def test_a_file_that_begins_with_a_bracket_alone_is_one_json_array(run, listed):
     text = json.dumps([{"id": "a", "command": "true"}, {"id": "b", "command": "false"}], indent=2)
     assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
 
 
-def test_an_array_with_one_job_a_line_is_read_too(run: Call, listed: Call) -> None:
+def test_an_array_with_one_job_a_line_is_read_too(run, listed):
     text = '[\n{"id":"a","command":"true"},\n{"id":"b","command":"false"}\n]\n'
     assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
 
 
-def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run: Call, listed: Call) -> None:
+def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run, listed):
     text = json.dumps({"id": "a", "command": "true"}, indent=2)
     assert run("enqueue", "--file", listed(text)).out == "a\n"
 
@@ -156,17 +156,17 @@ def test_an_array_is_known_where_no_command_can_be_meant(run: Call, listed: Call
     assert run("enqueue", "--file", listed(text)).out == "a\n"
 
 
-def test_an_error_in_an_array_names_the_element(run: Call, listed: Call) -> None:
+def test_an_error_in_an_array_names_the_element(run, listed):
     text = json.dumps([{"command": "true"}, {"comand": "true"}], indent=2)
     assert "In element 2: There is no field 'comand'" in run("enqueue", "--file", listed(text), code=2).err
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_command(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_a_byte_order_mark_is_no_part_of_the_first_command(run, jobs, listed):
     run("enqueue", "--file", listed("\ufeffecho one\n"))
     assert commands(jobs) == ["echo one"]
 
 
-def test_an_array_may_come_from_standard_input(run: Call) -> None:
+def test_an_array_may_come_from_standard_input(run):
     text = json.dumps([{"id": "a", "command": "true"}], indent=2)
     assert run("enqueue", "--file", "-", input=text).out == "a\n"
 
@@ -179,17 +179,17 @@ def test_an_empty_array_adds_nothing(run: Call, listed: Call) -> None:
 # ---- --json ----
 
 
-def test_json_prints_one_array_of_the_jobs(run: Call, listed: Call) -> None:
+def test_json_prints_one_array_of_the_jobs(run, listed):
     printed = run("enqueue", "--json", "--file", listed("echo one\necho two\n")).json
     assert printed == run("list", "--json").json
 
 
-def test_json_of_a_file_with_one_line_is_still_an_array(run: Call, listed: Call) -> None:
+def test_json_of_a_file_with_one_line_is_still_an_array(run, listed):
     printed = run("enqueue", "--json", "--file", listed('{"id":"a","command":"true"}\n')).json
     assert [job["id"] for job in printed] == ["a"]
 
 
-def test_json_of_a_file_without_jobs_is_an_empty_array(run: Call, listed: Call) -> None:
+def test_json_of_a_file_without_jobs_is_an_empty_array(run, listed):
     assert run("enqueue", "--json", "--file", listed("# nothing\n")).json == []
 
 
@@ -208,9 +208,7 @@ def test_json_of_a_file_without_jobs_is_an_empty_array(run: Call, listed: Call) 
         (["--at", "2099-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
     ],
 )
-def test_an_option_holds_for_every_line(
-    run: Call, jobs: Jobs, listed: Call, arguments: list[str], field: str, value: Any
-) -> None:
+def test_an_option_holds_for_every_line(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed('echo one\n{"command":"echo two"}\n'))
     assert [job.get(field) for job in jobs().values()] == [value, value]
 
@@ -227,9 +225,7 @@ def test_an_option_holds_for_every_line(
         (["--unique"], "unique", "mine"),
     ],
 )
-def test_a_field_of_a_line_beats_the_option(
-    run: Call, jobs: Jobs, listed: Call, arguments: list[str], field: str, value: Any
-) -> None:
+def test_a_field_of_a_line_beats_the_option(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed(json.dumps({"command": "true", field: value}) + "\n"))
     assert [job[field] for job in jobs().values()] == [value]
 
@@ -237,13 +233,13 @@ def test_a_field_of_a_line_beats_the_option(
 # ---- unique keys ----
 
 
-def test_a_line_whose_unique_key_waits_prints_that_jobs_id(run: Call, listed: Call) -> None:
+def test_a_line_whose_unique_key_waits_prints_that_jobs_id(run, listed):
     run("enqueue", "--id", "a", "--unique=k", "true")
     text = '{"id":"b","command":"true","unique":"k"}\n{"id":"c","command":"true"}\n'
     assert run("enqueue", "--file", listed(text)).out == "a\nc\n"
 
 
-def test_two_lines_with_one_unique_key_are_one_job(run: Call, listed: Call) -> None:
+def test_two_lines_with_one_unique_key_are_one_job(run, listed):
     text = '{"id":"a","command":"true","unique":"k"}\n{"id":"b","command":"true","unique":"k"}\n'
     assert run("enqueue", "--file", listed(text)).out == "a\na\n"
 
@@ -262,7 +258,7 @@ def test_two_lines_with_one_unique_key_are_one_job(run: Call, listed: Call) -> N
     ],
     ids=["bad JSON", "unknown field", "taken id", "id of an earlier line", "too long"],
 )
-def test_one_bad_line_keeps_the_whole_file_out(run: Call, listed: Call, line: str, code: int) -> None:
+def test_one_bad_line_keeps_the_whole_file_out(run, listed, line, code):
     run("enqueue", "--id", "taken", "true")
     run("enqueue", "--file", listed(f'{{"id":"first","command":"true"}}\n{line}\necho last\n'), code=code)
     assert run("list", "--ids").out == "taken\n"
@@ -274,7 +270,7 @@ def test_the_error_for_a_bad_line_names_its_number(run: Call, listed: Call) -> N
     assert "line 4" in error
 
 
-def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run: Call, listed: Call) -> None:
+def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run, listed):
     run("enqueue", "--file", listed(b"echo one\necho \xff\xfe\n"), code=2)
     assert run("list", "--ids").out == ""
 
@@ -282,32 +278,32 @@ def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run: Call, listed: Call
 # ---- --stream ----
 
 
-def test_a_stream_takes_the_same_lines_as_a_file(run: Call, jobs: Jobs) -> None:
+def test_a_stream_takes_the_same_lines_as_a_file(run, jobs):
     run("enqueue", "--stream", input='# head\necho one\n\n{"command":"echo two"}\necho three')
     assert commands(jobs) == ["echo one", "echo two", "echo three"]
 
 
-def test_a_stream_prints_the_id_of_each_job(run: Call) -> None:
+def test_a_stream_prints_the_id_of_each_job(run):
     text = '{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n'
     assert run("enqueue", "--stream", input=text).out == "a\nb\n"
 
 
-def test_an_empty_stream_is_no_error(run: Call) -> None:
+def test_an_empty_stream_is_no_error(run):
     assert run("enqueue", "--stream", input="").out == ""
 
 
-def test_a_bad_line_in_a_stream_leaves_the_others_accepted(run: Call) -> None:
+def test_a_bad_line_in_a_stream_leaves_the_others_accepted(run):
     text = '{"id":"a","command":"true"}\n{"id":\n{"id":"b","command":"true"}\n'
     assert run("enqueue", "--stream", input=text, code=1).out == "a\nb\n"
 
 
-def test_a_bad_line_in_a_stream_is_an_error_on_stderr(run: Call) -> None:
+def test_a_bad_line_in_a_stream_is_an_error_on_stderr(run):
     text = 'echo one\n{"command":"true","colour":"red"}\n'
     error = run("enqueue", "--stream", input=text, code=1).err
     assert "Error:" in error and "colour" in error
 
 
-def test_a_taken_id_in_a_stream_is_a_bad_line(run: Call) -> None:
+def test_a_taken_id_in_a_stream_is_a_bad_line(run):
     text = '{"id":"a","command":"true"}\n{"id":"a","command":"false"}\n'
     assert run("enqueue", "--stream", input=text, code=1).out == "a\n"
 
@@ -341,7 +337,7 @@ def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jo
             stream.kill()
 
 
-def test_a_duplicate_of_an_earlier_line_is_shown_as_that_line_s_job(run: Call) -> None:
+def test_a_duplicate_of_an_earlier_line_is_shown_as_that_line_s_job(run):
     lines = '{"id":"x1","command":"a","unique":"k"}\n{"id":"x2","command":"b","unique":"k"}\n'
     first, second = run("enqueue", "--json", "--file", "-", input=lines).json
     assert second == {**first, "duplicate": True} and first["id"] == "x1"

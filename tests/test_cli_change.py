@@ -30,7 +30,7 @@ def states(jobs: Jobs, *names: str) -> list[str]:
 # ---- cancel ----
 
 
-def test_cancel_makes_waiting_jobs_dead_for_the_reason_cancelled(run: Call, jobs: Jobs) -> None:
+def test_cancel_makes_waiting_jobs_dead_for_the_reason_cancelled(run, jobs):
     enqueue(run, "a", "b")
     run("enqueue", "--id", "c", "--delay", "1h", "true")
     before = jobs()["b"]
@@ -39,13 +39,13 @@ def test_cancel_makes_waiting_jobs_dead_for_the_reason_cancelled(run: Call, jobs
     assert [jobs()[name]["reason"] for name in "ac"] == ["cancelled", "cancelled"]
 
 
-def test_cancel_of_a_job_that_waits_for_its_retry_makes_it_dead(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_cancel_of_a_job_that_waits_for_its_retry_makes_it_dead(run, jobs, drained_copy):
     run("cancel", "flaky")
     assert (jobs()["flaky"]["state"], jobs()["flaky"]["reason"]) == ("dead", "cancelled")
 
 
 @pytest.mark.parametrize("names", [["a", "nosuch"], ["nosuch", "a"], ["a", "b"], ["b", "a"]])
-def test_cancel_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, names: list[str]) -> None:
+def test_cancel_of_several_jobs_is_all_or_none(run, jobs, names):
     enqueue(run, "a", "b")
     run("cancel", "b")
     run("cancel", *names, code=1)
@@ -53,21 +53,21 @@ def test_cancel_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, names: lis
 
 
 @pytest.mark.parametrize("name", ["ok", "boom", "gone"])
-def test_cancel_refuses_a_job_that_is_over(run: Call, drained: Path, name: str) -> None:
+def test_cancel_refuses_a_job_that_is_over(run, drained, name):
     assert name in run("cancel", name, code=1).err
 
 
 # ---- retry ----
 
 
-def test_retry_makes_a_failed_job_due_now_and_keeps_its_attempts(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_retry_makes_a_failed_job_due_now_and_keeps_its_attempts(run, jobs, drained_copy):
     assert run("retry", "flaky").lines == ["Job flaky is due now."]
     due = jobs()["flaky"].get("run_at")
     assert due is None or datetime.fromisoformat(due) <= datetime.now(UTC)
     assert jobs()["flaky"]["attempts"] == 1
 
 
-def test_retry_revives_dead_jobs_in_their_old_places(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_retry_revives_dead_jobs_in_their_old_places(run, jobs, drained_copy):
     names = ["boom", "twice", "gone"]
     assert run("retry", *names).lines == [f"Job {name} is pending again." for name in names]
     revived = [jobs()[name] for name in names]
@@ -80,7 +80,7 @@ def test_retry_revives_dead_jobs_in_their_old_places(run: Call, jobs: Jobs, drai
 
 
 @pytest.mark.parametrize("other", ["nosuch", "ok", "waiting"])
-def test_retry_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path, other: str) -> None:
+def test_retry_of_several_jobs_is_all_or_none(run, jobs, drained_copy, other):
     run("retry", "boom", other, code=1)
     assert states(jobs, "boom") == ["dead"]
 
@@ -95,9 +95,7 @@ def test_retry_refuses_a_job_that_did_not_fail(run: Call, drained: Path, name: s
 
 
 @pytest.mark.parametrize("name", IN_ORDER)
-def test_rerun_adds_a_job_like_that_one_whatever_its_state(
-    run: Call, jobs: Jobs, drained_copy: Path, name: str
-) -> None:
+def test_rerun_adds_a_job_like_that_one_whatever_its_state(run, jobs, drained_copy, name):
     before = jobs()
     (new,) = run("rerun", name).lines
     added = jobs().pop(new)
@@ -106,7 +104,7 @@ def test_rerun_adds_a_job_like_that_one_whatever_its_state(
     assert (added["state"], added["attempts"], added["runs"], added.get("run_at")) == ("pending", 0, 0, None)
 
 
-def test_reruns_come_last_in_the_order_they_were_named(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_reruns_come_last_in_the_order_they_were_named(run, jobs, drained_copy):
     before = jobs()
     new = run("rerun", "twice", "ok").lines
     after = jobs()
@@ -114,7 +112,7 @@ def test_reruns_come_last_in_the_order_they_were_named(run: Call, jobs: Jobs, dr
     assert [after[id]["command"] for id in new] == [before[id]["command"] for id in ("twice", "ok")]
 
 
-def test_rerun_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_rerun_of_several_jobs_is_all_or_none(run, jobs, drained_copy):
     before = jobs()
     assert run("rerun", "ok", "nosuch", code=1).out == ""
     assert jobs() == before
@@ -126,16 +124,14 @@ def test_a_rerun_holds_the_unique_key_of_its_job(run: Call, drained_copy: Path) 
     assert run("enqueue", "--unique=nightly", "true").lines == [new]
 
 
-def test_a_rerun_waits_for_what_is_not_over_of_that_which_its_job_comes_after(
-    run: Call, jobs: Jobs, drained_copy: Path
-) -> None:
+def test_a_rerun_waits_for_what_is_not_over_of_that_which_its_job_comes_after(run, jobs, drained_copy):
     run("enqueue", "--id", "child", "--after-any", "boom", "--after", "ok", "--after", "waiting", "true")
     run("enqueue", "--id", "free", "--after", "ok", "--after-any", "boom", "true")
     child, free = run("rerun", "child", "free").lines
     assert jobs()[child]["after"] == ["waiting"] and "after" not in jobs()[free]
 
 
-def test_a_rerun_keeps_the_fields_of_a_users_own(run: Call, home: Path, jobs: Jobs) -> None:
+def test_a_rerun_keeps_the_fields_of_a_users_own(run, home, jobs):
     (home / "jobs.json").write_text('[{"id": "a", "command": "true", "owner": "me"}]')
     (new,) = run("rerun", "a").lines
     assert jobs()[new]["owner"] == "me"
@@ -145,9 +141,7 @@ def test_a_rerun_keeps_the_fields_of_a_users_own(run: Call, home: Path, jobs: Jo
 
 
 @pytest.mark.parametrize("name", [*PENDING, *FAILED])
-def test_edit_changes_what_it_is_told(
-    run: Call, jobs: Jobs, drained_copy: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_edit_changes_what_it_is_told(run, jobs, drained_copy, name, monkeypatch):
     monkeypatch.setenv("MINE", "from here")
     before = jobs()[name]
     run("edit", name, "--command", "echo new", "--timeout", "10m", "--max-retries", "7", "--priority", "4",
@@ -158,13 +152,13 @@ def test_edit_changes_what_it_is_told(
                      "updated_at": after["updated_at"]}  # fmt: skip
 
 
-def test_edit_adds_to_the_variables_that_a_job_has(run: Call, jobs: Jobs) -> None:
+def test_edit_adds_to_the_variables_that_a_job_has(run, jobs):
     run("enqueue", "--id", "a", "--env", "A=1", "--env", "B=2", "true")
     run("edit", "a", "--env", "B=3", "--env", "C=4")
     assert jobs()["a"]["env"] == {"A": "1", "B": "3", "C": "4"}
 
 
-def test_edit_of_a_failed_job_puts_off_its_retry(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_edit_of_a_failed_job_puts_off_its_retry(run, jobs, drained_copy):
     before = jobs()["flaky"]
     assert run("edit", "flaky", "--at", "+30m").lines == ["Job flaky is changed: run_at."]
     after = jobs()["flaky"]
@@ -172,20 +166,20 @@ def test_edit_of_a_failed_job_puts_off_its_retry(run: Call, jobs: Jobs, drained_
 
 
 @pytest.mark.parametrize("number", ["0", "1"])
-def test_edit_refuses_no_more_attempts_than_were_made(run: Call, jobs: Jobs, drained_copy: Path, number: str) -> None:
+def test_edit_refuses_no_more_attempts_than_were_made(run, jobs, drained_copy, number):
     before = jobs()["flaky"]
     assert "flaky" in run("edit", "flaky", "--max-retries", number, "--priority", "9", code=1).err
     assert jobs()["flaky"] == before
 
 
 @pytest.mark.parametrize("name", ["ok", "boom", "gone"])
-def test_edit_refuses_a_job_that_is_over(run: Call, jobs: Jobs, drained_copy: Path, name: str) -> None:
+def test_edit_refuses_a_job_that_is_over(run, jobs, drained_copy, name):
     before = jobs()[name]
     assert name in run("edit", name, "--priority", "1", code=1).err
     assert jobs()[name] == before
 
 
-def test_edit_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_edit_of_several_jobs_is_all_or_none(run, jobs, drained_copy):
     before = jobs()
     run("edit", "waiting", "ok", "--priority", "1", code=1)
     assert jobs() == before
@@ -197,7 +191,7 @@ def test_edit_of_several_jobs_is_all_or_none(run: Call, jobs: Jobs, drained_copy
     "options",
     [[], ["--command", ""], ["--at", "soon"], ["--timeout", "-1"], ["--env", "NOSUCHVARIABLE"], ["--max-retries", "x"]],
 )
-def test_edit_refuses_what_cannot_be_meant(run: Call, jobs: Jobs, options: list[str]) -> None:
+def test_edit_refuses_what_cannot_be_meant(run, jobs, options):
     enqueue(run, "a")
     before = jobs()
     run("edit", "a", *options, code=2)
@@ -210,7 +204,7 @@ def test_edit_refuses_what_cannot_be_meant(run: Call, jobs: Jobs, options: list[
 @pytest.mark.parametrize(
     "commands", ["pause", "pause pause", "resume pause", "resume", "pause resume", "resume resume"]
 )
-def test_pause_and_resume_are_remembered_and_leave_the_jobs_alone(run: Call, jobs: Jobs, commands: str) -> None:
+def test_pause_and_resume_are_remembered_and_leave_the_jobs_alone(run, jobs, commands):
     enqueue(run, "a")
     before = jobs()
     for command in commands.split():
@@ -237,12 +231,12 @@ def test_pause_and_resume_are_remembered_and_leave_the_jobs_alone(run: Call, job
         (["--dry-run"], IN_ORDER),
     ],
 )
-def test_purge_removes_finished_jobs(run: Call, drained_copy: Path, arguments: list[str], left: list[str]) -> None:
+def test_purge_removes_finished_jobs(run, drained_copy, arguments, left):
     run("purge", *arguments)
     assert sorted(run("list", "--ids").lines) == sorted(left)
 
 
-def test_purge_removes_the_logs_of_its_jobs_and_no_others(run: Call, drained_copy: Path) -> None:
+def test_purge_removes_the_logs_of_its_jobs_and_no_others(run, drained_copy):
     log = Path(run("logs", "ok", "--path").out.rstrip("\n"))
     assert run("purge", "--dry-run", "--state", "completed").out == f"{len(COMPLETED)} jobs would be purged.\n"
     assert log.exists()
@@ -251,7 +245,7 @@ def test_purge_removes_the_logs_of_its_jobs_and_no_others(run: Call, drained_cop
 
 
 @pytest.mark.parametrize("answer", ["", "y\n", "yes\n"])
-def test_purge_without_a_terminal_needs_yes(run: Call, jobs: Jobs, drained_copy: Path, answer: str) -> None:
+def test_purge_without_a_terminal_needs_yes(run, jobs, drained_copy, answer):
     before = jobs()
     run("purge", code=2, input=answer)
     assert jobs() == before
@@ -267,8 +261,8 @@ def test_purge_without_a_terminal_needs_yes(run: Call, jobs: Jobs, drained_copy:
     ],
 )  # fmt: skip
 def test_on_a_terminal_purge_asks_and_does_nothing_without_a_yes(
-    run: Call, terminal: Call, eventually: Call, drained_copy: Path, command: str, typed: bytes, code: int
-) -> None:
+    run, terminal, eventually, drained_copy, command, typed, code
+):
     shell = terminal(*command.split())
     eventually(lambda: shell.screen().endswith("[y/N]: "))
     shell.type(typed)
@@ -283,7 +277,7 @@ def test_on_a_terminal_purge_asks_and_does_nothing_without_a_yes(
     assert ("boom" in left) == (code != 0) and (left == set(IN_ORDER)) == (code != 0)
 
 
-def test_a_purged_job_is_unknown_and_its_id_free(run: Call, drained_copy: Path) -> None:
+def test_a_purged_job_is_unknown_and_its_id_free(run, drained_copy):
     run("purge", "--yes")
     run("show", "ok", code=1)
     assert run("enqueue", "--id", "ok", "true").out == "ok\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ BOTH_SPELLINGS = pytest.mark.parametrize("key", ["max-retries", "max_retries", "
 # ---- show, get ----
 
 
-def test_config_show_holds_every_default_of_a_new_home(run: Call) -> None:
+def test_config_show_holds_every_default_of_a_new_home(run):
     assert run("config", "show", "--json").json == run("config", "list", "--json").json == DEFAULTS
     lines = run("config", "show").lines
     for key in DEFAULTS:
@@ -54,7 +53,7 @@ def test_config_show_holds_every_default_of_a_new_home(run: Call) -> None:
 
 
 @pytest.mark.parametrize("alias", [["list"], ["get"]])
-def test_an_alias_of_config_show_prints_the_same(run: Call, alias: list[str]) -> None:
+def test_an_alias_of_config_show_prints_the_same(run, alias):
     run("config", "set", "max-retries", "5")
     assert run("config", *alias).out == run("config", "show").out
 
@@ -67,7 +66,7 @@ def test_config_get_prints_the_default_alone(run: Call) -> None:
 
 
 @BOTH_SPELLINGS
-def test_config_takes_a_key_in_both_spellings(run: Call, key: str) -> None:
+def test_config_takes_a_key_in_both_spellings(run, key):
     assert run("config", "get", key).out == "3\n"
     run("config", "set", key, "5")
     assert run("config", "show", "--json").json == {**DEFAULTS, "max_retries": 5}
@@ -79,18 +78,18 @@ def test_config_takes_a_key_in_both_spellings(run: Call, key: str) -> None:
 
 
 @pytest.mark.parametrize("key, text, value", SETTABLE)
-def test_config_get_prints_what_was_set(run: Call, home: Path, key: str, text: str, value: Any) -> None:
+def test_config_get_prints_what_was_set(run, home, key, text, value):
     run("config", "set", key, text)
     assert run("config", "get", key).out == f"{text}\n"
     stored = json.loads((home / "config.json").read_bytes())[key]
     assert (stored, type(stored)) == (value, type(value))
 
 
-def test_every_setting_is_set_here() -> None:
+def test_every_setting_is_set_here():
     assert {key for key, _, _ in SETTABLE} == set(DEFAULTS)
 
 
-def test_config_set_and_unset_keep_the_other_settings_and_the_jobs(run: Call, jobs: Jobs) -> None:
+def test_config_set_and_unset_keep_the_other_settings_and_the_jobs(run, jobs):
     run("enqueue", "true")
     before = jobs()
     run("config", "set", "max-retries", "5")
@@ -101,18 +100,18 @@ def test_config_set_and_unset_keep_the_other_settings_and_the_jobs(run: Call, jo
     assert jobs() == before
 
 
-def test_config_set_says_what_is_now_true(run: Call) -> None:
+def test_config_set_says_what_is_now_true(run):
     result = run("config", "set", "max-retries", "5")
     assert re.search(r"max[-_]retries\b.*\b5\b", result.out + result.err)
 
 
-def test_config_json_is_pretty_printed(run: Call, home: Path) -> None:
+def test_config_json_is_pretty_printed(run, home):
     run("config", "set", "max-retries", "5")
     assert re.search(r'^  "max_retries": 5,?$', (home / "config.json").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("text, seconds", [("10m", 600), ("2h", 7200), ("90s", 90), ("1.5m", 90)])
-def test_a_duration_may_be_set_in_any_spelling(run: Call, jobs: Jobs, text: str, seconds: int) -> None:
+def test_a_duration_may_be_set_in_any_spelling(run, jobs, text, seconds):
     run("config", "set", "job-timeout", text)
     run("enqueue", "--id", "a", "true")
     assert jobs()["a"]["timeout"] == seconds
@@ -120,7 +119,7 @@ def test_a_duration_may_be_set_in_any_spelling(run: Call, jobs: Jobs, text: str,
 
 @pytest.mark.parametrize("key, near", [("max-retry", "max.retries"), ("worker_cuont", "worker.count")])
 @pytest.mark.parametrize("command", [["get"], ["set"], ["unset"]])
-def test_an_unknown_key_is_refused_with_the_nearest_name(run: Call, command: list[str], key: str, near: str) -> None:
+def test_an_unknown_key_is_refused_with_the_nearest_name(run, command, key, near):
     arguments = [*command, key, "5"] if command == ["set"] else [*command, key]
     assert re.search(near, run("config", *arguments, code=2).err)
 
@@ -133,7 +132,7 @@ def test_config_unset_of_a_setting_that_was_never_set_is_no_error(run: Call) -> 
 # ---- written by hand ----
 
 
-def test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set(run: Call, home: Path) -> None:
+def test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set(run, home):
     run("config", "set", "max-retries", "5")
     (home / "config.json").write_text('{"max-retries": 4}')
     assert run("config", "get", "max_retries").out == "4\n"
@@ -143,7 +142,7 @@ def test_a_dashed_key_written_by_hand_is_that_setting_and_can_be_set(run: Call, 
 
 
 @pytest.mark.parametrize("text", ['{"max_retries": 9}', '{\n\n  "max_retries": 9\n}\n', '{"max_retries":9}\n'])
-def test_a_setting_written_by_hand_is_in_force(run: Call, home: Path, text: str) -> None:
+def test_a_setting_written_by_hand_is_in_force(run, home, text):
     (home / "config.json").write_text(text)
     assert run("config", "show", "--json").json == {**DEFAULTS, "max_retries": 9}
 
@@ -160,7 +159,7 @@ def test_a_setting_written_by_hand_is_in_force(run: Call, home: Path, text: str)
 @pytest.mark.parametrize(
     "arguments", [["config", "show"], ["config", "set", "max-retries", "5"], ["pause"], ["enqueue", "true"]]
 )
-def test_a_damaged_config_is_refused_and_never_replaced(run: Call, home: Path, arguments: list[str], text: str) -> None:
+def test_a_damaged_config_is_refused_and_never_replaced(run, home, arguments, text):
     (home / "config.json").write_text(text)
     result = run(*arguments, code=3)
     assert ("config.json" in result.err, (home / "config.json").read_text()) == (True, text)

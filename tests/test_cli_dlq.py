@@ -30,7 +30,7 @@ def in_file(home: Path, name: str) -> list[str]:
 # ---- dlq list ----
 
 
-def test_an_empty_dlq_is_no_error(run: Call) -> None:
+def test_an_empty_dlq_is_no_error(run):
     run("enqueue", "true")
     assert run("dlq", "list", "--json").json == []
     assert run("dlq", "list").out == ""
@@ -39,45 +39,45 @@ def test_an_empty_dlq_is_no_error(run: Call) -> None:
     assert "No dead letter fits" in run("dlq", "retry", "--all").err
 
 
-def test_dlq_list_holds_the_dead_jobs_only(run: Call, jobs: Jobs, drained: Path) -> None:
+def test_dlq_list_holds_the_dead_jobs_only(run, jobs, drained):
     assert run("dlq", "list", "--json").json == [jobs()[name] for name in DEAD]
     assert [line.split()[0] for line in run("dlq", "list").lines] == DEAD
 
 
-def test_a_line_of_dlq_list_has_attempts_outcome_and_the_last_line_of_output(run: Call, drained: Path) -> None:
+def test_a_line_of_dlq_list_has_attempts_outcome_and_the_last_line_of_output(run, drained):
     lines = {line.split()[0]: line for line in run("dlq", "list").lines}
     assert re.fullmatch(r"boom +1  exit code 3 +\S+ \w+ ago  boom went off", lines["boom"])
     assert re.search("  1  exit code 65 ", lines["stubborn"]) and "cancelled" in lines["gone"]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
-def test_dlq_list_stops_at_its_limit(run: Call, drained: Path, limit: int) -> None:
+def test_dlq_list_stops_at_its_limit(run, drained, limit):
     assert len(run("dlq", "list", "--json", "--limit", str(limit)).json) == min(limit, len(DEAD))
 
 
 @pytest.mark.parametrize("text, names", [("exit 6", ["stubborn"]), ("never", ["gone"]), ("no such text", [])])
-def test_dlq_list_chooses_by_text(run: Call, drained: Path, text: str, names: list[str]) -> None:
+def test_dlq_list_chooses_by_text(run, drained, text, names):
     assert [job["id"] for job in run("dlq", "list", "--json", "--match", text).json] == names
 
 
 # ---- dlq show ----
 
 
-def test_dlq_show_names_the_job_and_its_end(run: Call, drained: Path) -> None:
+def test_dlq_show_names_the_job_and_its_end(run, drained):
     out = run("dlq", "show", "boom").out
     assert "boom" in out and "exit 3" in out
     assert "cancelled" in run("dlq", "show", "gone").out
 
 
 @pytest.mark.parametrize("name", ["ok", "flaky", "waiting", "nosuch"])
-def test_dlq_show_refuses_a_job_that_is_not_dead(run: Call, drained: Path, name: str) -> None:
+def test_dlq_show_refuses_a_job_that_is_not_dead(run, drained, name):
     assert name in run("dlq", "show", name, code=1).err
 
 
 # ---- dlq retry ----
 
 
-def test_dlq_retry_brings_jobs_back_with_attempts_at_zero(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_dlq_retry_brings_jobs_back_with_attempts_at_zero(run, jobs, drained_copy):
     run("dlq", "retry", "boom")
     assert "boom" in in_file(drained_copy, "jobs.json") and "boom" not in in_file(drained_copy, "dlq.json")
     run("dlq", "retry", *DEAD[1:])
@@ -86,13 +86,13 @@ def test_dlq_retry_brings_jobs_back_with_attempts_at_zero(run: Call, jobs: Jobs,
 
 
 @pytest.mark.parametrize("other", ["nosuch", "ok", "flaky", "waiting"])
-def test_dlq_retry_of_several_ids_is_all_or_none(run: Call, drained_copy: Path, other: str) -> None:
+def test_dlq_retry_of_several_ids_is_all_or_none(run, drained_copy, other):
     run("dlq", "retry", "boom", other, code=1)
     assert dead(run) == DEAD
 
 
 @pytest.mark.parametrize("name", ["ok", "flaky", "waiting", "nosuch"])
-def test_dlq_retry_refuses_a_job_that_is_not_dead(run: Call, drained: Path, name: str) -> None:
+def test_dlq_retry_refuses_a_job_that_is_not_dead(run, drained, name):
     assert name in run("dlq", "retry", name, code=1).err
 
 
@@ -105,20 +105,18 @@ def test_dlq_retry_refuses_a_job_that_is_not_dead(run: Call, drained: Path, name
         (["--cancelled"], []),
     ],
 )
-def test_dlq_retry_of_all_leaves_cancelled_jobs_out_unless_it_is_told_otherwise(
-    run: Call, drained_copy: Path, options: list[str], left: list[str]
-) -> None:
+def test_dlq_retry_of_all_leaves_cancelled_jobs_out_unless_it_is_told_otherwise(run, drained_copy, options, left):
     run("dlq", "retry", "--all", *options)
     assert dead(run) == left
 
 
-def test_dlq_retry_spreads_the_starts_over_a_time(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_dlq_retry_spreads_the_starts_over_a_time(run, jobs, drained_copy):
     run("dlq", "retry", "--all", "--spread", "10h")
     starts = [jobs()[name].get("run_at", "") for name in ENDED_BY_THEMSELVES]
     assert len(set(starts)) == len(starts) and starts == sorted(starts)
 
 
-def test_dlq_retry_changes_the_job_on_its_way_back(run: Call, jobs: Jobs, drained_copy: Path) -> None:
+def test_dlq_retry_changes_the_job_on_its_way_back(run, jobs, drained_copy):
     changes = ["--command", "echo mended", "--timeout", "10m", "--max-retries", "7", "--priority", "2", "--env", "A=1"]
     run("dlq", "retry", "boom", *changes, "--at", "2099-01-01T00:00:00Z")
     named = ("command", "timeout", "max_retries", "priority", "env", "run_at")
@@ -133,7 +131,7 @@ def test_dlq_retry_wants_either_ids_or_all(run: Call, drained_copy: Path, argume
     assert dead(run) == DEAD
 
 
-def test_a_revived_job_runs_again(run: Call, process: Call, jobs: Jobs, tmp_path: Path) -> None:
+def test_a_revived_job_runs_again(run, process, jobs, tmp_path):
     run("enqueue", "--id", "a", "--max-retries", "1", f"test -e '{tmp_path}/mended'")
     process("worker", "start", "--drain", code=1)
     (tmp_path / "mended").touch()
@@ -146,13 +144,13 @@ def test_a_revived_job_runs_again(run: Call, process: Call, jobs: Jobs, tmp_path
 
 
 @pytest.mark.parametrize("command", ["purge", "clear", "delete"])
-def test_dlq_purge_of_all_empties_the_dlq_only(run: Call, drained_copy: Path, command: str) -> None:
+def test_dlq_purge_of_all_empties_the_dlq_only(run, drained_copy, command):
     run("dlq", command, "--all", "--yes")
     assert run("list", "--ids").lines == [name for name in IN_ORDER if name not in DEAD]
 
 
 @pytest.mark.parametrize("command", ["purge", "clear", "delete"])
-def test_dlq_purge_of_ids_removes_these_only_and_their_logs(run: Call, drained_copy: Path, command: str) -> None:
+def test_dlq_purge_of_ids_removes_these_only_and_their_logs(run, drained_copy, command):
     log = Path(run("logs", "boom", "--path").out.rstrip("\n"))
     assert log.exists()
     run("dlq", command, "boom", "gone", "--yes")
@@ -161,22 +159,18 @@ def test_dlq_purge_of_ids_removes_these_only_and_their_logs(run: Call, drained_c
 
 
 @pytest.mark.parametrize("age, left", [("1h", DEAD), ("0", [])])
-def test_dlq_purge_of_all_that_are_older_keeps_the_younger(
-    run: Call, drained_copy: Path, age: str, left: list[str]
-) -> None:
+def test_dlq_purge_of_all_that_are_older_keeps_the_younger(run, drained_copy, age, left):
     run("dlq", "purge", "--all", "--older-than", age, "--yes")
     assert dead(run) == left
 
 
 @pytest.mark.parametrize("other", ["nosuch", "ok", "flaky", "waiting"])
-def test_dlq_purge_of_several_ids_is_all_or_none(run: Call, drained_copy: Path, other: str) -> None:
+def test_dlq_purge_of_several_ids_is_all_or_none(run, drained_copy, other):
     run("dlq", "purge", "boom", other, "--yes", code=1)
     assert run("list", "--ids").lines == IN_ORDER
 
 
 @pytest.mark.parametrize("arguments", [["--all"], ["boom"], ["--all", "--older-than", "0"], ["--yes"]])
-def test_dlq_purge_needs_yes_without_a_terminal_and_something_named(
-    run: Call, drained_copy: Path, arguments: list[str]
-) -> None:
+def test_dlq_purge_needs_yes_without_a_terminal_and_something_named(run, drained_copy, arguments):
     run("dlq", "purge", *arguments, code=2, input="y\n")
     assert dead(run) == DEAD

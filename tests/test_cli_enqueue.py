@@ -39,16 +39,16 @@ def near(moment: datetime, expected: datetime) -> bool:
 # ---- the forms ----
 
 
-def test_enqueue_of_a_json_object_prints_the_given_id_alone(run: Call) -> None:
+def test_enqueue_of_a_json_object_prints_the_given_id_alone(run):
     assert run("enqueue", '{"id":"job1","command":"echo test"}').out == "job1\n"
 
 
-def test_enqueue_of_one_word_prints_a_made_id_alone(run: Call) -> None:
+def test_enqueue_of_one_word_prints_a_made_id_alone(run):
     made = {run("enqueue", "true").out for _ in range(20)}
     assert len(made) == 20 and all(re.fullmatch(r"[a-z0-9]{12}\n", id) for id in made)
 
 
-def test_one_word_is_a_shell_line_and_kept_as_it_is(run: Call, jobs: Jobs) -> None:
+def test_one_word_is_a_shell_line_and_kept_as_it_is(run, jobs):
     run("enqueue", "tar c /srv | gzip > /backup/srv.tgz")
     assert only(jobs)["command"] == "tar c /srv | gzip > /backup/srv.tgz"
 
@@ -66,13 +66,13 @@ def test_one_word_is_a_shell_line_and_kept_as_it_is(run: Call, jobs: Jobs) -> No
         ["ünï", "日本", "🎉"],
     ],
 )
-def test_several_words_reach_the_program_word_for_word(run: Call, jobs: Jobs, words: list[str]) -> None:
+def test_several_words_reach_the_program_word_for_word(run, jobs, words):
     run("enqueue", "--", "printf", "<%s>", *words)
     ran = subprocess.run(["sh", "-c", only(jobs)["command"]], capture_output=True, check=True)
     assert ran.stdout.decode() == "".join(f"<{word}>" for word in words)
 
 
-def test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command(run: Call, jobs: Jobs) -> None:
+def test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command(run, jobs):
     run("enqueue", "--priority", "2", "ls", "-l", "--all-of-it")
     assert shlex.split(only(jobs)["command"]) == ["ls", "-l", "--all-of-it"]
 
@@ -93,7 +93,7 @@ def test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command(run: C
         "echo ünïcödé 日本 🎉",
     ],
 )
-def test_the_command_option_takes_any_text_as_it_is(run: Call, jobs: Jobs, command: str) -> None:
+def test_the_command_option_takes_any_text_as_it_is(run, jobs, command):
     run("enqueue", f"--command={command}")
     assert only(jobs)["command"] == command
 
@@ -107,7 +107,7 @@ def test_a_json_command_keeps_every_character(run: Call, jobs: Jobs) -> None:
 # ---- the record ----
 
 
-def test_a_plain_job_gets_the_defaults(run: Call, jobs: Jobs) -> None:
+def test_a_plain_job_gets_the_defaults(run, jobs):
     run("enqueue", "--id", "a", "true")
     job = only(jobs)
     expected = {
@@ -118,7 +118,7 @@ def test_a_plain_job_gets_the_defaults(run: Call, jobs: Jobs) -> None:
     assert job["created_at"] == job["updated_at"] and near(instant(job["created_at"]), datetime.now(UTC))
 
 
-def test_the_owners_whole_example_is_accepted_and_its_times_ignored(run: Call, jobs: Jobs) -> None:
+def test_the_owners_whole_example_is_accepted_and_its_times_ignored(run, jobs):
     example = {
         "id": "unique-job-id", "command": "echo 'Hello World'", "state": "pending", "attempts": 0, "runs": 0,
         "max_retries": 3, "created_at": "2025-11-04T10:30:00Z", "updated_at": "2025-11-04T10:30:00Z",
@@ -152,7 +152,7 @@ STORED = [
     "field, given, stored",
     [*STORED, ("env", {"A": "1", "B": "x=y"}, {"A": "1", "B": "x=y"}), ("tags", ["gpu", "net"], ["gpu", "net"])],
 )
-def test_a_json_field_is_stored(run: Call, jobs: Jobs, field: str, given: Any, stored: Any) -> None:
+def test_a_json_field_is_stored(run, jobs, field, given, stored):
     run("enqueue", json.dumps({"command": "true", field: given}))
     assert only(jobs)[field] == stored
 
@@ -168,9 +168,7 @@ def test_a_json_field_is_stored(run: Call, jobs: Jobs, field: str, given: Any, s
         ("--tag gpu --tag net", "tags", ["gpu", "net"]),
     ],
 )
-def test_an_option_has_two_spellings_and_may_be_repeated(
-    run: Call, jobs: Jobs, arguments: str, field: str, stored: Any
-) -> None:
+def test_an_option_has_two_spellings_and_may_be_repeated(run, jobs, arguments, field, stored):
     run("enqueue", *arguments.split(), "true")
     assert only(jobs)[field] == stored
 
@@ -204,7 +202,7 @@ def test_an_option_has_two_spellings_and_may_be_repeated(
         (["--run_at", "2099-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
     ],
 )
-def test_an_option_is_stored(run: Call, jobs: Jobs, arguments: list[str], field: str, stored: Any) -> None:
+def test_an_option_is_stored(run, jobs, arguments, field, stored):
     run("enqueue", *arguments, "true")
     assert only(jobs)[field] == stored
 
@@ -228,7 +226,7 @@ def test_timeout_zero_means_no_limit(run: Call, jobs: Jobs, arguments: list[str]
         ['{"command":"true","run_at":"+10m"}'],
     ],
 )
-def test_a_delay_counts_from_now(run: Call, jobs: Jobs, arguments: list[str]) -> None:
+def test_a_delay_counts_from_now(run, jobs, arguments):
     run("enqueue", *arguments)
     assert near(instant(only(jobs)["run_at"]), datetime.now(UTC) + timedelta(minutes=10))
 
@@ -249,13 +247,13 @@ def test_an_instant_that_has_passed_is_accepted(run: Call, jobs: Jobs) -> None:
         ("2099-07-01T12:00:00Z", "2099-07-01T12:00:00.000Z"),
     ],
 )
-def test_an_instant_is_local_unless_it_names_a_zone(process: Call, jobs: Jobs, written: str, stored: str) -> None:
+def test_an_instant_is_local_unless_it_names_a_zone(process, jobs, written, stored):
     process("enqueue", "--at", written, "true", env={"TZ": "XST-2"})
     assert only(jobs)["run_at"] == stored
 
 
 @pytest.mark.parametrize("clock, utc", [("00:00", "22:00"), ("01:30", "23:30"), ("12:00", "10:00")])
-def test_a_time_of_day_is_the_next_one_of_the_local_zone(process: Call, jobs: Jobs, clock: str, utc: str) -> None:
+def test_a_time_of_day_is_the_next_one_of_the_local_zone(process, jobs, clock, utc):
     before = datetime.now(UTC)
     process("enqueue", "--at", clock, "true", env={"TZ": "XST-2"})
     run_at = instant(only(jobs)["run_at"])
@@ -267,7 +265,7 @@ def test_a_time_of_day_is_the_next_one_of_the_local_zone(process: Call, jobs: Jo
 
 
 @pytest.mark.parametrize("name", ["a", "0", "A.b_c-d:e", "_x", ":x", "Z9", "a..b", "x" * 128])
-def test_a_given_id_of_the_allowed_characters_is_kept(run: Call, name: str) -> None:
+def test_a_given_id_of_the_allowed_characters_is_kept(run, name):
     assert run("enqueue", "--id", name, "true").out == f"{name}\n"
 
 
@@ -279,7 +277,7 @@ def test_an_id_that_is_only_like_a_taken_one_is_free(run: Call, other: str) -> N
 
 
 @pytest.mark.parametrize("taken", ["ok", "boom", "flaky", "waiting", "gone"])
-def test_a_taken_id_is_refused_whatever_became_of_its_job(run: Call, drained: Path, taken: str) -> None:
+def test_a_taken_id_is_refused_whatever_became_of_its_job(run, drained, taken):
     assert taken in run("enqueue", "--id", taken, "true", code=1).err
 
 
@@ -287,7 +285,7 @@ def test_a_taken_id_is_refused_whatever_became_of_its_job(run: Call, drained: Pa
 
 
 @pytest.mark.parametrize("command", ["x" * COMMAND_BYTES_MAX, "é" * 65_535 + "x"], ids=["ascii", "utf-8"])
-def test_a_command_of_the_longest_allowed_length_is_kept(run: Call, jobs: Jobs, command: str) -> None:
+def test_a_command_of_the_longest_allowed_length_is_kept(run, jobs, command):
     run("enqueue", command)
     assert only(jobs)["command"] == command
 
@@ -307,7 +305,7 @@ def test_a_command_of_the_longest_allowed_length_is_kept(run: Call, jobs: Jobs, 
         ("--unique=mine", "unique", "mine"),
     ],
 )
-def test_an_option_beats_the_json_field(run: Call, jobs: Jobs, option: str, field: str, stored: Any) -> None:
+def test_an_option_beats_the_json_field(run, jobs, option, field, stored):
     given = {
         "id": "a", "command": "true", "priority": 1, "max_retries": 2, "timeout": 3, "cwd": "/tmp",
         "run_at": "2099-01-01T00:00:00Z", "unique": "theirs",
@@ -319,9 +317,7 @@ def test_an_option_beats_the_json_field(run: Call, jobs: Jobs, option: str, fiel
 @pytest.mark.parametrize(
     "setting, field, value, before", [("max-retries", "max_retries", 7, 3), ("job-timeout", "timeout", 99, 30)]
 )
-def test_a_setting_is_copied_into_a_new_job(
-    run: Call, jobs: Jobs, setting: str, field: str, value: int, before: int
-) -> None:
+def test_a_setting_is_copied_into_a_new_job(run, jobs, setting, field, value, before):
     run("enqueue", "true")
     run("config", "set", setting, str(value))
     run("enqueue", "true")
@@ -331,7 +327,7 @@ def test_a_setting_is_copied_into_a_new_job(
 # ---- cwd and env ----
 
 
-def test_the_directory_of_the_call_is_remembered(process: Call, jobs: Jobs, tmp_path: Path) -> None:
+def test_the_directory_of_the_call_is_remembered(process, jobs, tmp_path):
     (tmp_path / "work").mkdir()
     process("enqueue", "true", cwd=tmp_path / "work")
     assert Path(only(jobs)["cwd"]).resolve() == (tmp_path / "work").resolve()
@@ -348,24 +344,20 @@ def test_a_relative_cwd_is_taken_from_the_directory_of_the_call(process: Call, j
     assert jobs()["a"]["cwd"] == "/does/not/exist/yet"
 
 
-def test_a_directory_whose_name_is_no_utf8_is_refused_and_does_not_spoil_the_queue(
-    run: Call, process: Call, tmp_path: Path
-) -> None:
+def test_a_directory_whose_name_is_no_utf8_is_refused_and_does_not_spoil_the_queue(run, process, tmp_path):
     here = tmp_path / "work\udcff"
     here.mkdir()
     assert "--cwd DIR" in process("enqueue", "true", cwd=here, code=1).err
     assert process("enqueue", "--id", "a", "--cwd", "/", "true", cwd=here).out == "a\n" == run("list", "--ids").out
 
 
-def test_a_variable_named_without_a_value_is_the_callers(
-    run: Call, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_named_without_a_value_is_the_callers(run, jobs, monkeypatch):
     monkeypatch.setenv("GREETING", "hello = there")
     run("enqueue", "--env", "GREETING", "true")
     assert only(jobs)["env"] == {"GREETING": "hello = there"}
 
 
-def test_nothing_of_the_environment_is_kept_unasked(run: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_the_environment_is_kept_unasked(run, home, monkeypatch):
     monkeypatch.setenv("GREETING", "a-secret-word")
     run("enqueue", "true")
     assert b"a-secret-word" not in (home / "jobs.json").read_bytes()
@@ -374,7 +366,7 @@ def test_nothing_of_the_environment_is_kept_unasked(run: Call, home: Path, monke
 # ---- --json ----
 
 
-def test_json_prints_the_job_as_list_shows_it(run: Call) -> None:
+def test_json_prints_the_job_as_list_shows_it(run):
     printed = run("enqueue", "--json", "--id", "a", "--tag", "t", "true").json
     assert [printed] == run("list", "--json").json
 
@@ -382,7 +374,7 @@ def test_json_prints_the_job_as_list_shows_it(run: Call) -> None:
 # ---- unique keys ----
 
 
-def test_a_second_job_with_a_waiting_unique_key_is_not_added(run: Call) -> None:
+def test_a_second_job_with_a_waiting_unique_key_is_not_added(run):
     assert "duplicate" not in run("enqueue", "--json", "--id", "a", "--unique=k", "true").json
     assert run("enqueue", "--unique=k", "false").out == "a\n"
     answer = run("enqueue", "--json", "--unique=k", "true").json
@@ -391,14 +383,14 @@ def test_a_second_job_with_a_waiting_unique_key_is_not_added(run: Call) -> None:
     assert run("list", "--ids").out == "a\n"
 
 
-def test_a_job_keeps_its_unique_key_until_it_is_over(run: Call, drained_copy: Path) -> None:
+def test_a_job_keeps_its_unique_key_until_it_is_over(run, drained_copy):
     assert run("enqueue", "--id", "b", "--unique=hourly", "true").out == "flaky\n"
     run("cancel", "flaky")
     assert run("enqueue", "--id", "b", "--unique=hourly", "true").out == "b\n"
     assert run("enqueue", "--id", "c", "--unique=nightly", "true").out == "c\n"
 
 
-def test_different_unique_keys_do_not_meet(run: Call) -> None:
+def test_different_unique_keys_do_not_meet(run):
     run("enqueue", "--id", "a", "--unique=k", "true")
     run("enqueue", "--id", "b", "--unique=kk", "true")
     assert run("list", "--ids").out == "a\nb\n"
@@ -413,9 +405,7 @@ def test_different_unique_keys_do_not_meet(run: Call) -> None:
         (["--unique", "--", "echo", "hello there"], None, "echo 'hello there'"),
     ],
 )
-def test_a_word_after_unique_is_its_key_unless_nothing_else_gives_a_command(
-    run: Call, jobs: Jobs, arguments: list[str], key: str | None, command: str
-) -> None:
+def test_a_word_after_unique_is_its_key_unless_nothing_else_gives_a_command(run, jobs, arguments, key, command):
     run("enqueue", *arguments)
     assert only(jobs)["command"] == command and only(jobs)["unique"] == (key or only(jobs)["unique"])
 
@@ -429,13 +419,11 @@ def test_an_empty_unique_key_is_refused(run: Call, given: list[str]) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--unique", "echo hello"], ["--unique", "--", "echo", "hello"]], ids=["line", "words"]
 )
-def test_a_made_unique_key_meets_the_same_command(run: Call, arguments: list[str]) -> None:
+def test_a_made_unique_key_meets_the_same_command(run, arguments):
     assert run("enqueue", *arguments).out == run("enqueue", *arguments).out
 
 
-def test_a_made_unique_key_meets_neither_another_command_nor_the_same_one_elsewhere(
-    run: Call, process: Call, tmp_path: Path
-) -> None:
+def test_a_made_unique_key_meets_neither_another_command_nor_the_same_one_elsewhere(run, process, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     made = [process("enqueue", "--unique", "echo hello", cwd=tmp_path / name).out for name in ("one", "two")]
@@ -447,14 +435,14 @@ def test_a_made_unique_key_meets_neither_another_command_nor_the_same_one_elsewh
 # ---- exit codes that are not retried ----
 
 
-def test_an_exit_code_in_no_retry_on_goes_to_the_dlq_at_once(drained: Path, jobs: Jobs) -> None:
+def test_an_exit_code_in_no_retry_on_goes_to_the_dlq_at_once(drained, jobs):
     assert [(jobs()[name]["state"], jobs()[name]["attempts"]) for name in ("stubborn", "picky")] == [("dead", 1)] * 2
 
 
 # ---- order and pause ----
 
 
-def test_a_paused_queue_takes_jobs_and_lists_them_in_the_order_they_came(run: Call) -> None:
+def test_a_paused_queue_takes_jobs_and_lists_them_in_the_order_they_came(run):
     run("pause")
     for name in ["c", "a", "b"]:
         run("enqueue", "--id", name, "true")

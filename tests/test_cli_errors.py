@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from conftest import PROGRAM
 
 pytest_plugins = ["drained_home"]
 
-Call = Callable[..., Any]
 
 USAGE, REFUSED, STORAGE = 2, 1, 3
 
@@ -458,7 +456,7 @@ def in_place(bad: Bad) -> Any:
 
 
 @pytest.mark.parametrize("bad", TABLE, ids=[bad.what for bad in TABLE])
-def test_bad_input_is_refused_and_changes_nothing(run: Call, process: Call, drained: Path, bad: Bad) -> None:
+def test_bad_input_is_refused_and_changes_nothing(run, process, drained, bad):
     before = tree(drained)
     if bad.place is not None:
         if bad.place == "/dev/full" and not Path("/dev/full").exists():
@@ -478,7 +476,7 @@ def test_bad_input_is_refused_and_changes_nothing(run: Call, process: Call, drai
     assert tree(drained) == before
 
 
-def test_no_case_of_the_table_has_the_name_of_another() -> None:
+def test_no_case_of_the_table_has_the_name_of_another():
     assert len({bad.what for bad in TABLE}) == len(TABLE)
 
 
@@ -489,7 +487,7 @@ BEYOND = [
 
 
 @pytest.mark.parametrize(("field", "value"), BEYOND, ids=lambda value: str(value)[:20])
-def test_a_hand_edit_beyond_its_bounds_is_refused(run: Call, home: Path, field: str, value: object) -> None:
+def test_a_hand_edit_beyond_its_bounds_is_refused(run, home, field, value):
     record = {"id": "a", "command": "true", "attempts": 0, field: value}
     (home / "jobs.json").write_text(json.dumps([record]))
     before = (home / "jobs.json").read_bytes()
@@ -498,7 +496,7 @@ def test_a_hand_edit_beyond_its_bounds_is_refused(run: Call, home: Path, field: 
     assert (home / "jobs.json").read_bytes() == before
 
 
-def test_a_backup_of_a_queue_that_accepted_very_many_jobs_is_restored(run: Call, home: Path) -> None:
+def test_a_backup_of_a_queue_that_accepted_very_many_jobs_is_restored(run, home):
     record = {"id": "a", "command": "true", "seq": 10**12 - 1, "runs": 10**6}
     (home / "jobs.json").write_text(json.dumps([record]))
     run("enqueue", "--id", "next", "true")

@@ -77,21 +77,19 @@ def two(run: Call, home: Path) -> Path:
         else None
     ),
 )
-def test_the_arrays_are_true_after_a_command(
-    run: Call, two: Path, commands: list[list[str]], in_jobs: list[str], in_dlq: list[str]
-) -> None:
+def test_the_arrays_are_true_after_a_command(run, two, commands, in_jobs, in_dlq):
     for command in commands:
         run(*command)
     assert (ids(two / "jobs.json"), ids(two / "dlq.json")) == (in_jobs, in_dlq)
 
 
 @pytest.mark.parametrize("source, count", [(["--file", "-"], 200), (["--stream"], 3)])
-def test_the_arrays_are_true_after_many_jobs(run: Call, home: Path, source: list[str], count: int) -> None:
+def test_the_arrays_are_true_after_many_jobs(run, home, source, count):
     run("enqueue", *source, input="".join(f'{{"id":"j{n}","command":"true"}}\n' for n in range(count)))
     assert ids(home / "jobs.json") == [f"j{n}" for n in range(count)]
 
 
-def test_the_arrays_are_true_after_a_drain(run: Call, process: Call, home: Path) -> None:
+def test_the_arrays_are_true_after_a_drain(run, process, home):
     run("enqueue", "--id", "good", "true")
     run("enqueue", "--id", "bad", "--max-retries", "1", "exit 3")
     run("enqueue", "--id", "fine", "echo done")
@@ -100,12 +98,12 @@ def test_the_arrays_are_true_after_a_drain(run: Call, process: Call, home: Path)
     assert found == [("good", "completed"), ("fine", "completed"), ("bad", "dead")]
 
 
-def test_the_files_hold_what_list_shows(run: Call, two: Path) -> None:
+def test_the_files_hold_what_list_shows(run, two):
     stored = in_file(two / "jobs.json") + in_file(two / "dlq.json")
     assert sorted(stored, key=lambda job: int(job["seq"])) == run("list", "--json").json
 
 
-def test_seq_rises_in_the_order_of_arrival_and_is_never_given_twice(run: Call, two: Path) -> None:
+def test_seq_rises_in_the_order_of_arrival_and_is_never_given_twice(run, two):
     seqs = [job["seq"] for job in run("list", "--json").json]
     assert seqs == sorted(set(seqs)) and len(seqs) == 3
     run("purge", "--yes")
@@ -120,7 +118,7 @@ def test_a_plain_job_has_exactly_the_fields_that_have_a_value(run: Call, home: P
     assert list(in_file(home / "jobs.json")[0]) == named.split()
 
 
-def test_the_fields_stand_in_the_order_of_the_format(run: Call, process: Call, home: Path) -> None:
+def test_the_fields_stand_in_the_order_of_the_format(run, process, home):
     given = {
         "no_retry_on": "2", "tags": ["t"], "env": {"A": "1"}, "cwd": "/", "run_at": "2099-01-01T00:00:00Z",
         "timeout": 5, "priority": 1, "max_retries": 2, "unique": "k", "command": "true",
@@ -133,12 +131,12 @@ def test_the_fields_stand_in_the_order_of_the_format(run: Call, process: Call, h
     assert orders == [[key for key in KEYS if key in keys] for keys in orders] and set(given) <= set(orders[1])
 
 
-def test_a_command_with_odd_characters_is_one_line_of_the_file(run: Call, home: Path) -> None:
+def test_a_command_with_odd_characters_is_one_line_of_the_file(run, home):
     run("enqueue", "--command=echo a\necho\u2028b\u0085\x0bc")
     assert len(in_file(home / "jobs.json")) == 1
 
 
-def test_config_json_is_true_after_config_set(run: Call, home: Path) -> None:
+def test_config_json_is_true_after_config_set(run, home):
     run("config", "set", "max-retries", "5")
     assert json.loads((home / "config.json").read_bytes())["max_retries"] == 5
 
@@ -146,7 +144,7 @@ def test_config_json_is_true_after_config_set(run: Call, home: Path) -> None:
 # ---- hand edits ----
 
 
-def test_a_pretty_printed_array_is_taken_over_and_comes_back_in_one_line_a_job(run: Call, two: Path) -> None:
+def test_a_pretty_printed_array_is_taken_over_and_comes_back_in_one_line_a_job(run, two):
     before = run("list", "--json").json
     edit(two / "jobs.json", json.dumps(json.loads((two / "jobs.json").read_bytes()), indent=4))
     assert run("list", "--json").json == before
@@ -154,14 +152,14 @@ def test_a_pretty_printed_array_is_taken_over_and_comes_back_in_one_line_a_job(r
     assert ids(two / "jobs.json") == ["a", "b", "d"]
 
 
-def test_an_edit_in_place_is_taken_over(run: Call, two: Path) -> None:
+def test_an_edit_in_place_is_taken_over(run, two):
     with (two / "jobs.json").open("r+") as file:
         file.write(json.dumps(in_file(two / "jobs.json")[1:], indent=1))
         file.truncate()
     assert run("list", "--ids").out == "b\nc\n"
 
 
-def test_a_changed_priority_is_taken_over_for_good(run: Call, jobs: Jobs, two: Path) -> None:
+def test_a_changed_priority_is_taken_over_for_good(run, jobs, two):
     stored = in_file(two / "jobs.json")
     stored[0]["priority"] = 9
     edit(two / "jobs.json", json.dumps(stored))
@@ -171,14 +169,14 @@ def test_a_changed_priority_is_taken_over_for_good(run: Call, jobs: Jobs, two: P
     assert jobs()["a"]["priority"] == 9
 
 
-def test_a_removed_job_is_gone_and_its_id_free(run: Call, two: Path) -> None:
+def test_a_removed_job_is_gone_and_its_id_free(run, two):
     edit(two / "jobs.json", json.dumps(in_file(two / "jobs.json")[:1]))
     edit(two / "dlq.json", "[]")
     assert run("enqueue", "--id", "b", "true").out == "b\n"
     assert run("list", "--ids").out == "a\nb\n"
 
 
-def test_a_job_added_by_hand_is_a_job_like_any_other(run: Call, two: Path) -> None:
+def test_a_job_added_by_hand_is_a_job_like_any_other(run, two):
     edit(two / "jobs.json", json.dumps([*in_file(two / "jobs.json"), {"id": "new", "command": "echo new"}]))
     assert "new" in run("list", "--ids").lines
     run("enqueue", "--id", "new", "true", code=1)
@@ -202,14 +200,14 @@ def test_an_added_job_with_a_command_only_gets_the_defaults(run: Call, jobs: Job
     )
 
 
-def test_a_job_added_to_an_untouched_home_runs(run: Call, process: Call, jobs: Jobs, home: Path) -> None:
+def test_a_job_added_to_an_untouched_home_runs(run, process, jobs, home):
     edit(home / "jobs.json", '[{"id": "a", "command": "true"}]')
     edit(home / "dlq.json", "[]")
     process("worker", "start", "--drain")
     assert jobs()["a"]["state"] == "completed"
 
 
-def test_an_unknown_field_survives_every_rewrite(run: Call, jobs: Jobs, two: Path) -> None:
+def test_an_unknown_field_survives_every_rewrite(run, jobs, two):
     stored = in_file(two / "jobs.json")
     stored[0]["note"] = {"ticket": [1, "ü"]}
     edit(two / "jobs.json", json.dumps(stored))
@@ -239,9 +237,7 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("name", ["jobs.json", "dlq.json"])
 @pytest.mark.parametrize("arguments", [["list"], ["status"], ["enqueue", "true"], ["cancel", "b"]], ids=" ".join)
-def test_a_damaged_store_is_named_and_never_overwritten(
-    run: Call, two: Path, arguments: list[str], name: str, damage: str
-) -> None:
+def test_a_damaged_store_is_named_and_never_overwritten(run, two, arguments, name, damage):
     edit(two / name, DAMAGED[damage])
     result = run(*arguments, code=3)
     assert ("Error:" in result.err, name in result.err, result.out) == (True, True, "")
@@ -249,7 +245,7 @@ def test_a_damaged_store_is_named_and_never_overwritten(
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["enqueue", "true"]], ids=" ".join)
-def test_an_id_in_both_arrays_is_refused(run: Call, two: Path, arguments: list[str]) -> None:
+def test_an_id_in_both_arrays_is_refused(run, two, arguments):
     text = json.dumps([*in_file(two / "jobs.json"), *in_file(two / "dlq.json")])
     edit(two / "jobs.json", text.replace('"dead"', '"pending"'))
     before = (two / "jobs.json").read_bytes()
@@ -261,15 +257,13 @@ def test_an_id_in_both_arrays_is_refused(run: Call, two: Path, arguments: list[s
 @pytest.mark.parametrize(
     "arguments", [["list"], ["status"], ["enqueue", "true"], ["show", "a"], ["purge", "--yes"]], ids=" ".join
 )
-def test_a_store_that_is_missing_beside_a_journal_is_refused(
-    run: Call, two: Path, arguments: list[str], name: str
-) -> None:
+def test_a_store_that_is_missing_beside_a_journal_is_refused(run, two, arguments, name):
     (two / name).unlink()
     assert name in run(*arguments, code=3).err
     assert not (two / name).exists()
 
 
-def test_a_damaged_store_put_right_again_is_read(run: Call, two: Path) -> None:
+def test_a_damaged_store_put_right_again_is_read(run, two):
     good = (two / "jobs.json").read_bytes()
     edit(two / "jobs.json", good[:-20])
     run("list", code=3)
@@ -280,7 +274,7 @@ def test_a_damaged_store_put_right_again_is_read(run: Call, two: Path) -> None:
 # ---- doctor ----
 
 
-def test_doctor_finds_nothing_wrong_after_ordinary_commands_and_a_drain(run: Call, process: Call, home: Path) -> None:
+def test_doctor_finds_nothing_wrong_after_ordinary_commands_and_a_drain(run, process, home):
     assert run("doctor").out == f"All is well with '{home}'.\n"
     run("enqueue", "--id", "a", "true")
     run("cancel", "a")
@@ -292,7 +286,7 @@ def test_doctor_finds_nothing_wrong_after_ordinary_commands_and_a_drain(run: Cal
 
 
 @pytest.mark.parametrize("name", ["jobs.json", "dlq.json", "config.json"])
-def test_doctor_names_a_damaged_file_and_leaves_it_alone(run: Call, two: Path, name: str) -> None:
+def test_doctor_names_a_damaged_file_and_leaves_it_alone(run, two, name):
     run("config", "set", "max-retries", "5")
     edit(two / name, b"not json\n")
     result = run("doctor", code=3)
@@ -329,13 +323,13 @@ def test_reading_a_home_that_does_not_exist_creates_nothing(
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["status"], ["config", "show"], ["dlq", "list"]], ids=" ".join)
-def test_reading_an_empty_home_creates_nothing(run: Call, home: Path, arguments: list[str]) -> None:
+def test_reading_an_empty_home_creates_nothing(run, home, arguments):
     run(*arguments)
     assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["status"], ["show", "a"], ["dlq", "list"]], ids=" ".join)
-def test_a_home_that_may_only_be_read_is_read(run: Call, two: Path, arguments: list[str]) -> None:
+def test_a_home_that_may_only_be_read_is_read(run, two, arguments):
     expected = run(*arguments).out.splitlines()[0]
     two.chmod(0o500)
     try:
@@ -345,7 +339,7 @@ def test_a_home_that_may_only_be_read_is_read(run: Call, two: Path, arguments: l
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_change_to_a_home_that_may_only_be_read_is_refused(run: Call, home: Path) -> None:
+def test_a_change_to_a_home_that_may_only_be_read_is_refused(run, home):
     home.chmod(0o500)
     try:
         assert "Error:" in run("enqueue", "true", code=3).err
@@ -353,7 +347,7 @@ def test_a_change_to_a_home_that_may_only_be_read_is_refused(run: Call, home: Pa
         home.chmod(0o700)
 
 
-def test_a_home_that_is_a_file_is_refused(run: Call, tmp_path: Path) -> None:
+def test_a_home_that_is_a_file_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("mine\n")
     run("--home", str(tmp_path / "file"), "enqueue", "true", code=3)
     assert (tmp_path / "file").read_text() == "mine\n"
@@ -383,7 +377,7 @@ def as_promised(home: Path) -> dict[str, str]:
     }
 
 
-def test_what_a_command_creates_is_for_the_owner_only(run: Call, tmp_path: Path, umask: int) -> None:
+def test_what_a_command_creates_is_for_the_owner_only(run, tmp_path, umask):
     new = tmp_path / "new"
     for arguments in [
         ["enqueue", "--id", "a", "true"],
@@ -396,7 +390,7 @@ def test_what_a_command_creates_is_for_the_owner_only(run: Call, tmp_path: Path,
     assert modes(new) == as_promised(new)
 
 
-def test_what_a_worker_creates_is_for_the_owner_only(run: Call, process: Call, home: Path, umask: int) -> None:
+def test_what_a_worker_creates_is_for_the_owner_only(run, process, home, umask):
     run("enqueue", "--id", "a", "echo secret")
     process("worker", "start", "--drain")
     assert modes(home) == as_promised(home)
@@ -429,20 +423,20 @@ def test_a_home_that_anyone_can_write_is_refused(run: Call, home: Path, mode: in
 
 @pytest.mark.root
 @pytest.mark.parametrize("arguments", [["enqueue", "true"], ["list"], ["status"]], ids=" ".join)
-def test_a_home_of_another_user_is_refused_for_root_too(run: Call, home: Path, arguments: list[str]) -> None:
+def test_a_home_of_another_user_is_refused_for_root_too(run, home, arguments):
     os.chown(home, 12_345, -1)
     assert "Error:" in run(*arguments, code=3).err
     assert list(home.iterdir()) == []
 
 
-def test_group_write_is_taken_off_the_queues_files(run: Call, two: Path) -> None:
+def test_group_write_is_taken_off_the_queues_files(run, two):
     for name in ("jobs.json", "dlq.json"):
         (two / name).chmod(0o664)
     run("enqueue", "true")
     assert [(two / name).stat().st_mode & 0o022 for name in ("jobs.json", "dlq.json")] == [0, 0]
 
 
-def test_taking_off_group_write_is_said_once(run: Call, two: Path) -> None:
+def test_taking_off_group_write_is_said_once(run, two):
     ordinary = run("enqueue", "true").err.splitlines()
     for name in ("jobs.json", "dlq.json"):
         (two / name).chmod(0o664)

@@ -19,24 +19,24 @@ Call = Callable[..., Any]
 
 
 @pytest.mark.parametrize("group", [[], ["dlq"], ["config"], ["worker"]], ids=" ".join)
-def test_a_group_without_a_command_shows_its_help_on_stderr(run: Call, group: list[str]) -> None:
+def test_a_group_without_a_command_shows_its_help_on_stderr(run, group):
     answer = run(*group, code=2)
     assert (answer.out, answer.err) == ("", run(*group, "--help").out)
 
 
-def test_logs_help_warns_of_a_job_that_opens_dev_stderr(run: Call) -> None:
+def test_logs_help_warns_of_a_job_that_opens_dev_stderr(run):
     assert "/dev/stderr" in run("logs", "--help").out
 
 
 # ---- the home ----
 
 
-def test_the_home_option_beats_the_environment(run: Call, home: Path, tmp_path: Path) -> None:
+def test_the_home_option_beats_the_environment(run, home, tmp_path):
     run("--home", str(tmp_path / "other"), "enqueue", "--id", "a", "true")
     assert run("list", "--ids").out == "" and run("--home", str(tmp_path / "other"), "list", "--ids").out == "a\n"
 
 
-def test_the_current_directory_is_never_the_home(process: Call, tmp_path: Path) -> None:
+def test_the_current_directory_is_never_the_home(process, tmp_path):
     for name in ("jobs.json", "dlq.json"):
         (tmp_path / name).write_text("[\n]\n")
     process("enqueue", "true", cwd=tmp_path)
@@ -62,7 +62,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 @pytest.mark.parametrize("mark", ["config.json", "jobs.json", "dlq.json", ".queuectl"])
-def test_a_checkout_is_its_own_home(installed: Callable[..., str], tmp_path: Path, mark: str) -> None:
+def test_a_checkout_is_its_own_home(installed, tmp_path, mark):
     if mark == ".queuectl":
         (tmp_path / "place" / mark).mkdir(mode=0o700)
     else:
@@ -71,7 +71,7 @@ def test_a_checkout_is_its_own_home(installed: Callable[..., str], tmp_path: Pat
     assert '"a"' in (tmp_path / "place" / "jobs.json").read_text()
 
 
-def test_a_program_that_lies_alone_uses_the_users_own_directory(installed: Callable[..., str], tmp_path: Path) -> None:
+def test_a_program_that_lies_alone_uses_the_users_own_directory(installed, tmp_path):
     installed("enqueue", "--id", "a", "true")
     (found,) = [path for path in (tmp_path / "user").rglob("jobs.json")]
     assert found.parent.name == "queuectl" and not (tmp_path / "place" / "jobs.json").exists()
@@ -84,7 +84,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system ha
 
 
 @FULL
-def test_an_id_that_could_not_be_printed_is_told_in_the_error(run: Call, home: Path) -> None:
+def test_an_id_that_could_not_be_printed_is_told_in_the_error(run, home):
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, str(PROGRAM), "enqueue", "--id", "job-7", "true"],
@@ -99,14 +99,14 @@ def test_an_id_that_could_not_be_printed_is_told_in_the_error(run: Call, home: P
 
 @FULL
 @pytest.mark.parametrize("arguments, code", [(["enqueue"], 2), (["show", "nosuch"], 1), (["--home", "/", "x"], 2)])
-def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments: list[str], code: int, home: Path) -> None:
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(arguments, code, home):
     with open("/dev/full", "wb") as full:
         program = [sys.executable, str(PROGRAM), *arguments]
         assert subprocess.run(program, stdout=subprocess.DEVNULL, stderr=full, timeout=60).returncode == code
 
 
 @FULL
-def test_a_stop_that_could_not_be_told_is_told_in_the_error(process: Call, home: Path) -> None:
+def test_a_stop_that_could_not_be_told_is_told_in_the_error(process, home):
     process("worker", "start", "--detach")
     with open("/dev/full", "wb") as full:
         program = [sys.executable, str(PROGRAM), "worker", "stop"]
@@ -135,7 +135,7 @@ def test_an_empty_home_option_is_refused(run: Call) -> None:
     ],
     ids=" ".join,
 )
-def test_json_is_one_value_and_nothing_else(run: Call, arguments: list[str]) -> None:
+def test_json_is_one_value_and_nothing_else(run, arguments):
     run("enqueue", "--id", "a", "true")
     run("pause")
     assert run(*arguments).json is not None

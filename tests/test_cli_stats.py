@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ import queuectl
 from tests.storekit import BAD, HANDED_BACK, OK, Watched, claim, edit, enqueue, report
 
 pytest_plugins = ["drained_home"]
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture
@@ -47,35 +44,35 @@ def samples_of(text: str) -> dict[str, float]:
     return found
 
 
-def test_stats_counts_what_ended(run: Call, drained: Path) -> None:
+def test_stats_counts_what_ended(run, drained):
     view = run("stats", "--json").json
     counts = {key: view[key] for key in ("completed", "failed_attempts", "dead", "cancelled", "success_rate")}
     assert counts == {"completed": 5, "failed_attempts": 7, "dead": 6, "cancelled": 1, "success_rate": 0.5}
 
 
-def test_stats_says_the_same_to_a_person(run: Call, drained: Path) -> None:
+def test_stats_says_the_same_to_a_person(run, drained):
     out = run("stats").out
     for line in ("completed: +5", "failed attempts: +7", "dead: +6 .1 of them cancelled.", "success rate: +50.0%"):
         assert re.search(f"^{line}$", out, re.MULTILINE), out
     assert re.search(r"^wait time( +[\d.]+ m?s){3}$", out, re.MULTILINE), out
 
 
-def test_stats_of_an_empty_queue(run: Call) -> None:
+def test_stats_of_an_empty_queue(run):
     view = run("stats", "--json").json
     assert (view["completed"], view["success_rate"], view["jobs_per_s"], view["run_s"]["p50"]) == (0, None, None, None)
     assert "success rate:    -" in run("stats").out
     assert samples_of(run("stats", "--prometheus").out)["queuectl_completed{}"] == 0
 
 
-def test_metrics_is_another_name(run: Call) -> None:
+def test_metrics_is_another_name(run):
     assert run("metrics").out == run("stats").out
 
 
-def test_stats_prints_one_format(run: Call) -> None:
+def test_stats_prints_one_format(run):
     run("stats", "--json", "--prometheus", code=2)
 
 
-def test_wait_and_run_times_and_the_rate(store: Watched) -> None:
+def test_wait_and_run_times_and_the_rate(store):
     enqueue(store, "a")
     enqueue(store, "b")
     run_for(store, 5, 10)
@@ -87,7 +84,7 @@ def test_wait_and_run_times_and_the_rate(store: Watched) -> None:
     assert {bar["le"]: bar["count"] for bar in view["run_s"]["histogram"] if bar["count"]} == {10: 2}
 
 
-def test_a_retry_waited_for_its_backoff_and_is_not_counted_as_waiting(store: Watched) -> None:
+def test_a_retry_waited_for_its_backoff_and_is_not_counted_as_waiting(store):
     enqueue(store, "a")
     run_for(store, 1, 1, BAD)
     run_for(store, 50, 1, OK)
@@ -96,21 +93,21 @@ def test_a_retry_waited_for_its_backoff_and_is_not_counted_as_waiting(store: Wat
     assert (view["completed"], view["failed_attempts"], view["success_rate"]) == (1, 1, 1)
 
 
-def test_an_attempt_that_was_handed_back_is_neither_failed_nor_a_run_time(store: Watched) -> None:
+def test_an_attempt_that_was_handed_back_is_neither_failed_nor_a_run_time(store):
     enqueue(store, "a")
     run_for(store, 1, 1, HANDED_BACK)
     view = queuectl.stats(store, None, None)
     assert (view["failed_attempts"], view["run_s"]["count"]) == (0, 0)
 
 
-def test_failed_attempts_that_the_history_forgot_are_counted(store: Watched) -> None:
+def test_failed_attempts_that_the_history_forgot_are_counted(store):
     enqueue(store, "a", max_retries=9)
     for _ in range(9):
         run_for(store, 1000, 1, BAD)
     assert queuectl.stats(store, None, None)["failed_attempts"] == 9
 
 
-def test_since_leaves_out_what_ended_before(store: Watched) -> None:
+def test_since_leaves_out_what_ended_before(store):
     enqueue(store, "old")
     run_for(store, 0, 1)
     enqueue(store, "new", max_retries=1)
@@ -120,7 +117,7 @@ def test_since_leaves_out_what_ended_before(store: Watched) -> None:
     assert view["since"] == queuectl.add_seconds(store.home.now(), -50)
 
 
-def test_by_tag_counts_a_job_under_each_of_its_tags(store: Watched) -> None:
+def test_by_tag_counts_a_job_under_each_of_its_tags(store):
     enqueue(store, tags=["gpu", "net"])
     enqueue(store, tags=["gpu"])
     enqueue(store)
@@ -130,16 +127,14 @@ def test_by_tag_counts_a_job_under_each_of_its_tags(store: Watched) -> None:
     assert groups == {"gpu": 2, "net": 1, "": 1}
 
 
-def test_by_command_has_a_line_a_command(run: Call, drained: Path) -> None:
+def test_by_command_has_a_line_a_command(run, drained):
     groups = {group["command"]: group for group in run("stats", "--by", "command", "--json").json["groups"]}
     assert groups["true"]["completed"] == 2 and groups["exit 65"]["dead"] == 1
     (line,) = [line for line in run("stats", "--by", "command").lines if line.endswith("  exit 65")]
     assert line.split()[:3] == ["0", "1", "1"]
 
 
-def test_more_groups_than_there_is_room_for_are_counted_together(
-    store: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_groups_than_there_is_room_for_are_counted_together(store, monkeypatch):
     monkeypatch.setattr(queuectl, "GROUPS_MAX", 2)
     for number in range(5):
         enqueue(store, command=f"echo {number}")
@@ -148,7 +143,7 @@ def test_more_groups_than_there_is_room_for_are_counted_together(
     assert groups == {"echo 0": 1, "echo 1": 1, "(others)": 3}
 
 
-def test_quantiles_are_within_half_a_percent(store: Watched) -> None:
+def test_quantiles_are_within_half_a_percent(store):
     source = random.Random(5)
     seconds = [round(source.lognormvariate(0, 3), 3) for _ in range(300)]
     for run_s in seconds:
@@ -161,7 +156,7 @@ def test_quantiles_are_within_half_a_percent(store: Watched) -> None:
     assert sum(bar["count"] for bar in view["histogram"]) == view["count"] == 300
 
 
-def test_a_history_that_a_person_mangled_is_passed_over(run: Call, home: Path) -> None:
+def test_a_history_that_a_person_mangled_is_passed_over(run, home):
     run("enqueue", "--id", "a", "true")
     odd = [{}, {"started_at": "x", "finished_at": "y"}]
     edit(home, lambda records: [{**record, "history": odd} for record in records])
@@ -171,7 +166,7 @@ def test_a_history_that_a_person_mangled_is_passed_over(run: Call, home: Path) -
 # ---- Prometheus ----
 
 
-def test_prometheus_reads_the_figures(run: Call, drained: Path) -> None:
+def test_prometheus_reads_the_figures(run, drained):
     text, view = run("stats", "--prometheus").out, run("stats", "--json").json
     samples = samples_of(text)
     assert text.endswith("\n") and samples["queuectl_jobs{state=completed}"] == 5
@@ -188,7 +183,7 @@ def test_prometheus_reads_the_figures(run: Call, drained: Path) -> None:
 EVIL = 'echo "a\\n"\n# TYPE x y\n{le="1"} ü'
 
 
-def test_prometheus_reads_any_command_as_a_label(run: Call, store: Watched) -> None:
+def test_prometheus_reads_any_command_as_a_label(run, store):
     enqueue(store, command=EVIL)
     run_for(store, 0, 1)
     store.fold()
@@ -197,5 +192,5 @@ def test_prometheus_reads_any_command_as_a_label(run: Call, store: Watched) -> N
     assert (sample.labels, sample.value) == ({"command": EVIL}, 1)
 
 
-def test_json_holds_no_nan(run: Call, drained: Path) -> None:
+def test_json_holds_no_nan(run, drained):
     json.loads(run("stats", "--json").out, parse_constant=lambda word: pytest.fail(word))

@@ -69,16 +69,16 @@ def on_a_terminal(*args: str, **env: str) -> str:
 @pytest.mark.parametrize(
     "options, out", [(["--json"], "[]\n"), (["--ids"], ""), ([], ""), (["--match", "x", "--json"], "[]\n")]
 )
-def test_an_empty_list_is_no_error(run: Call, options: list[str], out: str) -> None:
+def test_an_empty_list_is_no_error(run, options, out):
     assert run("list", *options).out == out
 
 
-def test_list_holds_dead_jobs_too_in_order_of_arrival(run: Call, three: None) -> None:
+def test_list_holds_dead_jobs_too_in_order_of_arrival(run, three):
     assert run("list", "--ids").out == "a\nb\nc\n"
     assert [line.split()[:2] for line in run("list").lines] == [["a", "pending"], ["b", "dead"], ["c", "pending"]]
 
 
-def test_list_json_prints_whole_jobs(run: Call, three: None) -> None:
+def test_list_json_prints_whole_jobs(run, three):
     required = {
         "id",
         "state",
@@ -121,12 +121,12 @@ def test_list_json_prints_whole_jobs(run: Call, three: None) -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["--ids", "--json"])
-def test_list_chooses_jobs(run: Call, three: None, arguments: list[str], names: list[str], form: str) -> None:
+def test_list_chooses_jobs(run, three, arguments, names, form):
     result = run("list", *arguments, form)
     assert (result.lines if form == "--ids" else [job["id"] for job in result.json]) == names
 
 
-def test_list_after_a_worker(run: Call, drained: Path) -> None:
+def test_list_after_a_worker(run, drained):
     assert run("list", "--ids").lines == IN_ORDER
     by_state = {"completed": COMPLETED, "dead": DEAD, "failed": FAILED, "pending": PENDING, "processing": []}
     assert {state: run("list", "--state", state, "--ids").lines for state in by_state} == by_state
@@ -140,14 +140,14 @@ def test_a_line_in_a_pipe_is_never_cut(run: Call) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "status", "show"])
-def test_control_characters_never_reach_a_person(run: Call, jobs: Jobs, command: str) -> None:
+def test_control_characters_never_reach_a_person(run, jobs, command):
     text = "echo \x1b[2J\x1b]0;title\x07 \x9b31m \r \x08 end"
     run("enqueue", "--id", "a", f"--command={text}")
     out = run(*([command, "a"] if command == "show" else [command])).out
     assert not CONTROL.search(out) and jobs()["a"]["command"] == text
 
 
-def test_a_command_of_several_lines_is_one_line_of_the_table(run: Call) -> None:
+def test_a_command_of_several_lines_is_one_line_of_the_table(run):
     run("enqueue", "--id", "a", "--command=echo one\necho two\u2028echo three\u0085end")
     run("enqueue", "--id", "b", "true")
     out = run("list").out
@@ -158,11 +158,11 @@ def test_a_command_of_several_lines_is_one_line_of_the_table(run: Call) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "status"])
-def test_there_is_no_colour_in_a_pipe(process: Call, three: None, command: str) -> None:
+def test_there_is_no_colour_in_a_pipe(process, three, command):
     assert "\x1b" not in process(command).out
 
 
-def test_force_color_gives_colour_in_a_pipe_to_the_state_alone(process: Call, run: Call) -> None:
+def test_force_color_gives_colour_in_a_pipe_to_the_state_alone(process, run):
     run("enqueue", "--id", "pending-1", "true")
     forced = {"FORCE_COLOR": "1"}
     assert re.match(r"pending-1 +\x1b\[36mpending +\x1b\[0m", process("list", env=forced).out)
@@ -175,7 +175,7 @@ def test_there_is_colour_on_a_terminal(three: None) -> None:
 
 
 @pytest.mark.parametrize("command", ["list", "status"])
-def test_no_color_means_no_colour_on_a_terminal(three: None, command: str) -> None:
+def test_no_color_means_no_colour_on_a_terminal(three, command):
     assert not COLOUR.search(on_a_terminal(command, NO_COLOR="1"))
 
 
@@ -183,7 +183,7 @@ def test_no_color_means_no_colour_on_a_terminal(three: None, command: str) -> No
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["dlq", "list"]])
-def test_columns_are_aligned_whatever_the_ids(run: Call, arguments: list[str]) -> None:
+def test_columns_are_aligned_whatever_the_ids(run, arguments):
     for name in ("a", "an-id-of-thirty-characters-here"):
         run("enqueue", "--id", name, "command")
         run("cancel", name)
@@ -193,7 +193,7 @@ def test_columns_are_aligned_whatever_the_ids(run: Call, arguments: list[str]) -
     )
 
 
-def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run: Call) -> None:
+def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run):
     run("enqueue", "--id", "a" * 128, "x" * 200)
     run("enqueue", "--id", "b", "\u65e5\u672c\u8a9e" * 60)
     lines = COLOUR.sub("", on_a_terminal("list", COLUMNS="80")).splitlines()
@@ -207,9 +207,7 @@ BAR = re.compile(r"\[[#-]{10,}\] +\d+%")
 @pytest.mark.parametrize(
     "arguments", [["enqueue", "--file", "FILE"], ["wait", "a", "b"], ["worker", "start", "--drain"]], ids=" ".join
 )
-def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
-    run: Call, process: Call, tmp_path: Path, arguments: list[str]
-) -> None:
+def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(run, process, tmp_path, arguments):
     (tmp_path / "jobs.txt").write_text("true\n" * 5)
     words = [str(tmp_path / "jobs.txt") if word == "FILE" else word for word in arguments]
     if "wait" in words:
@@ -226,7 +224,7 @@ def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
             assert not re.search(r"[\x1b\r%]|Reading|Waiting|Draining", found.out + found.err)
 
 
-def test_the_bar_of_a_drain_is_no_wider_than_the_terminal(run: Call) -> None:
+def test_the_bar_of_a_drain_is_no_wider_than_the_terminal(run):
     run("enqueue", "true")
     run("enqueue", "true")
     lines = re.split(r"[\r\n]+", on_a_terminal("worker", "start", "--drain", COLUMNS="40"))
@@ -237,20 +235,20 @@ def test_the_bar_of_a_drain_is_no_wider_than_the_terminal(run: Call) -> None:
 # ---- show ----
 
 
-def test_show_of_several_ids_shows_all_or_none(run: Call, three: None) -> None:
+def test_show_of_several_ids_shows_all_or_none(run, three):
     first, second = run("show", "a", "c").out.split("\n\n")
     assert all(word in first for word in ["id: ", "pending", "backup /srv"]) and "backup /home" in second
     assert [job["id"] for job in run("show", "a", "c", "--json").json] == ["a", "c"]
     assert run("show", "a", "nosuch", code=1).out == ""
 
 
-def test_show_says_why_a_job_does_not_run(run: Call, drained: Path) -> None:
+def test_show_says_why_a_job_does_not_run(run, drained):
     assert re.search(r"now: +waiting \d+ s for its retry", run("show", "flaky").out)
     assert "no worker is running" in run("show", "waiting").out
     assert "cancelled" in run("show", "gone").out
 
 
-def test_show_prints_a_field_of_the_users_own_whatever_it_holds(run: Call, home: Path) -> None:
+def test_show_prints_a_field_of_the_users_own_whatever_it_holds(run, home):
     (home / "jobs.json").write_text('[{"id": "a", "command": "true", "seen_at": "noon", "left_at": 5}]')
     assert re.search(r"^seen_at: +noon\nleft_at: +5$", run("show", "a").out, re.MULTILINE)
 
@@ -262,7 +260,7 @@ def test_show_json_holds_the_whole_job(run: Call, jobs: Jobs, drained: Path, nam
     assert {key: shown.get(key) for key in record} == record
 
 
-def test_show_says_that_the_queue_is_paused(run: Call, three: None) -> None:
+def test_show_says_that_the_queue_is_paused(run, three):
     run("pause")
     assert "the queue is paused" in run("show", "a").out.lower()
 
@@ -282,18 +280,18 @@ def test_show_says_that_the_queue_is_paused(run: Call, three: None) -> None:
         ("gone", {"state": "dead", "attempts": 0, "runs": 0, "reason": "cancelled"}),
     ],
 )
-def test_the_record_says_how_a_job_ended(jobs: Jobs, drained: Path, name: str, expected: dict[str, Any]) -> None:
+def test_the_record_says_how_a_job_ended(jobs, drained, name, expected):
     job = jobs()[name]
     assert {key: job.get(key) for key in expected} == expected
 
 
-def test_a_job_that_does_not_run_names_no_worker_and_its_times_are_in_order(jobs: Jobs, drained: Path) -> None:
+def test_a_job_that_does_not_run_names_no_worker_and_its_times_are_in_order(jobs, drained):
     assert not [name for name, job in jobs().items() if {"worker", "slot"} & set(job)]
     times = [jobs()["ok"][name] for name in ("created_at", "started_at", "finished_at", "updated_at")]
     assert times == sorted(times)
 
 
-def test_history_holds_each_attempt(jobs: Jobs, drained: Path) -> None:
+def test_history_holds_each_attempt(jobs, drained):
     history = jobs()["twice"]["history"]
     assert [(past["run"], past["attempt"], past["outcome"], past["exit_code"]) for past in history] == [
         (1, 1, "exited", 4),
@@ -312,34 +310,34 @@ def test_status_json_of_an_empty_queue_has_all_its_keys(run: Call, home: Path) -
     }  # fmt: skip
 
 
-def test_status_counts_each_state(run: Call, drained: Path) -> None:
+def test_status_counts_each_state(run, drained):
     counts = {"pending": 2, "processing": 0, "completed": 5, "failed": 1, "dead": 6}
     assert run("status", "--json").json["jobs"] == counts
     assert run("status").lines[:6] == [*(f"{state}: {count}" for state, count in counts.items()), "workers: 0"]
 
 
-def test_status_gives_the_age_of_the_oldest_pending_job(run: Call) -> None:
+def test_status_gives_the_age_of_the_oldest_pending_job(run):
     run("enqueue", "true")
     assert 0 <= run("status", "--json").json["oldest_pending_s"] < 60
     assert re.search(r"^oldest waiting job: [\d.]+ s$", run("status").out, re.MULTILINE)
 
 
-def test_status_says_that_the_queue_is_paused(run: Call) -> None:
+def test_status_says_that_the_queue_is_paused(run):
     run("pause")
     assert "paused" in run("status").out.lower()
 
 
-def test_status_json_gives_the_next_start_time(run: Call) -> None:
+def test_status_json_gives_the_next_start_time(run):
     run("enqueue", "--at", "2099-01-02T00:00:00Z", "true")
     run("enqueue", "--at", "2099-01-01T00:00:00Z", "true")
     assert run("status", "--json").json["next_run_at"] == "2099-01-01T00:00:00.000Z"
 
 
-def test_status_json_gives_the_time_of_the_next_retry(run: Call, jobs: Jobs, drained: Path) -> None:
+def test_status_json_gives_the_time_of_the_next_retry(run, jobs, drained):
     assert run("status", "--json").json["next_run_at"] == jobs()["flaky"]["run_at"]
 
 
-def test_status_check_is_1_when_a_job_is_due_and_no_worker_lives(run: Call) -> None:
+def test_status_check_is_1_when_a_job_is_due_and_no_worker_lives(run):
     run("enqueue", "true")
     run("status", "--check", code=1)
 
@@ -347,11 +345,11 @@ def test_status_check_is_1_when_a_job_is_due_and_no_worker_lives(run: Call) -> N
 # ---- logs ----
 
 
-def test_logs_prints_bytes_as_they_were_written(process: Call, drained: Path) -> None:
+def test_logs_prints_bytes_as_they_were_written(process, drained):
     assert process("logs", "raw").out == "\ufffd\x1b[31mred\x1b[0m\n"
 
 
-def test_logs_path_prints_the_file_that_holds_the_output(run: Call, drained: Path) -> None:
+def test_logs_path_prints_the_file_that_holds_the_output(run, drained):
     assert Path(run("logs", "raw", "--path").out.rstrip("\n")).read_bytes() == b"\xff\x1b[31mred\x1b[0m\n"
 
 
@@ -365,18 +363,16 @@ def test_logs_path_prints_the_file_that_holds_the_output(run: Call, drained: Pat
         ("ok quiet", 0), ("ok boom", 1), ("boom twice", 1), ("gone ok", 1),
     ],
 )  # fmt: skip
-def test_wait_for_one_job_ends_with_its_exit_code_and_for_several_with_0_or_1(
-    run: Call, drained: Path, names: str, code: int
-) -> None:
+def test_wait_for_one_job_ends_with_its_exit_code_and_for_several_with_0_or_1(run, drained, names, code):
     assert run("wait", *names.split(), code=None).code == code
 
 
 @pytest.mark.parametrize("arguments", [["waiting"], ["flaky"], ["ok", "waiting"], ["--all"]])
-def test_wait_that_runs_out_of_time_is_124(run: Call, drained: Path, arguments: list[str]) -> None:
+def test_wait_that_runs_out_of_time_is_124(run, drained, arguments):
     run("wait", *arguments, "--timeout", "0.1", code=124)
 
 
-def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run: Call, terminal: Call, eventually: Call) -> None:
+def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run, terminal, eventually):
     run("enqueue", "--id", "a", "true")
     shell = terminal("wait", "a")
     eventually(lambda: "Waiting" in shell.screen())
@@ -388,14 +384,14 @@ def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run: Call, terminal: Call,
     assert shell.child.returncode == 1 and "Job a was purged" in shell.screen()
 
 
-def test_wait_for_all_leaves_out_what_was_over_before(run: Call) -> None:
+def test_wait_for_all_leaves_out_what_was_over_before(run):
     run("wait", "--all", code=0)
     run("enqueue", "--id", "a", "true")
     run("cancel", "a")
     run("wait", "--all", code=0)
 
 
-def test_wait_json_prints_one_value_that_says_how_each_job_ended(run: Call, drained: Path) -> None:
+def test_wait_json_prints_one_value_that_says_how_each_job_ended(run, drained):
     ended = run("wait", "ok", "boom", "--json", code=1).json
     assert [(job["id"], job["state"], job["exit_code"]) for job in ended] == [
         ("ok", "completed", 0),
@@ -404,7 +400,7 @@ def test_wait_json_prints_one_value_that_says_how_each_job_ended(run: Call, drai
     assert run("wait", "waiting", "--json", "--timeout", "0", code=124).json == [{"id": "waiting", "state": None}]
 
 
-def test_wait_ends_when_the_job_is_cancelled_meanwhile(run: Call, start: Call) -> None:
+def test_wait_ends_when_the_job_is_cancelled_meanwhile(run, start):
     run("enqueue", "--id", "a", "true")
     waiting = start("wait", "a")
     run("cancel", "a")
@@ -414,7 +410,7 @@ def test_wait_ends_when_the_job_is_cancelled_meanwhile(run: Call, start: Call) -
 # ---- worker list and worker stop ----
 
 
-def test_without_a_worker_the_list_is_empty_and_there_is_nothing_to_stop(run: Call) -> None:
+def test_without_a_worker_the_list_is_empty_and_there_is_nothing_to_stop(run):
     assert run("worker", "list").out == "" and run("worker", "list", "--json").json == []
     for options in ([], ["--now"], ["--timeout", "5"]):
         assert run("worker", "stop", *options).out == "No worker was running.\n"

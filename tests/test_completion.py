@@ -87,7 +87,7 @@ def typist(request: pytest.FixtureRequest, queue: None) -> Iterator[Typist]:
     os.close(typist.master)
 
 
-def test_a_tab_completes_ids_states_options_and_commands(typist: Typist) -> None:
+def test_a_tab_completes_ids_states_options_and_commands(typist):
     for typed, whole in CASES:
         # What the shell has made of the line is seen by running it as the words of an echo.
         typist.type(f"{typed}\t\x01echo \x05 = end\n")
@@ -96,7 +96,7 @@ def test_a_tab_completes_ids_states_options_and_commands(typist: Typist) -> None
 
 
 @pytest.mark.parametrize("typed, whole", CASES)
-def test_fish_completes_ids_states_options_and_commands(queue: None, typed: str, whole: str) -> None:
+def test_fish_completes_ids_states_options_and_commands(queue, typed, whole):
     if shutil.which("fish") is None:
         pytest.skip("fish is not installed")
     script = f"queuectl completion fish | source; complete -C {shlex.quote(typed)}"
@@ -106,11 +106,11 @@ def test_fish_completes_ids_states_options_and_commands(queue: None, typed: str,
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "BASH"])
-def test_the_script_names_the_program(run: Call, shell: str) -> None:
+def test_the_script_names_the_program(run, shell):
     assert "_QUEUECTL_COMPLETE" in run("completion", shell).out
 
 
-def test_another_shell_is_refused(run: Call) -> None:
+def test_another_shell_is_refused(run):
     run("completion", "tcsh", code=2)
 
 
@@ -131,22 +131,20 @@ def complete(process: Call, line: str) -> list[str]:
         ("queuectl wait ü", []),
     ],
 )
-def test_ids_are_those_that_the_command_takes(process: Call, queue: None, line: str, offered: list[str]) -> None:
+def test_ids_are_those_that_the_command_takes(process, queue, line, offered):
     assert complete(process, line) == offered
 
 
-def test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing(process: Call, queue: None, home: Path) -> None:
+def test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing(process, queue, home):
     (home / "jobs.json").write_text("damaged")
     assert complete(process, "queuectl show ") == []
 
 
-def test_the_home_on_the_line_is_the_one_that_is_looked_at(process: Call, queue: None, tmp_path: Path) -> None:
+def test_the_home_on_the_line_is_the_one_that_is_looked_at(process, queue, tmp_path):
     assert complete(process, f"queuectl --home {tmp_path / 'none'} show ") == []
 
 
-def test_a_completion_looks_at_a_bounded_number_of_records(
-    run: Call, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_completion_looks_at_a_bounded_number_of_records(run, home, monkeypatch):
     run("enqueue", "--file", "-", input="".join(f'{{"id": "job{n}", "command": "true"}}\n' for n in range(30)))
     monkeypatch.setattr(q, "RECENT_MAX", 10)
     monkeypatch.setattr(q, "COMPLETED_MAX", 3)

@@ -10,17 +10,14 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from conftest import Result
 from real_processes import readme_block
 
 import queuectl
-
-Call = Callable[..., Result]
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,20 +83,20 @@ def usage_in_readme(path: tuple[str, ...]) -> str:
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
-def test_help_begins_with_one_sentence(path: tuple[str, ...], command: click.Command) -> None:
+def test_help_begins_with_one_sentence(path, command):
     first, _, rest = help_of(command).partition("\n")
     assert re.fullmatch(r"[A-Z][^.]*\.", first), f"not one sentence with a full stop: {first!r}"
     assert not rest or rest.startswith("\n"), f"the first sentence does not end with its line: {first!r}"
 
 
 @pytest.mark.parametrize(("path", "command"), [case for case in COMMANDS if isinstance(case.values[1], click.Group)])
-def test_the_list_of_commands_cuts_no_sentence(path: tuple[str, ...], command: click.Command, run: Call) -> None:
+def test_the_list_of_commands_cuts_no_sentence(path, command, run):
     cut = [line for line in run(*path, "--help").out.split("Commands:")[1].splitlines() if line.endswith("...")]
     assert not cut, f"too long for the list: {cut}"
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
-def test_help_shows_an_example_of_that_command(path: tuple[str, ...], command: click.Command, run: Call) -> None:
+def test_help_shows_an_example_of_that_command(path, command, run):
     examples = examples_of(command)
     assert examples, "no Example block"
     assert re.search(r"\n\n  Examples?:\n    queuectl ", run(*path, "--help").out), "it is no block of its own"
@@ -120,13 +117,13 @@ def parsed(line: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS)
-def test_examples_in_help_are_no_usage_errors(path: tuple[str, ...], command: click.Command, home: Path) -> None:
+def test_examples_in_help_are_no_usage_errors(path, command, home):
     for example in examples_of(command):
         parsed(example)
         assert not list(home.iterdir()), f"parsing alone has made something in the home: {example}"
 
 
-def test_every_option_and_every_setting_has_a_test() -> None:
+def test_every_option_and_every_setting_has_a_test():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     options = {option for _, command in walk(queuectl.cli) for option in options_of(command)}
     settings = {key.replace("_", "-") for key in queuectl.default_settings()}
@@ -137,7 +134,7 @@ def test_every_option_and_every_setting_has_a_test() -> None:
 # -- README
 
 
-def test_the_first_lines_of_the_readme_hold_set_up_and_session() -> None:
+def test_the_first_lines_of_the_readme_hold_set_up_and_session():
     start = "\n".join(README.splitlines()[:FIRST_LINES])
     for mark in ("<!-- /run-command -->", "<!-- /test-command -->", "<!-- session -->"):
         assert mark in start, f"{mark} comes later than line {FIRST_LINES}"
@@ -146,7 +143,7 @@ def test_the_first_lines_of_the_readme_hold_set_up_and_session() -> None:
 
 
 @pytest.mark.parametrize(("path", "command"), [case for case in COMMANDS if case.values[0]])
-def test_every_command_and_its_options_stand_in_the_readme(path: tuple[str, ...], command: click.Command) -> None:
+def test_every_command_and_its_options_stand_in_the_readme(path, command):
     if isinstance(command, click.Group):
         assert f"`queuectl {' '.join(path)} " in section(README, "Commands")
         return
@@ -155,18 +152,18 @@ def test_every_command_and_its_options_stand_in_the_readme(path: tuple[str, ...]
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", said), f"the README leaves out {option} of {' '.join(path)}"
 
 
-def test_the_options_of_the_program_itself_stand_in_the_readme() -> None:
+def test_the_options_of_the_program_itself_stand_in_the_readme():
     for option in options_of(queuectl.cli):
         assert option in section(README, "Commands")
 
 
-def test_the_readme_names_no_option_that_is_not_there() -> None:
+def test_the_readme_names_no_option_that_is_not_there():
     known = {option for _, command in walk(queuectl.cli) for option in (*options_of(command), "--help")}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section(README, "Commands")))
     assert named <= known, f"not (yet) options of the program: {sorted(named - known)}"
 
 
-def test_the_readme_names_no_command_that_is_not_there() -> None:
+def test_the_readme_names_no_command_that_is_not_there():
     for path in re.findall(r"`queuectl ([a-z]+(?: [a-z]+)?)", README):
         command: click.Command = queuectl.cli
         for word in path.split():
@@ -177,14 +174,14 @@ def test_the_readme_names_no_command_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("title", ["Beside its peers", "Troubleshooting"])
-def test_what_the_readme_tells_to_type_is_no_usage_error(title: str, home: Path) -> None:
+def test_what_the_readme_tells_to_type_is_no_usage_error(title, home):
     lines = re.findall(r"`(queuectl [^`]+)`", section(README, title))
     assert len(lines) >= 8
     for line in lines:
         parsed(line)
 
 
-def test_the_configuration_table_is_the_programs() -> None:
+def test_the_configuration_table_is_the_programs():
     rows = re.findall(
         r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Configuration"), re.MULTILINE
     )
@@ -194,7 +191,7 @@ def test_the_configuration_table_is_the_programs() -> None:
     assert len(rows) == len(table), "a key stands there twice"
 
 
-def test_the_json_fields_of_the_readme_are_those_that_are_accepted(run: Call) -> None:
+def test_the_json_fields_of_the_readme_are_those_that_are_accepted(run):
     part = section(README, "Commands")
     table = part[part.index("| field | holds |") :].split("\n\n")[0]
     fields = {
@@ -205,7 +202,7 @@ def test_the_json_fields_of_the_readme_are_those_that_are_accepted(run: Call) ->
     assert accepted and fields == set(accepted[1].split(", "))
 
 
-def test_the_exit_codes_of_the_readme_are_the_programs() -> None:
+def test_the_exit_codes_of_the_readme_are_the_programs():
     cells = re.findall(r"^\| ([\d, ]+) \|", section(README, "Exit codes"), re.MULTILINE)
     codes = {int(code) for cell in cells for code in cell.split(", ")}
     named = {queuectl.EXIT_REFUSED, queuectl.EXIT_USAGE, queuectl.EXIT_STORAGE, queuectl.EXIT_TIMEOUT}
@@ -224,7 +221,7 @@ def fits(pattern: str, output: str) -> bool:
     return re.fullmatch("[^\n]+?".join(map(re.escape, pattern.split(WILDCARD))), output) is not None
 
 
-def test_the_wildcard_stands_for_some_text_of_one_line() -> None:
+def test_the_wildcard_stands_for_some_text_of_one_line():
     assert fits("Worker ... started\n", "Worker 1-ab started\n")
     assert fits("in ....\n", "in 0.2 s.\n")
     assert not fits("a ... b\n", "a \n b\n")
@@ -232,7 +229,7 @@ def test_the_wildcard_stands_for_some_text_of_one_line() -> None:
 
 
 # Slow: the session's own retry waits its two seconds.
-def test_the_session_of_the_readme_is_true(process: Call, home: Path, tmp_path: Path) -> None:
+def test_the_session_of_the_readme_is_true(process, home, tmp_path):
     for line, expected in session_steps():
         words = shlex.split(line)
         assert words[0] == "queuectl"
@@ -248,13 +245,13 @@ def words_in(picture: Path) -> set[str]:
     return {(node.text or "").strip() for node in xml.etree.ElementTree.parse(picture).iter() if node.text}
 
 
-def test_the_picture_of_the_readme_shows_the_live_screen() -> None:
+def test_the_picture_of_the_readme_shows_the_live_screen():
     (name,) = re.findall(r"!\[.*\]\((tests/.*)\)", README)
     assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(ROOT / name)
 
 
 @pytest.mark.slow
-def test_the_picture_can_be_recorded_again(tmp_path: Path) -> None:
+def test_the_picture_can_be_recorded_again(tmp_path):
     new = tmp_path / "new.svg"
     subprocess.run([sys.executable, str(ROOT / "tests/picture.py"), str(new)], check=True, timeout=200)
     assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(new)
@@ -282,7 +279,7 @@ def names_in_source() -> set[str]:
     return names
 
 
-def test_every_name_in_architecture_md_exists() -> None:
+def test_every_name_in_architecture_md_exists():
     known = names_in_source()
     spans = set(re.findall(r"`([^`\n]+)`", ARCHITECTURE))
     files = {span for span in spans if re.search(r"\.(py|json|jsonl|md|txt|toml)$|/$", span)}
@@ -301,18 +298,18 @@ def is_module(name: str) -> bool:
     return not attribute or hasattr(importlib.import_module(module), attribute)
 
 
-def test_every_file_that_the_documents_name_in_the_checkout_exists() -> None:
+def test_every_file_that_the_documents_name_in_the_checkout_exists():
     paths = set(re.findall(r"(?:tests/[\w/]+\.py|\.ci/\w+|[A-Z]{4,}\.md)", README + ARCHITECTURE))
     assert paths
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-def test_the_code_map_has_the_sections_of_the_file_in_their_order() -> None:
+def test_the_code_map_has_the_sections_of_the_file_in_their_order():
     sections = re.findall(r"^# ======== (\d+)\. (.+) ========$", SOURCE, re.MULTILINE)
     assert re.findall(r"^(\d+)\. ([A-Z& ]+):", ARCHITECTURE, re.MULTILINE) == sections
 
 
-def test_architecture_md_has_one_sentence_a_line() -> None:
+def test_architecture_md_has_one_sentence_a_line():
     prose = [line for line in ARCHITECTURE.splitlines() if line and not line.startswith(("#", "-", "*"))]
     two = [line for line in prose if re.search(r"[a-z`)]\. [A-Z`]", re.sub(r"^\d+\. ", "", line))]
     assert not two, f"two sentences in: {two[0]}"

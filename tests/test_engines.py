@@ -254,9 +254,7 @@ SLEEP = "exec sleep 600"
 DEAF = "trap '' TERM HUP; while :; do sleep 1; done"
 
 
-def test_slurm_runs_two_hundred_jobs(
-    slurm: None, process: Call, run: Call, jobs: Call, tmp_path: Path, quick: None
-) -> None:
+def test_slurm_runs_two_hundred_jobs(slurm, process, run, jobs, tmp_path, quick):
     printed = check_two_hundred(process, run, jobs, tmp_path, "$SLURMD_NODENAME as $QUEUECTL_JOB_ID")
     assert "on n1 as " in printed and "on n2 as " in printed
 
@@ -271,9 +269,7 @@ def test_slurm_ends_the_remote_work_of_a_cancelled_job(
     assert reaches("a", "dead")["reason"] == "cancelled"
 
 
-def test_slurm_ends_the_remote_work_at_the_time_limit(
-    slurm: None, quick: None, enqueue: Call, drain: Call, written: Call, job: Call, eventually: Call, tmp_path: Path
-) -> None:
+def test_slurm_ends_the_remote_work_at_the_time_limit(slurm, quick, enqueue, drain, written, job, eventually, tmp_path):
     note = tmp_path / "pid"
     enqueue("a", unmarked(f"{noted(note)}; {SLEEP}"), "--timeout", "2", "--max-retries", "1")
     drain(code=1)
@@ -301,9 +297,7 @@ def test_the_remote_work_of_a_worker_that_was_killed_ends(
     assert (job("a")["attempts"], job("a")["runs"], job("a")["recoveries"]) == (1, 2, 1)
 
 
-def test_ssh_runs_two_hundred_jobs(
-    ssh: Call, process: Call, run: Call, jobs: Call, tmp_path: Path, quick: None
-) -> None:
+def test_ssh_runs_two_hundred_jobs(ssh, process, run, jobs, tmp_path, quick):
     printed = check_two_hundred(process, run, jobs, tmp_path, "port ${SSH_CONNECTION##* }${QUEUECTL_JOB_ID:+ no}")
     assert "on port " in printed and " no" not in printed  # ssh passes no variables on
 
@@ -318,8 +312,8 @@ def test_ssh_with_a_terminal_ends_the_remote_work_of_a_cancelled_job(
 
 
 def test_ssh_with_a_terminal_ends_the_remote_work_at_the_time_limit(
-    ssh: Call, quick: None, enqueue: Call, drain: Call, written: Call, job: Call, eventually: Call, tmp_path: Path
-) -> None:
+    ssh, quick, enqueue, drain, written, job, eventually, tmp_path
+):
     ssh("-tt")
     note = tmp_path / "pid"
     enqueue("a", unmarked(f"{noted(note)}; {SLEEP}"), "--timeout", "2", "--max-retries", "1")
@@ -330,8 +324,8 @@ def test_ssh_with_a_terminal_ends_the_remote_work_at_the_time_limit(
 
 
 def test_ssh_with_a_terminal_passes_the_exit_code_on_and_ends_lines_as_terminals_do(
-    ssh: Call, quick: None, enqueue: Call, drain: Call, job: Call, process: Call
-) -> None:
+    ssh, quick, enqueue, drain, job, process
+):
     ssh("-tt")
     enqueue("a", "echo one; exit 7", "--max-retries", "1")
     drain(code=1)
@@ -355,9 +349,7 @@ def test_ssh_leaves_remote_work_that_nothing_hangs_up(
     assert is_alive(pid)
 
 
-def test_a_host_that_is_down_is_a_failed_attempt_with_code_255(
-    ssh: Call, quick: None, enqueue: Call, run: Call, drain: Call, job: Call
-) -> None:
+def test_a_host_that_is_down_is_a_failed_attempt_with_code_255(ssh, quick, enqueue, run, drain, job):
     (port,) = free_ports(1)
     ssh("-p", str(port))
     enqueue("a", "true", "--max-retries", "2")

@@ -44,7 +44,7 @@ def logs(start: Call) -> Call:
 # -- how an attempt ends
 
 
-def test_an_attempt_ends_as_its_command_does(enqueue: Call, drain: Call, run: Call, jobs: Call, tmp_path: Path) -> None:
+def test_an_attempt_ends_as_its_command_does(enqueue, drain, run, jobs, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     enqueue("0", "exit 0")
@@ -73,7 +73,7 @@ def test_an_attempt_ends_as_its_command_does(enqueue: Call, drain: Call, run: Ca
     assert re.search("(?i)no such", run("show", "no-place").out)
 
 
-def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue: Call, drain: Call, run: Call) -> None:
+def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue, drain, run):
     enqueue("a", "no-such-command-anywhere", *ONCE)
     said_by_worker = drain(code=1).err
     # reading: the words "told" leave open where; `show`, `logs` or the worker's line.
@@ -81,7 +81,7 @@ def test_a_job_that_ends_with_127_is_told_how_to_keep_the_callers_path(enqueue: 
     assert "--env PATH" in everything
 
 
-def test_max_retries_of_0_and_of_1_both_mean_one_attempt(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_max_retries_of_0_and_of_1_both_mean_one_attempt(enqueue, drain, jobs):
     enqueue("a", "exit 1", "--max-retries", "0")
     enqueue("b", "exit 1", "--max-retries", "1")
     drain(code=1)
@@ -89,8 +89,8 @@ def test_max_retries_of_0_and_of_1_both_mean_one_attempt(enqueue: Call, drain: C
 
 
 def test_an_exit_code_in_no_retry_on_of_the_settings_sends_a_job_to_the_dead_letter_queue_at_once(
-    run: Call, enqueue: Call, drain: Call, job: Call
-) -> None:
+    run, enqueue, drain, job
+):
     run("config", "set", "no_retry_on", "2,64-78")
     enqueue("a", "exit 64")
     drain(code=1)
@@ -98,8 +98,8 @@ def test_an_exit_code_in_no_retry_on_of_the_settings_sends_a_job_to_the_dead_let
 
 
 def test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why(
-    run: Call, worker: Call, enqueue: Call, reaches: Call, eventually: Call, job: Call
-) -> None:
+    run, worker, enqueue, reaches, eventually, job
+):
     run("config", "set", "runner", "/no/such/runner -c")
     worker()
     enqueue("a", "true")
@@ -113,9 +113,7 @@ def test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why(
 NO_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(
-    run: Call, process: Call, tmp_path: Path
-) -> None:
+def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(run, process, tmp_path):
     place = tmp_path / "größe"
     place.mkdir()
     (place / "läufer").symlink_to("/bin/sh")
@@ -130,23 +128,21 @@ def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(
 # -- the time limit
 
 
-def test_a_job_without_a_limit_of_its_own_has_the_one_of_the_settings(
-    run: Call, enqueue: Call, drain: Call, job: Call
-) -> None:
+def test_a_job_without_a_limit_of_its_own_has_the_one_of_the_settings(run, enqueue, drain, job):
     run("config", "set", "job_timeout", "0.3")
     enqueue("a", "sleep 60", *ONCE)
     drain(code=1)
     assert job("a")["outcome"] == "timed_out"
 
 
-def test_a_job_over_its_time_limit_says_how_to_give_it_more_time(enqueue: Call, drain: Call, run: Call) -> None:
+def test_a_job_over_its_time_limit_says_how_to_give_it_more_time(enqueue, drain, run):
     enqueue("a", "sleep 60", "--timeout", "0.3", *ONCE)
     said_by_worker = drain(code=1).err
     # reading: "says so, with the command that gives it more time": in `show` or in the worker's line.
     assert "--timeout" in run("show", "a").out + said_by_worker
 
 
-def test_a_job_over_its_time_limit_gets_sigterm_first(enqueue: Call, drain: Call, run: Call, job: Call) -> None:
+def test_a_job_over_its_time_limit_gets_sigterm_first(enqueue, drain, run, job):
     run("config", "set", "grace_period", "20")
     enqueue("a", "trap 'echo tidied up; exit 0' TERM; sleep 60 & wait", "--timeout", "0.3", *ONCE)
     drain(code=1)
@@ -154,9 +150,7 @@ def test_a_job_over_its_time_limit_gets_sigterm_first(enqueue: Call, drain: Call
     assert job("a")["outcome"] == "timed_out"  # though it ended with 0
 
 
-def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(
-    enqueue: Call, drain: Call, job: Call, tmp_path: Path
-) -> None:
+def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(enqueue, drain, job, tmp_path):
     command = f"trap '' TERM; {note_pid(tmp_path / 'pid')}; while :; do sleep 0.1; done"
     enqueue("a", command, "--timeout", "0.3", *ONCE)
     drain(code=1)
@@ -164,7 +158,7 @@ def test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period(
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
-def test_a_stopped_job_is_ended_by_its_time_limit(enqueue: Call, drain: Call, job: Call) -> None:
+def test_a_stopped_job_is_ended_by_its_time_limit(enqueue, drain, job):
     enqueue("a", "kill -STOP $$", "--timeout", "0.3", *ONCE)
     drain(code=1)
     assert job("a")["outcome"] == "timed_out"
@@ -183,9 +177,7 @@ os.wait()
 """
 
 
-def test_the_time_limit_of_a_job_ends_a_child_that_called_setsid(
-    enqueue: Call, drain: Call, job: Call, tmp_path: Path
-) -> None:
+def test_the_time_limit_of_a_job_ends_a_child_that_called_setsid(enqueue, drain, job, tmp_path):
     pid = tmp_path / "pid"
     enqueue("a", python_job(tmp_path / "job.py", LEAVES_ITS_SESSION, pid), "--timeout", "1.5", *ONCE)
     drain(code=1)
@@ -193,9 +185,7 @@ def test_the_time_limit_of_a_job_ends_a_child_that_called_setsid(
     assert not is_alive(int(pid.read_text()))
 
 
-def test_the_time_limit_of_a_job_ends_a_child_that_cleared_its_environment(
-    enqueue: Call, drain: Call, tmp_path: Path
-) -> None:
+def test_the_time_limit_of_a_job_ends_a_child_that_cleared_its_environment(enqueue, drain, tmp_path):
     pid = tmp_path / "pid"
     child = shlex.quote(f"trap '' TERM; {note_pid(pid)}; while :; do sleep 0.1; done")
     enqueue("a", f"env -i /bin/sh -c {child} & wait", "--timeout", "0.7", *ONCE)
@@ -215,15 +205,8 @@ os.wait()
 
 
 def test_a_job_is_not_over_before_the_last_process_that_holds_its_output_is_gone(
-    enqueue: Call,
-    worker: Call,
-    job: Call,
-    tmp_path: Path,
-    written: Call,
-    reaches: Call,
-    run: Call,
-    eventually: Call,
-) -> None:
+    enqueue, worker, job, tmp_path, written, reaches, run, eventually
+):
     note = tmp_path / "pid"
     enqueue("a", python_job(tmp_path / "job.py", KEEPS_ONLY_ITS_OUTPUT, note), "--timeout", "1.5", *ONCE)
     worker()
@@ -249,14 +232,12 @@ def cancelled(enqueue: Call, worker: Call, written: Call, run: Call, tmp_path: P
     return call
 
 
-def test_cancel_of_a_running_job_says_that_it_is_stopping(cancelled: Call) -> None:
+def test_cancel_of_a_running_job_says_that_it_is_stopping(cancelled):
     _, answer = cancelled("a", "sleep 60")
     assert "stopping" in (answer.out + answer.err).lower()
 
 
-def test_a_running_job_that_was_cancelled_is_in_the_dead_letter_queue_once_it_is_gone(
-    cancelled: Call, reaches: Call, run: Call
-) -> None:
+def test_a_running_job_that_was_cancelled_is_in_the_dead_letter_queue_once_it_is_gone(cancelled, reaches, run):
     pid, _ = cancelled("a", "sleep 60 & wait")
     dead = reaches("a", "dead")
     assert not is_alive(pid)
@@ -265,8 +246,8 @@ def test_a_running_job_that_was_cancelled_is_in_the_dead_letter_queue_once_it_is
 
 
 def test_a_cancelled_job_stays_processing_while_it_tidies_up_and_is_dead_even_if_it_exits_with_0(
-    run: Call, cancelled: Call, gate: Gate, written: Call, job: Call, reaches: Call, tmp_path: Path
-) -> None:
+    run, cancelled, gate, written, job, reaches, tmp_path
+):
     run("config", "set", "grace_period", "60")
     told = tmp_path / "told"
     tidy = f"echo told > {shlex.quote(str(told))}; {gate.wait}; exit 0"
@@ -282,9 +263,7 @@ def test_a_cancelled_job_stays_processing_while_it_tidies_up_and_is_dead_even_if
 # -- the output
 
 
-def test_output_is_kept_byte_for_byte_in_the_order_it_was_written(
-    enqueue: Call, drain: Call, logs: Call, tmp_path: Path
-) -> None:
+def test_output_is_kept_byte_for_byte_in_the_order_it_was_written(enqueue, drain, logs, tmp_path):
     every_byte = bytes(range(256)) * 3 + b"no newline at the end"
     (tmp_path / "bytes").write_bytes(every_byte)
     enqueue("a", f"echo first; echo second >&2; cat {shlex.quote(str(tmp_path / 'bytes'))}")
@@ -292,7 +271,7 @@ def test_output_is_kept_byte_for_byte_in_the_order_it_was_written(
     assert logs("a") == b"first\nsecond\n" + every_byte
 
 
-def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue: Call, drain: Call, home: Path) -> None:
+def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue, drain, home):
     for number in range(3):
         enqueue(f"j{number}", "true")
     drain()
@@ -300,7 +279,7 @@ def test_an_attempt_that_printed_nothing_leaves_no_file(enqueue: Call, drain: Ca
     assert [path for path in (home / ".queuectl" / "logs").rglob("*") if path.is_file()] == []
 
 
-def test_fifty_megabytes_of_output_are_kept(enqueue: Call, drain: Call, logs: Call, job: Call) -> None:
+def test_fifty_megabytes_of_output_are_kept(enqueue, drain, logs, job):
     enqueue("a", "yes 0123456789012345678901234567890123456789012345678 | head -n 1000000")
     drain()
     assert job("a")["state"] == "completed"
@@ -308,9 +287,7 @@ def test_fifty_megabytes_of_output_are_kept(enqueue: Call, drain: Call, logs: Ca
     assert are_the_same  # a comparison in the assertion would print both
 
 
-def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(
-    enqueue: Call, drain: Call, run: Call, tmp_path: Path
-) -> None:
+def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(enqueue, drain, run, tmp_path):
     mark = shlex.quote(str(tmp_path / "mark"))
     enqueue("a", f"test -e {mark} && echo after || echo before; exit 1", *ONCE)
     drain(code=1)
@@ -320,9 +297,7 @@ def test_of_several_runs_with_one_attempt_number_the_newest_is_shown(
     assert run("logs", "a", "--attempt", "1").out == "after\n"
 
 
-def test_following_the_logs_of_a_running_job_ends_with_the_job(
-    enqueue: Call, gate: Gate, worker: Call, start: Call, job: Call, eventually: Call
-) -> None:
+def test_following_the_logs_of_a_running_job_ends_with_the_job(enqueue, gate, worker, start, job, eventually):
     enqueue("a", f"echo before; {gate.wait}; echo after")
     worker()
     eventually(lambda: job("a")["state"] == "processing")
@@ -334,16 +309,14 @@ def test_following_the_logs_of_a_running_job_ends_with_the_job(
     assert said(follower) == "before\nafter\n"
 
 
-def test_output_files_are_private_whatever_the_umask(enqueue: Call, drain: Call, run: Call, umask_0: None) -> None:
+def test_output_files_are_private_whatever_the_umask(enqueue, drain, run, umask_0):
     enqueue("a", "echo secret")
     drain()
     (line,) = run("logs", "a", "--path").lines
     assert Path(line).stat().st_mode & 0o777 == 0o600
 
 
-def test_the_folder_of_the_output_is_made_again_by_the_worker_itself(
-    enqueue: Call, worker: Call, reaches: Call, run: Call, home: Path
-) -> None:
+def test_the_folder_of_the_output_is_made_again_by_the_worker_itself(enqueue, worker, reaches, run, home):
     worker()
     enqueue("a", "echo out", "--delay", "0.5")
     enqueue("b", "echo out", "--delay", "1.5")
@@ -362,8 +335,8 @@ def left_by_a_purge(home: Path, id: str, run: int) -> Path:
 
 
 def test_a_job_never_shows_what_another_job_of_its_id_wrote(
-    run: Call, enqueue: Call, process: Call, start: Call, drain: Call, eventually: Call, home: Path, tmp_path: Path
-) -> None:
+    run, enqueue, process, start, drain, eventually, home, tmp_path
+):
     for id in ("silent", "silent-dead", "talks"):
         for number in (1, 2):
             left_by_a_purge(home, id, number)
@@ -385,9 +358,7 @@ def test_a_job_never_shows_what_another_job_of_its_id_wrote(
     ("slot_log", "has_begun", "expected"),
     [("mine", True, "mine"), ("mine", False, "mine"), ("", False, None), ("", True, "named"), (None, False, "named")],
 )
-def test_recovery_gives_a_run_its_own_output_alone(
-    tmp_path: Path, slot_log: str | None, has_begun: bool, expected: str | None
-) -> None:
+def test_recovery_gives_a_run_its_own_output_alone(tmp_path, slot_log, has_begun, expected):
     """Where the slot's log is gone, or the run had begun, the dead worker gave the log its name itself."""
     folder = str(tmp_path)
     named = Path(q.log_path(folder, "a", 1))
@@ -400,7 +371,7 @@ def test_recovery_gives_a_run_its_own_output_alone(
     assert not Path(q.slot_log_path(folder, "w", 0)).exists()
 
 
-def test_a_sweep_removes_the_logs_of_jobs_that_are_gone_from_one_folder(tmp_path: Path) -> None:
+def test_a_sweep_removes_the_logs_of_jobs_that_are_gone_from_one_folder(tmp_path):
     ids = [f"job{number}" for number in range(100)] + ["dots.3.log"]
     paths = [Path(q.log_path(str(tmp_path), id, run)) for id in ids for run in (1, 12)]
     for path in paths:
@@ -456,8 +427,8 @@ def daemon_job(tmp_path: Path, gate: Gate) -> Call:
 
 @pytest.mark.parametrize("kind", ["silent", "talking"])
 def test_a_job_that_leaves_a_daemon_is_completed_and_the_daemon_lives_on(
-    kind: str, enqueue: Call, daemon_job: Call, drain: Call, job: Call, tmp_path: Path
-) -> None:
+    kind, enqueue, daemon_job, drain, job, tmp_path
+):
     enqueue("a", daemon_job(kind))
     drain(timeout=30)
     assert job("a")["state"] == "completed"
@@ -465,8 +436,8 @@ def test_a_job_that_leaves_a_daemon_is_completed_and_the_daemon_lives_on(
 
 
 def test_what_a_daemon_prints_later_is_not_in_the_output_of_the_next_job(
-    enqueue: Call, daemon_job: Call, worker: Call, gate: Gate, reaches: Call, run: Call, eventually: Call
-) -> None:
+    enqueue, daemon_job, worker, gate, reaches, run, eventually
+):
     worker("--count", "1")
     enqueue("a", daemon_job("talking"))
     reaches("a", "completed")
@@ -479,8 +450,8 @@ def test_what_a_daemon_prints_later_is_not_in_the_output_of_the_next_job(
 
 
 def test_a_daemon_that_holds_its_output_does_not_hold_up_a_stop(
-    enqueue: Call, daemon_job: Call, worker: Call, reaches: Call, process: Call, tmp_path: Path
-) -> None:
+    enqueue, daemon_job, worker, reaches, process, tmp_path
+):
     child = worker()
     enqueue("a", daemon_job("talking"))
     reaches("a", "completed")
@@ -489,9 +460,7 @@ def test_a_daemon_that_holds_its_output_does_not_hold_up_a_stop(
     assert is_alive(int((tmp_path / "daemon.pid").read_text()))
 
 
-def test_the_attempt_after_a_failure_leaves_the_daemon_of_the_first_alone(
-    enqueue: Call, worker: Call, written: Call, reaches: Call, tmp_path: Path
-) -> None:
+def test_the_attempt_after_a_failure_leaves_the_daemon_of_the_first_alone(enqueue, worker, written, reaches, tmp_path):
     pid = tmp_path / "pid"
     command = f'if [ "$QUEUECTL_ATTEMPT" = 1 ]; then sleep 300 & {note_pid(pid, "$!")}; exit 1; fi; sleep 60'
     enqueue("a", command, "--timeout", "0.5", "--max-retries", "2")
@@ -517,9 +486,7 @@ queuectl.main()
 """
 
 
-def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(
-    enqueue: Call, run: Call, job: Call, home: Path
-) -> None:
+def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(enqueue, run, job, home):
     enqueue("good", "echo out")
     enqueue("bad", "exit 3", *ONCE)
     enqueue("slow", "trap '' TERM; sleep 60", "--timeout", "0.3", *ONCE)

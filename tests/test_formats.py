@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 
 import queuectl
 
-Call = Callable[..., Any]
 SAVED = sorted((Path(__file__).parent / "data").iterdir())
 
 
@@ -37,14 +35,14 @@ def expected(request: pytest.FixtureRequest, home: Path) -> list[dict[str, Any]]
     return open_saved(request.param, home)
 
 
-def test_a_saved_home_holds_what_it_held(run: Call, expected: list[dict[str, Any]]) -> None:
+def test_a_saved_home_holds_what_it_held(run, expected):
     assert json.loads(run("list", "--json").out) == expected
     assert {job["state"] for job in expected} == set(queuectl.STATES), "one in each state is saved"
     assert run("config", "get", "backoff-base").out == "7\n"
     assert run("doctor").out.startswith("All is well")
 
 
-def test_a_saved_home_goes_on_where_it_stopped(run: Call, home: Path, expected: list[dict[str, Any]]) -> None:
+def test_a_saved_home_goes_on_where_it_stopped(run, home, expected):
     run("enqueue", "--id", "next", "true")
     jobs = json.loads((home / "jobs.json").read_text())
     dead = json.loads((home / "dlq.json").read_text())
@@ -53,7 +51,7 @@ def test_a_saved_home_goes_on_where_it_stopped(run: Call, home: Path, expected: 
     assert (jobs[-1]["id"], jobs[-1]["seq"]) == ("next", 1 + max(job["seq"] for job in expected))
 
 
-def test_there_is_a_saved_home_of_the_present_format() -> None:
+def test_there_is_a_saved_home_of_the_present_format():
     assert f"format-{queuectl.FORMAT}" in [path.name for path in SAVED]
 
 
@@ -61,7 +59,7 @@ def test_there_is_a_saved_home_of_the_present_format() -> None:
     ("number", "said"),
     [(1, "was written by version 1.* remove that file"), (3, "has format 3; this queuectl knows 2")],
 )
-def test_a_home_of_another_format_is_refused_and_left_alone(run: Call, home: Path, number: int, said: str) -> None:
+def test_a_home_of_another_format_is_refused_and_left_alone(run, home, number, said):
     open_saved(SAVED[-1], home)
     journal = home / ".queuectl" / "journal.jsonl"
     header, rest = journal.read_bytes().split(b"\n", 1)

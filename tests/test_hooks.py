@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import PROGRAM
-from real_processes import Call, Gate, is_alive, kill, said
+from real_processes import Call, is_alive, kill, said
 
 import queuectl as q
 
@@ -40,16 +40,14 @@ def which(told: Call) -> list[tuple[str, str]]:
     return [(name, id) for name, id, _ in told()]
 
 
-def test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second(enqueue: Call, drain: Call, told: Call) -> None:
+def test_a_dead_job_runs_both_hooks_and_a_completed_one_the_second(enqueue, drain, told):
     enqueue("bad", "exit 3", "--max-retries", "2")
     enqueue("good", "true")
     drain(code=1)
     assert sorted(which(told)) == [("on_dead", "bad"), ("on_finish", "bad"), ("on_finish", "good")]
 
 
-def test_a_hook_gets_the_job_and_its_last_output_as_one_json_value(
-    enqueue: Call, drain: Call, told: Call, job: Call
-) -> None:
+def test_a_hook_gets_the_job_and_its_last_output_as_one_json_value(enqueue, drain, told, job):
     enqueue("a", "for i in $(seq 100); do echo line $i; done; exit 3", "--max-retries", "1")
     drain(code=1)
     text = told()[0][2]
@@ -58,16 +56,14 @@ def test_a_hook_gets_the_job_and_its_last_output_as_one_json_value(
     assert output.splitlines() == [f"line {number}" for number in range(81, 101)]
 
 
-def test_a_hook_gets_no_more_of_a_long_line_than_its_end(enqueue: Call, drain: Call, told: Call) -> None:
+def test_a_hook_gets_no_more_of_a_long_line_than_its_end(enqueue, drain, told):
     enqueue("a", "head -c 3000000 /dev/zero | tr '\\0' x; echo end; exit 3", "--max-retries", "1")
     drain(code=1)
     output = told()[0][2]["output"]
     assert len(output) == q.HOOK_BYTES and output.endswith("xxend\n")
 
 
-def test_a_hook_has_the_variables_of_the_job_and_none_of_its_own(
-    run: Call, enqueue: Call, drain: Call, tmp_path: Path, home: Path
-) -> None:
+def test_a_hook_has_the_variables_of_the_job_and_none_of_its_own(run, enqueue, drain, tmp_path, home):
     run("config", "set", "on_finish", f"env > {tmp_path}/env; pwd > {tmp_path}/pwd")
     enqueue("a", "true", "--env", "MINE=1")
     drain()
@@ -79,8 +75,8 @@ def test_a_hook_has_the_variables_of_the_job_and_none_of_its_own(
 
 
 def test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone(
-    worker: Call, enqueue: Call, run: Call, reaches: Call, eventually: Call, told: Call
-) -> None:
+    worker, enqueue, run, reaches, eventually, told
+):
     worker()
     enqueue("a", "sleep 60")
     reaches("a", "processing")
@@ -90,7 +86,7 @@ def test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone(
     assert which(told) == [("on_finish", "a")]
 
 
-def test_a_death_without_a_worker_runs_no_hook(worker: Call, enqueue: Call, run: Call, told: Call) -> None:
+def test_a_death_without_a_worker_runs_no_hook(worker, enqueue, run, told):
     run("pause")
     worker()
     enqueue("a", "true")
@@ -99,9 +95,7 @@ def test_a_death_without_a_worker_runs_no_hook(worker: Call, enqueue: Call, run:
     assert not told()
 
 
-def test_the_output_of_a_hook_goes_to_the_workers_stderr_and_its_failure_is_a_warning(
-    run: Call, enqueue: Call, drain: Call, job: Call
-) -> None:
+def test_the_output_of_a_hook_goes_to_the_workers_stderr_and_its_failure_is_a_warning(run, enqueue, drain, job):
     run("config", "set", "on_finish", "echo to stdout; echo to stderr >&2; exit 9")
     enqueue("a", "true")
     result = drain()
@@ -110,9 +104,7 @@ def test_the_output_of_a_hook_goes_to_the_workers_stderr_and_its_failure_is_a_wa
     assert job("a")["state"] == "completed"
 
 
-def test_no_job_starts_in_the_slot_while_its_hook_runs(
-    worker: Call, run: Call, enqueue: Call, reaches: Call, gate: Gate, eventually: Call, tmp_path: Path, job: Call
-) -> None:
+def test_no_job_starts_in_the_slot_while_its_hook_runs(worker, run, enqueue, reaches, gate, eventually, tmp_path, job):
     run("config", "set", "on_finish", f": > {tmp_path}/begun; {gate.wait}")
     enqueue("a", "true")
     enqueue("b", "true")  # there before the slot could report the first
@@ -124,9 +116,7 @@ def test_no_job_starts_in_the_slot_while_its_hook_runs(
     reaches("b", "completed")
 
 
-def test_a_stopping_worker_lets_its_hook_finish(
-    worker: Call, run: Call, enqueue: Call, gate: Gate, eventually: Call, tmp_path: Path
-) -> None:
+def test_a_stopping_worker_lets_its_hook_finish(worker, run, enqueue, gate, eventually, tmp_path):
     child = worker()
     run("config", "set", "on_finish", f": > {tmp_path}/begun; {gate.wait}; echo told >&2")
     enqueue("a", "true")
@@ -139,9 +129,7 @@ def test_a_stopping_worker_lets_its_hook_finish(
     assert child.returncode == 0 and "told\n" in said(child) and "Warning" not in said(child)
 
 
-def test_a_second_stop_ends_the_hook(
-    worker: Call, run: Call, enqueue: Call, written: Call, eventually: Call, tmp_path: Path, job: Call
-) -> None:
+def test_a_second_stop_ends_the_hook(worker, run, enqueue, written, eventually, tmp_path, job):
     child = worker()
     run("config", "set", "on_finish", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     enqueue("a", "true")
@@ -152,9 +140,7 @@ def test_a_second_stop_ends_the_hook(
     assert job("a")["state"] == "completed"
 
 
-def test_a_hook_whose_worker_was_killed_is_not_run_again(
-    worker: Call, run: Call, enqueue: Call, eventually: Call, drain: Call, gate: Gate, tmp_path: Path
-) -> None:
+def test_a_hook_whose_worker_was_killed_is_not_run_again(worker, run, enqueue, eventually, drain, gate, tmp_path):
     child = worker()
     run("config", "set", "on_finish", f"echo begun >> {tmp_path}/told; {gate.wait}")
     enqueue("a", "true")
@@ -169,8 +155,8 @@ STUBBORN = "(trap '' TERM HUP; exec sleep 600) & echo $! >> {note}; trap '' TERM
 
 
 def test_whoever_clears_a_dead_worker_away_ends_its_hook_first(
-    worker: Call, run: Call, enqueue: Call, written: Call, eventually: Call, tmp_path: Path, home: Path, job: Call
-) -> None:
+    worker, run, enqueue, written, eventually, tmp_path, home, job
+):
     child = worker("--count", "2")
     run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
     enqueue("a", "true")
@@ -185,8 +171,8 @@ def test_whoever_clears_a_dead_worker_away_ends_its_hook_first(
 
 
 def test_fencing_a_run_leaves_the_hook_of_another_run_alone(
-    worker: Call, run: Call, enqueue: Call, written: Call, reaches: Call, gate: Gate, eventually: Call, tmp_path: Path
-) -> None:
+    worker, run, enqueue, written, reaches, gate, eventually, tmp_path
+):
     worker("--count", "2")
     run("config", "set", "on_dead", f"echo $$ > {tmp_path}/hook; {gate.wait}; echo told >> {tmp_path}/told")
     enqueue("a", f"test $QUEUECTL_WORKER || exit 1; test -e {tmp_path}/hook || exit 1; sleep 60", "--max-retries", "1")
@@ -208,7 +194,7 @@ queuectl.main()
 """
 
 
-def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run: Call, enqueue: Call, tmp_path: Path) -> None:
+def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run, enqueue, tmp_path):
     run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
     enqueue("a", "true")
     words = [sys.executable, "-c", SHORT_HOOKS, str(PROGRAM.parent), "worker", "start", "--drain"]
@@ -230,9 +216,7 @@ def slot(home: Path, tmp_path: Path) -> q.Worker:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_hook_runs_only_when_the_report_is_on_the_disk(
-    slot: q.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
+def test_a_hook_runs_only_when_the_report_is_on_the_disk(slot, tmp_path, monkeypatch, fails):
     done: list[str] = []
 
     def sync() -> None:

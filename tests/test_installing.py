@@ -95,39 +95,39 @@ USERS_OWN = "~/.config/queuectl" if sys.platform == "linux" else "~/Library/'App
 
 
 @pytest.mark.installs
-def test_pip_install(sh: Sh, venv: None, checkout: Path) -> None:
+def test_pip_install(sh, venv, checkout):
     sh(as_in_readme("pip install ."), cwd=checkout)
     walk(sh, "queuectl", USERS_OWN)
     assert sh("ls ~/venv/lib/python*/site-packages/*.json 2>/dev/null || true") == ""
 
 
 @pytest.mark.installs
-def test_pipx_install(sh: Sh, checkout: Path) -> None:
+def test_pipx_install(sh, checkout):
     sh(as_in_readme("pipx install ."), cwd=checkout)
     walk(sh, "queuectl", USERS_OWN)
 
 
 @pytest.mark.installs
-def test_uv_tool_install(sh: Sh, checkout: Path) -> None:
+def test_uv_tool_install(sh, checkout):
     sh(as_in_readme("uv tool install ."), cwd=checkout)
     walk(sh, "queuectl", USERS_OWN)
 
 
 @pytest.mark.installs
-def test_uv_run(sh: Sh, checkout: Path) -> None:
+def test_uv_run(sh, checkout):
     before = set(os.listdir(checkout))
     walk(sh, as_in_readme("uv run queuectl.py"), ".", cwd=checkout)
     assert set(os.listdir(checkout)) - before <= {".queuectl", "__pycache__"}
 
 
 @pytest.mark.installs
-def test_python_in_a_checkout(sh: Sh, venv: None, checkout: Path) -> None:
+def test_python_in_a_checkout(sh, venv, checkout):
     sh("pip install -q -r requirements.txt", cwd=checkout)
     walk(sh, as_in_readme("python queuectl.py"), ".", cwd=checkout)
 
 
 @pytest.mark.installs
-def test_the_archives_hold_what_they_should(sh: Sh, venv: None, checkout: Path, tmp_path: Path) -> None:
+def test_the_archives_hold_what_they_should(sh, venv, checkout, tmp_path):
     """The source archive is enough to build from; the wheel made from it has the module and no store."""
     sh("pip install -q 'setuptools>=66.1' wheel", cwd=checkout)
     sh("python -c 'import setuptools.build_meta as it; it.build_sdist(\"dist\")'", cwd=checkout)
@@ -153,7 +153,7 @@ def test_the_archives_hold_what_they_should(sh: Sh, venv: None, checkout: Path, 
 # -- What is not set up says so
 
 
-def test_a_checkout_without_its_packages_says_what_to_do() -> None:
+def test_a_checkout_without_its_packages_says_what_to_do():
     words = [sys.executable, "-I", "-S", str(ROOT / "queuectl.py"), "list"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and done.stdout == ""
@@ -161,7 +161,7 @@ def test_a_checkout_without_its_packages_says_what_to_do() -> None:
     assert "pip install -r requirements.txt" in done.stderr
 
 
-def test_packages_that_are_too_old_are_told_in_one_line(tmp_path: Path) -> None:
+def test_packages_that_are_too_old_are_told_in_one_line(tmp_path):
     """Such as a distribution's Click 8.1, whose Choice cannot be told what it chooses from."""
     old = tmp_path / "old"
     old.mkdir()

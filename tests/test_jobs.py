@@ -69,7 +69,7 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Any:
         (q.DURATION_MAX_S, q.DURATION_MAX_S), ("36500d", q.DURATION_MAX_S),
     ],
 )  # fmt: skip
-def test_a_duration_is_seconds_whatever_its_spelling(value: object, seconds: float) -> None:
+def test_a_duration_is_seconds_whatever_its_spelling(value, seconds):
     assert q.parse_duration(value) == seconds
 
 
@@ -81,7 +81,7 @@ def test_a_duration_is_seconds_whatever_its_spelling(value: object, seconds: flo
     ],
     ids=lambda value: ascii(value)[:12],
 )  # fmt: skip
-def test_a_value_that_is_no_duration_is_refused(value: object) -> None:
+def test_a_value_that_is_no_duration_is_refused(value):
     with pytest.raises(q.BadValue):
         q.parse_duration(value)
 
@@ -93,7 +93,7 @@ def test_a_value_that_is_no_duration_is_refused(value: object) -> None:
         ("0-255", "0-255", set(range(256))), ("  ", "", set()), ([], "", set()), ("7-7", "7-7", {7}),
     ],
 )  # fmt: skip
-def test_exit_codes_are_codes_and_ranges(given: object, text: str, codes: set[int]) -> None:
+def test_exit_codes_are_codes_and_ranges(given, text, codes):
     assert q.parse_exit_codes(given) == q.parse_exit_codes(text) == text
     assert q.exit_codes(text) == codes
 
@@ -104,7 +104,7 @@ def test_exit_codes_are_codes_and_ranges(given: object, text: str, codes: set[in
     + [[256], [-1], [True], [None], [1.5], ["2"], 2, None, {}],
     ids=lambda given: ascii(given)[:12],
 )
-def test_a_value_that_is_no_exit_code_is_refused(given: object) -> None:
+def test_a_value_that_is_no_exit_code_is_refused(given):
     with pytest.raises(q.BadValue, match="no_retry_on"):
         q.parse_exit_codes(given)
 
@@ -141,7 +141,7 @@ SETTING_CASES: dict[str, tuple[list[tuple[object, object]], list[object]]] = {
 
 
 @pytest.mark.parametrize("key", q.SETTINGS)
-def test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name(key: str) -> None:
+def test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name(key):
     good, bad = SETTING_CASES[key]
     for spelled, held in good:
         assert getattr(q.parse_settings({key: spelled}), key) == held
@@ -150,13 +150,13 @@ def test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name(key: str
             q.parse_settings({key: value})
 
 
-def test_the_default_settings_are_held_parsed() -> None:
+def test_the_default_settings_are_held_parsed():
     assert q.parse_settings(q.default_settings()) == CONFIG
     assert q.default_settings()["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
     assert isinstance(CONFIG.job_timeout, int), "whole seconds stay whole in JSON"
 
 
-def test_a_key_of_the_settings_file_may_be_dashed_but_not_stand_there_twice() -> None:
+def test_a_key_of_the_settings_file_may_be_dashed_but_not_stand_there_twice():
     assert q.spell_settings({"max-retries": 7, "FSYNC": "never"}) == {"max_retries": 7, "fsync": "never"}
     with pytest.raises(q.BadValue, match="in two spellings"):
         q.spell_settings({"max-retries": 7, "max_retries": 5})
@@ -173,7 +173,7 @@ def test_a_key_of_the_settings_file_may_be_dashed_but_not_stand_there_twice() ->
     ],
     ids=lambda value: str(value)[:12],
 )  # fmt: skip
-def test_config_set_stores_a_number_where_the_default_is_one(key: str, text: str, value: object) -> None:
+def test_config_set_stores_a_number_where_the_default_is_one(key, text, value):
     got = q.setting_from_text(key, text)
     assert got == value and type(got) is type(value)
 
@@ -201,7 +201,7 @@ def test_config_set_stores_a_number_where_the_default_is_one(key: str, text: str
         )],
     ],
 )  # fmt: skip
-def test_an_instant_is_stored_in_utc(in_zone: Any, zone: str, given: object, then: str | None) -> None:
+def test_an_instant_is_stored_in_utc(in_zone, zone, given, then):
     in_zone(zone)
     if then is None:
         with pytest.raises(q.BadValue):
@@ -210,7 +210,7 @@ def test_an_instant_is_stored_in_utc(in_zone: Any, zone: str, given: object, the
         assert q.parse_instant(given, "run_at", NOW) == then
 
 
-def test_a_time_of_day_across_a_change_of_the_clocks_is_that_time_on_the_wall(in_zone: Any) -> None:
+def test_a_time_of_day_across_a_change_of_the_clocks_is_that_time_on_the_wall(in_zone):
     in_zone("Europe/Berlin")
     # The night of 2026-03-29 lacks 02:00-03:00; so 06:00 comes after 5 hours where the clock shows 6.
     assert q.parse_instant("06:00", "run_at", "2026-03-28T23:00:00.000Z") == "2026-03-29T04:00:00.000Z"
@@ -223,7 +223,7 @@ CANONICAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @pure
 @given(st.floats(0, 4_000_000_000), st.floats(0, q.DURATION_MAX_S))
-def test_instants_sort_as_texts_and_never_leave_the_calendar(seconds: float, wait: float) -> None:
+def test_instants_sort_as_texts_and_never_leave_the_calendar(seconds, wait):
     one = q.format_instant(seconds)
     two = q.add_seconds(one, wait)
     assert CANONICAL.fullmatch(one) and CANONICAL.fullmatch(two) and one <= two
@@ -232,7 +232,7 @@ def test_instants_sort_as_texts_and_never_leave_the_calendar(seconds: float, wai
     assert q.format_instant(q.instant_s(one)) == one
 
 
-def test_an_instant_far_ahead_is_exact_and_stays_in_the_calendar() -> None:
+def test_an_instant_far_ahead_is_exact_and_stays_in_the_calendar():
     assert q.add_seconds("9999-12-31T00:00:00.000Z", q.DURATION_MAX_S) == "9999-12-31T23:59:59.000Z"
     assert q.add_seconds("6325-04-08T15:04:32.382Z", 0) == "6325-04-08T15:04:32.382Z"
 
@@ -247,7 +247,7 @@ def test_an_instant_far_ahead_is_exact_and_stays_in_the_calendar() -> None:
         ("2026-01-01T000000.00000Z", "2026-01-01T00:00:00.000Z"),
     ],
 )
-def test_an_instant_from_a_hand_edit_gets_the_stored_form(given: str, stored: str) -> None:
+def test_an_instant_from_a_hand_edit_gets_the_stored_form(given, stored):
     assert q.job_from_dict({**q.job_to_dict(job()), "started_at": given}).started_at == stored
 
 
@@ -265,7 +265,7 @@ def test_an_instant_from_a_hand_edit_gets_the_stored_form(given: str, stored: st
     ],
     ids=lambda text: text[:12],
 )  # fmt: skip
-def test_json_that_is_not_quite_json_is_refused_in_words(text: str, word: str) -> None:
+def test_json_that_is_not_quite_json_is_refused_in_words(text, word):
     with pytest.raises(q.BadValue, match=word) as caught:
         q.parse_json(text, "The job")
     assert str(caught.value).startswith("The job")
@@ -280,7 +280,7 @@ plain_json = st.recursive(
 
 @pure
 @given(plain_json)
-def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
+def test_any_json_value_comes_back_as_it_was(value):
     assert q.parse_json(q.encode_json(value).decode(), "The value") == value
     assert b"\n" not in q.encode_json(value) and b"\t" not in q.encode_json(value)
 
@@ -290,7 +290,7 @@ def test_any_json_value_comes_back_as_it_was(value: Any) -> None:
 
 @pure
 @given(st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1), st.integers(0, 36**8 - 1), st.integers(0, 36**4 - 1))
-def test_made_ids_are_usable_and_differ_with_time_or_number(ms: int, n: int, ms2: int, n2: int) -> None:
+def test_made_ids_are_usable_and_differ_with_time_or_number(ms, n, ms2, n2):
     id = q.make_id(ms, n)
     assert q.parse_id(id, "id") == id and re.fullmatch("[0-9a-z]{12}", id)
     assert (id == q.make_id(ms2, n2)) == ((ms, n) == (ms2, n2))
@@ -326,12 +326,12 @@ BAD_FIELDS: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD_FIELDS, ids=lambda value: str(value)[:12])
-def test_a_good_field_is_taken_as_it_is(name: str, value: object) -> None:
+def test_a_good_field_is_taken_as_it_is(name, value):
     assert q.parse_spec({"command": "x", name: value}, NOW)[name] == value
 
 
 @pytest.mark.parametrize("name", BAD_FIELDS)
-def test_a_bad_field_is_refused_with_its_name(name: str) -> None:
+def test_a_bad_field_is_refused_with_its_name(name):
     for value in BAD_FIELDS[name]:
         with pytest.raises(q.BadValue, match=name):
             q.parse_spec({"command": "x", name: value}, NOW)
@@ -339,7 +339,7 @@ def test_a_bad_field_is_refused_with_its_name(name: str) -> None:
             q.job_from_dict({**q.job_to_dict(job()), name: value})
 
 
-def test_what_is_given_twice_is_kept_once() -> None:
+def test_what_is_given_twice_is_kept_once():
     assert q.parse_tags(["b", "a", "b"]) == ["b", "a"]
     both = ["a", {"id": "a", "any": True}, {"id": "b", "any": True}]
     assert q.parse_after(both) == q.parse_after(both[::-1])[::-1] == ["a", {"id": "b", "any": True}]
@@ -348,7 +348,7 @@ def test_what_is_given_twice_is_kept_once() -> None:
 # -- What a user may say of a new job
 
 
-def test_a_field_of_a_new_job_is_kept_in_the_form_of_the_record() -> None:
+def test_a_field_of_a_new_job_is_kept_in_the_form_of_the_record():
     given = {"command": "x", "timeout": "10m", "run_at": "2026-12-24T18:00Z", "no_retry_on": [2, 64], "delay": None}
     kept = {"command": "x", "timeout": 600, "run_at": "2026-12-24T18:00:00.000Z", "no_retry_on": "2,64"}
     assert q.parse_spec(given, NOW) == kept
@@ -356,7 +356,7 @@ def test_a_field_of_a_new_job_is_kept_in_the_form_of_the_record() -> None:
 
 
 @pytest.mark.parametrize("state", [{"state": "pending"}, {"attempts": 0}, {"runs": 0}, {"created_at": 5}])
-def test_what_a_new_job_has_anyway_may_be_said(state: dict[str, Any]) -> None:
+def test_what_a_new_job_has_anyway_may_be_said(state):
     said = {"command": "x", **state, "updated_at": "2020-01-01T00:00:00Z"}
     assert q.parse_spec(said, NOW) == {"command": "x"}
 
@@ -370,7 +370,7 @@ def test_what_a_new_job_has_anyway_may_be_said(state: dict[str, Any]) -> None:
         ("recoveries", 0), ("history", []),
     ],
 )  # fmt: skip
-def test_a_field_of_the_queue_cannot_be_given(name: str, value: object) -> None:
+def test_a_field_of_the_queue_cannot_be_given(name, value):
     with pytest.raises(q.BadValue, match=f"'{name}' belongs to the queue"):
         q.parse_spec({"command": "x", name: value}, NOW)
 
@@ -384,12 +384,12 @@ def test_a_field_of_the_queue_cannot_be_given(name: str, value: object) -> None:
     ],
     ids=lambda given: ascii(given)[:40],
 )  # fmt: skip
-def test_a_bad_job_is_refused(given: object, word: str) -> None:
+def test_a_bad_job_is_refused(given, word):
     with pytest.raises(q.BadValue, match=word):
         q.parse_spec(given, NOW)
 
 
-def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> None:
+def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant():
     config = q.parse_settings({"max_retries": 7, "job_timeout": "1m"})
     made = q.new_job(q.Spec("true", delay=60, env={}, tags=[]), "a", 5, config, NOW)
     assert made == job(seq=5, max_retries=7, timeout=60, run_at="2026-11-24T08:16:30.123Z")
@@ -399,7 +399,7 @@ def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant() -> 
     assert q.check_job(made) is None
 
 
-def test_whatever_may_be_said_of_a_new_job_stands_in_its_record() -> None:
+def test_whatever_may_be_said_of_a_new_job_stands_in_its_record():
     spec = q.Spec(
         "true", id="a", unique="k", max_retries=5, priority=3, timeout=7, run_at="2030-01-01T00:00:00.000Z", cwd="/",
         env={"A": "1"}, tags=["t"], after=["b"], no_retry_on="2",
@@ -448,7 +448,7 @@ def any_job(draw: st.DrawFn) -> q.Job:
 
 @pure
 @given(any_job())
-def test_a_job_comes_back_from_its_line_as_it_was(one: q.Job) -> None:
+def test_a_job_comes_back_from_its_line_as_it_was(one):
     line = q.encode_job(one)
     assert q.decode_job(line) == one
     assert q.encode_job(q.decode_job(line)) == line
@@ -460,7 +460,7 @@ def test_a_job_comes_back_from_its_line_as_it_was(one: q.Job) -> None:
     assert names[len(own) :] == list(one.extra or ()), "unknown fields stand behind ours, in their own order"
 
 
-def test_the_line_of_a_job_is_the_format_that_was_promised() -> None:
+def test_the_line_of_a_job_is_the_format_that_was_promised():
     line = q.encode_job(STATES["processing"]._replace(unique="k", tags=["x"], extra={"note": "ü"}))
     assert line.decode() == (
         '{"id": "a", "state": "processing", "seq": 1, "unique": "k", "command": "true", "attempts": 1, "runs": 1, '
@@ -469,7 +469,7 @@ def test_the_line_of_a_job_is_the_format_that_was_promised() -> None:
     )
 
 
-def test_the_order_of_fields_is_the_designs() -> None:
+def test_the_order_of_fields_is_the_designs():
     assert q.JOB_FIELDS == tuple(
         "id state seq unique command attempts runs max_retries priority timeout created_at updated_at run_at cwd env"
         " tags after no_retry_on worker slot started_at finished_at cancelled_at outcome exit_code signal reason"
@@ -478,14 +478,14 @@ def test_the_order_of_fields_is_the_designs() -> None:
     assert q.FIELD_CHECKS.keys() == set(q.JOB_FIELDS)
 
 
-def test_a_lone_surrogate_in_an_unknown_field_survives() -> None:
+def test_a_lone_surrogate_in_an_unknown_field_survives():
     one = job(extra={"note": "a\ud800b", "\udcff": ["\ud83d"]})
     line = q.encode_job(one)
     line.decode()
     assert q.decode_job(line) == one
 
 
-def test_a_record_without_a_field_that_is_always_there_is_refused() -> None:
+def test_a_record_without_a_field_that_is_always_there_is_refused():
     record = q.job_to_dict(job())
     for name in record:
         with pytest.raises(q.BadValue, match=name):
@@ -518,7 +518,7 @@ RECORD_BOUNDS: dict[str, tuple[list[object], list[object]]] = {  # good values, 
 
 
 @pytest.mark.parametrize("name", RECORD_BOUNDS)
-def test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name(name: str) -> None:
+def test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name(name):
     good, bad = RECORD_BOUNDS[name]
     for value in good:
         assert getattr(q.job_from_dict({**q.job_to_dict(job()), name: value}), name) == value
@@ -527,12 +527,12 @@ def test_a_value_in_a_record_has_bounds_and_is_refused_with_the_fields_name(name
             q.job_from_dict({**q.job_to_dict(job()), name: value})
 
 
-def test_every_field_of_a_record_has_its_bounds_tested_here() -> None:
+def test_every_field_of_a_record_has_its_bounds_tested_here():
     assert RECORD_BOUNDS.keys() | BAD_FIELDS.keys() == set(q.JOB_FIELDS)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"{}", b"\xff", b'{"id": "a"}'])
-def test_a_line_that_is_no_job_is_refused(raw: bytes) -> None:
+def test_a_line_that_is_no_job_is_refused(raw):
     with pytest.raises(q.BadValue):
         q.decode_job(raw)
 
@@ -558,7 +558,7 @@ def test_a_line_that_is_no_job_is_refused(raw: bytes) -> None:
         ("dead", {"attempts": 4, "runs": 4}, "attempts"),
     ],
 )  # fmt: skip
-def test_a_field_that_does_not_fit_the_state_is_named(state: str, wrong: dict[str, Any], word: str) -> None:
+def test_a_field_that_does_not_fit_the_state_is_named(state, wrong, word):
     problem = q.check_job(STATES[state]._replace(**wrong))
     assert problem is not None and word in problem
     with pytest.raises(q.BadValue, match="Job 'a'"):
@@ -566,7 +566,7 @@ def test_a_field_that_does_not_fit_the_state_is_named(state: str, wrong: dict[st
 
 
 @pytest.mark.parametrize("state", q.STATES)
-def test_a_job_in_order_passes(state: str) -> None:
+def test_a_job_in_order_passes(state):
     assert q.check_job(STATES[state]) is None
     assert q.check_job(STATES[state]._replace(cancelled_at=NOW)) is None or state not in ("processing", "dead")
     assert q.job_from_dict(STATES[state]._asdict() | {"extra": {}}).state == state, "null is the same as left out"
@@ -613,7 +613,7 @@ def keeps_the_rules(old: q.Job, new: q.Job, event: str) -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_an_event_in_a_state_that_allows_it_keeps_the_rules(event: str, cancelled: bool) -> None:
+def test_an_event_in_a_state_that_allows_it_keeps_the_rules(event, cancelled):
     states, step = EVENTS[event]
     for state in states:
         old = STATES[state]._replace(extra={"note": 1})
@@ -626,7 +626,7 @@ def test_an_event_in_a_state_that_allows_it_keeps_the_rules(event: str, cancelle
 
 @given(st.lists(st.sampled_from(list(EVENTS)), max_size=25), st.integers(0, 3))
 @pure
-def test_any_run_of_allowed_events_keeps_the_rules(events: list[str], max_retries: int) -> None:
+def test_any_run_of_allowed_events_keeps_the_rules(events, max_retries):
     one = job(max_retries=max_retries)
     for event in events:
         states, step = EVENTS[event]
@@ -636,7 +636,7 @@ def test_any_run_of_allowed_events_keeps_the_rules(events: list[str], max_retrie
             one = new
 
 
-def test_a_claim_takes_a_slot_and_forgets_the_last_outcome() -> None:
+def test_a_claim_takes_a_slot_and_forgets_the_last_outcome():
     old = STATES["failed"]._replace(outcome="exited", exit_code=1, reason="exit code 1", history=[{"run": 1}])
     new = q.claim_job(old, "w2", 3, LATER)
     assert new == old._replace(
@@ -654,7 +654,7 @@ def test_a_claim_takes_a_slot_and_forgets_the_last_outcome() -> None:
         (done("handed_back"), "pending", 0), (done("exited", 127), "failed", 1),
     ],
 )  # fmt: skip
-def test_an_outcome_leads_to_its_state(outcome: q.Outcome, state: str, attempts: int) -> None:
+def test_an_outcome_leads_to_its_state(outcome, state, attempts):
     new = q.report_job(STATES["processing"], outcome, CONFIG, 0, LATER)
     assert (new.state, new.attempts, new.runs) == (state, attempts, 1)
     assert (new.outcome, new.exit_code, new.signal) == outcome[:3]
@@ -665,7 +665,7 @@ def test_an_outcome_leads_to_its_state(outcome: q.Outcome, state: str, attempts:
 
 
 @pytest.mark.parametrize(("max_retries", "deaths_at"), [(0, 1), (1, 1), (2, 2), (3, 3)])
-def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries: int, deaths_at: int) -> None:
+def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries, deaths_at):
     one = job(max_retries=max_retries)
     for number in itertools.count(1):
         one = q.report_job(q.claim_job(one, "w", 0, NOW), done("exited", 3), CONFIG, 0, LATER)
@@ -676,7 +676,7 @@ def test_a_job_dies_at_the_attempt_that_its_max_retries_says(max_retries: int, d
     assert "exit code 3" in (one.reason or "") and one.run_at is None
 
 
-def test_an_exit_code_not_to_be_retried_is_the_end_at_once() -> None:
+def test_an_exit_code_not_to_be_retried_is_the_end_at_once():
     config = q.parse_settings({"no_retry_on": "75"})
     one = STATES["processing"]
     assert q.report_job(one, done("exited", 75), config, 0, LATER).state == "dead"
@@ -692,7 +692,7 @@ def test_an_exit_code_not_to_be_retried_is_the_end_at_once() -> None:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome(outcome: q.Outcome) -> None:
+def test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome(outcome):
     one = q.cancel_job(STATES["processing"], NOW)
     assert one.state == "processing" and one.cancelled_at == NOW
     for new in (q.report_job(one, outcome, CONFIG, 0, LATER), q.recover_job(one, False, LATER)):
@@ -700,7 +700,7 @@ def test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome(outcome: q
         assert q.check_job(new) is None
 
 
-def test_a_waiting_job_that_is_cancelled_is_dead_at_once() -> None:
+def test_a_waiting_job_that_is_cancelled_is_dead_at_once():
     for state in q.WAITING:
         new = q.cancel_job(STATES[state], LATER)
         assert (new.state, new.reason, new.cancelled_at, new.finished_at, new.run_at) == (
@@ -708,7 +708,7 @@ def test_a_waiting_job_that_is_cancelled_is_dead_at_once() -> None:
         )  # fmt: skip
 
 
-def test_a_job_recovered_more_than_five_times_is_dead() -> None:
+def test_a_job_recovered_more_than_five_times_is_dead():
     one = job()
     for number in range(1, 7):
         one = q.recover_job(q.claim_job(one, "w", 0, NOW), False, LATER)
@@ -717,20 +717,20 @@ def test_a_job_recovered_more_than_five_times_is_dead() -> None:
     assert q.check_job(one) is None
 
 
-def test_reboots_never_kill_a_job() -> None:
+def test_reboots_never_kill_a_job():
     one = job()
     for _ in range(20):
         one = q.recover_job(q.claim_job(one, "w", 0, NOW), True, LATER)
     assert (one.state, one.attempts, one.runs, one.recoveries) == ("pending", 0, 20, None)
 
 
-def test_a_revived_job_starts_anew_in_its_old_place() -> None:
+def test_a_revived_job_starts_anew_in_its_old_place():
     dead = STATES["dead"]._replace(seq=4, recoveries=6, reason="x", outcome="exited", exit_code=1, history=[{"run": 3}])
     new = q.revive_job(dead._replace(cancelled_at=NOW), LATER)
     assert new == job(seq=4)._replace(runs=3, updated_at=LATER, history=[{"run": 3}])
 
 
-def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
+def test_an_edit_below_the_attempts_already_made_is_refused():
     one = STATES["failed"]._replace(attempts=2, runs=2)
     for number in (0, 1, 2):
         with pytest.raises(q.Refused, match="max_retries"):
@@ -740,7 +740,7 @@ def test_an_edit_below_the_attempts_already_made_is_refused() -> None:
     assert q.edit_job(one._replace(env={"B": "2"}), {"env": {"A": "1"}}, 3600, LATER).env == {"B": "2", "A": "1"}
 
 
-def test_an_edit_that_would_give_a_job_too_many_variables_is_refused() -> None:
+def test_an_edit_that_would_give_a_job_too_many_variables_is_refused():
     one = STATES["pending"]._replace(env={f"V{number}": "" for number in range(q.ENV_MAX)})
     assert q.edit_job(one, {"env": {"V1": "x"}}, 3600, NOW).env == {**(one.env or {}), "V1": "x"}
     with pytest.raises(q.BadValue, match="env"):
@@ -748,14 +748,14 @@ def test_an_edit_that_would_give_a_job_too_many_variables_is_refused() -> None:
 
 
 @pytest.mark.parametrize("wait_s, state", [(0, "failed"), (3600, "failed"), (3601, "pending"), (9e6, "pending")])
-def test_a_retry_that_is_put_off_beyond_any_backoff_waits_all_the_same(wait_s: float, state: str) -> None:
+def test_a_retry_that_is_put_off_beyond_any_backoff_waits_all_the_same(wait_s, state):
     at = q.add_seconds(NOW, wait_s)
     new = q.edit_job(STATES["failed"], {"run_at": at}, 3600, NOW)
     assert (new.state, new.run_at, new.attempts, q.check_job(new)) == (state, at, 1, None)
     assert q.is_ready(new, NOW, 3600) == (wait_s == 0)
 
 
-def test_a_rerun_is_a_new_job_that_says_the_same() -> None:
+def test_a_rerun_is_a_new_job_that_says_the_same():
     asked: dict[str, Any] = {
         "unique": "k", "command": "x", "max_retries": 5, "priority": 2, "timeout": 7, "cwd": "/", "env": {"A": "1"},
         "tags": ["t"], "no_retry_on": "3", "extra": {"owner": "me"},
@@ -769,7 +769,7 @@ def test_a_rerun_is_a_new_job_that_says_the_same() -> None:
 # -- Backoff
 
 
-def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
+def test_the_waits_are_two_four_eight_seconds_by_default():
     assert [q.backoff_s(CONFIG, n, 0) for n in range(1, 6)] == [2, 4, 8, 16, 32]
     new = q.report_job(STATES["processing"], done("exited", 1), CONFIG, 0, "2026-01-01T00:00:00.000Z")
     assert new.run_at == "2026-01-01T00:00:02.000Z"
@@ -785,7 +785,7 @@ def test_the_waits_are_two_four_eight_seconds_by_default() -> None:
     attempt=st.integers(1, 10**6),
     spread=st.floats(-1, 1),
 )
-def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float, attempt: int, spread: float) -> None:
+def test_a_backoff_stays_within_its_bounds(base, cap, jitter, attempt, spread):
     config = q.parse_settings({"backoff_base": base, "backoff_max": cap, "backoff_jitter": jitter})
     wait = q.backoff_s(config, attempt, spread)
     plain = q.backoff_s(config, attempt, 0)
@@ -809,5 +809,5 @@ def test_a_backoff_stays_within_its_bounds(base: float, cap: int, jitter: float,
         ("failed", "2099-01-01T00:00:00.000Z", True),
     ],
 )  # fmt: skip
-def test_a_job_is_ready_when_its_time_has_come_or_cannot_be_meant(state: str, run_at: str | None, ready: bool) -> None:
+def test_a_job_is_ready_when_its_time_has_come_or_cannot_be_meant(state, run_at, ready):
     assert q.is_ready(STATES[state]._replace(run_at=run_at), NOW, 3600) is ready

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from real_processes import Call
 
 import queuectl as q
 from tests.storekit import BAD, Clock, Watched, claim, enqueue, listing, run_next
@@ -75,13 +74,13 @@ def purged(store: q.Store, seconds: float) -> list[str]:
 
 
 @pytest.mark.usefixtures("old")
-def test_a_worker_purges_what_was_completed_long_ago(store: Watched) -> None:
+def test_a_worker_purges_what_was_completed_long_ago(store):
     house(store)._keep_house(0)
     assert list(listing(store)) == ["lost", "new", "last"]
 
 
 @pytest.mark.usefixtures("old")
-def test_zero_keeps_everything(store: Watched) -> None:
+def test_zero_keeps_everything(store):
     q.set_setting(store, "keep_completed", "0")
     house(store)._keep_house(0)
     assert "done" in listing(store)
@@ -89,9 +88,7 @@ def test_zero_keeps_everything(store: Watched) -> None:
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("step_s", [2, DAY_S, 20 * 365 * DAY_S, -2, -DAY_S])
-def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(
-    store: Watched, clock: Clock, boot: Clock, step_s: float
-) -> None:
+def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock, boot, step_s):
     q.set_setting(store, "keep_completed", "100d")
     worker = house(store)
     worker._keep_house(0)
@@ -108,9 +105,7 @@ def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("how", ["stepped", "restarted"])
-def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(
-    store: Watched, clock: Clock, boot: Clock, how: str
-) -> None:
+def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, clock, boot, how):
     q.set_setting(store, "keep_completed", "0")
     house(store)._keep_house(0)
     if how == "stepped":
@@ -126,9 +121,7 @@ def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(
     assert "done" not in listing(store)
 
 
-def test_housekeeping_goes_on_where_the_mark_cannot_be_written(
-    store: Watched, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, monkeypatch):
     worker = house(store)
     q.set_setting(store, "keep_completed", "0")
     enqueue(store, "a")
@@ -142,7 +135,7 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(
     assert not store._unsynced and not store.fold_due(0)
 
 
-def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock, boot: Clock) -> None:
+def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot):
     one, two = house(store), house(store)
     q.set_setting(store, "keep_completed", "1d")
     enqueue(store, "a")
@@ -161,7 +154,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store: Watched, clock: Clock
     assert "a" not in listing(store)
 
 
-def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(store: Watched, clock: Clock) -> None:
+def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(store, clock):
     enqueue(store, "a")
     job = claim(store)
     assert job is not None
@@ -175,7 +168,7 @@ def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(s
     assert purged(store, 1) == []
 
 
-def test_a_job_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
+def test_a_job_is_as_old_as_its_end(store, clock):
     enqueue(store, "a")
     clock.at += 50
     run_next(store)
@@ -185,7 +178,7 @@ def test_a_job_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
     assert purged(store, 40) == ["a"]
 
 
-def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_end(store: Watched, clock: Clock) -> None:
+def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_end(store, clock):
     clock.at += 3650 * DAY_S
     enqueue(store, "ahead")
     clock.at -= 3650 * DAY_S
@@ -196,9 +189,7 @@ def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_en
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_real_worker_purges_job_and_log(
-    run: Call, drain: Call, worker: Call, enqueue: Call, eventually: Call, jobs: Call
-) -> None:
+def test_a_real_worker_purges_job_and_log(run, drain, worker, enqueue, eventually, jobs):
     run("config", "set", "keep_completed", "0")  # nothing is purged yet, so the next worker begins with that
     enqueue("a", "echo hello")
     enqueue("b", "exit 1", "--max-retries", "1")

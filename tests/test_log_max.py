@@ -68,7 +68,7 @@ def on_disk(folder: str) -> int:
     return sum(entry.stat().st_blocks * 512 for entry in Path(folder).rglob("*") if entry.is_file())
 
 
-def test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back(running: Running) -> None:
+def test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back(running):
     running.writes(10 * MOST)
     running.log.trim(MOST)
     data = kept(running.log.path)
@@ -78,14 +78,14 @@ def test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back(run
     assert kept(running.log.path) == data + WHOLE[10 * MOST : 10 * MOST + 100]
 
 
-def test_a_log_within_its_bounds_is_left_alone(running: Running) -> None:
+def test_a_log_within_its_bounds_is_left_alone(running):
     running.writes(MOST)
     running.log.trim(MOST)
     running.log.finish("a", 1, MOST)
     assert kept(q.log_path(running.folder, "a", 1)) == WHOLE[:MOST]
 
 
-def test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end(running: Running) -> None:
+def test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end(running):
     running.writes(10 * MOST)
     running.log.finish("a", 1, MOST)
     data = kept(q.log_path(running.folder, "a", 1))
@@ -93,7 +93,7 @@ def test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end(run
 
 
 @pytest.mark.parametrize("step", [300, 1500, 9000, 30_000])
-def test_a_follower_reads_everything_that_was_not_left_out(running: Running, step: int) -> None:
+def test_a_follower_reads_everything_that_was_not_left_out(running, step):
     got, at = b"", 0
     while running.written < len(WHOLE) // 2:
         running.writes(step)
@@ -111,9 +111,7 @@ def test_a_follower_reads_everything_that_was_not_left_out(running: Running, ste
 
 @pytest.mark.parametrize("lines", [0, 1, 3, 50, 500, 1000, 100_000])
 @pytest.mark.parametrize("is_trimmed", [False, True])
-def test_a_tail_is_the_last_lines_of_what_is_there(
-    running: Running, lines: int, is_trimmed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tail_is_the_last_lines_of_what_is_there(running, lines, is_trimmed, monkeypatch):
     monkeypatch.setattr(q, "CHUNK_BYTES", 1000)
     running.writes(WHOLE.index(b"line 1300\n"))
     if is_trimmed:
@@ -125,7 +123,7 @@ def test_a_tail_is_the_last_lines_of_what_is_there(
     assert q.last_line(running.log.path) == "line 1299"
 
 
-def test_a_log_is_read_on_while_it_is_trimmed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_read_on_while_it_is_trimmed(running, monkeypatch):
     monkeypatch.setattr(q, "CHUNK_BYTES", 1000)
     running.writes(5 * MOST)
     at, gaps = 0, 0
@@ -139,9 +137,7 @@ def test_a_log_is_read_on_while_it_is_trimmed(running: Running, monkeypatch: pyt
     assert (at, gaps) == (5 * MOST, 1)
 
 
-def test_what_is_given_up_while_it_is_being_read_is_never_shown_as_zeros(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_given_up_while_it_is_being_read_is_never_shown_as_zeros(running, monkeypatch):
     class TrimsAfterOpening:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
@@ -165,7 +161,7 @@ while not os.path.exists(sys.argv[1]):
 """
 
 
-def test_no_byte_is_lost_of_what_is_kept_under_a_writer_at_full_speed(running: Running, tmp_path: Path) -> None:
+def test_no_byte_is_lost_of_what_is_kept_under_a_writer_at_full_speed(running, tmp_path):
     child = subprocess.Popen([sys.executable, "-c", FAST, str(tmp_path / "over")], stdout=running.fd)
     try:
         for _ in range(100_000):
@@ -185,7 +181,7 @@ def test_no_byte_is_lost_of_what_is_kept_under_a_writer_at_full_speed(running: R
     assert len(piece) > 99_900
 
 
-def test_zeros_of_a_hole_that_a_job_made_are_read_but_for_those_before_the_first_data(running: Running) -> None:
+def test_zeros_of_a_hole_that_a_job_made_are_read_but_for_those_before_the_first_data(running):
     os.truncate(running.log.path, 10 * BLOCK)
     assert list(q.read_log(running.log.path)) == []
     os.write(running.fd, b"the first line after a hole may be cut\none\n")
@@ -195,14 +191,14 @@ def test_zeros_of_a_hole_that_a_job_made_are_read_but_for_those_before_the_first
     assert data.replace(b"\0", b"") == b"one\ntwo\n" and len(data) == 10 * BLOCK - 39 + 4
 
 
-def test_one_long_line_is_shown_from_where_it_is_kept(running: Running) -> None:
+def test_one_long_line_is_shown_from_where_it_is_kept(running):
     os.write(running.fd, b"x" * 50_000 + b"\n")
     running.log.trim(MOST)
     ((_, piece),) = q.read_log(running.log.path)
     assert piece.strip(b"x") == b"\n" and len(piece) >= MOST
 
 
-def test_a_log_that_its_job_truncates_is_read_from_its_beginning_again(running: Running) -> None:
+def test_a_log_that_its_job_truncates_is_read_from_its_beginning_again(running):
     running.writes(1000)
     os.truncate(running.log.path, 0)
     os.write(running.fd, b"anew\n")
@@ -228,9 +224,7 @@ def bytes_printed(last: str) -> int:
     return len(text + ("last words\n" if last == "last words" else ""))
 
 
-def test_logs_begin_at_a_line_and_say_what_is_missing(
-    talker: Any, process: Call, gate: Gate, reaches: Call, home: Path
-) -> None:
+def test_logs_begin_at_a_line_and_say_what_is_missing(talker, process, gate, reaches, home):
     running = process("logs", "a")
     gate.open()
     reaches("a", "completed")
@@ -243,7 +237,7 @@ def test_logs_begin_at_a_line_and_say_what_is_missing(
     assert process("logs", "a", "--tail", "2").out == "end of first\nlast words\n"
 
 
-def test_following_goes_on_after_what_was_left_out(talker: Any, start: Call, gate: Gate, eventually: Call) -> None:
+def test_following_goes_on_after_what_was_left_out(talker, start, gate, eventually):
     follower = start("logs", "a", "--follow")
     eventually(lambda: "end of first" in said(follower))
     gate.open()
@@ -251,7 +245,7 @@ def test_following_goes_on_after_what_was_left_out(talker: Any, start: Call, gat
     assert said(follower).endswith("end of first\nlast words\n") and "were left out here" in said(follower)
 
 
-def test_one_path_is_printed_and_purged(talker: Any, run: Call, gate: Gate, reaches: Call, home: Path) -> None:
+def test_one_path_is_printed_and_purged(talker, run, gate, reaches, home):
     gate.open()
     reaches("a", "completed")
     (path,) = run("logs", "a", "--path").lines
@@ -260,7 +254,7 @@ def test_one_path_is_printed_and_purged(talker: Any, run: Call, gate: Gate, reac
     assert not [path for path in (home / ".queuectl" / "logs").rglob("*") if path.is_file() and path.stat().st_size]
 
 
-def test_the_newest_output_of_a_killed_workers_job_is_kept(talker: Any, run: Call, drain: Call, gate: Gate) -> None:
+def test_the_newest_output_of_a_killed_workers_job_is_kept(talker, run, drain, gate):
     run("config", "set", "grace_period", "0.3")
     kill(talker)
     gate.open()
@@ -284,8 +278,8 @@ queuectl.main()
 
 
 def test_where_the_system_punches_no_holes_a_log_is_truncated_and_the_worker_says_so_once(
-    run: Call, enqueue: Call, home: Path, nothing_left: None
-) -> None:
+    run, enqueue, home, nothing_left
+):
     run("config", "set", "log_max", "64k")
     logs = home / ".queuectl" / "logs"
     wait = f"while [ $(cat {logs}/*.0.log | wc -c) -gt 65536 ]; do sleep 0.02; done"
@@ -296,7 +290,7 @@ def test_where_the_system_punches_no_holes_a_log_is_truncated_and_the_worker_say
     assert run("logs", "a").out == "last words\n"
 
 
-def test_threads_do_not_disturb_each_other_at_the_end_of_a_run(running: Running) -> None:
+def test_threads_do_not_disturb_each_other_at_the_end_of_a_run(running):
     """The thread that trims may look at a slot's file at the moment when it gets its run's name."""
     running.writes(10 * MOST)
     over = threading.Event()

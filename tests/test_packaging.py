@@ -61,7 +61,7 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_script_and_package_ask_for_the_same_python_and_packages(source: str, project: dict[str, Any]) -> None:
+def test_script_and_package_ask_for_the_same_python_and_packages(source, project):
     script = script_metadata(source)
     assert script["dependencies"] == requirements(ROOT / "requirements.txt")
     assert script["requires-python"] == project["project"]["requires-python"] == ">=3.11"
@@ -69,21 +69,21 @@ def test_script_and_package_ask_for_the_same_python_and_packages(source: str, pr
     assert project["tool"]["setuptools"]["dynamic"]["dependencies"] == {"file": ["requirements.txt"]}
 
 
-def test_click_and_filelock_and_nothing_else_with_bounds_on_both_sides() -> None:
+def test_click_and_filelock_and_nothing_else_with_bounds_on_both_sides():
     found = requirements(ROOT / "requirements.txt")
     assert [re.split(r"[^\w-]", line)[0] for line in found] == ["click", "filelock"]
     unbounded = [line for line in found if ">=" not in line or "<" not in line]
     assert not unbounded, f"{unbounded} would take any version, also one that breaks us"
 
 
-def test_what_the_tests_need_is_pinned() -> None:
+def test_what_the_tests_need_is_pinned():
     found = requirements(ROOT / "tests" / "requirements.txt")
     assert found[0] == "-r ../requirements.txt"
     loose = [line for line in found[1:] if "==" not in line]
     assert not loose, f"{loose}: a new version would turn an old commit red"
 
 
-def test_the_version_can_be_read_without_importing(source: str) -> None:
+def test_the_version_can_be_read_without_importing(source):
     values = [
         node.value
         for node in ast.parse(source).body
@@ -93,7 +93,7 @@ def test_the_version_can_be_read_without_importing(source: str) -> None:
     assert re.fullmatch(r"\d+\.\d+(\.\d+)?((a|b|rc|\.dev)\d+)?", str(values[0].value))
 
 
-def test_the_installed_command_is_there(source: str, project: dict[str, Any]) -> None:
+def test_the_installed_command_is_there(source, project):
     assert project["project"]["scripts"] == {"queuectl": "queuectl:main"}
     functions = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     assert "main" in functions
@@ -108,13 +108,13 @@ def test_only_the_module_is_shipped(project: dict[str, Any]) -> None:
     assert not {"package-data", "data-files"} & set(settings)
 
 
-def test_the_committed_stores_are_empty_and_the_settings_are_every_default() -> None:
+def test_the_committed_stores_are_empty_and_the_settings_are_every_default():
     assert [committed("show", f"HEAD:{name}") for name in ("jobs.json", "dlq.json")] == ["[\n]\n", "[\n]\n"]
     # As text, for False == 0 and 2 == 2.0; and the order is the table's.
     assert json.dumps(json.loads(committed("show", "HEAD:config.json"))) == json.dumps(DEFAULTS)
 
 
-def test_the_top_level_holds_nothing_more() -> None:
+def test_the_top_level_holds_nothing_more():
     extra = set(committed("ls-tree", "--name-only", "HEAD").split()) - TOP_LEVEL
     assert not extra, f"{sorted(extra)}: the top level is fixed; put it below tests/ or .ci/"
 

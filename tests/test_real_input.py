@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from real_processes import Call, Gate, kill
+from real_processes import kill
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = [
@@ -43,15 +43,8 @@ def checksums(folder: Path) -> dict[str, str]:
 # Slow: real files, compressed once by the workers and once by xargs.
 @pytest.mark.parametrize("most", [60, pytest.param(None, marks=pytest.mark.slow)])
 def test_every_file_of_the_library_is_checksummed_though_a_worker_is_killed_on_the_way(
-    most: int | None,
-    run: Call,
-    process: Call,
-    worker: Call,
-    eventually: Call,
-    gate: Gate,
-    jobs: Call,
-    tmp_path: Path,
-) -> None:
+    most, run, process, worker, eventually, gate, jobs, tmp_path
+):
     every = library_files()
     files = every[:: max(1, len(every) // most)][:most] if most else every
     assert len(files) > 50

@@ -100,16 +100,8 @@ def overlapped(tmp_path: Path) -> Call:
     ],
 )
 def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
-    kind: str,
-    processes: int,
-    victim: Call,
-    worker: Call,
-    pids_of: Call,
-    drain: Call,
-    run: Call,
-    job: Call,
-    overlapped: Call,
-) -> None:
+    kind, processes, victim, worker, pids_of, drain, run, job, overlapped
+):
     victim("a", kind)
     first = worker()
     left = pids_of("a", processes)
@@ -124,15 +116,8 @@ def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
 
 
 def test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives(
-    victim: Call,
-    worker: Call,
-    pids_of: Call,
-    eventually: Call,
-    job: Call,
-    run: Call,
-    overlapped: Call,
-    reaches: Call,
-) -> None:
+    victim, worker, pids_of, eventually, job, run, overlapped, reaches
+):
     victim("a", "left session and environment")
     first = worker()
     (pid,) = pids_of("a")
@@ -147,9 +132,7 @@ def test_a_job_whose_process_left_session_and_environment_does_not_run_again_whi
     assert overlapped() == []
 
 
-def test_recovery_keeps_the_attempts_that_failed_before(
-    enqueue: Call, gate: Gate, worker: Call, job: Call, drain: Call, written: Call, tmp_path: Path
-) -> None:
+def test_recovery_keeps_the_attempts_that_failed_before(enqueue, gate, worker, job, drain, written, tmp_path):
     second = tmp_path / "second"
     command = f'test "$QUEUECTL_ATTEMPT" = 1 && exit 1; echo on >> {shlex.quote(str(second))}; {gate.wait}'
     enqueue("a", command)
@@ -161,9 +144,7 @@ def test_recovery_keeps_the_attempts_that_failed_before(
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 2, 3)
 
 
-def test_what_the_interrupted_run_printed_is_kept_for_the_logs(
-    enqueue: Call, gate: Gate, worker: Call, run: Call, eventually: Call, start: Call, job: Call
-) -> None:
+def test_what_the_interrupted_run_printed_is_kept_for_the_logs(enqueue, gate, worker, run, eventually, start, job):
     enqueue("a", f"echo run of attempt $QUEUECTL_ATTEMPT; {gate.wait}")
     first = worker()
     eventually(lambda: run("logs", "a", code=None).out == "run of attempt 1\n")
@@ -175,8 +156,8 @@ def test_what_the_interrupted_run_printed_is_kept_for_the_logs(
 
 
 def test_all_jobs_of_a_killed_worker_are_recovered_and_the_waiting_ones_run(
-    victim: Call, enqueue: Call, worker: Call, pids_of: Call, drain: Call, jobs: Call, overlapped: Call
-) -> None:
+    victim, enqueue, worker, pids_of, drain, jobs, overlapped
+):
     for number in range(3):
         victim(f"v{number}")
     for number in range(5):
@@ -193,7 +174,7 @@ def test_all_jobs_of_a_killed_worker_are_recovered_and_the_waiting_ones_run(
     assert overlapped() == []
 
 
-def test_a_killed_worker_is_listed_no_more(victim: Call, worker: Call, pids_of: Call, run: Call) -> None:
+def test_a_killed_worker_is_listed_no_more(victim, worker, pids_of, run):
     victim("a")
     first = worker()
     pids_of("a")
@@ -203,8 +184,8 @@ def test_a_killed_worker_is_listed_no_more(victim: Call, worker: Call, pids_of: 
 
 
 def test_jobs_are_recovered_also_when_the_dead_workers_file_is_missing(
-    victim: Call, worker: Call, pids_of: Call, drain: Call, home: Path, job: Call, overlapped: Call
-) -> None:
+    victim, worker, pids_of, drain, home, job, overlapped
+):
     victim("a")
     first = worker()
     (pid,) = pids_of("a")
@@ -217,15 +198,8 @@ def test_jobs_are_recovered_also_when_the_dead_workers_file_is_missing(
 
 
 def test_daemons_of_finished_jobs_live_on_when_their_worker_is_killed_and_recovered(
-    enqueue: Call,
-    victim: Call,
-    worker: Call,
-    reaches: Call,
-    pids_of: Call,
-    drain: Call,
-    written: Call,
-    tmp_path: Path,
-) -> None:
+    enqueue, victim, worker, reaches, pids_of, drain, written, tmp_path
+):
     note = tmp_path / "daemon"
     enqueue("before", f"sleep 300 & echo $! >> {shlex.quote(str(note))}")
     first = worker("--count", "1")
@@ -241,9 +215,7 @@ def test_daemons_of_finished_jobs_live_on_when_their_worker_is_killed_and_recove
 
 
 # Slow: others look for a dead worker every two seconds.
-def test_a_killed_workers_job_is_back_soon_while_another_worker_lives(
-    victim: Call, worker: Call, pids_of: Call, reaches: Call, overlapped: Call
-) -> None:
+def test_a_killed_workers_job_is_back_soon_while_another_worker_lives(victim, worker, pids_of, reaches, overlapped):
     victim("a")
     first = worker()
     pids_of("a")
@@ -298,16 +270,8 @@ def stop_outside_the_lock(child: subprocess.Popen[bytes], home: Path) -> None:
 
 
 def test_a_worker_that_is_only_stopped_is_not_recovered(
-    home: Path,
-    enqueue: Call,
-    gate: Gate,
-    worker: Call,
-    drain: Call,
-    reaches: Call,
-    job: Call,
-    written: Call,
-    tmp_path: Path,
-) -> None:
+    home, enqueue, gate, worker, drain, reaches, job, written, tmp_path
+):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; {gate.wait}")
     first = worker()
@@ -330,8 +294,8 @@ def test_a_worker_that_is_only_stopped_is_not_recovered(
 
 @pytest.mark.parametrize("kind", ["is an ordinary process", "ignores SIGTERM"])
 def test_cancel_ends_and_finishes_the_job_of_a_dead_worker_without_a_live_one(
-    kind: str, victim: Call, worker: Call, pids_of: Call, process: Call, job: Call
-) -> None:
+    kind, victim, worker, pids_of, process, job
+):
     victim("a", kind)
     first = worker()
     (pid,) = pids_of("a")
@@ -342,8 +306,8 @@ def test_cancel_ends_and_finishes_the_job_of_a_dead_worker_without_a_live_one(
 
 
 def test_a_job_that_was_being_cancelled_when_its_worker_was_killed_dies_and_does_not_run_again(
-    run: Call, enqueue: Call, worker: Call, written: Call, tmp_path: Path, drain: Call, job: Call, gate: Gate
-) -> None:
+    run, enqueue, worker, written, tmp_path, drain, job, gate
+):
     run("config", "set", "grace_period", "60")
     note, told = tmp_path / "pid", tmp_path / "told"
     tidy = shlex.quote(f"echo told > {shlex.quote(str(told))}; {gate.wait}; exit 0")
@@ -359,9 +323,7 @@ def test_a_job_that_was_being_cancelled_when_its_worker_was_killed_dies_and_does
     assert not is_alive(int(note.read_text().split()[0]))
 
 
-def test_worker_stop_does_not_wait_for_a_worker_that_was_killed(
-    victim: Call, worker: Call, pids_of: Call, process: Call
-) -> None:
+def test_worker_stop_does_not_wait_for_a_worker_that_was_killed(victim, worker, pids_of, process):
     victim("a")
     first = worker()
     pids_of("a")
@@ -369,9 +331,7 @@ def test_worker_stop_does_not_wait_for_a_worker_that_was_killed(
     process("worker", "stop", timeout=20, code=0)
 
 
-def test_wait_for_an_orphan_warns_once_and_goes_on_waiting(
-    victim: Call, worker: Call, pids_of: Call, process: Call
-) -> None:
+def test_wait_for_an_orphan_warns_once_and_goes_on_waiting(victim, worker, pids_of, process):
     victim("a")
     first = worker()
     pids_of("a")
@@ -403,9 +363,7 @@ def copied(
     return child, pid, {"QUEUECTL_HOME": str(copy)}
 
 
-def test_a_copied_home_recovers_its_own_copy_of_a_running_job(
-    copied: tuple[Any, int, dict[str, str]], process: Call, tmp_path: Path
-) -> None:
+def test_a_copied_home_recovers_its_own_copy_of_a_running_job(copied, process, tmp_path):
     _, _, environment = copied
     process("worker", "start", "--drain", env=environment, code=0)
     (job,) = process("list", "--json", env=environment).json
@@ -413,9 +371,7 @@ def test_a_copied_home_recovers_its_own_copy_of_a_running_job(
     assert (tmp_path / "in-the-copy").read_text() == "run\n"
 
 
-def test_a_copied_home_leaves_the_processes_of_the_original_alone(
-    copied: tuple[Any, int, dict[str, str]], process: Call, gate: Gate, reaches: Call
-) -> None:
+def test_a_copied_home_leaves_the_processes_of_the_original_alone(copied, process, gate, reaches):
     child, pid, environment = copied
     process("worker", "start", "--drain", env=environment, code=0)
     assert is_alive(pid) and child.poll() is None
@@ -424,9 +380,7 @@ def test_a_copied_home_leaves_the_processes_of_the_original_alone(
     assert (done["runs"], done.get("recoveries", 0)) == (1, 0)
 
 
-def test_cancel_in_a_copied_home_leaves_the_processes_of_the_original_alone(
-    copied: tuple[Any, int, dict[str, str]], process: Call, gate: Gate, reaches: Call
-) -> None:
+def test_cancel_in_a_copied_home_leaves_the_processes_of_the_original_alone(copied, process, gate, reaches):
     _, pid, environment = copied
     process("cancel", "a", env=environment, code=0)
     assert is_alive(pid)
@@ -439,8 +393,8 @@ def test_cancel_in_a_copied_home_leaves_the_processes_of_the_original_alone(
 
 @pytest.mark.slow
 def test_a_job_that_was_recovered_more_than_five_times_goes_to_the_dead_letter_queue_with_the_reason(
-    enqueue: Call, worker: Call, job: Call, reaches: Call, run: Call, written: Call, tmp_path: Path
-) -> None:
+    enqueue, worker, job, reaches, run, written, tmp_path
+):
     note = tmp_path / "runs"
     enqueue("a", f"echo $QUEUECTL_RUN >> {shlex.quote(str(note))}; sleep 300", "--timeout", "0")
     for number in range(1, 7):

@@ -19,7 +19,6 @@ import pytest
 from conftest import SOURCE
 from real_processes import (
     Call,
-    Gate,
     kill,
     meeting,
     seconds_between,
@@ -81,7 +80,7 @@ def first_words(text: str) -> list[str]:
 
 
 # Slow: two and four seconds of real backoff, and each command compiles the program, as it does for the owner.
-def test_the_owners_demo_works_word_for_word(checkout: Path, demo: Call, eventually: Call) -> None:
+def test_the_owners_demo_works_word_for_word(checkout, demo, eventually):
     commands = {"job1": "echo test", "job2": "echo two", "job3": "no-such-command-anywhere"}
     for number, (name, command) in enumerate(commands.items(), 1):
         assert demo("enqueue", f'{{"id":"{name}","command":"{command}"}}') == f"{name}\n"
@@ -120,7 +119,7 @@ def test_the_owners_demo_works_word_for_word(checkout: Path, demo: Call, eventua
     assert (back["state"], back["attempts"]) == ("pending", 0)
 
 
-def test_a_checkout_is_its_own_home_from_any_directory(checkout: Path, demo: Call, tmp_path: Path) -> None:
+def test_a_checkout_is_its_own_home_from_any_directory(checkout, demo, tmp_path):
     demo("enqueue", '{"id":"job1","command":"echo test"}')
     environment = {key: value for key, value in os.environ.items() if key != "QUEUECTL_HOME"}
     words = [sys.executable, str(checkout / "queuectl.py"), "list", "--ids"]
@@ -128,9 +127,7 @@ def test_a_checkout_is_its_own_home_from_any_directory(checkout: Path, demo: Cal
     assert done.stdout == b"job1\n"
 
 
-def test_the_waits_between_attempts_are_two_and_four_seconds_by_default(
-    run: Call, enqueue: Call, worker: Call, job: Call, reaches: Call, eventually: Call
-) -> None:
+def test_the_waits_between_attempts_are_two_and_four_seconds_by_default(run, enqueue, worker, job, reaches, eventually):
     enqueue("a", "exit 1")
     worker()
     first = reaches("a", "failed")
@@ -141,9 +138,7 @@ def test_the_waits_between_attempts_are_two_and_four_seconds_by_default(
     assert waits == pytest.approx([2, 4], abs=0.5)
 
 
-def test_the_three_files_are_true_within_a_second_under_a_worker(
-    home: Path, run: Call, enqueue: Call, worker: Call, eventually: Call, quick: None
-) -> None:
+def test_the_three_files_are_true_within_a_second_under_a_worker(home, run, enqueue, worker, eventually, quick):
     worker()
     enqueue("good", "echo test")
     enqueue("bad", "exit 1", "--max-retries", "1")
@@ -161,15 +156,13 @@ def test_the_three_files_are_true_within_a_second_under_a_worker(
 # -- the five scenarios
 
 
-def test_a_basic_job_completes(enqueue: Call, drain: Call, job: Call, run: Call) -> None:
+def test_a_basic_job_completes(enqueue, drain, job, run):
     enqueue("a", "echo test")
     drain()
     assert (job("a")["state"], job("a")["attempts"], run("logs", "a").out) == ("completed", 1, "test\n")
 
 
-def test_a_failing_job_retries_with_backoff_and_lands_in_the_dead_letter_queue(
-    run: Call, enqueue: Call, drain: Call, home: Path
-) -> None:
+def test_a_failing_job_retries_with_backoff_and_lands_in_the_dead_letter_queue(run, enqueue, drain, home):
     run("config", "set", "backoff_base", "0.3")
     enqueue("a", "echo trying; exit 3")
     drain(code=1)
@@ -181,9 +174,7 @@ def test_a_failing_job_retries_with_backoff_and_lands_in_the_dead_letter_queue(
     assert (stored_ids(home, "jobs.json"), stored_ids(home, "dlq.json")) == ([], ["a"])
 
 
-def test_three_hundred_jobs_over_three_worker_processes_run_exactly_once_each(
-    process: Call, run: Call, worker: Call, tmp_path: Path, jobs: Call
-) -> None:
+def test_three_hundred_jobs_over_three_worker_processes_run_exactly_once_each(process, run, worker, tmp_path, jobs):
     ran = tmp_path / "ran"
     note = f'echo "$QUEUECTL_JOB_ID $QUEUECTL_WORKER" >> {shlex.quote(str(ran))}'
     # The first three jobs wait for each other: so all three processes certainly take part.
@@ -202,15 +193,8 @@ def test_three_hundred_jobs_over_three_worker_processes_run_exactly_once_each(
 
 
 def test_after_all_workers_were_killed_mid_job_a_restart_completes_everything(
-    enqueue: Call,
-    worker: Call,
-    drain: Call,
-    gate: Gate,
-    tmp_path: Path,
-    jobs: Call,
-    eventually: Call,
-    quick: None,
-) -> None:
+    enqueue, worker, drain, gate, tmp_path, jobs, eventually, quick
+):
     folder = shlex.quote(str(tmp_path))
     for number in range(8):
         enqueue(f"j{number}", f"echo x >> {folder}/start.j{number}; {gate.wait}; echo x >> {folder}/end.j{number}")
@@ -227,9 +211,7 @@ def test_after_all_workers_were_killed_mid_job_a_restart_completes_everything(
     assert len(list(tmp_path.glob("end.*"))) == 8
 
 
-def test_jobs_survive_a_full_restart(
-    run: Call, process: Call, enqueue: Call, worker: Call, jobs: Call, reaches: Call
-) -> None:
+def test_jobs_survive_a_full_restart(run, process, enqueue, worker, jobs, reaches):
     run("config", "set", "backoff_base", "600")
     run("config", "set", "backoff_max", "600")
     enqueue("done", "echo done")

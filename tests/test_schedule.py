@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_processes import Call, Gate, kill, said
+from real_processes import kill, said
 
 import queuectl as q
 from tests.storekit import BAD, OK, Watched, bulk, claim, enqueue, journal, report, run_next
@@ -47,9 +47,7 @@ workers = pytest.mark.usefixtures("nothing_left", "quick")
 
 
 @workers
-def test_limits_are_exact_over_three_worker_processes(
-    run: Call, start: Call, jobs: Call, tmp_path: Path, eventually: Call
-) -> None:
+def test_limits_are_exact_over_three_worker_processes(run, start, jobs, tmp_path, eventually):
     """Each job notes its start and its end; so many as the limit allows must run at once, and never more."""
     run("config", "set", "limits", "gpu=2,net=1")
     notes = tmp_path / "notes"
@@ -73,8 +71,8 @@ def test_limits_are_exact_over_three_worker_processes(
 
 @workers
 def test_a_full_tag_holds_up_no_other_job_and_a_change_of_the_limit_is_followed_at_once(
-    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, eventually: Call, job: Call
-) -> None:
+    run, worker, enqueue, gate, reaches, eventually, job
+):
     run("config", "set", "limits", "gpu=1")
     worker("--count", "3")
     enqueue("first", gate.wait, "--tag", "gpu")
@@ -91,9 +89,7 @@ def test_a_full_tag_holds_up_no_other_job_and_a_change_of_the_limit_is_followed_
 
 
 @workers
-def test_a_report_wakes_another_process_for_what_it_frees(
-    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, eventually: Call
-) -> None:
+def test_a_report_wakes_another_process_for_what_it_frees(run, worker, enqueue, gate, reaches, eventually):
     """What the first worker's report frees fits the second one only."""
     run("config", "set", "limits", "gpu=1")
     worker("--not-tag", "second")
@@ -109,7 +105,7 @@ def test_a_report_wakes_another_process_for_what_it_frees(
 
 
 @workers
-def test_a_long_chain_runs_in_order(run: Call, drain: Call, jobs: Call, tmp_path: Path) -> None:
+def test_a_long_chain_runs_in_order(run, drain, jobs, tmp_path):
     path = tmp_path / "order"
     note = f"echo $QUEUECTL_JOB_ID >> {path}"
     chain = [{"id": f"c{n}", "command": note, **({"after": [f"c{n - 1}"]} if n else {})} for n in range(300)]
@@ -119,7 +115,7 @@ def test_a_long_chain_runs_in_order(run: Call, drain: Call, jobs: Call, tmp_path
 
 
 @workers
-def test_a_diamond_waits_for_both_sides(run: Call, drain: Call, tmp_path: Path, enqueue: Call) -> None:
+def test_a_diamond_waits_for_both_sides(run, drain, tmp_path, enqueue):
     path = tmp_path / "order"
     note = f"sleep 0.05; echo $QUEUECTL_JOB_ID >> {path}"
     enqueue("top", note)
@@ -131,7 +127,7 @@ def test_a_diamond_waits_for_both_sides(run: Call, drain: Call, tmp_path: Path, 
 
 
 @workers  # slow: a thousand processes
-def test_a_parent_of_a_thousand_frees_them_all(run: Call, drain: Call, jobs: Call, tmp_path: Path) -> None:
+def test_a_parent_of_a_thousand_frees_them_all(run, drain, jobs, tmp_path):
     path = tmp_path / "order"
     parent = {"id": "parent", "command": f"sleep 0.2; echo $QUEUECTL_JOB_ID >> {path}"}
     child = {"command": f"[ -e {path} ]", "after": ["parent"]}
@@ -141,9 +137,7 @@ def test_a_parent_of_a_thousand_frees_them_all(run: Call, drain: Call, jobs: Cal
 
 
 @workers
-def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(
-    run: Call, worker: Call, enqueue: Call, gate: Gate, reaches: Call, job: Call
-) -> None:
+def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(run, worker, enqueue, gate, reaches, job):
     """A cancelled job whose worker was killed: recovery makes it dead, and in the same line who needs it."""
     first = worker()
     enqueue("a", gate.wait)
@@ -160,7 +154,7 @@ def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(
 
 
 @workers
-def test_a_drain_of_all_waits_for_what_is_held_and_delayed(run: Call, enqueue: Call, drain: Call, job: Call) -> None:
+def test_a_drain_of_all_waits_for_what_is_held_and_delayed(run, enqueue, drain, job):
     enqueue("a", "exit 3", "--max-retries", "2")
     enqueue("b", "true", "--after-any", "a", "--delay", "1s")
     enqueue("c", "true", "--after", "b")
@@ -187,7 +181,7 @@ def dead_ids(home: Path) -> list[str]:
     return [job["id"] for job in last_line(home)["put"] if job["state"] == "dead"]
 
 
-def test_the_line_that_ends_a_job_ends_who_needs_it(home: Path, opened: Opener) -> None:
+def test_the_line_that_ends_a_job_ends_who_needs_it(home, opened):
     store = opened()
     family(store)
     assert run_next(store, BAD).state == "dead"
@@ -206,7 +200,7 @@ def test_the_line_that_ends_a_job_ends_who_needs_it(home: Path, opened: Opener) 
     assert dead_ids(home) == ["a", "b", "c"]
 
 
-def test_a_chain_longer_than_the_stack_dies_in_one_line_and_comes_back_in_one(home: Path, opened: Opener) -> None:
+def test_a_chain_longer_than_the_stack_dies_in_one_line_and_comes_back_in_one(home, opened):
     store = opened()
     bulk(store, *lines([{"id": f"c{n}", **({"after": [f"c{n - 1}"]} if n else {})} for n in range(2000)]).split("\n"))
     q.cancel_jobs(store, ["c0"])
@@ -215,7 +209,7 @@ def test_a_chain_longer_than_the_stack_dies_in_one_line_and_comes_back_in_one(ho
     assert last_line(home)["counts"] == [2000, 0, 0, 0, 0]
 
 
-def test_a_job_that_a_report_frees_is_claimed_in_the_next_turn(home: Path, opened: Opener) -> None:
+def test_a_job_that_a_report_frees_is_claimed_in_the_next_turn(home, opened):
     store = opened()
     enqueue(store, "a")
     enqueue(store, "plain")
@@ -228,7 +222,7 @@ def test_a_job_that_a_report_frees_is_claimed_in_the_next_turn(home: Path, opene
     assert turn.claimed is not None and turn.claimed.id == "b"
 
 
-def test_a_report_says_that_it_left_something_for_others(opened: Opener) -> None:
+def test_a_report_says_that_it_left_something_for_others(opened):
     store = opened()
     q.set_setting(store, "limits", "gpu=1")
     enqueue(store, "a")
@@ -244,7 +238,7 @@ def test_a_report_says_that_it_left_something_for_others(opened: Opener) -> None
     assert frees == [("a", True), ("b", False), ("c", True), ("d", True)]
 
 
-def test_doctor_names_a_job_that_waits_although_it_needs_a_dead_one(opened: Opener) -> None:
+def test_doctor_names_a_job_that_waits_although_it_needs_a_dead_one(opened):
     store = opened()
     family(store)
     with store.transaction() as change:
@@ -255,7 +249,7 @@ def test_doctor_names_a_job_that_waits_although_it_needs_a_dead_one(opened: Open
     assert "'b'" in problem and "'a'" in problem
 
 
-def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
+def test_a_limit_counts_the_report_of_the_same_turn(opened):
     store = opened()
     q.set_setting(store, "limits", "gpu=1")
     for id in "ab":
@@ -266,7 +260,7 @@ def test_a_limit_counts_the_report_of_the_same_turn(opened: Opener) -> None:
     assert turn.claimed is not None and turn.claimed.id == "b"
 
 
-def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened: Opener) -> None:
+def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened):
     store = opened()
     for id in "abc":
         enqueue(store, id, tags=["gpu"])
@@ -277,7 +271,7 @@ def test_a_limit_that_is_set_or_raised_later_holds_from_then_on(opened: Opener) 
     assert claim(store) is not None and claim(store) is None
 
 
-def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing(home: Path, opened: Opener) -> None:
+def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothing(home, opened):
     store, other = opened(), opened()
     bulk(store, "true", '{"id": "a", "command": "x"}', "true")
     store.fold()
@@ -293,7 +287,7 @@ def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothin
     assert q.examine(opened()) == []
 
 
-def test_a_later_job_of_that_name_is_another(opened: Opener) -> None:
+def test_a_later_job_of_that_name_is_another(opened):
     store = opened()
     family(store)
     q.cancel_jobs(store, ["a"])
@@ -306,7 +300,7 @@ def test_a_later_job_of_that_name_is_another(opened: Opener) -> None:
     assert [run_next(store).id for _ in range(3)] == ["b", "c", "a"]
 
 
-def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened: Opener) -> None:
+def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened):
     """In the index an entry of each stays where claims and hints look: it must not be believed."""
     store = opened()
     enqueue(store, "a")
@@ -345,9 +339,7 @@ class Counted:
 
 @pytest.mark.parametrize("priority", [0, 9])
 @pytest.mark.parametrize("record", [{"tags": ["gpu"]}, {"after": ["root"]}])
-def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
-    home: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any], priority: int
-) -> None:
+def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(home, opened, monkeypatch, record, priority):
     store = opened()
     q.set_setting(store, "limits", "gpu=1")
     enqueue(store, "root", tags=["gpu"], priority=10)
@@ -361,7 +353,7 @@ def test_a_claim_looks_at_none_of_the_jobs_that_cannot_start(
     assert counted.reads < 200
 
 
-def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
+def test_plain_jobs_cost_eight_bytes_in_the_index(opened):
     store = opened()
     bulk(store, *["true"] * 3000)
     store.fold()
@@ -370,7 +362,7 @@ def test_plain_jobs_cost_eight_bytes_in_the_index(opened: Opener) -> None:
     assert (len(lane.offsets), lane.offsets.itemsize, len(lane.heap)) == (2999, 8, 1)
 
 
-def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened: Opener) -> None:
+def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened):
     """Attempts of a held job that fails and is tried again: its parents are known without a search."""
     store = opened()
     enqueue(store, "a")

@@ -67,7 +67,7 @@ def cron(account: Path) -> Call:
     return call
 
 
-def test_the_crontab_of_the_readme_works(cron: Call, account: Path, eventually: Call) -> None:
+def test_the_crontab_of_the_readme_works(cron, account, eventually):
     backup = account / "bin/backup"
     backup.parent.mkdir()
     backup.write_text('#!/bin/sh\necho "$QUEUECTL_JOB_ID in $PWD" >> nights\n')
@@ -95,7 +95,7 @@ def unit(account: Path) -> Path:
     return path
 
 
-def test_systemd_finds_no_fault_with_the_unit_of_the_readme(unit: Path, account: Path) -> None:
+def test_systemd_finds_no_fault_with_the_unit_of_the_readme(unit, account):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not here")
     env = {"HOME": str(account), "PATH": "/usr/bin:/bin", "XDG_RUNTIME_DIR": str(account)}
@@ -165,9 +165,7 @@ def stop_mixed(service: Any, eventually: Call) -> None:
 
 
 @pytest.mark.parametrize("stop", [stop_all, stop_mixed])
-def test_a_managers_stop_costs_the_running_job_nothing(
-    stop: Call, service: Call, long_job: Call, enqueue: Call, reaches: Call, eventually: Call
-) -> None:
+def test_a_managers_stop_costs_the_running_job_nothing(stop, service, long_job, enqueue, reaches, eventually):
     enqueue("a", long_job.command, "--timeout", "0")
     first = service()
     pid = long_job()

@@ -64,9 +64,7 @@ def told_to_stop(shell: Terminal, eventually: Call) -> None:
     eventually(lambda: re.search(r"\w{4}", shell.screen()[len(before) :]))
 
 
-def test_ctrl_c_once_lets_the_running_job_finish_and_says_so(
-    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, job: Call
-) -> None:
+def test_ctrl_c_once_lets_the_running_job_finish_and_says_so(busy_terminal, gate, eventually, job):
     shell, pid = busy_terminal
     told_to_stop(shell, eventually)
     assert is_alive(pid) and not shell.ended()
@@ -76,9 +74,7 @@ def test_ctrl_c_once_lets_the_running_job_finish_and_says_so(
     assert (job("a")["state"], job("a")["attempts"]) == ("completed", 1)
 
 
-def test_ctrl_c_twice_hands_the_running_job_back(
-    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call
-) -> None:
+def test_ctrl_c_twice_hands_the_running_job_back(busy_terminal, eventually, job):
     shell, pid = busy_terminal
     told_to_stop(shell, eventually)
     shell.type(CTRL_C)
@@ -88,9 +84,7 @@ def test_ctrl_c_twice_hands_the_running_job_back(
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
 
 
-def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(
-    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call, process: Call
-) -> None:
+def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(busy_terminal, eventually, job, process):
     shell, pid = busy_terminal
 
     def pressed_once_more() -> bool:
@@ -105,9 +99,7 @@ def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(
     process("doctor", code=0)
 
 
-def test_ctrl_c_ten_times_at_once_is_a_second_stop_and_no_more(
-    busy_terminal: tuple[Terminal, int], eventually: Call, job: Call, process: Call
-) -> None:
+def test_ctrl_c_ten_times_at_once_is_a_second_stop_and_no_more(busy_terminal, eventually, job, process):
     shell, pid = busy_terminal
     shell.type(CTRL_C * 10)
     eventually(lambda: "Stopping" in shell.screen())
@@ -146,7 +138,7 @@ def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
     quiet(shell.screen())
 
 
-def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(worker: Call, run: Call, eventually: Call) -> None:
+def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(worker, run, eventually):
     """The lock is taken in another thread of the worker while the signal comes: it halts once that lets go."""
     run("config", "set", "lock_timeout", "0.5")
     run("enqueue", "--file", "-", input="true\n" * 3_000)
@@ -166,9 +158,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_the_terminals_ctrl_c_does_not_reach_the_job(
-    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, tmp_path: Path
-) -> None:
+def test_the_terminals_ctrl_c_does_not_reach_the_job(busy_terminal, gate, eventually, tmp_path):
     shell, _ = busy_terminal
     told_to_stop(shell, eventually)
     gate.open()
@@ -176,9 +166,7 @@ def test_the_terminals_ctrl_c_does_not_reach_the_job(
     assert not (tmp_path / "a.hit").exists()
 
 
-def test_hanging_up_stops_the_worker_and_lets_the_running_job_finish(
-    busy_terminal: tuple[Terminal, int], gate: Gate, eventually: Call, job: Call
-) -> None:
+def test_hanging_up_stops_the_worker_and_lets_the_running_job_finish(busy_terminal, gate, eventually, job):
     shell, pid = busy_terminal
     shell.hang_up()
     gate.open()
@@ -190,9 +178,7 @@ def test_hanging_up_stops_the_worker_and_lets_the_running_job_finish(
 # -- a worker without one
 
 
-def test_sighup_stops_a_worker_and_lets_the_running_job_finish(
-    held: Call, worker: Call, gate: Gate, eventually: Call, job: Call
-) -> None:
+def test_sighup_stops_a_worker_and_lets_the_running_job_finish(held, worker, gate, eventually, job):
     is_running = held("a")
     child = worker()
     pid = is_running()
@@ -204,7 +190,7 @@ def test_sighup_stops_a_worker_and_lets_the_running_job_finish(
     assert job("a")["state"] == "completed"
 
 
-def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker: Call, enqueue: Call, reaches: Call) -> None:
+def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker, enqueue, reaches):
     with started_with(signal.SIG_IGN, signal.SIGHUP):
         child = worker(default_signals=(signal.SIGINT,))
     child.send_signal(signal.SIGHUP)
@@ -215,9 +201,7 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker: Call, enqu
     assert child.poll() is None
 
 
-def test_sigterm_to_the_whole_service_is_not_a_failed_attempt(
-    enqueue: Call, worker: Call, written: Call, tmp_path: Path, job: Call
-) -> None:
+def test_sigterm_to_the_whole_service_is_not_a_failed_attempt(enqueue, worker, written, tmp_path, job):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; sleep 300")
     child = worker(start_new_session=True)
@@ -231,8 +215,8 @@ def test_sigterm_to_the_whole_service_is_not_a_failed_attempt(
 
 
 def test_a_job_that_fails_by_itself_while_its_worker_stops_is_a_failed_attempt(
-    enqueue: Call, worker: Call, gate: Gate, written: Call, tmp_path: Path, job: Call, eventually: Call
-) -> None:
+    enqueue, worker, gate, written, tmp_path, job, eventually
+):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; {gate.wait}; exit 3", "--max-retries", "1")
     child = worker()
@@ -256,9 +240,7 @@ def deaf_worker(home: Path) -> Iterator[subprocess.Popen[bytes]]:
     kill(child)
 
 
-def test_a_worker_goes_on_when_nobody_reads_its_stderr(
-    deaf_worker: subprocess.Popen[bytes], enqueue: Call, reaches: Call
-) -> None:
+def test_a_worker_goes_on_when_nobody_reads_its_stderr(deaf_worker, enqueue, reaches):
     for name in ("a", "b", "c"):
         enqueue(name, "true")
         reaches(name, "completed")
@@ -276,7 +258,7 @@ def many(process: Call) -> None:
     process("enqueue", "--file", "-", input="".join(f"echo {'x' * 100} {number}\n" for number in range(2000)))
 
 
-def test_list_into_head_ends_without_a_complaint(many: None) -> None:
+def test_list_into_head_ends_without_a_complaint(many):
     line = shlex.join([sys.executable, str(PROGRAM), "list"]) + " | head -n 1"
     done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
     assert len(done.stdout.splitlines()) == 1
@@ -285,7 +267,7 @@ def test_list_into_head_ends_without_a_complaint(many: None) -> None:
 
 
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["status"]])
-def test_a_closed_pipe_ends_a_reading_command_with_a_documented_exit(command: list[str], many: None) -> None:
+def test_a_closed_pipe_ends_a_reading_command_with_a_documented_exit(command, many):
     child = subprocess.Popen([sys.executable, str(PROGRAM), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout and child.stderr
     child.stdout.close()
@@ -299,9 +281,7 @@ def test_a_closed_pipe_ends_a_reading_command_with_a_documented_exit(command: li
 # -- wait
 
 
-def test_wait_ends_with_130_on_ctrl_c_and_leaves_the_job_alone(
-    enqueue: Call, terminal: Call, eventually: Call, job: Call
-) -> None:
+def test_wait_ends_with_130_on_ctrl_c_and_leaves_the_job_alone(enqueue, terminal, eventually, job):
     enqueue("a", "true")
     shell = terminal("wait", "a")
     eventually(shell.screen)  # on a terminal it shows that it waits
@@ -312,17 +292,13 @@ def test_wait_ends_with_130_on_ctrl_c_and_leaves_the_job_alone(
     assert job("a")["state"] == "pending"
 
 
-def test_wait_for_a_job_that_runs_meanwhile_ends_with_the_jobs_own_exit_code(
-    enqueue: Call, worker: Call, process: Call
-) -> None:
+def test_wait_for_a_job_that_runs_meanwhile_ends_with_the_jobs_own_exit_code(enqueue, worker, process):
     worker()
     enqueue("a", "exit 7", "--max-retries", "1")
     process("wait", "a", code=7)
 
 
-def test_ctrl_c_during_worker_stop_ends_only_the_waiting(
-    held: Call, worker: Call, terminal: Call, gate: Gate, eventually: Call, job: Call
-) -> None:
+def test_ctrl_c_during_worker_stop_ends_only_the_waiting(held, worker, terminal, gate, eventually, job):
     is_running = held("a")
     child = worker()
     is_running()
@@ -366,20 +342,20 @@ def cron(tmp_path: Path) -> Call:
     return call
 
 
-def test_from_cron_jobs_are_enqueued_and_run_in_the_bare_environment(cron: Call) -> None:
+def test_from_cron_jobs_are_enqueued_and_run_in_the_bare_environment(cron):
     cron("enqueue", "--id", "a", 'echo "$SHELL in $PWD"')
     cron("worker", "start", "--drain")
     assert re.fullmatch(r"/bin/sh in \S+/user\n", cron("logs", "a"))
 
 
-def test_from_cron_text_beyond_ascii_is_kept_though_no_locale_is_set(cron: Call) -> None:
+def test_from_cron_text_beyond_ascii_is_kept_though_no_locale_is_set(cron):
     cron("enqueue", "--id", "a", "echo grün 漢字")
     cron("worker", "start", "--drain")
     assert cron("logs", "a") == "grün 漢字\n"
     assert "grün 漢字" in cron("list")
 
 
-def test_from_cron_a_unique_job_is_added_once_while_it_waits(cron: Call) -> None:
+def test_from_cron_a_unique_job_is_added_once_while_it_waits(cron):
     first = cron("enqueue", "--unique=nightly", "true")
     assert cron("enqueue", "--unique=nightly", "true") == first
     assert len(cron("list", "--ids").splitlines()) == 1

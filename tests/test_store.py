@@ -122,7 +122,7 @@ def is_of(end: str, *effects: str) -> Callable[[str, tuple[Any, ...]], bool]:
 # -- The journal, as the design describes it
 
 
-def test_the_journal_has_a_header_the_running_jobs_and_one_line_a_transaction(home: Path, store: Watched) -> None:
+def test_the_journal_has_a_header_the_running_jobs_and_one_line_a_transaction(home, store):
     for id in ("a", "b", "c"):
         enqueue(store, id)
     running = claim(store)
@@ -162,9 +162,7 @@ AS_LINE = '{"command": "x", "after": ["a"]}'  # its parent keeps a bulk out of j
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("is_cut_back", [True, False], ids=["cut back", "left there"])
 @pytest.mark.parametrize("state", ["full", "light"])
-def test_a_write_that_fails_half_way_changes_nothing(
-    home: Path, opened: Opener, faulty: Any, change: str, is_cut_back: bool, state: str
-) -> None:
+def test_a_write_that_fails_half_way_changes_nothing(home, opened, faulty, change, is_cut_back, state):
     store = opened()
     for id in ("done", "a", "b"):
         enqueue(store, id)
@@ -193,7 +191,7 @@ def test_a_write_that_fails_half_way_changes_nothing(
     assert len(store.warned) == (not is_cut_back), "the next writer sets aside what could not be cut back"
 
 
-def test_a_store_that_has_read_can_change_the_queue(opened: Opener) -> None:
+def test_a_store_that_has_read_can_change_the_queue(opened):
     enqueue(opened(), "a")
     for look in (Watched.read, lambda store: store.read(light=True)):
         store = opened()
@@ -205,7 +203,7 @@ def test_a_store_that_has_read_can_change_the_queue(opened: Opener) -> None:
 # -- Damage and torn tails (S5, F8)
 
 
-def test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named(home: Path, opened: Opener) -> None:
+def test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named(home, opened):
     store = opened()
     for id in ("a", "b", "c", "d"):
         enqueue(store, id)
@@ -239,9 +237,7 @@ TAILS = [
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("loaded", [True, False], ids=["loaded", "light"])
-def test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer(
-    home: Path, opened: Opener, tail: bytes, loaded: bool
-) -> None:
+def test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer(home, opened, tail, loaded):
     store = opened()
     enqueue(store, "a")
     before = journal(home).read_bytes()
@@ -263,7 +259,7 @@ def test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer(
 @pytest.mark.parametrize(
     "body", ["{}", '{"put": [\t{"id": 5}\t], "counts": [1], "n": 1}', '{"put": [\t\t], "n": 1}', "[]"]
 )
-def test_a_line_that_is_whole_but_makes_no_sense_is_refused(home: Path, opened: Opener, body: str) -> None:
+def test_a_line_that_is_whole_but_makes_no_sense_is_refused(home, opened, body):
     enqueue(opened(), "a")
     before = journal(home).read_bytes() + q.journal_line(body.encode())
     journal(home).write_bytes(before)
@@ -274,7 +270,7 @@ def test_a_line_that_is_whole_but_makes_no_sense_is_refused(home: Path, opened: 
 
 
 @pytest.mark.parametrize("name", ["jobs", "dlq", "config"])
-def test_a_store_missing_beside_a_journal_is_never_taken_for_empty(home: Path, opened: Opener, name: str) -> None:
+def test_a_store_missing_beside_a_journal_is_never_taken_for_empty(home, opened, name):
     enqueue(opened(), "a")
     saved = {path: path.read_bytes() for path in (journal(home), home / "jobs.json", home / "dlq.json")}
     (home / f"{name}.json").unlink()
@@ -305,7 +301,7 @@ def worker_file(store: Watched, name: str) -> q.WorkerFile:
 
 
 @pytest.mark.parametrize("said", ["was deleted", "was cut"])
-def test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process(home: Path, opened: Opener, said: str) -> None:
+def test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process(home, opened, said):
     store = opened()
     enqueue(store, "a")
     running = claim(store)
@@ -323,7 +319,7 @@ def test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process(home: P
         enqueue(store, "c")
 
 
-def test_there_is_no_first_start_while_a_workers_file_is_locked(home: Path, opened: Opener) -> None:
+def test_there_is_no_first_start_while_a_workers_file_is_locked(home, opened):
     store = opened()
     enqueue(store, "a")
     assert claim(store) is not None
@@ -339,7 +335,7 @@ def test_there_is_no_first_start_while_a_workers_file_is_locked(home: Path, open
     assert list(seen(opened())) == ["b"], "a was only in the journal"
 
 
-def test_an_append_to_a_deleted_queue_is_refused(home: Path, opened: Opener) -> None:
+def test_an_append_to_a_deleted_queue_is_refused(home, opened):
     store = opened()
     enqueue(store, "a")
     shutil.rmtree(home / ".queuectl")
@@ -352,16 +348,14 @@ def test_an_append_to_a_deleted_queue_is_refused(home: Path, opened: Opener) -> 
 # -- The light look (counts; an enqueue)
 
 
-def test_a_light_look_reads_no_array_and_replays_nothing(
-    home: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_light_look_reads_no_array_and_replays_nothing(home, opened, monkeypatch):
     bulk(opened(), *["x" * 100] * 500)
     for id in ("a", "b", "c"):
         enqueue(opened(), id)
     effects = Effects(is_of(".json", "open"), NO_SPACE)  # opening an array is an error
     monkeypatch.setattr(q, "os", effects)
     store = opened()
-    store.home.config = store.home.last_config = lambda: q.parse_settings({})  # type: ignore[method-assign]
+    store.home.config = store.home.last_config = lambda: q.parse_settings({})
     store.read(light=True)
     assert (store.state, store.counts[0], store.n) == ("light", 503, 503)
     enqueue(store)
@@ -372,7 +366,7 @@ LOOKS: dict[str, Callable[[Watched], object]] = {"counts": lambda store: store.r
 
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("name", q.ARRAYS)
-def test_a_light_look_sees_an_edit_of_either_array(home: Path, opened: Opener, look: str, name: str) -> None:
+def test_a_light_look_sees_an_edit_of_either_array(home, opened, look, name):
     store = opened()
     for id in ("a", "b"):
         enqueue(store, id)
@@ -389,9 +383,7 @@ def test_a_light_look_sees_an_edit_of_either_array(home: Path, opened: Opener, l
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line(
-    home: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch, look: str
-) -> None:
+def test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line(home, opened, monkeypatch, look):
     store = opened()
     enqueue(store, "a")
     make_hole(home, store)
@@ -413,7 +405,7 @@ AS_LINE = '{"command": "x", "after": ["a"]}'  # its parent keeps it out of jobs.
 
 
 @pytest.mark.parametrize("first", ["x", AS_LINE], ids=["into jobs.json", "as a line"])
-def test_a_bulk_that_is_refused_half_way_stores_nothing(home: Path, opened: Opener, first: str) -> None:
+def test_a_bulk_that_is_refused_half_way_stores_nothing(home, opened, first):
     store = opened()
     enqueue(store, "a")
     store.fold()
@@ -431,7 +423,7 @@ def test_a_bulk_that_is_refused_half_way_stores_nothing(home: Path, opened: Open
     assert list(seen(opened())) == ["a"] and enqueue(store).seq == 2
 
 
-def test_a_large_bulk_goes_into_the_array_and_a_small_one_into_the_journal(home: Path, opened: Opener) -> None:
+def test_a_large_bulk_goes_into_the_array_and_a_small_one_into_the_journal(home, opened):
     store = opened()
     bulk(store, *["x"] * 100)
     assert len(ids_in(home)) == 100 and store.state == "unread"
@@ -443,7 +435,7 @@ def test_a_large_bulk_goes_into_the_array_and_a_small_one_into_the_journal(home:
     assert store.counts == [101, 0, 0, 0, 101]
 
 
-def test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before(opened: Opener) -> None:
+def test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before(opened):
     store = opened()
     enqueue(store, "there", unique="k")
     named = '{"id": "%s", "command": "x"}'
@@ -462,7 +454,7 @@ FOLD_STEPS = st.tuples(st.sampled_from(["add", "kill", "revive", "purge", "fold"
 
 @settings(deadline=None, database=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(FOLD_STEPS, max_size=25), piece=st.sampled_from([200, 1000, 1 << 20]))
-def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory: Any, steps: Any, piece: int) -> None:
+def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory, steps, piece):
     home = tmp_path_factory.mktemp("home")
     store = Watched(home)
     with pytest.MonkeyPatch.context() as patch:
@@ -492,7 +484,7 @@ def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory: Any
         store.close()
 
 
-def test_unknown_fields_survive_every_rewrite(home: Path, opened: Opener) -> None:
+def test_unknown_fields_survive_every_rewrite(home, opened):
     store = opened()
     for id in ("a", "b"):
         enqueue(store, id)
@@ -508,7 +500,7 @@ def test_unknown_fields_survive_every_rewrite(home: Path, opened: Opener) -> Non
             assert (job["note"], job["ticket"]) == (note, job["id"])
 
 
-def test_a_fold_renames_dlq_before_jobs_and_then_the_journal(store: Watched, faulty: Any) -> None:
+def test_a_fold_renames_dlq_before_jobs_and_then_the_journal(store, faulty):
     for id in ("a", "b"):
         enqueue(store, id)
     q.cancel_jobs(store, ["b"])
@@ -526,9 +518,7 @@ def test_a_fold_renames_dlq_before_jobs_and_then_the_journal(store: Watched, fau
 @pytest.mark.parametrize(
     ("begin", "counts", "n"), [(lambda store: bulk(store, "x", "y"), [3, 0, 1, 0, 0], 5)], ids=["bulk"]
 )
-def test_counts_and_n_are_true_after_a_crash_between_the_renames_and_the_new_journal(
-    opened: Opener, faulty: Any, begin: Any, counts: list[int], n: int
-) -> None:
+def test_counts_and_n_are_true_after_a_crash_between_the_renames_and_the_new_journal(opened, faulty, begin, counts, n):
     """What a fold adds to the array or leaves out of it stands in no line but its intent."""
     store = opened()
     for id in ("done", "gone", "a"):
@@ -593,9 +583,7 @@ SCENES: dict[str, tuple[Callable[[Path, Watched], object], Callable[[Watched], o
 
 @pytest.mark.parametrize("act", [dies, IO_ERROR], ids=["killed", "EIO"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(
-    tmp_path: Path, opened: Opener, faulty: Any, scene: str, act: Any
-) -> None:
+def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(tmp_path, opened, faulty, scene, act):
     prepare, begin, adds = SCENES[scene]
     for number in itertools.count(1):
         home = tmp_path / f"n{number}"
@@ -627,7 +615,7 @@ def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(
     assert number > 10
 
 
-def test_a_failed_fold_does_not_fail_the_command(home: Path, opened: Opener, faulty: Any) -> None:
+def test_a_failed_fold_does_not_fail_the_command(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -645,9 +633,7 @@ def test_a_failed_fold_does_not_fail_the_command(home: Path, opened: Opener, fau
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["under a change", "under another edit"])
-def test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten(
-    home: Path, opened: Opener, faulty: Any, is_first: bool
-) -> None:
+def test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten(home, opened, faulty, is_first):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -684,9 +670,7 @@ def synced_by(call: Callable[[], object], faulty: Any) -> list[int]:
     return synced
 
 
-def test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_again(
-    home: Path, opened: Opener, faulty: Any
-) -> None:
+def test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_again(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -711,9 +695,7 @@ def test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_
 
 
 @pytest.mark.parametrize("at", ["sync", "fold", "settle"])
-def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_process(
-    home: Path, opened: Opener, faulty: Any, at: str
-) -> None:
+def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_process(home, opened, faulty, at):
     store = opened()
     enqueue(store, "a")
     store.fold()
@@ -744,7 +726,7 @@ def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_p
 
 
 @pytest.mark.parametrize("name", ["dlq.json", "jobs.json", "dlq.json.new", "jobs.json.new"])
-def test_a_change_is_synced_whatever_becomes_of_the_fold(home: Path, opened: Opener, faulty: Any, name: str) -> None:
+def test_a_change_is_synced_whatever_becomes_of_the_fold(home, opened, faulty, name):
     store = opened()
     enqueue(store, "a")
     q.cancel_jobs(store, ["a"])
@@ -765,7 +747,7 @@ def test_a_change_is_synced_whatever_becomes_of_the_fold(home: Path, opened: Ope
     assert len(store.warned) == 1 and inode in synced
 
 
-def test_with_fsync_always_each_change_is_synced_before_it_is_told(home: Path, opened: Opener, faulty: Any) -> None:
+def test_with_fsync_always_each_change_is_synced_before_it_is_told(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
     for word, times in (("always", 1), ("normal", 0), ("never", 0)):
@@ -780,7 +762,7 @@ def test_with_fsync_always_each_change_is_synced_before_it_is_told(home: Path, o
 # -- Hand edits
 
 
-def test_a_pretty_printed_edit_with_missing_fields_is_taken_and_made_canonical(home: Path, opened: Opener) -> None:
+def test_a_pretty_printed_edit_with_missing_fields_is_taken_and_made_canonical(home, opened):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -799,7 +781,7 @@ def test_a_pretty_printed_edit_with_missing_fields_is_taken_and_made_canonical(h
     assert store.warned == [] and q.examine(opened()) == [] and enqueue(store).seq == 4
 
 
-def test_an_edit_under_a_running_store_is_taken_at_its_next_look(home: Path, opened: Opener) -> None:
+def test_an_edit_under_a_running_store_is_taken_at_its_next_look(home, opened):
     store = opened()
     for id in ("a", "b", "c"):
         enqueue(store, id)
@@ -811,7 +793,7 @@ def test_an_edit_under_a_running_store_is_taken_at_its_next_look(home: Path, ope
 
 
 @pytest.mark.parametrize("how", ["touched", "copied", "restored"])
-def test_the_same_bytes_under_another_fingerprint_are_no_edit(home: Path, opened: Opener, how: str) -> None:
+def test_the_same_bytes_under_another_fingerprint_are_no_edit(home, opened, how):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -829,9 +811,7 @@ def test_the_same_bytes_under_another_fingerprint_are_no_edit(home: Path, opened
     assert seen(opened()) == jobs and store.warned == [] and q.examine(opened()) == []
 
 
-def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_alone(
-    home: Path, opened: Opener, faulty: Any
-) -> None:
+def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_alone(home, opened, faulty):
     store = opened()
     for id in ("a", "b"):
         enqueue(store, id)
@@ -852,9 +832,7 @@ def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_al
 
 
 @pytest.mark.parametrize("fault", ["open", "rename"])
-def test_an_edit_is_appended_once_although_the_fold_cannot_be_done(
-    home: Path, opened: Opener, faulty: Any, fault: str
-) -> None:
+def test_an_edit_is_appended_once_although_the_fold_cannot_be_done(home, opened, faulty, fault):
     store = opened()
     enqueue(store, "a")
     store.settle()
@@ -893,9 +871,7 @@ BAD_EDITS = [
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_EDITS)
-def test_an_edit_that_cannot_be_used_is_refused_and_left_alone(
-    home: Path, opened: Opener, text: str, said: str
-) -> None:
+def test_an_edit_that_cannot_be_used_is_refused_and_left_alone(home, opened, text, said):
     store = opened()
     for id in ("dead", "a"):
         enqueue(store, id)
@@ -912,9 +888,7 @@ def test_an_edit_that_cannot_be_used_is_refused_and_left_alone(
     assert q.examine(opened()) != []
 
 
-def test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is(
-    home: Path, opened: Opener
-) -> None:
+def test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is(home, opened):
     store = opened()
     for id in ("runs", "a", "b", "c", "gone"):
         enqueue(store, id)
@@ -937,7 +911,7 @@ def test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_alwa
     assert running is not None and report(store, running, OK) is not None and q.examine(opened()) == []
 
 
-def test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it(home: Path, opened: Opener, faulty: Any) -> None:
+def test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it(home, opened, faulty):
     """A crash between the renames leaves a job in both; an edit after it must not lock the queue."""
     store = opened()
     for id in ("a", "b", "c"):
@@ -959,7 +933,7 @@ def test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it(home: Path,
 # -- Readers, and stores that follow each other
 
 
-def test_a_store_sees_what_others_append_and_survives_their_folds(opened: Opener) -> None:
+def test_a_store_sees_what_others_append_and_survives_their_folds(opened):
     one, other = opened(), opened()
     enqueue(one, "a")
     other.follow()
@@ -980,7 +954,7 @@ def test_a_store_sees_what_others_append_and_survives_their_folds(opened: Opener
     assert listing(other) == listing(one) and list(other.processing) == []
 
 
-def test_a_follower_notices_a_new_journal_beside_the_same_arrays(opened: Opener) -> None:
+def test_a_follower_notices_a_new_journal_beside_the_same_arrays(opened):
     """S7: what came and went between two folds changes no array, and the new journal is as long as the old one."""
     follower, other = opened(), opened()
     enqueue(other, "a")
@@ -998,7 +972,7 @@ def test_a_follower_notices_a_new_journal_beside_the_same_arrays(opened: Opener)
     assert seen(opened())["a"].state == "dead"
 
 
-def test_readers_create_nothing(home: Path, opened: Opener) -> None:
+def test_readers_create_nothing(home, opened):
     assert seen(opened()) == {} and list(home.iterdir()) == []
     enqueue(opened(), "a")
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
@@ -1028,7 +1002,7 @@ for round in range(int(sys.argv[3])):
 """
 
 
-def test_every_lock_free_read_during_folds_is_one_consistent_state(home: Path, opened: Opener) -> None:
+def test_every_lock_free_read_during_folds_is_one_consistent_state(home, opened):
     with subprocess.Popen([sys.executable, "-c", WRITER, str(home), str(PROGRAM.parent), "120"]) as child:
         reads, last = 0, -1
         while child.poll() is None:
@@ -1050,7 +1024,7 @@ def test_every_lock_free_read_during_folds_is_one_consistent_state(home: Path, o
     assert q.examine(opened()) == [] and len(seen(opened())) == 42
 
 
-def test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads(home: Path, opened: Opener) -> None:
+def test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads(home, opened):
     holder, waiter = opened(), opened()
     enqueue(holder, "a")
     q.set_setting(holder, "lock_timeout", "0.01")
@@ -1091,7 +1065,7 @@ def is_taken(opened: Opener, id: str) -> bool:
 
 
 @pytest.mark.parametrize("folded", [True, False], ids=["in the arrays", "in the journal"])
-def test_an_id_is_taken_only_by_a_job_that_has_it(home: Path, opened: Opener, folded: bool) -> None:
+def test_an_id_is_taken_only_by_a_job_that_has_it(home, opened, folded):
     store = opened()
     bait, env = """echo '{"id": "bait", "state": "pending", "seq": 1'""", {"E": '\t{"id": "envbait", "state": "'}
     enqueue(store, "a", command=bait, tags=["tagbait"], unique="keybait", env=env)
@@ -1115,7 +1089,7 @@ def test_an_id_is_taken_only_by_a_job_that_has_it(home: Path, opened: Opener, fo
 
 @pytest.mark.parametrize("folded", [True, False], ids=["in the arrays", "in the journal"])
 @pytest.mark.parametrize("key", ["k", 'q"uote\\', "ü\t\n", '", "command": "x'])
-def test_a_unique_key_is_held_by_an_active_job_alone(home: Path, opened: Opener, folded: bool, key: str) -> None:
+def test_a_unique_key_is_held_by_an_active_job_alone(home, opened, folded, key):
     store = opened()
     enqueue(store, "bait", command=f'"unique": {json.dumps(key)}, "command": ', unique="other", priority=-1)
     store.fold()
@@ -1149,7 +1123,7 @@ def test_a_unique_key_is_held_by_an_active_job_alone(home: Path, opened: Opener,
     assert q.examine(opened()) == []
 
 
-def test_a_lookup_in_a_light_store_loads_nothing_and_finds_the_last_word(home: Path, opened: Opener) -> None:
+def test_a_lookup_in_a_light_store_loads_nothing_and_finds_the_last_word(home, opened):
     store = opened()
     bulk(store, *[f'{{"id": "j{n}", "command": "x", "unique": "k{n}"}}' for n in range(40)])
     store.fold()
@@ -1174,7 +1148,7 @@ def claimed(store: q.Store) -> Iterator[str]:
         yield job.id
 
 
-def test_what_was_added_together_is_decoded_once_for_the_index(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_added_together_is_decoded_once_for_the_index(opened, monkeypatch):
     """The first claim among a million jobs with a delay, a priority or a tag holds the lock for a second, not ten."""
     clock = Clock()
     store = opened(clock)
@@ -1199,7 +1173,7 @@ def test_what_was_added_together_is_decoded_once_for_the_index(opened: Opener, m
 
 
 @pytest.mark.parametrize("folded", [True, False], ids=["from the arrays", "from the journal"])
-def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: Opener, folded: bool) -> None:
+def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened, folded):
     clock = Clock()
     store = opened(clock)
     enqueue(store, "first")
@@ -1215,7 +1189,7 @@ def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened: 
     assert list(claimed(store)) == ["second"], "a person's own time is kept"
 
 
-def test_a_job_that_is_not_ready_yet_goes_back_to_the_timed_ones_when_the_clock_steps_back(opened: Opener) -> None:
+def test_a_job_that_is_not_ready_yet_goes_back_to_the_timed_ones_when_the_clock_steps_back(opened):
     clock = Clock()
     store = opened(clock)
     enqueue(store, "runs")
@@ -1234,7 +1208,7 @@ def test_a_job_that_is_not_ready_yet_goes_back_to_the_timed_ones_when_the_clock_
     assert running is not None and claim(store).id == "later"  # type: ignore[union-attr]
 
 
-def test_a_clock_that_is_slewed_builds_no_new_index(opened: Opener) -> None:
+def test_a_clock_that_is_slewed_builds_no_new_index(opened):
     clock = Clock()
     store = opened(clock)
     enqueue(store, "a")
@@ -1281,9 +1255,7 @@ def step(store: Watched, clock: Clock, event: str, number: int) -> None:
 
 @settings(deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.booleans()), min_size=5, max_size=30))
-def test_what_comes_next_equals_a_count_from_scratch_after_every_change(
-    tmp_path_factory: Any, steps: list[tuple[str, int, bool]]
-) -> None:
+def test_what_comes_next_equals_a_count_from_scratch_after_every_change(tmp_path_factory, steps):
     clock, home = Clock(), tmp_path_factory.mktemp("home")
     stores = [Watched(home, clock), Watched(home, clock)]
     for event, number, is_second in steps:
@@ -1299,7 +1271,7 @@ def test_what_comes_next_equals_a_count_from_scratch_after_every_change(
         store.close()
 
 
-def test_fields_inside_an_unknown_field_are_not_the_jobs(home: Path, opened: Opener) -> None:
+def test_fields_inside_an_unknown_field_are_not_the_jobs(home, opened):
     """Records of the array are known for plain by their bytes, and for alike by their ends."""
     store = opened()
     for id in "abc":
@@ -1347,7 +1319,7 @@ def test_a_chain_longer_than_the_stack_dies_in_one_line_after_an_edit_too(home: 
 # -- Reports
 
 
-def test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds(opened: Opener) -> None:
+def test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds(opened):
     """A claim whose line was written while its sync failed: the slot ran nothing, and comes again."""
     store = opened()
     for id in ("a", "b", "c"):
@@ -1365,7 +1337,7 @@ def test_a_slot_that_takes_its_turn_gives_back_what_it_still_holds(opened: Opene
     assert seen(opened())["a"] == other
 
 
-def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
+def test_recovery_knows_what_a_dead_worker_wrote_last(opened):
     """It claimed after the finder's last look: its file, which tells the run's session, must still be there."""
     finder, dead = opened(), opened()
     for id in ("a", "b"):
@@ -1384,7 +1356,7 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened: Opener) -> None:
 
 @pytest.mark.parametrize("worker", ["w", "w2"])
 @pytest.mark.parametrize("is_new_job", [False, True], ids=["recovered", "another job of that id"])
-def test_a_report_of_an_earlier_run_is_not_believed(home: Path, opened: Opener, is_new_job: bool, worker: str) -> None:
+def test_a_report_of_an_earlier_run_is_not_believed(home, opened, is_new_job, worker):
     store = opened()
     enqueue(store, "a")
     first = claim(store, "w")
@@ -1406,7 +1378,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(home: Path, opened: Opener, 
 # -- Settings
 
 
-def test_a_worker_goes_on_with_the_last_good_settings_and_warns_once(home: Path, opened: Opener) -> None:
+def test_a_worker_goes_on_with_the_last_good_settings_and_warns_once(home, opened):
     store = opened()
     q.set_setting(store, "max_retries", "7")
     enqueue(store, "a")

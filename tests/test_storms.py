@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRAM
-from real_processes import Call, Gate, kill, said, seconds_between
+from real_processes import Call, kill, said, seconds_between
 
 import queuectl
 
@@ -23,9 +23,7 @@ pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
 
 
-def test_two_stop_signals_at_once_stop_the_worker(
-    enqueue: Call, worker: Call, job: Call, written: Call, tmp_path: Path
-):
+def test_two_stop_signals_at_once_stop_the_worker(enqueue, worker, job, written, tmp_path):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ > {note}; sleep 60")
     child = worker()
@@ -38,7 +36,7 @@ def test_two_stop_signals_at_once_stop_the_worker(
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
 
 
-def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home: Path, run: Call, reaches: Call):
+def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home, run, reaches):
     reader, writer = os.pipe()
     try:
         os.set_blocking(writer, True)
@@ -54,7 +52,7 @@ def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home: Path, run: Ca
         os.close(writer)
 
 
-def test_jobs_that_print_nothing_leave_no_log_with_several_threads(home: Path, run: Call, drain: Call):
+def test_jobs_that_print_nothing_leave_no_log_with_several_threads(home, run, drain):
     run("enqueue", "--file", "-", input="true\n" * 600)
     drain("--count", "4")
     assert list((home / ".queuectl" / "logs").rglob("*.log")) == []
@@ -62,7 +60,7 @@ def test_jobs_that_print_nothing_leave_no_log_with_several_threads(home: Path, r
 
 # Slow: a queue that is not folded within a second must be large.
 def test_a_worker_whose_journal_was_cut_short_ends_its_jobs_and_leaves(
-    home: Path, enqueue: Call, worker: Call, gate: Gate, reaches: Call, written: Call, run: Call, tmp_path: Path
+    home, enqueue, worker, gate, reaches, written, run, tmp_path
 ):
     note = tmp_path / "note"
     run("enqueue", "--file", "-", "--delay", "1h", input="true\n" * 6000)  # a large queue is not folded at once
@@ -87,7 +85,7 @@ def alone(folder: Path) -> str:
 
 
 def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_was_deleted(
-    home: Path, enqueue: Call, worker: Call, written: Call, reaches: Call, eventually: Call, tmp_path: Path
+    home, enqueue, worker, written, reaches, eventually, tmp_path
 ):
     note = tmp_path / "note"
     enqueue("a", f"{alone(tmp_path)} || sleep 30")
@@ -110,7 +108,7 @@ def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_wa
         ("purge", "2>&-"),
     ],
 )
-def test_a_closed_standard_stream_ends_in_no_traceback(words: str, closed: str, home: Path, enqueue: Call):
+def test_a_closed_standard_stream_ends_in_no_traceback(words, closed, home, enqueue):
     enqueue("a", "true")
     line = f"{shlex.quote(sys.executable)} {shlex.quote(str(PROGRAM))} {words} {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
@@ -133,7 +131,7 @@ queuectl.main()
 """
 
 
-def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue: Call, job: Call):
+def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue, job):
     enqueue("a", "true")
     words = [sys.executable, "-c", BROKEN_CHORES, str(PROGRAM.parent), "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -142,9 +140,7 @@ def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue: Call, job: C
     assert job("a")["state"] == "completed"
 
 
-def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_is_at_fault(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_is_at_fault(monkeypatch):
     """Each had looked the runner up before the first of them failed and dropped it."""
     executor = queuectl.Executor(os.environb)
 
@@ -198,9 +194,7 @@ def all_back(recovery: queuectl.Recovery, eventually: Call) -> None:
 
 
 @pytest.mark.parametrize("name", ["recover", "keep_orphan_log", "boot_id", "sweep_slot_logs"])
-def test_what_fails_once_for_one_orphan_holds_up_no_other_and_is_tried_again(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call, name: str
-):
+def test_what_fails_once_for_one_orphan_holds_up_no_other_and_is_tried_again(orphans, monkeypatch, eventually, name):
     real = getattr(queuectl, name)
     failed: list[str] = []
 
@@ -215,9 +209,7 @@ def test_what_fails_once_for_one_orphan_holds_up_no_other_and_is_tried_again(
     assert failed
 
 
-def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
-):
+def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(orphans, monkeypatch, eventually):
     recovery, recover = queuectl.Recovery(orphans, "", print), queuectl.recover
 
     def cannot(store: queuectl.Store, orphan: queuectl.Job, excused: bool) -> queuectl.Job | None:
@@ -236,7 +228,7 @@ def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(
     all_back(recovery, eventually)
 
 
-def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store, eventually: Call):
+def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans, eventually):
     for name in "ab":
         folder = Path(queuectl.log_path(orphans.home.logs_dir, name, 1)).parent
         folder.touch()  # a file where the folder should be
@@ -244,7 +236,7 @@ def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans: queuectl.Store
 
 
 def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_is_dead(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call
+    orphans, monkeypatch, eventually
 ):
     (name,) = orphans.home.worker_names()
     stuck = queuectl.Recovery(orphans, "", print)
@@ -266,7 +258,7 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
     assert stuck.fences == {}
 
 
-def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monkeypatch):
     child = subprocess.Popen(["sleep", "60"], env={"QUEUECTL_RUN": "lock/w/a/1"})
     try:
         fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", b"/home", ()), 0.0)
@@ -278,9 +270,7 @@ def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monk
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
-def test_without_proc_the_group_is_ended_and_the_job_comes_back(
-    orphans: queuectl.Store, monkeypatch: pytest.MonkeyPatch, eventually: Call, tmp_path: Path, is_empty: bool
-):
+def test_without_proc_the_group_is_ended_and_the_job_comes_back(orphans, monkeypatch, eventually, tmp_path, is_empty):
     """Also where /proc is there but empty, as a sandbox may leave it."""
     proc = tmp_path / "proc"
     if is_empty:
@@ -336,9 +326,7 @@ queuectl.main()
 
 
 # Slow: the grace period must outlast a busy machine, or a run that begins too early would find itself alone.
-def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(
-    run: Call, enqueue: Call, job: Call, tmp_path: Path
-):
+def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(run, enqueue, job, tmp_path):
     run("config", "set", "grace_period", "3")
     note = tmp_path / "note"
     enqueue("a", f"trap '' TERM; {alone(tmp_path)} || while :; do sleep 0.1; done")
@@ -363,9 +351,7 @@ queuectl.main()
 
 
 @pytest.mark.parametrize("allowed", range(4))
-def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(
-    allowed: int, enqueue: Call, jobs: Call, run: Call
-):
+def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(allowed, enqueue, jobs, run):
     for name in "abc":
         enqueue(name, "sleep 0.2")
     words = [
@@ -410,7 +396,7 @@ queuectl.main()
     ],
 )
 def test_what_is_not_the_jobs_fault_stops_the_claims_for_a_while_and_costs_no_attempt(
-    name: str, error: str, reason: str, enqueue: Call, job: Call
+    name, error, reason, enqueue, job
 ):
     enqueue("a", "true")
     words = [sys.executable, "-c", FIRST_STARTS_FAIL, str(PROGRAM.parent), name, error, "worker", "start", "--drain"]

@@ -58,7 +58,7 @@ def sh(account: Path, home: Path) -> Call:
     return call
 
 
-def test_pictures_become_thumbnails_and_then_an_album(sh: Call, account: Path, jobs: Call) -> None:
+def test_pictures_become_thumbnails_and_then_an_album(sh, account, jobs):
     photos = account / "photos"
     photos.mkdir()
     for name in ("one", "two", "a long name"):
@@ -72,7 +72,7 @@ def test_pictures_become_thumbnails_and_then_an_album(sh: Call, account: Path, j
     assert "thumbs/a long name.jpg" in sh("tar -tf album.tar") and "thumbs/two.jpg" in sh("tar -tf album.tar")
 
 
-def test_a_backup_is_made_each_night_and_a_mail_says_where_it_was_not(sh: Call, account: Path, jobs: Call) -> None:
+def test_a_backup_is_made_each_night_and_a_mail_says_where_it_was_not(sh, account, jobs):
     script(account / "bin/backup", readme_block("backup-script"))
     (night,) = [line for line in readme_block("crontab").splitlines() if "--unique" in line]
     night = night.partition("*   ")[2].replace("/home/me", str(account))
@@ -116,9 +116,7 @@ def flaky_server() -> Iterator[int]:
     server.server_close()
 
 
-def test_a_page_is_fetched_from_a_server_that_fails_twice(
-    sh: Call, account: Path, jobs: Call, flaky_server: int
-) -> None:
+def test_a_page_is_fetched_from_a_server_that_fails_twice(sh, account, jobs, flaky_server):
     if not shutil.which("curl", path="/usr/bin:/bin"):
         pytest.skip("curl is not here")
     script(account / "bin/fetch", readme_block("fetch-script"))

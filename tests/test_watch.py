@@ -10,7 +10,7 @@ import re
 import signal
 import struct
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,14 @@ def frame(shown: dict[str, Any], columns: int = 80, rows: int = 24, **outputs: s
 
 
 @pytest.mark.parametrize("running, failed", [(0, 0), (1, 0), (0, 1), (3, 2), (40, 40)])
-def test_a_frame_fits_any_terminal(running: int, failed: int) -> None:
+def test_a_frame_fits_any_terminal(running, failed):
     shown = view(running, failed, rates=[3.0] * 500, paused=True)
     for columns, rows in itertools.product(range(1, 130, 5), range(1, 60)):
         lines = frame(shown, columns, rows)
         assert len(lines) <= rows and max(map(len, lines)) <= columns, (columns, rows)
 
 
-def test_a_frame_says_what_there_is() -> None:
+def test_a_frame_says_what_there_is():
     lines = frame(view(1, 1), 100, bad0="the disk is not mounted")
     assert [line.split()[:2] for line in lines[1:6]] == [
         ["pending", "12,345"],
@@ -75,21 +75,21 @@ def test_a_frame_says_what_there_is() -> None:
     assert lines[-1] == "bad0            0  exit code 3               30 s ago  the disk is not mounted"
 
 
-def test_the_highest_rate_has_the_highest_bar_whatever_it_is() -> None:
+def test_the_highest_rate_has_the_highest_bar_whatever_it_is():
     """7 * rate / rate is above 7 for one rate in ten: seen in a terminal, where it ended the screen."""
     dice = random.Random(1)
     for rate in [1.2092781970116109, *(dice.uniform(0, 9) for _ in range(300))]:
         assert any(line.endswith("▁█") for line in frame(view(rates=[0, rate])))
 
 
-def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost() -> None:
+def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
     lines = frame(view(1, 0), 80)
     assert len(lines[3]) == 80 and lines[3].endswith("██")
     assert lines[2].endswith("  █"), "one job of a million is seen"
     assert "█" not in lines[4] + lines[5]
 
 
-def test_both_lists_get_room_and_say_what_they_leave_out() -> None:
+def test_both_lists_get_room_and_say_what_they_leave_out():
     lines = frame(view(40, 40), rows=24)
     assert len(lines) == 24
     assert "running (6 of 40)" in lines and "last failures (6 of 40)" in lines
@@ -97,14 +97,14 @@ def test_both_lists_get_room_and_say_what_they_leave_out() -> None:
     assert "running" in lines and "last failures (10 of 40)" in lines
 
 
-def test_trouble_and_pause_are_said() -> None:
+def test_trouble_and_pause_are_said():
     worker = {"name": "1-a", "pid": 1, "threads": 1, "running": [], "tags": [], "not_tags": [], "silent_s": 0.0}
     lines = frame(view(paused=True, workers=[{**worker, "trouble": "no space"}]), 120)
     assert "THE QUEUE IS PAUSED" in lines[1]
     assert any("TROUBLE: no space" in line for line in lines)
 
 
-def test_nothing_of_a_job_drives_the_terminal() -> None:
+def test_nothing_of_a_job_drives_the_terminal():
     evil = job("a", "processing", 1)._replace(command="\x1b[2J\x9b1m\nsecond")
     shown = view(running=1)
     lines = q.watch_frame({**shown, "running": [evil]}, {}, 80, 24, NOW)
@@ -125,7 +125,7 @@ def watch(home: Path) -> q.Watch:
     return q.Watch(Watched(home))
 
 
-def test_a_watch_follows_claims_ends_and_failures(store: Watched, watch: q.Watch) -> None:
+def test_a_watch_follows_claims_ends_and_failures(store, watch):
     assert watch.look()["jobs"]["pending"] == 0, "a home that is not there yet"
     enqueue(store, "a", max_retries=1)
     enqueue(store, "b")
@@ -141,7 +141,7 @@ def test_a_watch_follows_claims_ends_and_failures(store: Watched, watch: q.Watch
     assert watch.look()["rates"][-1] == 0
 
 
-def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store: Watched, home: Path) -> None:
+def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store, home):
     for name in ("a", "b", "c"):
         enqueue(store, name, max_retries=1)
     q.cancel_jobs(store, ["c"])
@@ -190,9 +190,7 @@ def ends(shell: Terminal, eventually: Call) -> int:
 
 
 @pytest.mark.parametrize("keys, code", [(b"q", 0), (b"Q", 0), (b"\x1b", 0), (b"\x1b[Aq", None), (b"\x03", 130)])
-def test_a_key_ends_it_and_the_terminal_is_as_before(
-    watching: Terminal, eventually: Call, keys: bytes, code: int | None
-) -> None:
+def test_a_key_ends_it_and_the_terminal_is_as_before(watching, eventually, keys, code):
     watching.type(keys)
     if code is None:  # an arrow key: it goes on
         count = len(frames_of(watching))
@@ -202,26 +200,24 @@ def test_a_key_ends_it_and_the_terminal_is_as_before(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_it_and_the_terminal_is_as_before(
-    watching: Terminal, eventually: Call, number: signal.Signals
-) -> None:
+def test_a_signal_ends_it_and_the_terminal_is_as_before(watching, eventually, number):
     os.kill(watching.child.pid, number)
     assert ends(watching, eventually) == 128 + number
 
 
-def test_an_error_ends_it_and_the_terminal_is_as_before(watching: Terminal, home: Path, eventually: Call) -> None:
+def test_an_error_ends_it_and_the_terminal_is_as_before(watching, home, eventually):
     (home / "config.json").write_text("damaged")
     eventually(watching.ended)
     after = watching.screen().partition(LEAVE)[2]
     assert watching.child.returncode == 3 and "Error:" in after and "Traceback" not in after
 
 
-def test_a_hang_up_ends_it(watching: Terminal, eventually: Call) -> None:
+def test_a_hang_up_ends_it(watching, eventually):
     watching.hang_up()
     assert eventually(lambda: watching.child.poll() is not None)
 
 
-def test_it_follows_the_size_of_the_terminal(watching: Terminal, eventually: Call) -> None:
+def test_it_follows_the_size_of_the_terminal(watching, eventually):
     resize(watching, 10, 30)
 
     def width() -> int:
@@ -235,14 +231,14 @@ def test_it_follows_the_size_of_the_terminal(watching: Terminal, eventually: Cal
     ends(watching, eventually)
 
 
-def test_it_shows_what_comes(watching: Terminal, run: Call, eventually: Call) -> None:
+def test_it_shows_what_comes(watching, run, eventually):
     run("enqueue", "true")
     eventually(lambda: re.search(r"pending\s+2 ", click.unstyle(watching.screen())))
     watching.type(b"q")
     ends(watching, eventually)
 
 
-def test_stopped_and_continued_it_draws_again(watching: Terminal, eventually: Call) -> None:
+def test_stopped_and_continued_it_draws_again(watching, eventually):
     watching.type(b"\x1a")
     eventually(lambda: watching.screen().count(ENTER) == 2)  # no shell is there to stop it for
     assert watching.screen().count(LEAVE) == 1
@@ -255,7 +251,7 @@ def test_stopped_and_continued_it_draws_again(watching: Terminal, eventually: Ca
 # -- elsewhere
 
 
-def test_in_a_pipe_it_is_a_line_each_time(run: Call, start: Callable[..., Any], eventually: Call) -> None:
+def test_in_a_pipe_it_is_a_line_each_time(run, start, eventually):
     run("enqueue", "true")
     with started_with(signal.SIG_DFL, signal.SIGINT):  # ignored where the tests run in a script's background
         child = start("status", "--watch", "0.1")
@@ -268,10 +264,10 @@ def test_in_a_pipe_it_is_a_line_each_time(run: Call, start: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("words", [["--json"], ["--check"]])
-def test_it_goes_with_neither_json_nor_check(run: Call, words: list[str]) -> None:
+def test_it_goes_with_neither_json_nor_check(run, words):
     run("status", "--watch", *words, code=2)
 
 
 @pytest.mark.parametrize("words", [["--watch", "nonsense"], ["--watch", "-1"]])
-def test_a_time_that_is_none_is_refused(run: Call, words: list[str]) -> None:
+def test_a_time_that_is_none_is_refused(run, words):
     run("status", *words, code=2)

@@ -54,7 +54,7 @@ def held(enqueue: Call, gate: Gate, written: Call, tmp_path: Path) -> Call:
 # -- in the foreground
 
 
-def test_worker_start_stays_in_the_foreground_until_it_is_stopped(worker: Call, enqueue: Call, reaches: Call) -> None:
+def test_worker_start_stays_in_the_foreground_until_it_is_stopped(worker, enqueue, reaches):
     child = worker("--count", "1")
     enqueue("a", "true")
     reaches("a", "completed")
@@ -66,12 +66,12 @@ def test_worker_start_stays_in_the_foreground_until_it_is_stopped(worker: Call, 
     assert child.wait(10) == 0
 
 
-def test_a_worker_says_one_line_at_its_start(worker: Call, eventually: Call) -> None:
+def test_a_worker_says_one_line_at_its_start(worker, eventually):
     child = worker()
     eventually(lambda: said(child).count("\n") == 1)
 
 
-def test_a_worker_says_one_line_for_every_finished_attempt(enqueue: Call, drain: Call) -> None:
+def test_a_worker_says_one_line_for_every_finished_attempt(enqueue, drain):
     enqueue("alpha", "echo printed by the job")
     enqueue("bravo", 'test "$QUEUECTL_ATTEMPT" = 2')
     result = drain()
@@ -81,9 +81,7 @@ def test_a_worker_says_one_line_for_every_finished_attempt(enqueue: Call, drain:
     assert result.out == ""
 
 
-def test_a_worker_runs_as_many_jobs_at_once_as_count_says_and_never_more(
-    enqueue: Call, drain: Call, tmp_path: Path
-) -> None:
+def test_a_worker_runs_as_many_jobs_at_once_as_count_says_and_never_more(enqueue, drain, tmp_path):
     log = tmp_path / "log"
     for number in range(12):
         middle = meeting(tmp_path / "meeting", 3) if number < 3 else "true"
@@ -93,21 +91,21 @@ def test_a_worker_runs_as_many_jobs_at_once_as_count_says_and_never_more(
     assert (len(at_once), max(at_once)) == (24, 3)
 
 
-def test_without_count_a_worker_has_as_many_threads_as_the_settings_say(run: Call, worker: Call) -> None:
+def test_without_count_a_worker_has_as_many_threads_as_the_settings_say(run, worker):
     run("config", "set", "worker_count", "3")
     worker()
     # reading: an object of `worker list --json` gives the threads under `threads`.
     assert [one["threads"] for one in run("worker", "list", "--json").json] == [3]
 
 
-def test_a_worker_with_a_tag_runs_only_jobs_with_that_tag(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_a_worker_with_a_tag_runs_only_jobs_with_that_tag(enqueue, drain, jobs):
     enqueue("with", "true", "--tag", "gpu")
     enqueue("without", "true")
     drain("--tag", "gpu")
     assert {name: one["state"] for name, one in jobs().items()} == {"with": "completed", "without": "pending"}
 
 
-def test_a_worker_with_not_tag_leaves_jobs_with_that_tag_alone(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_a_worker_with_not_tag_leaves_jobs_with_that_tag_alone(enqueue, drain, jobs):
     enqueue("with", "true", "--tag", "gpu")
     enqueue("without", "true")
     drain("--not-tag", "gpu")
@@ -117,31 +115,31 @@ def test_a_worker_with_not_tag_leaves_jobs_with_that_tag_alone(enqueue: Call, dr
 # -- drain
 
 
-def test_drain_ends_with_0_when_every_job_completed(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_drain_ends_with_0_when_every_job_completed(enqueue, drain, jobs):
     for number in range(5):
         enqueue(f"j{number}", "true")
     drain("--count", "2", code=0)
     assert {one["state"] for one in jobs().values()} == {"completed"}
 
 
-def test_drain_of_an_empty_queue_ends_with_0(drain: Call) -> None:
+def test_drain_of_an_empty_queue_ends_with_0(drain):
     drain(code=0)
 
 
-def test_drain_ends_with_1_when_a_job_died_meanwhile(enqueue: Call, drain: Call) -> None:
+def test_drain_ends_with_1_when_a_job_died_meanwhile(enqueue, drain):
     enqueue("good", "true")
     enqueue("bad", "exit 1", "--max-retries", "1")
     drain(code=1)
 
 
-def test_drain_ends_with_0_when_the_only_dead_jobs_died_before_it(enqueue: Call, drain: Call) -> None:
+def test_drain_ends_with_0_when_the_only_dead_jobs_died_before_it(enqueue, drain):
     enqueue("bad", "exit 1", "--max-retries", "1")
     drain(code=1)
     enqueue("good", "true")
     drain(code=0)
 
 
-def test_drain_does_not_count_cancelled_jobs(run: Call, held: Call, worker: Call) -> None:
+def test_drain_does_not_count_cancelled_jobs(run, held, worker):
     is_running = held("a")
     child = worker("--drain")
     is_running()
@@ -149,16 +147,14 @@ def test_drain_does_not_count_cancelled_jobs(run: Call, held: Call, worker: Call
     assert child.wait(20) == 0
 
 
-def test_drain_waits_for_retries_and_for_delayed_jobs(enqueue: Call, drain: Call, jobs: Call) -> None:
+def test_drain_waits_for_retries_and_for_delayed_jobs(enqueue, drain, jobs):
     enqueue("retried", 'test "$QUEUECTL_ATTEMPT" = 3')
     enqueue("delayed", "true", "--delay", "0.5")
     drain(code=0)
     assert {one["state"] for one in jobs().values()} == {"completed"}
 
 
-def test_drain_waits_for_a_job_that_another_worker_runs(
-    held: Call, gate: Gate, worker: Call, enqueue: Call, reaches: Call
-) -> None:
+def test_drain_waits_for_a_job_that_another_worker_runs(held, gate, worker, enqueue, reaches):
     is_running = held("a")
     worker()
     is_running()
@@ -170,9 +166,7 @@ def test_drain_waits_for_a_job_that_another_worker_runs(
     assert second.wait(20) == 0
 
 
-def test_drain_of_a_paused_queue_says_so_once_and_waits(
-    run: Call, enqueue: Call, worker: Call, eventually: Call, job: Call
-) -> None:
+def test_drain_of_a_paused_queue_says_so_once_and_waits(run, enqueue, worker, eventually, job):
     run("pause")
     enqueue("a", "true")
     child = worker("--drain")
@@ -188,9 +182,7 @@ def test_drain_of_a_paused_queue_says_so_once_and_waits(
 
 
 @pytest.mark.parametrize("word", ["--detach", "--detached"])
-def test_a_detached_worker_is_ready_when_the_command_returns(
-    word: str, process: Call, worker_pids: Call, enqueue: Call, reaches: Call
-) -> None:
+def test_a_detached_worker_is_ready_when_the_command_returns(word, process, worker_pids, enqueue, reaches):
     process("worker", "start", word, timeout=20)  # and holds neither its stdout nor its stderr
     (pid,) = worker_pids()
     assert is_alive(pid)
@@ -198,9 +190,7 @@ def test_a_detached_worker_is_ready_when_the_command_returns(
     reaches("a", "completed")
 
 
-def test_a_detached_worker_writes_its_log_below_the_queues_directory(
-    process: Call, enqueue: Call, home: Path, reaches: Call, eventually: Call
-) -> None:
+def test_a_detached_worker_writes_its_log_below_the_queues_directory(process, enqueue, home, reaches, eventually):
     process("worker", "start", "--detach")
     enqueue("silent", "true")
     reaches("silent", "completed")
@@ -208,13 +198,13 @@ def test_a_detached_worker_writes_its_log_below_the_queues_directory(
     eventually(lambda: any("silent" in path.read_text() for path in (home / ".queuectl").rglob("*.log")))
 
 
-def test_a_detached_worker_has_left_the_session_it_was_started_in(process: Call, worker_pids: Call) -> None:
+def test_a_detached_worker_has_left_the_session_it_was_started_in(process, worker_pids):
     process("worker", "start", "--detach")
     (pid,) = worker_pids()
     assert os.getsid(pid) != os.getsid(0)
 
 
-def test_worker_stop_ends_a_detached_worker(process: Call, worker_pids: Call, eventually: Call) -> None:
+def test_worker_stop_ends_a_detached_worker(process, worker_pids, eventually):
     process("worker", "start", "--detach")
     (pid,) = worker_pids()
     process("worker", "stop", code=0)
@@ -239,15 +229,8 @@ def ask_to_stop(start: Call) -> Call:
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "worker stop"])
 def test_the_first_request_to_stop_lets_the_running_job_finish_and_claims_nothing_more(
-    how: str,
-    held: Call,
-    enqueue: Call,
-    gate: Gate,
-    worker: Call,
-    ask_to_stop: Call,
-    eventually: Call,
-    job: Call,
-) -> None:
+    how, held, enqueue, gate, worker, ask_to_stop, eventually, job
+):
     is_running = held("a")
     enqueue("b", "true")
     child = worker()
@@ -261,9 +244,7 @@ def test_the_first_request_to_stop_lets_the_running_job_finish_and_claims_nothin
     assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
 
 
-def test_worker_stop_returns_0_only_when_the_workers_are_gone(
-    held: Call, gate: Gate, worker: Call, start: Call, eventually: Call
-) -> None:
+def test_worker_stop_returns_0_only_when_the_workers_are_gone(held, gate, worker, start, eventually):
     is_running = held("a")
     child = worker()
     is_running()
@@ -275,17 +256,17 @@ def test_worker_stop_returns_0_only_when_the_workers_are_gone(
     assert child.wait(5) == 0
 
 
-def test_worker_stop_stops_all_workers_of_the_home(process: Call, worker: Call) -> None:
+def test_worker_stop_stops_all_workers_of_the_home(process, worker):
     children = [worker(), worker()]
     process("worker", "stop")
     assert [child.wait(5) for child in children] == [0, 0]
 
 
-def test_worker_stop_without_a_worker_is_done_already(process: Call) -> None:
+def test_worker_stop_without_a_worker_is_done_already(process):
     process("worker", "stop", code=0)
 
 
-def test_a_worker_started_after_a_stop_goes_on(process: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+def test_a_worker_started_after_a_stop_goes_on(process, worker, enqueue, reaches):
     worker()
     process("worker", "stop")
     child = worker()
@@ -294,9 +275,7 @@ def test_a_worker_started_after_a_stop_goes_on(process: Call, worker: Call, enqu
     assert child.poll() is None
 
 
-def test_worker_stop_with_a_timeout_returns_1_when_a_worker_is_still_there(
-    held: Call, gate: Gate, worker: Call, process: Call, job: Call
-) -> None:
+def test_worker_stop_with_a_timeout_returns_1_when_a_worker_is_still_there(held, gate, worker, process, job):
     is_running = held("a")
     child = worker()
     is_running()
@@ -307,9 +286,7 @@ def test_worker_stop_with_a_timeout_returns_1_when_a_worker_is_still_there(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_hands_the_job_back_without_using_an_attempt(
-    number: signal.Signals, held: Call, worker: Call, eventually: Call, job: Call
-) -> None:
+def test_a_second_signal_hands_the_job_back_without_using_an_attempt(number, held, worker, eventually, job):
     is_running = held("a")
     child = worker()
     pid = is_running()
@@ -323,9 +300,7 @@ def test_a_second_signal_hands_the_job_back_without_using_an_attempt(
     assert [past["outcome"] for past in back["history"]] == ["handed_back"]
 
 
-def test_worker_stop_now_hands_the_job_back_without_using_an_attempt(
-    held: Call, worker: Call, process: Call, job: Call
-) -> None:
+def test_worker_stop_now_hands_the_job_back_without_using_an_attempt(held, worker, process, job):
     is_running = held("a")
     child = worker()
     pid = is_running()
@@ -335,9 +310,7 @@ def test_worker_stop_now_hands_the_job_back_without_using_an_attempt(
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
 
 
-def test_worker_stop_now_hastens_a_stop_that_waits_for_its_job(
-    held: Call, worker: Call, process: Call, job: Call
-) -> None:
+def test_worker_stop_now_hastens_a_stop_that_waits_for_its_job(held, worker, process, job):
     is_running = held("a")
     child = worker()
     is_running()
@@ -347,9 +320,7 @@ def test_worker_stop_now_hastens_a_stop_that_waits_for_its_job(
     assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
 
 
-def test_a_job_that_ignores_sigterm_is_handed_back_too(
-    enqueue: Call, worker: Call, process: Call, job: Call, tmp_path: Path, written: Call
-) -> None:
+def test_a_job_that_ignores_sigterm_is_handed_back_too(enqueue, worker, process, job, tmp_path, written):
     pid = tmp_path / "pid"
     enqueue("a", f"trap '' TERM; {append(pid, '$$')}; sleep 60")
     worker()
@@ -359,9 +330,7 @@ def test_a_job_that_ignores_sigterm_is_handed_back_too(
     assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
 
 
-def test_a_hand_back_keeps_the_attempts_that_failed_before(
-    enqueue: Call, gate: Gate, worker: Call, process: Call, job: Call, tmp_path: Path, written: Call
-) -> None:
+def test_a_hand_back_keeps_the_attempts_that_failed_before(enqueue, gate, worker, process, job, tmp_path, written):
     second = tmp_path / "second"
     enqueue("a", f'test "$QUEUECTL_ATTEMPT" = 1 && exit 1; {append(second, "on")}; {gate.wait}')
     worker()
@@ -370,9 +339,7 @@ def test_a_hand_back_keeps_the_attempts_that_failed_before(
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 1, 2)
 
 
-def test_a_job_that_was_handed_back_runs_again_with_the_next_worker(
-    held: Call, gate: Gate, worker: Call, process: Call, drain: Call, job: Call
-) -> None:
+def test_a_job_that_was_handed_back_runs_again_with_the_next_worker(held, gate, worker, process, drain, job):
     is_running = held("a")
     worker()
     is_running()
@@ -385,7 +352,7 @@ def test_a_job_that_was_handed_back_runs_again_with_the_next_worker(
 # -- while it runs
 
 
-def test_a_new_backoff_takes_effect_in_a_running_worker(run: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+def test_a_new_backoff_takes_effect_in_a_running_worker(run, worker, enqueue, reaches):
     run("config", "set", "backoff_base", "500")
     worker()
     enqueue("slow", "exit 1")
@@ -395,7 +362,7 @@ def test_a_new_backoff_takes_effect_in_a_running_worker(run: Call, worker: Call,
     assert reaches("fast", "dead")["attempts"] == 3
 
 
-def test_a_new_runner_takes_effect_in_a_running_worker(run: Call, worker: Call, enqueue: Call, reaches: Call) -> None:
+def test_a_new_runner_takes_effect_in_a_running_worker(run, worker, enqueue, reaches):
     worker()
     enqueue("before", "echo $MARK")
     reaches("before", "completed")
@@ -405,9 +372,7 @@ def test_a_new_runner_takes_effect_in_a_running_worker(run: Call, worker: Call, 
     assert (run("logs", "before").out, run("logs", "after").out) == ("\n", "set\n")
 
 
-def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(
-    run: Call, held: Call, enqueue: Call, gate: Gate, worker: Call, reaches: Call, job: Call
-) -> None:
+def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(run, held, enqueue, gate, worker, reaches, job):
     is_running = held("a")
     enqueue("b", "true")
     worker()
@@ -418,7 +383,7 @@ def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(
     assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
 
 
-def test_resume_starts_what_waited(run: Call, enqueue: Call, worker: Call, reaches: Call) -> None:
+def test_resume_starts_what_waited(run, enqueue, worker, reaches):
     run("pause")
     worker()
     enqueue("a", "true")
@@ -426,9 +391,7 @@ def test_resume_starts_what_waited(run: Call, enqueue: Call, worker: Call, reach
     reaches("a", "completed")
 
 
-def test_a_pause_survives_the_restart_of_the_workers(
-    run: Call, process: Call, enqueue: Call, worker: Call, job: Call
-) -> None:
+def test_a_pause_survives_the_restart_of_the_workers(run, process, enqueue, worker, job):
     first = worker()
     run("pause")
     process("worker", "stop")
@@ -440,18 +403,14 @@ def test_a_pause_survives_the_restart_of_the_workers(
     assert job("a")["runs"] == 0
 
 
-def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(
-    enqueue: Call, worker: Call, job: Call, reaches: Call
-) -> None:
+def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(enqueue, worker, job, reaches):
     worker()
     enqueue("a", "true", "--delay", "0.7")
     due = job("a")["run_at"]
     assert seconds_between(due, reaches("a", "completed")["started_at"]) >= 0
 
 
-def test_a_due_retry_starts_when_its_time_has_come_and_not_before(
-    run: Call, enqueue: Call, worker: Call, reaches: Call
-) -> None:
+def test_a_due_retry_starts_when_its_time_has_come_and_not_before(run, enqueue, worker, reaches):
     run("config", "set", "backoff_base", "0.7")
     worker()
     enqueue("a", 'test "$QUEUECTL_ATTEMPT" = 2')
@@ -459,9 +418,7 @@ def test_a_due_retry_starts_when_its_time_has_come_and_not_before(
     assert seconds_between(first["finished_at"], second["started_at"]) > 0.69
 
 
-def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(
-    run: Call, enqueue: Call, drain: Call, tmp_path: Path
-) -> None:
+def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(run, enqueue, drain, tmp_path):
     """Whatever their tags: those with a limit are kept apart, but they take no precedence."""
     order = tmp_path / "order"
     run("config", "set", "limits", "gpu=9,net=9")
@@ -471,9 +428,7 @@ def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(
     assert order.read_text().split() == ["a", "b", "c", "d", "e"]
 
 
-def test_two_workers_of_one_home_share_its_jobs(
-    run: Call, worker: Call, enqueue: Call, process: Call, tmp_path: Path, jobs: Call
-) -> None:
+def test_two_workers_of_one_home_share_its_jobs(run, worker, enqueue, process, tmp_path, jobs):
     ran = tmp_path / "ran"
     for number in range(40):
         middle = meeting(tmp_path / "meeting", 3) if number < 3 else "true"
@@ -488,7 +443,7 @@ def test_two_workers_of_one_home_share_its_jobs(
     assert len(set(workers)) == 2
 
 
-def test_status_counts_the_threads_of_all_workers(run: Call, worker: Call) -> None:
+def test_status_counts_the_threads_of_all_workers(run, worker):
     first, second = worker("--count", "1"), worker("--count", "2")
     assert any(line.split()[:2] == ["workers:", "3"] for line in run("status").lines)
     # reading: a worker in `status --json` has `pid` and `threads`.
@@ -498,8 +453,8 @@ def test_status_counts_the_threads_of_all_workers(run: Call, worker: Call) -> No
 
 # Slow: a fold and the look at the arrays are a second apart each.
 def test_a_job_written_into_jobs_json_by_hand_is_taken_over_by_a_running_worker(
-    home: Path, worker: Call, enqueue: Call, reaches: Call, eventually: Call, run: Call
-) -> None:
+    home, worker, enqueue, reaches, eventually, run
+):
     worker()
     enqueue("first", "true")
     reaches("first", "completed")
@@ -512,8 +467,8 @@ def test_a_job_written_into_jobs_json_by_hand_is_taken_over_by_a_running_worker(
 
 
 def test_a_job_changed_in_jobs_json_by_hand_is_taken_over_by_a_running_worker(
-    home: Path, worker: Call, enqueue: Call, reaches: Call, eventually: Call, run: Call
-) -> None:
+    home, worker, enqueue, reaches, eventually, run
+):
     worker()
     enqueue("a", "echo as enqueued", "--delay", "1d")
     eventually(lambda: stored_ids(home, "jobs.json") == ["a"])
@@ -544,21 +499,21 @@ def probe(enqueue: Call, drain: Call, tmp_path: Path) -> Call:
 ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
-def test_a_job_knows_its_id_attempt_worker_slot_and_home_from_its_environment(home: Path, probe: Call) -> None:
+def test_a_job_knows_its_id_attempt_worker_slot_and_home_from_its_environment(home, probe):
     given = json.loads(probe(ENVIRONMENT))
     names = ("QUEUECTL_JOB_ID", "QUEUECTL_ATTEMPT", "QUEUECTL_SLOT", "QUEUECTL_HOME")
     assert [given[name] for name in names] == ["probe", "1", "0", str(home)]
     assert given["QUEUECTL_WORKER"]
 
 
-def test_a_jobs_run_is_named_by_the_stores_lock_the_worker_the_job_and_the_run(home: Path, probe: Call) -> None:
+def test_a_jobs_run_is_named_by_the_stores_lock_the_worker_the_job_and_the_run(home, probe):
     given = json.loads(probe(ENVIRONMENT))
     lock = os.stat(home / ".queuectl" / "lock")
     for part in (str(lock.st_ino), given["QUEUECTL_WORKER"], "probe"):
         assert part in given["QUEUECTL_RUN"]
 
 
-def test_every_attempt_has_its_own_number_and_its_own_run(enqueue: Call, drain: Call, tmp_path: Path) -> None:
+def test_every_attempt_has_its_own_number_and_its_own_run(enqueue, drain, tmp_path):
     seen = tmp_path / "seen"
     enqueue("a", f"{append(seen, '$QUEUECTL_ATTEMPT $QUEUECTL_RUN')}; exit 1")
     drain(code=1)
@@ -567,7 +522,7 @@ def test_every_attempt_has_its_own_number_and_its_own_run(enqueue: Call, drain: 
     assert len(set(runs)) == 3
 
 
-def test_the_slots_of_a_worker_are_numbered_from_0(enqueue: Call, drain: Call, tmp_path: Path) -> None:
+def test_the_slots_of_a_worker_are_numbered_from_0(enqueue, drain, tmp_path):
     seen = tmp_path / "seen"
     for number in range(3):
         enqueue(f"j{number}", f"{meeting(tmp_path / 'meeting', 3)}; {append(seen, '$QUEUECTL_SLOT')}")
@@ -575,14 +530,12 @@ def test_the_slots_of_a_worker_are_numbered_from_0(enqueue: Call, drain: Call, t
     assert sorted(seen.read_text().split()) == ["0", "1", "2"]
 
 
-def test_a_job_has_the_workers_environment(probe: Call, drain: Call) -> None:
+def test_a_job_has_the_workers_environment(probe, drain):
     given = json.loads(probe(ENVIRONMENT, run_worker=lambda: drain(env={"OF_THE_WORKER": "here"})))
     assert given["OF_THE_WORKER"] == "here"
 
 
-def test_env_keeps_the_callers_value_or_the_given_one_over_the_workers(
-    probe: Call, drain: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_env_keeps_the_callers_value_or_the_given_one_over_the_workers(probe, drain, monkeypatch):
     monkeypatch.setenv("KEPT", "of the caller")
     worker = {"KEPT": "of the worker", "GIVEN": "of the worker"}
     options = ("--env", "KEPT", "--env", "GIVEN=a = b")
@@ -590,9 +543,7 @@ def test_env_keeps_the_callers_value_or_the_given_one_over_the_workers(
     assert (given["KEPT"], given["GIVEN"]) == ("of the caller", "a = b")
 
 
-def test_a_job_runs_in_the_directory_where_enqueue_was_called(
-    process: Call, drain: Call, run: Call, tmp_path: Path
-) -> None:
+def test_a_job_runs_in_the_directory_where_enqueue_was_called(process, drain, run, tmp_path):
     place = tmp_path / "a place"
     place.mkdir()
     process("enqueue", "--id", "a", "pwd -P", cwd=place)
@@ -600,7 +551,7 @@ def test_a_job_runs_in_the_directory_where_enqueue_was_called(
     assert run("logs", "a").out == f"{place.resolve()}\n"
 
 
-def test_a_job_runs_in_the_directory_that_cwd_names(enqueue: Call, drain: Call, run: Call, tmp_path: Path) -> None:
+def test_a_job_runs_in_the_directory_that_cwd_names(enqueue, drain, run, tmp_path):
     (tmp_path / "other").mkdir()
     enqueue("a", "pwd -P", "--cwd", str(tmp_path / "other"))
     enqueue("b", "pwd -P", "--cwd", "/")
@@ -608,11 +559,11 @@ def test_a_job_runs_in_the_directory_that_cwd_names(enqueue: Call, drain: Call, 
     assert (run("logs", "a").out, run("logs", "b").out) == (f"{(tmp_path / 'other').resolve()}\n", "/\n")
 
 
-def test_the_standard_input_of_a_job_is_the_null_device(probe: Call) -> None:
+def test_the_standard_input_of_a_job_is_the_null_device(probe):
     assert probe("import os; print(os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev)") == "True\n"
 
 
-def test_a_job_inherits_no_descriptors(probe: Call, worker: Call, process: Call, tmp_path: Path) -> None:
+def test_a_job_inherits_no_descriptors(probe, worker, process, tmp_path):
     text = """
 import os
 def is_open(number):
@@ -632,7 +583,7 @@ print([number for number in range(3, 1024) if is_open(number)])
     assert probe(text, run_worker=run_worker) == "[]\n"
 
 
-def test_a_job_leads_a_session_of_its_own(probe: Call) -> None:
+def test_a_job_leads_a_session_of_its_own(probe):
     assert probe("import os; print(os.getsid(0) == os.getpgrp() == os.getpid())") == "True\n"
 
 
@@ -647,16 +598,14 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @needs_proc
-def test_a_job_starts_with_no_signal_ignored_and_none_blocked(enqueue: Call, drain: Call, run: Call) -> None:
+def test_a_job_starts_with_no_signal_ignored_and_none_blocked(enqueue, drain, run):
     enqueue("a", SIGNALS)
     drain()
     assert masks(run("logs", "a").out, "SigIgn", "SigBlk") == [0, 0]
 
 
 @needs_proc
-def test_a_job_starts_with_default_signals_when_its_worker_was_started_with_some_ignored(
-    enqueue: Call, worker: Call, reaches: Call, run: Call
-) -> None:
+def test_a_job_starts_with_default_signals_when_its_worker_was_started_with_some_ignored(enqueue, worker, reaches, run):
     with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
         worker(default_signals=())
     enqueue("a", SIGNALS)
@@ -665,9 +614,7 @@ def test_a_job_starts_with_default_signals_when_its_worker_was_started_with_some
 
 
 @pytest.mark.parametrize("name", ["PIPE", "INT"])
-def test_a_job_dies_by_a_signal_that_python_programs_do_not_die_by(
-    name: str, enqueue: Call, worker: Call, reaches: Call
-) -> None:
+def test_a_job_dies_by_a_signal_that_python_programs_do_not_die_by(name, enqueue, worker, reaches):
     with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
         worker(default_signals=())
     enqueue("a", f"kill -{name} $$; sleep 1", "--max-retries", "1")
@@ -676,9 +623,7 @@ def test_a_job_dies_by_a_signal_that_python_programs_do_not_die_by(
     assert (dead["outcome"], dead["signal"]) == ("signalled", signal.Signals[f"SIG{name}"])
 
 
-def test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ignored(
-    enqueue: Call, worker: Call, reaches: Call
-) -> None:
+def test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ignored(enqueue, worker, reaches):
     with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
         worker(default_signals=())
     enqueue("bad", "exit 7", "--max-retries", "1")
@@ -686,9 +631,7 @@ def test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ign
     assert (reaches("bad", "dead")["exit_code"], reaches("good", "completed")["exit_code"]) == (7, 0)
 
 
-def test_a_job_is_started_through_the_shell_and_words_are_kept_word_for_word(
-    process: Call, drain: Call, run: Call
-) -> None:
+def test_a_job_is_started_through_the_shell_and_words_are_kept_word_for_word(process, drain, run):
     words = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "my dir", "$HOME", "*", "'"]
     process("enqueue", "--id", "a", "--", *words)
     process("enqueue", "--id", "b", "echo one | tr a-z A-Z && echo two")
