@@ -87,7 +87,6 @@ LINES_MAX = 70
 LONGER = {"enqueue_bulk": "rewritten with the claim order and the bulk"}
 # What vulture cannot see the use of.
 USED_ELSEWHERE = {
-    "sweep_logs": "for the idle worker's chores, which are being rewritten",
     "inode": "a field that is compared with all others, as a tuple",
     "returncode": "tells subprocess that the process is waited for elsewhere",
     "color": "read by click",
