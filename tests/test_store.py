@@ -1431,6 +1431,20 @@ def test_a_report_of_an_earlier_run_is_not_believed(home: Path, opened: Opener, 
     assert report(store, second, OK) is not None and report(store, second, BAD) is None
 
 
+def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened()
+    store.home.prepare()
+    before = os.listdir("/proc/self/fd")
+
+    def fails(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(q, "write_whole", fails)
+    with pytest.raises(q.StoreError, match="No space left"):
+        q.Spool(store.home, [b"true\n"])
+    assert os.listdir("/proc/self/fd") == before
+
+
 # -- Settings
 
 
