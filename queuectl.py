@@ -1139,33 +1139,29 @@ def array_of(state: str) -> str:
 
 
 # ======== 4. HOME ========
-# The directory of a queue, and every file in it but the stores and the jobs' output: permissions, the
-# lock, config.json, the workers' files and FIFOs, requests to stop, the clock mark, copies kept aside.
-# It may use `os`, filelock and the wall clock, and knows nothing about jobs.
+# The directory of a queue and its files, except for the stores and the jobs' output: permissions,
+# the lock, config.json, the workers' files and FIFOs, stop requests, the clock's file, copies kept
+# aside. It may use `os`, filelock and the wall clock, and knows nothing about jobs.
 #
 # Every file effect of HOME and STORE goes through `os.`, so that a test can make any of them fail.
-# What is created is 0700 or 0600 whatever the umask. A link, FIFO or directory in the place of one of
-# our files is an error: nothing follows it, waits for it or removes it.
+# What is created is 0700 or 0600, whatever the umask. A link, FIFO or directory in the place of one
+# of our files is an error: nothing follows it, waits for it or removes it.
 #
-#   .queuectl/lock          the store lock, never deleted: deleting it would split those who wait for it
-#   .queuectl/workers/NAME  one line of header and one row a slot, locked while the worker lives;
+#   .queuectl/lock          the store lock, never deleted: deleting it would split the waiters
+#   .queuectl/workers/NAME  a line of header and a row for each slot, locked while the worker lives;
 #                           NAME.wake is its FIFO, NAME.stop a request to stop
-#   .queuectl/clock         what workers know of the clock, and when old jobs were last purged
+#   .queuectl/clock         how the wall clock stood, and when the next purge of old jobs is due
 #   .queuectl/aside/        copies of what was cut off or replaced
-#
-# Who wakes whom: a byte in NAME.wake wakes the main thread of that worker, which looks at the queue and
-# calls its slots where a job is ready.
-#   enqueue, retry, revive, edit, release, resume, config set     every worker
-#   a report that ends a job others wait for or frees a limit     every other worker
-#   cancel, worker stop                                           every worker
-#   a spawn with a near time limit, a failed attempt, a last job  the worker's own main thread
 
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
+TROUBLE_CHARS: Final = 250  # of a worker's trouble its file shows so many
 LOCK_POLL_S: Final = 0.001
-NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a planted link is none of our files
-_OPEN: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link there is none of our files
+# Python opens every file with O_CLOEXEC.
+_OPEN: Final = os.O_RDONLY | os.O_NONBLOCK
 _READ: Final = _OPEN | os.O_NOFOLLOW
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_WRITE: Final = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
+_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _ADVICE: Final = {
     errno.ENOSPC: "Free some space and try again.",
     errno.EDQUOT: "Free some space and try again.",
@@ -1182,6 +1178,14 @@ class WorkerInfo(NamedTuple):
     header: dict[str, Any]  # pid, started_at, boot_id, lock, threads, tags, trouble ...
     rows: list[dict[str, Any]]  # one a slot: job, run, session, start; empty where the slot is idle
     seen_s: float  # seconds since 1970 of its last sign of life
+
+
+class ClockMark(NamedTuple):
+    """What the workers have agreed on, as `.queuectl/clock` holds it."""
+
+    boot_id: str
+    offset_s: float  # of the wall clock from the clock that counts from boot
+    purge_at_s: float  # when the next purge of old jobs is due, on the clock that counts from boot
 
 
 class Home:
@@ -1204,15 +1208,13 @@ class Home:
         self.logs_dir = os.path.join(self.dir, "logs")
         self.config_path = os.path.join(self.path, "config.json")
         self.lock_path = os.path.join(self.dir, "lock")
+        self._clock_path = os.path.join(self.dir, "clock")
         self.warn = warn
         self.clock = clock
-        self.keeps_settings = (
-            False  # a worker keeps its last good ones where config.json is damaged
-        )
-        self._config: tuple[object, dict[str, object], Config] | None = (
-            None  # mark, written, parsed
-        )
-        self._config_problem = ""  # the last one that was told: each is told once
+        self.keeps_settings = False  # the last good ones, where config.json is damaged
+        self._settings: dict[str, object] = {}
+        self._config = parse_settings({})
+        self._config_mark: object = None  # inode, size and time of the file that was read last
         self._mutex = threading.Lock()  # a descriptor's lock does not keep threads apart
         self._lock_fd = -1
         self._lock_identity: tuple[int, int] | None = None
@@ -1236,8 +1238,8 @@ class Home:
             )
         if info.st_uid != os.geteuid():
             raise StoreError(
-                f"The home '{self.path}' belongs to user {info.st_uid}, not to you "
-                f"({os.geteuid()}). Nothing was changed. Use a home of your own: --home DIR."
+                f"The home '{self.path}' belongs to another user. Nothing was changed. "
+                "Use a home of your own: --home DIR."
             )
         if info.st_mode & stat.S_IWOTH:
             raise StoreError(
@@ -1261,9 +1263,7 @@ class Home:
                 make_dir(path)
             if existed:
                 self._take_group_write()
-            fd = os.open(
-                self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+            fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)
             os.fchmod(fd, 0o600)
             self._lock_fd, self._lock_identity = fd, identity_of(fd)
         except OSError as error:
@@ -1273,12 +1273,13 @@ class Home:
         """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
         taken = []
         names = ("", ".queuectl", "jobs.json", "dlq.json", "config.json")
-        for path in [os.path.join(self.path, name) if name else self.path for name in names]:
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
+                path = os.path.join(self.path, name)
                 mode = os.lstat(path).st_mode
-                if mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(mode):
-                    os.chmod(path, stat.S_IMODE(mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
-                    taken.append(os.path.basename(path))
+                if mode & 0o022 and not stat.S_ISLNK(mode):
+                    os.chmod(path, stat.S_IMODE(mode) & ~0o022)
+                    taken.append(name or "the home")
         if taken:
             self.warn(
                 f"Took write permission for others off {', '.join(taken)}: whoever can write there "
@@ -1289,8 +1290,8 @@ class Home:
 
     @contextlib.contextmanager
     def locked(self, most_s: float = math.inf) -> Iterator[None]:
-        """Hold the store lock. It is polled, so that the wait has an end: after `lock_timeout` as it
-        was last read, or after `most_s` where that is shorter. Raises Busy."""
+        """Hold the store lock. Raises Busy after `lock_timeout` as it was last read, or after
+        `most_s` where that is shorter: the lock is polled, so that the wait has an end."""
         self.prepare()
         limit_s = min(self.last_config().lock_timeout, most_s)
         deadline = time.monotonic() + limit_s
@@ -1324,12 +1325,10 @@ class Home:
             "queuectl config set lock-timeout 60."
         )
 
-    @contextlib.contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def at_rest(self) -> contextlib.AbstractContextManager[bool]:
         """Inside, no thread of this process holds the lock. A process that is halted while it holds
         the lock would hold up everybody."""
-        with self._mutex:
-            yield
+        return self._mutex
 
     def lock_id(self) -> str:
         """Device and inode of the lock file, which tell this home from a copy of it."""
@@ -1345,62 +1344,46 @@ class Home:
     def settings(self) -> dict[str, object]:
         """What config.json holds, checked; {} where there is none yet. Raises StoreError."""
         self.config()
-        return dict(self._config[1]) if self._config else {}
+        return dict(self._settings)
 
     def last_config(self) -> Config:
         """The settings as this process read them last, for what asks many times a turn."""
-        return self._config[2] if self._config else self.config()
+        return self._config if self._config_mark else self.config()
 
     def config(self) -> Config:
-        """The settings in force. The file is read again only when it has changed."""
-        try:
-            return self._read_config()
-        except StoreError as error:
-            if not self.keeps_settings or self._config is None:
-                raise
-            if str(error) != self._config_problem:
-                self._config_problem = str(error)
-                self.warn(f"The last good settings stay in force: {error}")
-            return self._config[2]
+        """The settings in force. Raises StoreError, unless the last good ones are to be kept."""
+        problem = self.settings_problem()
+        if problem and not self.keeps_settings:
+            raise StoreError(problem)
+        return self._config
 
-    def _read_config(self) -> Config:
+    def settings_problem(self) -> str | None:
+        """Read config.json where it has changed. What is wrong with it, else None; the settings that
+        were read last, or the defaults, then stay in force."""
         path = self.config_path
         try:
             info = os.stat(path)
             mark = (info.st_ino, info.st_size, info.st_mtime_ns)
-            if self._config and self._config[0] == mark:
-                return self._config[2]
-            text = bytes_of(path).decode()
-            values = parse_json(text, "The file")
-            if not isinstance(values, dict):
-                raise BadValue("The file must hold one JSON object.")
-            values = spell_settings(values)
-            config = parse_settings(values)
+            if mark != self._config_mark:
+                values = parse_json(bytes_of(path).decode(), "The file")
+                if not isinstance(values, dict):
+                    raise BadValue("The file must hold one JSON object.")
+                values = spell_settings(values)
+                self._config, self._settings = parse_settings(values), values
+                self._config_mark = mark
         except FileNotFoundError:
             if os.path.exists(os.path.join(self.dir, "journal.jsonl")):
-                raise StoreError(
+                return (
                     f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or "
                     "write {} into it for the default settings."
-                ) from None
-            return parse_settings({})
+                )
         except OSError as error:
-            raise storage_error(error, path) from error
+            return str(storage_error(error, path))
         except (UnicodeDecodeError, BadValue) as error:
-            raise StoreError(
+            return (
                 f"'{path}' cannot be used: {error} Nothing was changed. Copy it first, then mend "
                 "it with an editor, or: queuectl doctor --fix."
-            ) from error
-        self._config = (mark, values, config)
-        return config
-
-    def settings_problem(self) -> str | None:
-        """What is wrong with config.json. Where something is, the defaults are in force from here."""
-        try:
-            self._read_config()
-        except StoreError as error:
-            self._config = (None, {}, parse_settings({}))
-            self.keeps_settings, self._config_problem = True, str(error)
-            return str(error)
+            )
         return None
 
     def write_settings(self, values: Mapping[str, object]) -> None:
@@ -1429,30 +1412,25 @@ class Home:
             return []
         return sorted(name for name in names if re.fullmatch(r"\d+-[0-9a-f]+", name))
 
-    def create_worker(self, name: str, header: Mapping[str, Any], threads: int) -> WorkerFile:
-        """The file that says this worker lives: locked before it has its name, held until the end."""
-        self.prepare()
-        path = os.path.join(self.workers_dir, name)
-        fifo = path + ".wake"
-        try:
-            os.mkfifo(fifo, 0o600)
-            os.chmod(fifo, 0o600)
-            wake_fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            fd = create_file(path + ".new")
-            if not lock_descriptor(fd, blocking=False):
-                raise StoreError(f"'{path}.new' is locked by another process. Start again.")
-            file = WorkerFile(path, fd, wake_fd, header, threads)
-            os.rename(path + ".new", path)
-            return file
-        except OSError as error:
-            raise storage_error(error, self.workers_dir) from error
+    def create_worker(self, name: str, header: Mapping[str, Any]) -> WorkerFile:
+        """The file that says this worker lives: locked before it has its name, and until the end.
+
+        The store lock makes one temporary name enough: what a worker left there that was killed is
+        replaced by the next one.
+        """
+        path, new = os.path.join(self.workers_dir, name), os.path.join(self.workers_dir, "new")
+        with self.locked(), new_file(new) as fd:
+            lock_descriptor(fd)
+            file = WorkerFile(path, os.dup(fd), header)
+            os.rename(new, path)
+            file.make_fifo()
+        return file
 
     def lock_dead_worker(self, name: str) -> int | None:
         """A locked descriptor of a dead worker's file; -1 where the file is missing, None where the
         worker lives."""
-        path = os.path.join(self.workers_dir, name)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(os.path.join(self.workers_dir, name), _WRITE)
         except OSError as error:
             if error.errno in NO_FILE:
                 return -1
@@ -1464,28 +1442,20 @@ class Home:
 
     def live_workers(self) -> list[WorkerInfo]:
         """The workers whose file is locked: the kernel tells the truth about who lives."""
-        return list(self._live_workers())
-
-    def has_live_worker(self) -> bool:
-        return next(self._live_workers(), None) is not None
-
-    def _live_workers(self) -> Iterator[WorkerInfo]:
+        found = []
         for name in self.worker_names():
-            try:
-                fd = os.open(
-                    os.path.join(self.workers_dir, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-                )
-            except OSError:
-                continue
-            try:
+            path = os.path.join(self.workers_dir, name)
+            with contextlib.suppress(OSError), opened(path, _READ) as fd:
                 if lock_descriptor(fd, blocking=False):
                     unlock_descriptor(fd)
-                else:
-                    pid = int(name.partition("-")[0])
-                    unread = {"pid": pid, "threads": 0, "started_at": self.now()}
-                    yield self.read_worker(name, fd) or WorkerInfo(name, unread, [], 0.0)
-            finally:
-                os.close(fd)
+                    continue
+                pid = int(name.partition("-")[0])
+                unread = {"pid": pid, "threads": 0, "started_at": self.now()}
+                found.append(self.read_worker(name, fd) or WorkerInfo(name, unread, [], 0.0))
+        return found
+
+    def has_live_worker(self) -> bool:
+        return bool(self.live_workers())
 
     def read_worker(self, name: str, fd: int) -> WorkerInfo | None:
         """What a worker's file says; None where it says nothing usable."""
@@ -1497,43 +1467,24 @@ class Home:
         except (ValueError, LookupError, TypeError):
             return None
 
-    def sweep_workers(self) -> None:
-        """Remove files that stand beside no worker's file: what one killed in its first moments left."""
-        names = set(self.worker_names())
-        for entry in os.listdir(self.workers_dir):
-            path = os.path.join(self.workers_dir, entry)
-            with contextlib.suppress(FileNotFoundError):
-                is_old = os.stat(path).st_mtime < self.clock() - 60
-                if is_old and entry.partition(".")[0] not in names:
-                    os.unlink(path)
-
     def forget_worker(self, name: str) -> None:
         """Remove the files of a dead worker."""
-        for ending in ("", ".wake", ".stop", ".new"):
+        for ending in ("", ".wake", ".stop", ".stop.new"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.workers_dir, name + ending))
 
     def wake_workers(self, but: str = "") -> None:
         """Write a byte to each worker's FIFO. A dead worker has no reader."""
-        try:
-            names = [name for name in os.listdir(self.workers_dir) if name.endswith(".wake")]
-        except OSError:
-            return
-        for name in names:
-            if name == f"{but}.wake":
+        for name in self.worker_names():
+            path = os.path.join(self.workers_dir, f"{name}.wake")
+            if name == but:
                 continue
-            with contextlib.suppress(OSError):
-                path = os.path.join(self.workers_dir, name)
-                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-                        os.write(fd, b"\n")
-                finally:
-                    os.close(fd)
+            with contextlib.suppress(OSError), opened(path, _WRITE) as fd:
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.write(fd, b"\n")
 
     def request_stop(self, name: str, how: Literal["stop", "now"]) -> None:
         """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
-        self.prepare()
         path = os.path.join(self.workers_dir, name + ".stop")
         try:
             put_file(path, how.encode())
@@ -1547,26 +1498,22 @@ class Home:
 
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` asked of this worker: `stop`, `now` or None."""
-        path = os.path.join(self.workers_dir, name + ".stop")
-        try:
+        with contextlib.suppress(OSError):
+            path = os.path.join(self.workers_dir, name + ".stop")
             return bytes_of(path, _READ).decode("ascii", "replace")
-        except OSError:
-            return None
+        return None
 
-    def clock_mark(self) -> dict[str, Any]:
-        """What workers last wrote of the clock and of their purging; {} where nothing is usable."""
-        try:
-            mark = json.loads(bytes_of(os.path.join(self.dir, "clock"), _READ))
-            values = [mark[key] for key in ("offset_s", "stepped_s", "purged_s")]
-            return dict(mark) if all(isinstance(value, int | float) for value in values) else {}
-        except (OSError, ValueError, LookupError, TypeError):
-            return {}
+    def clock_mark(self) -> ClockMark | None:
+        """What a worker wrote last of the clock; None where it is not usable."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            mark = json.loads(bytes_of(self._clock_path, _READ))
+            offset_s, purge_at_s = float(mark["offset_s"]), float(mark["purge_at_s"])
+            return ClockMark(mark["boot_id"], offset_s, purge_at_s)
+        return None
 
-    def write_clock_mark(self, mark: Mapping[str, Any], most_s: float = math.inf) -> None:
-        """`{"boot_id": ..., "offset_s": wall clock less clock since boot, "stepped_s": ...,
-        "purged_s": ...}`."""
+    def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         with self.locked(most_s):
-            put_file(os.path.join(self.dir, "clock"), encode_json(mark))
+            put_file(self._clock_path, encode_json(mark._asdict()))
 
     def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
         """Copy a file's bytes from `start` on to a new file under .queuectl/aside; its path."""
@@ -1583,40 +1530,47 @@ class Home:
 
 
 class WorkerFile:
-    """A live worker's own file: one padded line of header and one padded row a slot, each written in
-    place without a lock."""
+    """A live worker's own file: a padded line of header, and a padded row for each slot.
+
+    Both are written in place, without a lock. The file only informs, so a write that fails is no
+    error: recovery also finds a run by its mark and by its log.
+    """
 
     ROW_BYTES: Final = 256
-    TROUBLE_CHARS: Final = 200
+    SPARE_BYTES: Final = (
+        8 * TROUBLE_CHARS
+    )  # for the times and the trouble that the header will hold
 
-    def __init__(
-        self, path: str, fd: int, wake_fd: int, header: Mapping[str, Any], threads: int
-    ) -> None:
-        self.path, self.fd, self.wake_fd = path, fd, wake_fd
-        self._header_bytes = len(encode_json(header)) + 8 * self.TROUBLE_CHARS
-        write_whole(fd, b" " * (self._header_bytes - 1) + b"\n")
-        write_whole(fd, (b" " * (self.ROW_BYTES - 1) + b"\n") * threads)
-        self.write_header(header)
+    def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
+        self.path, self.fd, self.wake_fd = path, fd, -1
+        self.header = dict(header)
+        self._header_bytes = len(encode_json(header)) + self.SPARE_BYTES
+        write_whole(fd, b"\n".rjust(self._header_bytes))
+        write_whole(fd, b"\n".rjust(self.ROW_BYTES) * self.header["threads"])
+        self.write_header()
 
-    def write_header(self, header: Mapping[str, Any]) -> None:
-        """Write the header again, with the first TROUBLE_CHARS of its `trouble`."""
-        trouble = header["trouble"] and header["trouble"][: self.TROUBLE_CHARS]
-        self._write(0, self._header_bytes, {**header, "trouble": trouble})
+    def make_fifo(self) -> None:
+        """Make the FIFO by which others wake this worker."""
+        path = self.path + ".wake"
+        os.mkfifo(path)
+        os.chmod(path, 0o600)
+        self.wake_fd = os.open(path, _WRITE)
+
+    def write_header(self, **changes: Any) -> None:
+        """Write the header, with these changes. It is also the worker's sign of life: one that is
+        halted or hangs is seen by the time of its file."""
+        self.header |= changes
+        self._write(0, self._header_bytes, self.header)
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
-        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the slot is
-        idle."""
+        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the slot
+        is idle."""
         self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
         text = encode_json(value) if value else b""
-        # The file only informs: recovery finds a run by its mark and by its log too.
         with contextlib.suppress(OSError):
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
-
-    def show_life(self) -> None:
-        """Set the file's time: a worker that is stopped or hangs is seen by its silence."""
-        os.utime(self.fd)
 
     def is_linked(self) -> bool:
         """Whether the file still stands at its path; else others take this worker for dead."""
@@ -1627,39 +1581,32 @@ class WorkerFile:
         with contextlib.suppress(OSError):
             os.write(self.wake_fd, b"\n")
 
-    def drain_wakes(self) -> None:
-        """Read the bytes that woke the main thread."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self.wake_fd, 4096):
-                pass
-
     def close(self) -> None:
-        """Remove the files, then unlock: nobody ever finds them unlocked while this process lives."""
-        for path in (self.path + ".stop", self.path + ".wake", self.path):
+        """Remove the files, then unlock: nobody finds them unlocked while this process lives."""
+        for ending in (".stop", ".wake", ""):
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                os.unlink(self.path + ending)
         os.close(self.wake_fd)
         os.close(self.fd)
 
 
 class Spool:
-    """Bytes that are kept out of memory, in an unnamed file of the home."""
+    """Lines that are kept out of memory, in an unnamed file of the home."""
 
     def __init__(self, home: Home, chunks: Iterable[bytes]) -> None:
         home.prepare()
         path = os.path.join(home.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
+        buffer = bytearray()
         try:
-            self.fd = create_file(path)
-            os.unlink(path)
-            self.size, buffer = 0, bytearray()
-            for chunk in chunks:
-                buffer += chunk
-                if len(buffer) >= CHUNK_BYTES:
-                    write_whole(self.fd, buffer)
-                    self.size += len(buffer)
-                    buffer.clear()
-            write_whole(self.fd, buffer)
-            self.size += len(buffer)
+            with new_file(path) as fd:
+                os.unlink(path)
+                for chunk in chunks:
+                    buffer += chunk
+                    if len(buffer) >= CHUNK_BYTES:
+                        write_whole(fd, buffer)
+                        buffer.clear()
+                write_whole(fd, buffer)
+                self.size, self.fd = os.fstat(fd).st_size, os.dup(fd)
         except OSError as error:
             raise storage_error(error, path) from error
 
@@ -1686,19 +1633,26 @@ def storage_error(error: OSError, path: str) -> StoreError:
 
 
 def pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
-    """The bytes of a file between two offsets, as far as there are any, CHUNK_BYTES at a time."""
+    """The bytes of a file between two offsets, as far as there are any, in pieces."""
     while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
         yield piece
         start += len(piece)
 
 
-def bytes_of(path: str, flags: int = _OPEN) -> bytes:
-    """The content of a file."""
+@contextlib.contextmanager
+def opened(path: str, flags: int) -> Iterator[int]:
+    """A descriptor of that file, open within the block."""
     fd = os.open(path, flags)
     try:
-        return b"".join(pieces(fd))
+        yield fd
     finally:
         os.close(fd)
+
+
+def bytes_of(path: str, flags: int = _OPEN) -> bytes:
+    """The content of a file."""
+    with opened(path, flags) as fd:
+        return b"".join(pieces(fd))
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
@@ -1708,21 +1662,15 @@ def write_whole(fd: int, data: bytes | bytearray) -> None:
         view = view[os.write(fd, view) :]
 
 
-def create_file(path: str) -> int:
-    """A new file of ours, 0600 whatever the umask; what a crash or a stranger left there goes first."""
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[int]:
+    """A new file of ours, open within the block. What a crash left under that name goes first. An
+    error removes the file, which may hold the last free bytes of the disk."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, _NEW, 0o600)
-    os.fchmod(fd, 0o600)
-    return fd
-
-
-@contextlib.contextmanager
-def new_file(path: str) -> Iterator[int]:
-    """As `create_file`, open within the block. An error removes the file, which may hold the last free
-    bytes of the disk."""
-    fd = create_file(path)
     try:
+        os.fchmod(fd, 0o600)
         yield fd
     except OSError:
         with contextlib.suppress(OSError):
@@ -1753,11 +1701,8 @@ def make_dir(path: str) -> None:
 
 def sync_dir(path: str) -> None:
     """See that the names in a directory are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def close_fd(fd: int) -> None:
@@ -4297,6 +4242,7 @@ def examine(store: Store) -> list[str]:
     try:
         if not store.home.check():
             return []
+        store.home.keeps_settings = True
         problems = list(filter(None, [store.home.settings_problem()]))
         try:
             store.read()
@@ -4503,6 +4449,7 @@ def mend(store: Store) -> list[str]:
     """Write the home anew from what is whole in it; the paths of copies of the files as they were.
     Refused while a worker lives: it has the queue in its memory."""
     home = store.home
+    home.keeps_settings = True
     has_settings = home.settings_problem() is None
     with home.locked():
         if home.has_live_worker():
@@ -4953,6 +4900,7 @@ def _writes_to(pid: int, path: str) -> bool:
 
 _READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+LOG_FOLDERS: Final = 256
 _PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
@@ -4974,7 +4922,8 @@ def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
 
 def log_path(logs_dir: str, id: str, run: int) -> str:
     """Where the output of a run that is over is kept, in one of 256 folders by a hash of the id."""
-    return os.path.join(logs_dir, f"{zlib.crc32(id.encode()) & 0xFF:02x}", f"{id}.{run}.log")
+    folder = zlib.crc32(id.encode()) % LOG_FOLDERS
+    return os.path.join(logs_dir, f"{folder:02x}", f"{id}.{run}.log")
 
 
 class SlotLog:
@@ -5135,16 +5084,20 @@ def remove_log(logs_dir: str, id: str, run: int) -> None:
         os.unlink(log_path(logs_dir, id, run))
 
 
-def sweep_logs(logs_dir: str, folder: int, exists: Callable[[str], bool]) -> None:
-    """Remove the output of jobs that are gone (`exists(id)` is false) from one of the 256 folders.
+def sweep_logs(
+    logs_dir: str, folder: int, find: Callable[[Collection[str]], Collection[str]]
+) -> None:
+    """Remove the output of jobs that are gone from one of the folders of logs; `find(ids)` gives
+    those of these jobs that are there.
 
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
     path = os.path.join(logs_dir, f"{folder:02x}")
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(path):
-            found = re.fullmatch(r"(.+)\.\d+\.log", name)
-            if found and not exists(found[1]):
+        logs = re.findall(r"^((.+)\.\d+\.log)$", "\n".join(os.listdir(path)), re.MULTILINE)
+        there = find({id for _, id in logs})
+        for name, id in logs:
+            if id not in there:
                 os.unlink(os.path.join(path, name))
 
 
@@ -5261,22 +5214,37 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 
 
 # ======== 10. WORKER ========
-# One worker process: N threads that each report, claim and run, and a main thread that handles signals, time limits,
-# wake-ups, folding and syncing. Effects: threads, signals, the monotonic clock; all else through the sections above.
+# One worker process. Each of its slots is a thread that reports the attempt that ended and claims
+# the next job in one transaction, runs it, and begins again. The main thread handles signals, stop
+# requests, time limits, wake-ups, folding, syncing and purging. Recovery, the trimming of logs and
+# what is said have threads of their own, since each of them may take long. It uses threads, signals
+# and the monotonic clock, and all else through the sections above.
 #
-# W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is on disk.
+# W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is
+#     on disk.
 # W2  Signal handlers only set a flag.
 # W3  One worker process never runs more commands at once than its `--count`.
 # W4  A worker whose file is no longer at its path claims nothing more: others take it for dead.
+#
+# A worker is `running`, then `stopping`: it claims nothing more and its jobs finish. Where they
+# shall not finish it is `handing back`: it ends them, and they go back into the queue. It leaves
+# when the last slot is done.
+#
+# Who wakes whom: a byte in NAME.wake wakes the main thread of that worker, which looks at the queue
+# and calls its slots where a job is ready.
+#
+#   enqueue, retry, revive, edit, release, resume, config set     wakes every worker
+#   cancel, worker stop                                           every worker
+#   a report that ends a job others wait for or frees a limit     every other worker
+#   a spawn with a near time limit, a failed attempt, a last job  the worker's own main thread
+#   a signal                                                      the worker's own main thread
 
-UNSURE_S: Final = 3600.0  # after the clock was set nothing is purged for that long
-PURGE_MOST_S: Final = 3600.0  # a worker looks for old jobs that often, or
-PURGE_SHARE: Final = 0.1  # after that part of keep_completed, but not more often than
-PURGE_LEAST_S: Final = 5.0
-TICK_S: Final = 1.0  # folding, syncing and, as a safety net, looking for what no wake-up announced
+PURGE_S: Final = 3600.0  # between two purges, and after the clock was set or the machine started
+SWEEP_S: Final = 60.0  # between two folders of logs that an idle worker sweeps
+TICK_S: Final = 1.0  # folding, syncing, and a look for what no wake-up announced
 RECOVERY_S: Final = 2.0  # between two looks for jobs of dead workers
 PATIENCE_S: Final = (
-    0.1  # the main thread waits no longer for the store's lock: time limits and signals are its own
+    0.1  # of the main thread for the store lock: time limits and signals are its own
 )
 UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
@@ -5285,69 +5253,66 @@ STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS: Final = (
     "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 )
-MAIN, TRIMMING = (
-    -1,
-    -2,
-)  # where a slot's number is asked for and the main thread, or the one that trims logs, is meant
-GROUP_STOP_S: Final = (
-    0.25  # how long a job's death by signal may come before our own stop signal is seen
-)
+# A job's death by a signal may be seen so long before the signal that stops its worker.
+GROUP_STOP_S: Final = 0.25
+WAKE_BYTES: Final = 65_536  # a FIFO holds no more
 
 
 class Worker:
-    """A worker process. `say(text)` tells a person what it does; it may fail and ends nothing."""
+    """A worker process: `run` works until it is stopped or has drained the queue.
+
+    `say(text)` tells a person what it does; it may fail and ends nothing. `describe(job)` is what
+    is said of an attempt that ended.
+    """
 
     def __init__(
-        self, store: Store, threads: int, only: TagFilter, drain: bool, say: Callable[[str], None]
-    ) -> None:
+        self, store: Store, threads: int, only: TagFilter, drain: bool,
+        say: Callable[[str], None], describe: Callable[[Job], str],
+    ) -> None:  # fmt: skip
         import queue
-        import secrets
 
-        self.store = store
+        self.store, self.home = store, store.home
         self.threads = threads
         self.only = only
         self.drain = drain
         self._say = say
-        self._unsaid: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.name = f"{os.getpid()}-{secrets.token_hex(3)}"
-        self.signals: list[int] = []  # the stop signals received, in order
-        self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
-        self.stopping = False  # claim nothing more
-        self.fatal: QueueError | None = None  # why it stops by itself; its exit code
-        self._hard = False  # the running jobs are being handed back
+        self._describe = describe
+        self._unsaid: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: the end
+        self.name = f"{os.getpid()}-{os.urandom(3).hex()}"
+        self.state: Literal["running", "stopping", "handing back"] = "running"
         self._stopped_at = -math.inf
-        self._troubles: dict[int, str | None] = {}  # by slot
-        self._quit = threading.Event()  # ends the threads beside the slots
-        self._ended: set[int] = set()  # slots whose thread is done
-        self._stop_seen = threading.Event()
-        self._last_words = threading.Event()  # nothing more will be said
-        self._work = threading.Condition()  # of `_round` and `stopping`
+        self._error: QueueError | None = None  # why it stops by itself
+        self._leaving = threading.Event()  # ends the threads beside the slots
+        self._signals: list[int] = []  # the stop signals received, in order
+        self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
+        self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
+        self._due_at = math.inf  # when the slots are to be called next, on the monotonic clock
+        self._ended: set[int] = set()  # slots whose thread is done
+        self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
         self._told_why = False  # a drain has to wait
-        self._signals_told = 0  # so many were obeyed
-        self._logs: dict[int, SlotLog] = {}  # by slot
-        self._clock_mark: dict[str, Any] = {}  # as in `write_clock_mark`
-        self._look_for_room_at = 0.0
+        self._logs = [SlotLog(self.home.logs_dir, self.name, slot) for slot in range(threads)]
+        self._has_room = True  # for output
         self._quiet_since = 0.0  # nothing runs and the counts are
         self._quiet_counts: list[int] = []  # these
-        self._waiting: tuple[str | None, str | None] = (None, None)  # oldest, next run_at
 
     def say(self, text: str) -> None:
-        """Tell a person, without ever waiting for a terminal or a pipe that nobody reads; too much is dropped."""
+        """Tell a person, without ever waiting for a terminal or a pipe that nobody reads: what is
+        too much for these is dropped."""
         if self._unsaid.qsize() < UNSAID_MAX:
             self._unsaid.put(text.replace("\n", "\\n"))
 
     def _speak(self) -> None:
-        """Print what was said, some lines at a time: to wake for each costs the slots a third of their rate."""
-        while True:
+        """Print what is said, many lines at a time: a wake-up for each line would cost the slots a
+        third of their rate."""
+        lines: list[str | None] = []
+        while None not in lines:
+            self._leaving.wait(SPEAK_S)
             lines = [self._unsaid.get()]
             while not self._unsaid.empty():
                 lines.append(self._unsaid.get())
-            if texts := [line for line in lines if line is not None]:
-                self._say("\n".join(texts))
-            if None in lines:
-                return
-            self._last_words.wait(SPEAK_S)
+            if any(lines):
+                self._say("\n".join(filter(None, lines)))
 
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
@@ -5357,8 +5322,8 @@ class Worker:
         try:
             return self._run()
         finally:
+            self._leaving.set()
             self._unsaid.put(None)
-            self._last_words.set()
             speaker.join(LAST_WORDS_S)
 
     def _run(self) -> int:
@@ -5367,48 +5332,43 @@ class Worker:
         self._prepare()
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
-        slots = [
-            threading.Thread(target=self._slot_thread, args=(slot,), daemon=True)
-            for slot in range(self.threads)
-        ]
-        others = [
-            threading.Thread(target=loop, daemon=True)
-            for loop in (self._recover_loop, self._trim_loop)
-        ]
-        started = _started([*others, *slots])
-        if len(started) < len(others) + self.threads:
-            self.fatal = Refused(NO_THREADS)
-            self._stop(f"Error: {self.fatal}")
+        loops: list[Callable[[], None]] = [self._recover_loop, self._trim_loop]
+        others = len(loops)
+        loops += [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
+        started = _started([threading.Thread(target=loop, daemon=True) for loop in loops])
+        if len(started) < len(loops):
+            self._give_up(Refused(NO_THREADS))
         tick_at, woken = 0.0, True
-        while len(self._ended) < len(started) - len(others):
+        while len(self._ended) < len(started) - others:
             now_s = time.monotonic()
+            is_tick = now_s >= tick_at
+            if is_tick:
+                tick_at = now_s + TICK_S
             try:
                 self._obey_signals()
-                self._end_late(now_s)
-                ticks = now_s >= tick_at
-                if ticks:
-                    tick_at = now_s + TICK_S
-                    self._check_file()
-                if woken or ticks:
+                self._end_attempts(now_s)
+                if woken or is_tick:
                     self._look()
-                if ticks:
+                    self._end_attempts(now_s)
+                if is_tick:
                     self._keep_house(now_s)
-                    self._set_trouble(MAIN, None)
+                    self._set_trouble("housekeeping fails", None)
             except Busy:
-                # Others are at work; nothing is lost by trying a little later.
-                tick_at = now_s + PATIENCE_S
+                tick_at = now_s + PATIENCE_S  # others are at work
             except Exception as error:
                 # Also after a fault of ours: without this thread no time limit and no stop (W1).
-                why = str(error) if isinstance(error, QueueError | OSError) else repr(error)
-                self._set_trouble(MAIN, f"housekeeping fails: {why}")
+                self._set_trouble("housekeeping fails", error)
                 if isinstance(error, StoreError) and self.store.state == "broken":
                     self._give_up(error)
-            self._call_when_due()
-            timeout_s = min(tick_at, self._next_event(), self._next_due()) - time.monotonic()
+            if self._due_at <= now_s:
+                self._due_at = math.inf
+                self._call_slots()
+            events = [one.next_event() for one in list(self._executor.running.values())]
+            timeout_s = min(tick_at, self._due_at, *events) - time.monotonic()
             woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
             if woken:
-                self.file.drain_wakes()
-        self._quit.set()
+                os.read(self.file.wake_fd, WAKE_BYTES)
+        self._leaving.set()
         for thread in started:
             thread.join()
         return self._leave()
@@ -5417,356 +5377,323 @@ class Worker:
         """Signals, environment and the worker's file; then others can see that it lives."""
         import signal
 
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # an ignored SIGCHLD would lose every exit status (F7)
+        # An ignored SIGCHLD would lose every exit status (F7).
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if (
-                number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-            ):  # nohup stays nohup
-                signal.signal(number, lambda number, _frame: self.signals.append(number))
+            is_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+            if not is_nohup:
+                signal.signal(number, lambda number, _frame: self._signals.append(number))
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._executor = Executor(os.environb)
-        self.store.home.prepare()
-        self.store.home.sweep_workers()
         self.store.follow()
-        self.store.home.keeps_settings = True
-        self._header: dict[str, Any] = {
-            "pid": os.getpid(), "started_at": self.store.home.now(), "boot_id": boot_id(),
-            "lock": self.store.home.lock_id(), "threads": self.threads, "tags": self.only.tags,
+        self.home.keeps_settings = True
+        header: dict[str, Any] = {
+            "pid": os.getpid(), "started_at": self.home.now(), "boot_id": boot_id(),
+            "lock": self.home.lock_id(), "threads": self.threads, "tags": self.only.tags,
             "not_tags": self.only.not_tags, "trouble": None, "stopping": False,
         }  # fmt: skip
-        self.file = self.store.home.create_worker(self.name, self._header, self.threads)
+        self.file = self.home.create_worker(self.name, header)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         self.say(
-            f"Worker {self.name} started: {threads}, home {self.store.home.path}. Stop it with Ctrl+C."
+            f"Worker {self.name} started: {threads}, home {self.home.path}. Stop it with Ctrl+C."
         )
 
     # -- The main thread's chores
 
     def _obey_signals(self) -> None:
-        """Ctrl+Z: halt. First stop signal: claim nothing more. Second: hand the running jobs back."""
+        """Ctrl+Z halts. The first stop signal stops; the second hands the running jobs back."""
         if self._halts:
             self._halts.clear()
-            with self.store.home.at_rest():
+            with self.home.at_rest():
                 halt()
-        if len(self.signals) > self._signals_told:
-            self._signals_told = len(self.signals)
-            if not self.stopping:
-                self._stop(
-                    "Stopping: running jobs finish first; once more ends them and hands them back."
-                )
-        if len(self.signals) > 1 and not self._hard:
+        if self._signals:
+            self._stop(
+                "Stopping: running jobs finish first; once more ends them and hands them back."
+            )
+        if len(self._signals) > 1:
             self._hand_back()
 
     def _stop(self, text: str) -> None:
-        self.stopping = True
-        self._stopped_at = time.monotonic()
-        self._stop_seen.set()
-        self._header["stopping"] = True  # if it is killed now, that is not its jobs' fault
-        self.file.write_header(self._header)
+        """Claim nothing more, and let the running jobs finish."""
+        if self.state != "running":
+            return
+        self.state, self._stopped_at = "stopping", time.monotonic()
+        # If the worker is killed now, that is not its jobs' fault.
+        self.file.write_header(stopping=True)
         self.say(text)
         self._call_slots()
 
     def _hand_back(self) -> None:
-        self._hard = True
+        """End the running jobs, which go back into the queue."""
+        if self.state == "handing back":
+            return
+        self.state = "handing back"
         self.say("Ending the running jobs; they go back into the queue.")
-        for slot, attempt in list(self._executor.running.items()):
-            self._end(slot, attempt, "handed_back", STOPPED)
+        self._call_slots()
+        self.file.wake()
 
-    def _end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None) -> None:
-        self._executor.end(slot, attempt, why, reason, self.store.home.config().grace_period)
+    def _give_up(self, error: QueueError) -> None:
+        """End the running jobs and leave. Nothing of them can be stored any more; whoever finds this
+        worker's claims takes the jobs back."""
+        if self._error is None:
+            self._error = error
+            self.say(f"Error: {error}")
+            self._stop("It claims nothing more.")
+            self._hand_back()
 
-    def _end_late(self, now_s: float) -> None:
-        """Enforce time limits and grace periods: SIGTERM where one has struck, SIGKILL where the other is over."""
+    def _end_attempts(self, now_s: float) -> None:
+        """End the attempts that are late, cancelled or to be handed back."""
         for slot, attempt in list(self._executor.running.items()):
-            if attempt.ending is None and attempt.deadline <= now_s:
+            job = self.store.processing.get(attempt.job_id)
+            if self.state == "handing back":
+                self._end(slot, attempt, "handed_back", STOPPED)
+            elif attempt.deadline <= now_s:
                 self._end(slot, attempt, "timed_out", None)
+            elif job is not None and job.cancelled_at is not None:
+                self._end(slot, attempt, "signalled", "cancelled")
         self._executor.kill_late(now_s)
 
-    def _next_event(self) -> float:
-        """When the next time limit or grace period ends, on the monotonic clock; inf where none runs."""
-        return min(
-            (attempt.next_event() for attempt in list(self._executor.running.values())),
-            default=math.inf,
-        )
-
-    def _next_due(self) -> float:
-        """When the next retry or delayed job is due, on the monotonic clock; inf where none is known."""
-        at = self._waiting[1]
-        wait_s = instant_s(at) - self.store.home.clock() if at else 0.0
-        return time.monotonic() + wait_s if wait_s > 0 else math.inf
-
-    def _call_when_due(self) -> None:
-        """Call the slots where a job is ready, or its time has come, as far as this process knows."""
-        oldest, next_run_at = self._waiting
-        if oldest or (next_run_at and next_run_at <= self.store.home.now()):
-            self._call_slots()
+    def _end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None) -> None:
+        self._executor.end(slot, attempt, why, reason, self.home.last_config().grace_period)
 
     def _call_slots(self) -> None:
+        """Let the slots that wait look for work, or for the worker's new state."""
         with self._work:
             self._round += 1
             self._work.notify_all()
 
     def _look(self) -> None:
-        """Take in what others did: new jobs, cancelled ones, a stop request."""
-        request = self.store.home.stop_requested(self.name)
-        if request and not self.stopping:
+        """Take in what others did: a stop request, changed settings, new and cancelled jobs. Stop a
+        drain once nothing is pending, processing anywhere, or waiting for a retry or a delay."""
+        if not self.file.is_linked():
+            self._give_up(StoreError(f"'{self.file.path}' was deleted while this worker ran."))
+            return
+        request = self.home.stop_requested(self.name)
+        if request:
             self._stop("Stopping on request: running jobs finish first.")
-        if request == "now" and not self._hard:
+        if request == "now":
             self._hand_back()
-        self.store.home.config()  # a changed setting is known to `last_config` from here on
-        self._waiting = waiting_times(self.store, PATIENCE_S)
-        for slot, attempt in list(self._executor.running.items()):
-            job = self.store.processing.get(attempt.job_id)
-            if job is not None and job.cancelled_at is not None and attempt.ending is None:
-                self._end(slot, attempt, "signalled", "cancelled")
-        self._end_drain()
-
-    def _end_drain(self) -> None:
-        """`--drain`: stop once nothing is pending, processing anywhere, or waiting for a retry or a delay."""
-        if not self.drain or self.stopping:
+        # From here on `last_config` has a changed setting.
+        self._set_trouble("the last good settings stay in force", self.home.settings_problem())
+        oldest, next_run_at = waiting_times(self.store, PATIENCE_S)
+        self.file.header |= {"oldest": oldest, "next_run_at": next_run_at}
+        self._due_at = 0.0 if oldest else math.inf
+        if next_run_at and not oldest:
+            # A millisecond later, since the wall clock may be a little slower than the other.
+            wait_s = instant_s(next_run_at) - self.home.clock() + 0.001
+            self._due_at = time.monotonic() + wait_s
+        if not self.drain or self.state != "running":
             return
         is_drained, why = drain_state(self.store, self.only, PATIENCE_S)
         if is_drained and not self._executor.running:
-            self.stopping = True
+            self.state = "stopping"
             self._call_slots()
         elif why and not self._told_why:
             self._told_why = True
             self.say(why)
 
     def _keep_house(self, now_s: float) -> None:
-        """Once a second: show life, say what waits, fold, sync, purge."""
-        self.file.show_life()
-        waiting = dict(zip(("oldest", "next_run_at"), self._waiting, strict=True))
-        if not waiting.items() <= self._header.items():
-            self._header |= waiting
-            self.file.write_header(self._header)
+        """Once a second: show life, look for room, fold, sync, purge, sweep."""
+        self.file.write_header()
+        self._has_room = has_room(self.home.logs_dir)
         if self._executor.running or self.store.counts != self._quiet_counts:
             self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
-        try:
-            if self.store.fold_due(now_s - self._quiet_since):
-                self.store.fold(PATIENCE_S)
-        finally:
-            if self.store.home.config().fsync != "never":
-                self.store.sync()
-        self._meet_clock()
+        quiet_s = now_s - self._quiet_since
+        self._fold_and_sync(quiet_s, PATIENCE_S)
         self._purge_old()
+        if quiet_s >= SWEEP_S and quiet_s % SWEEP_S < TICK_S:
+            # A killed purge, or a job that is deleted by hand, leaves its output.
+            with self.store.transaction(most_s=PATIENCE_S):
+                folder = int(self.home.clock() / SWEEP_S) % LOG_FOLDERS
+                sweep_logs(self.home.logs_dir, folder, self.store.find_raws)
 
-    def _meet_clock(self) -> None:
-        """Where the clock was set since a worker last looked, also one before this: no job is old for the
-        next hour."""
-        boot, offset_s = self._header["boot_id"], self.store.home.clock() - boot_clock_s()
-        for mark in (self._clock_mark, self.store.home.clock_mark()):
-            if mark.get("boot_id") == boot and abs(mark["offset_s"] - offset_s) <= TICK_S:
-                self._clock_mark = mark
-                return
-        stepped_s = boot_clock_s() - (0 if mark else UNSURE_S)
-        self._clock_mark = {
-            "boot_id": boot, "offset_s": offset_s, "stepped_s": stepped_s, "purged_s": 0,
-        }  # fmt: skip
-        with contextlib.suppress(StoreError):  # others learn it at their next pass
-            self.store.home.write_clock_mark(self._clock_mark, PATIENCE_S)
+    def _fold_and_sync(self, quiet_s: float, most_s: float = math.inf) -> None:
+        try:
+            if self.store.fold_due(quiet_s):
+                self.store.fold(most_s)
+        finally:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self.home.last_config().fsync != "never":
+            self.store.sync()
 
     def _purge_old(self) -> None:
-        """`keep_completed`: now and then one worker looks through jobs.json without the lock, and folds
-        where some job is old."""
-        home, boot_s, mark = self.store.home, boot_clock_s(), self._clock_mark
-        keep_s = home.config().keep_completed
-        if not keep_s or boot_s < mark["stepped_s"] + UNSURE_S:
+        """`keep_completed`: about once an hour one worker removes the completed jobs that are old.
+
+        `.queuectl/clock` says when that is due. It is put off for an hour where the wall clock was
+        set, or the machine was started, since a worker looked last: by a wrong clock jobs look old.
+        """
+        boot, now_s = self.file.header["boot_id"], boot_clock_s()
+        offset_s = self.home.clock() - now_s
+        mark = self.home.clock_mark() or ClockMark("", 0.0, 0.0)
+        is_true = mark.boot_id == boot and abs(mark.offset_s - offset_s) <= TICK_S
+        if is_true and now_s < mark.purge_at_s:
             return
-        pause_s = max(PURGE_LEAST_S, min(PURGE_MOST_S, keep_s * PURGE_SHARE))
-        if boot_s >= mark["purged_s"] + pause_s:
-            mark = home.clock_mark() or mark  # another worker may have made the pass
-        if boot_s < mark["purged_s"] + pause_s:
+        self.home.write_clock_mark(ClockMark(boot, offset_s, now_s + PURGE_S), PATIENCE_S)
+        keep_s = self.home.config().keep_completed
+        if not (is_true and keep_s):
             return
-        self._clock_mark = {**mark, "purged_s": boot_s}
-        home.write_clock_mark(self._clock_mark, PATIENCE_S)
-        before = add_seconds(home.now(), -keep_s)
+        before = add_seconds(self.home.now(), -keep_s)
         gone = purge_completed(self.store, before, PATIENCE_S)
         for job in gone:
             with contextlib.suppress(OSError):
-                remove_logs(home.logs_dir, job.id, job.runs)
+                remove_logs(self.home.logs_dir, job.id, job.runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
-    def _check_file(self) -> None:
-        if not self.file.is_linked():
-            why = f"'{self.file.path}' was deleted while this worker ran."
-            self._give_up(StoreError(f"{why} It claims nothing more."))
-
-    def _give_up(self, error: QueueError) -> None:
-        """End the running jobs and leave: nothing of them can be stored any more, and whoever finds this
-        worker's claims takes the jobs back."""
-        if self.fatal is None:
-            self.fatal = error
-            self._stop(f"Error: {error}")
-            self._hand_back()
-
-    def _set_trouble(self, slot: int, text: str | None) -> None:
-        """Say once why this slot claims nothing, and show it in `status`; None ends it."""
-        if text == self._troubles.get(slot):
+    def _set_trouble(self, who: int | str, error: Exception | str | None) -> None:
+        """Say once why this slot claims nothing, or which chore fails, and show it in `status`; None
+        ends it."""
+        what = "not claiming" if isinstance(who, int) else who
+        text = f"{what}: {_say_why(error)}" if error else None
+        if text == self._troubles.get(who):
             return
-        before = self._trouble()
-        self._troubles[slot] = text
-        if (now := self._trouble()) != before:
-            self.say(f"Trouble: {now}" if now else "The trouble is over.")
-            self._header["trouble"] = now
-            self.file.write_header(self._header)
-
-    def _trouble(self) -> str | None:
-        return next((text for text in list(self._troubles.values()) if text), None)
+        self._troubles[who] = text
+        trouble = next(filter(None, list(self._troubles.values())), "")[:TROUBLE_CHARS] or None
+        if trouble != self.file.header["trouble"]:
+            self.file.write_header(trouble=trouble)
+            self.say(f"Trouble: {trouble}" if trouble else "The trouble is over.")
 
     def _leave(self) -> int:
-        """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop signal."""
+        """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop
+        signal."""
         import signal
 
         died = False
         try:
-            if self.fatal is None:
+            if self._error is None:
                 self.store.follow()
-                if self.store.fold_due(quiet_s=math.inf):
-                    self.store.fold()
-                if self.store.home.config().fsync != "never":
-                    self.store.sync()
-                died = self.drain and has_died_since(
-                    self.store, self._header["started_at"], self.only
-                )
+                self._fold_and_sync(math.inf)
+                began_at = self.file.header["started_at"]
+                died = self.drain and has_died_since(self.store, began_at, self.only)
         except QueueError as error:
-            self.fatal = self.fatal or error
+            self._error = error
             self.say(f"Error: {error}")
         finally:
-            signal.set_wakeup_fd(
-                -1
-            )  # the FIFO is closed next, and its number may become another file's
+            # The FIFO is closed next, and its number may become another file's.
+            signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
             self.file.close()
         self.say(f"Worker {self.name} stopped.")
-        if self.fatal is not None:
-            return self.fatal.exit_code
-        if len(self.signals) > 1:
-            return 128 + self.signals[1]
+        if self._error is not None:
+            return self._error.exit_code
+        if len(self._signals) > 1:
+            return 128 + self._signals[1]
         return EXIT_REFUSED if died else 0
 
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A slot for the worker's whole life: after a fault of ours it begins anew, and what it held is given back."""
-        while True:
+        """A slot for the worker's whole life. After a fault of ours it begins anew, and what it held
+        is given back."""
+        while slot not in self._ended:
             try:
                 self._slot(slot)
-                break
+                self._ended.add(slot)
             except Exception as error:
-                self._set_trouble(slot, f"a fault in the worker, please report it: {error!r}")
-                self._rest(self._round, TICK_S)
-        self._ended.add(slot)
+                self._set_trouble(slot, error)
+                self._pause()
         self.file.wake()
 
     def _slot(self, slot: int) -> None:
         """Report, claim, run, again; until told to stop with nothing left to report."""
-        self._abandon(
-            slot, "a fault in the worker"
-        )  # what runs here still, though `_slot` ended by a fault (F4)
-        log = self._logs[slot] = SlotLog(self.store.home.logs_dir, self.name, slot)
+        # After a fault a command may run here still (F4), and the log hold its output (F9).
+        self._abandon(slot, "a fault in the worker")
+        self._logs[slot].release()
         done: tuple[Job, Outcome] | None = None
-        while not (self.stopping and done is None):
+        while done is not None or self.state == "running":
             seen = self._round
             try:
-                could_not_start = (
-                    done is not None and self._troubles.get(slot) is not None
-                )  # no new claim yet
-                claim = not (self.stopping or could_not_start) and self._can_claim(slot, log)
-                turn = take_turn(self.store, self.name, slot, done, claim, self.only)
-            except (
-                Exception
-            ) as error:  # also a fault of ours: an outcome is kept until it is reported (W1)
-                why = str(error) if isinstance(error, QueueError) else repr(error)
-                self._set_trouble(slot, f"not claiming: {why}")
-                if self.fatal is not None or self._hard:
-                    if (
-                        done is not None
-                    ):  # whoever finds this worker's file unlocked takes the job back
-                        self.say(
-                            f"{done[0].id}: its end could not be stored ({why}); it will run again"
-                        )
+                may_claim = self._may_claim(slot, done is not None)
+                turn = take_turn(self.store, self.name, slot, done, may_claim, self.only)
+            except Exception as error:  # an outcome is kept until it is reported (W1)
+                self._set_trouble(slot, error)
+                if self.state == "handing back":
+                    if done is not None:  # its job is recovered, once this worker is gone
+                        self.say(f"{done[0].id}: its end could not be stored; it will run again")
                     break
-                self._rest(seen, TICK_S)
+                self._pause()
                 continue
             self._tell(turn, done)
-            worked, done = done is not None, None
+            has_reported, done = done is not None, None
             if turn.hooks and turn.reported is not None:
                 self._run_hooks(slot, turn.reported, turn.hooks)
             elif turn.claimed is not None:
-                done = turn.claimed, self._attempt(slot, log, turn.claimed)
+                done = turn.claimed, self._attempt(slot, turn.claimed)
+            elif has_reported:
+                self._clear_row(slot)
+                # Where it may claim it turns again now: the report may have freed a job.
+                if self.state == "running" and not may_claim:
+                    self._pause()
+            elif may_claim:
+                self._set_trouble(slot, None)
+                with self._work:
+                    while self._round == seen:
+                        self._work.wait()
             else:
-                if worked:
-                    self.file.write_row(slot)
-                    self.file.wake()  # the main thread may be waiting for the last slot to be done
-                if claim:
-                    self._set_trouble(slot, None)
-                if not (
-                    worked and claim
-                ):  # else take the next turn now: the report may have freed a job
-                    self._rest(seen, None if claim or self.stopping else TICK_S)
-        log.close()
+                self._pause()
+        self._logs[slot].close()
 
-    def _can_claim(self, slot: int, log: SlotLog) -> bool:
-        """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says why not."""
+    def _may_claim(self, slot: int, has_ended: bool) -> bool:
+        """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says
+        why not. After an attempt that could not begin the slot rests before it claims again."""
+        if self.state != "running" or (has_ended and self._troubles.get(slot)):
+            return False
         try:
-            if time.monotonic() >= self._look_for_room_at:
-                if not has_room(self.store.home.logs_dir):
-                    raise HostFault(
-                        f"no space is left for output under '{self.store.home.logs_dir}'"
-                    )
-                self._look_for_room_at = time.monotonic() + TICK_S
-            log.open()
-            self._executor.find_runner(self.store.home.last_config().runner)
+            if not self._has_room:
+                raise HostFault(f"no space is left for output under '{self.home.logs_dir}'")
+            self._logs[slot].open()
+            self._executor.find_runner(self.home.last_config().runner)
         except HostFault as fault:
-            self._set_trouble(slot, f"not claiming: {fault}")
+            self._set_trouble(slot, fault)
             return False
         return True
 
-    def _rest(self, seen: int, seconds: float | None) -> None:
-        """Wait until there may be work (a new round); with `seconds`, until then, whatever is called out."""
+    def _pause(self, seconds: float = TICK_S) -> None:
+        """Wait for so long, or until the state changes."""
+        state = self.state
         with self._work:
-            if seconds is not None:
-                self._work.wait_for(lambda: self._hard or self.fatal is not None, seconds)
-            else:
-                self._work.wait_for(lambda: self._round != seen or self.stopping)
+            self._work.wait_for(lambda: self.state != state, seconds)
 
-    def _attempt(self, slot: int, log: SlotLog, job: Job) -> Outcome:
+    def _clear_row(self, slot: int) -> None:
+        """The slot is idle. The main thread may be waiting for the last one."""
+        self.file.write_row(slot)
+        self.file.wake()
+
+    def _attempt(self, slot: int, job: Job) -> Outcome:
         """Run the job once and keep its output; how it ended.
 
         It never raises: a fault of ours or of the machine hands the job back (F5, F6).
         """
         try:
-            outcome = self._run_command(slot, log, job)
+            outcome = self._run_command(slot, job)
             self._set_trouble(slot, None)
-        except HostFault as fault:
-            self._set_trouble(slot, f"not claiming: {fault}")
-            outcome = Outcome("handed_back", reason=str(fault))
         except Exception as error:
-            why = f"a fault in the worker, please report it: {error!r}"
-            self._set_trouble(slot, f"not claiming: {why}")  # then this slot rests
-            outcome = self._abandon(slot, why)
+            self._set_trouble(slot, error)  # then this slot rests
+            outcome = self._abandon(slot, _say_why(error))
         try:
-            log.finish(job.id, job.runs, self.store.home.last_config().log_max)
-        except HostFault as fault:
-            self._set_trouble(slot, str(fault))
+            self._logs[slot].finish(job.id, job.runs, self.home.last_config().log_max)
+        except (HostFault, OSError) as error:
+            self._set_trouble(slot, error)
         return outcome
 
-    def _variables(self, slot: int, job: Job, hook: str = "") -> dict[bytes, bytes]:
-        """What a job, or its hook, finds in its environment."""
-        mark = run_mark(self._header["lock"], self.name, job.id, job.runs, hook)
-        texts = {
-            "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
-            "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
-        }  # fmt: skip
-        return {b"QUEUECTL_HOME": os.fsencode(self.store.home.path), **as_utf8(texts)}
+    def _run_command(self, slot: int, job: Job) -> Outcome:
+        log = self._logs[slot]
+        # A purge that died may have left the output of another job of that id (F9).
+        with contextlib.suppress(OSError):
+            remove_log(self.home.logs_dir, job.id, job.runs)
+        env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
+        attempt = self._executor.start(
+            slot, self.home.last_config().runner, job.command, (job.cwd or "/").encode(),
+            env, log.open(), (log.path,), job.timeout,
+        )  # fmt: skip
+        log.release()
+        return self._explain(job, self._see_end(slot, job, attempt))
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
         """Run the hooks of a job's end once its report is on disk, so that none runs twice.
@@ -5775,69 +5702,55 @@ class Worker:
         """
         for name, command in hooks.items():
             try:
-                if self.store.home.config().fsync != "never":
-                    self.store.sync()
-                outcome = Outcome("handed_back", reason=STOPPED)
-                if not self._hard:
-                    outcome = self._run_hook(slot, job, name, command)
+                self._sync()
+                outcome = self._run_hook(slot, job, name, command)
             except Exception as error:
                 outcome = self._abandon(slot, str(error))
             if outcome[:2] != ("exited", 0):
                 why = outcome.reason or describe_outcome(outcome)
                 self.say(f"Warning: {name} of job {job.id} failed: {why}")
-        self.file.write_row(slot)
-        self.file.wake()  # the main thread may be waiting for the last slot to be done
+        self._clear_row(slot)
 
     def _run_hook(self, slot: int, job: Job, name: str, command: str) -> Outcome:
         """Run one hook, with the job and its last output as JSON on stdin."""
-        output = last_lines(
-            log_path(self.store.home.logs_dir, job.id, job.runs), HOOK_LINES, HOOK_BYTES
-        )
-        spool = Spool(self.store.home, [encode_json({**job_to_dict(job), "output": output}), b"\n"])
+        if self.state == "handing back":
+            return Outcome("handed_back", reason=STOPPED)
+        path = log_path(self.home.logs_dir, job.id, job.runs)
+        about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
+        spool = Spool(self.home, [encode_json(about), b"\n"])
         try:
             os.lseek(spool.fd, 0, os.SEEK_SET)
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
             attempt = self._executor.start(
                 slot, ("sh", "-c"), command, env[b"QUEUECTL_HOME"], env, 2, (), HOOK_S, spool.fd
             )
-            if isinstance(attempt, Outcome):
-                return attempt
-            self._write_down(slot, job, attempt, name)
-            return self._executor.wait(slot)
+            return self._see_end(slot, job, attempt, name)
         finally:
             spool.close()
 
-    def _run_command(self, slot: int, log: SlotLog, job: Job) -> Outcome:
-        # A purge that died may have left the output of another job of that id (F9).
-        with contextlib.suppress(OSError):
-            remove_log(self.store.home.logs_dir, job.id, job.runs)
-        attempt = self._executor.start(
-            slot,
-            self.store.home.last_config().runner,
-            job.command,
-            (job.cwd or "/").encode(),
-            {**as_utf8(job.env or {}), **self._variables(slot, job)},
-            log.open(),
-            (log.path,),
-            job.timeout,
-        )
+    def _variables(self, slot: int, job: Job, hook: str = "") -> dict[bytes, bytes]:
+        """What a job, or its hook, finds in its environment."""
+        mark = run_mark(self.file.header["lock"], self.name, job.id, job.runs, hook)
+        texts = {
+            "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
+            "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
+        }  # fmt: skip
+        return {b"QUEUECTL_HOME": os.fsencode(self.home.path), **as_utf8(texts)}
+
+    def _see_end(self, slot: int, job: Job, attempt: Attempt | Outcome, hook: str = "") -> Outcome:
+        """Write down what runs in the slot, and wait for its end. The main thread hears of a near
+        time limit; an attempt that began during a hand-back is ended."""
         if isinstance(attempt, Outcome):
             return attempt
-        attempt.job_id = job.id
-        log.release()
-        self._write_down(slot, job, attempt)
-        return self._explain(job, self._executor.wait(slot))
-
-    def _write_down(self, slot: int, job: Job, attempt: Attempt, hook: str = "") -> None:
-        """Say in the worker's file what runs in the slot, and see that the main thread knows of
-        its time limit, or ends it where a hard stop came first."""
-        row = {"job": job.id, "run": job.runs}
+        row: dict[str, Any] = {"job": job.id, "run": job.runs}
         row |= {"session": attempt.pid, "start": attempt.trace.start_s}
-        self.file.write_row(slot, row | ({"hook": hook} if hook else {}))
-        if self._hard:
-            self._end(slot, attempt, "handed_back", STOPPED)
-        if attempt.next_event() < time.monotonic() + TICK_S:
+        if hook:
+            row["hook"] = hook
+        self.file.write_row(slot, row)
+        attempt.job_id = "" if hook else job.id
+        if self.state == "handing back" or attempt.deadline < time.monotonic() + TICK_S:
             self.file.wake()
+        return self._executor.wait(slot)
 
     def _abandon(self, slot: int, reason: str) -> Outcome:
         """End what runs in a slot after a fault of ours; over only when nothing of it lives."""
@@ -5849,9 +5762,9 @@ class Worker:
 
     def _explain(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome with its reason in words, where a person needs more than a number."""
-        if outcome.kind == "signalled" and outcome.signal in (1, 2, 15) and outcome.reason is None:
+        if outcome.kind == "signalled" and outcome.reason is None:
             # A service manager signals the whole group: our own stop may be a moment behind.
-            self._stop_seen.wait(GROUP_STOP_S)
+            self._pause(GROUP_STOP_S)
             if time.monotonic() - self._stopped_at < TICK_S:
                 reason = "it was stopped together with its worker"
                 return outcome._replace(kind="handed_back", reason=reason)
@@ -5861,8 +5774,8 @@ class Worker:
                 f"dead, with: queuectl dlq retry {job.id} --timeout 10m; or all new jobs: "
                 "queuectl config set job-timeout 10m"
             )
-        if outcome.exit_code != 0 and not has_room(self.store.home.logs_dir):
-            self._look_for_room_at = 0.0
+        if outcome.exit_code != 0 and not has_room(self.home.logs_dir):
+            self._has_room = False
             return outcome._replace(kind="handed_back", reason="the disk of its output is full")
         if outcome.exit_code == EXIT_NOT_FOUND:
             own = os.environb.get(b"PATH", b"").decode("utf-8", "replace")
@@ -5874,45 +5787,29 @@ class Worker:
         return outcome
 
     def _tell(self, turn: Turn, done: tuple[Job, Outcome] | None) -> None:
-        """One line per finished attempt; and the main thread is woken where there is a new time to wait for."""
+        """Say how an attempt ended, and wake those who may now have something to do."""
         job = turn.reported
-        if job is None:
-            if done is not None:
-                self.say(
-                    f"{done[0].id}: its report was dropped, the queue no longer knows this run"
-                )
-            return
-        if job.state in WAITING:
-            self.file.wake()
+        if job is not None:
+            self.say(self._describe(job))
+        elif done is not None:
+            self.say(f"{done[0].id}: its report was dropped, the queue no longer knows this run")
+        if job is not None and job.state in WAITING:
+            self.file.wake()  # the main thread has a new time to wait for
         if turn.frees:
             self._call_slots()
-            self.store.home.wake_workers(but=self.name)
-        text = f"{job.id} {job.state}"
-        if job.state == "completed":
-            took_s = instant_s(job.updated_at) - instant_s(job.started_at or job.updated_at)
-            self.say(f"{text} in {took_s:.2f} s")
-        elif job.state == "failed":
-            wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
-            why = (job.reason or "").partition(";")[0]  # `show` has the rest
-            self.say(
-                f"{text} (attempt {job.attempts} of {job.max_retries}: {why}), again in {round(wait_s, 2):g} s"
-            )
-        elif job.state == "pending":
-            self.say(f"{job.id} handed back: {job.reason}")
-        else:
-            self.say(f"{text}: {job.reason}")
+            self.home.wake_workers(but=self.name)
 
     # -- Trimming logs, and recovery, each in a thread of its own: both may take long
 
     def _trim_loop(self) -> None:
         has_warned = False
-        while not self._quit.wait(TICK_S):
+        while not self._leaving.wait(TICK_S):
             try:
-                most = self.store.home.config().log_max
+                most = self.home.last_config().log_max
                 whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
-                self._set_trouble(TRIMMING, None)
+                self._set_trouble("a log cannot be trimmed", None)
             except Exception as error:  # also a fault of ours
-                self._set_trouble(TRIMMING, f"a log cannot be trimmed: {error}")
+                self._set_trouble("a log cannot be trimmed", error)
                 continue
             if not all(whole) and not has_warned:
                 has_warned = True
@@ -5923,10 +5820,10 @@ class Worker:
 
     def _recover_loop(self) -> None:
         recovery = Recovery(self.store, self.name, self.say)
-        while not self._quit.is_set():
+        while not self._leaving.is_set():
             pause_s = RECOVERY_S
             try:
-                if self.fatal is None:
+                if self._error is None:
                     recovery.step()
                 # What SIGKILL did not end may live for long, and another finder may have to end it.
                 late_s = time.monotonic() - RECOVERY_S
@@ -5935,7 +5832,7 @@ class Worker:
                     pause_s = FENCE_POLL_S
             except Exception as error:  # also a fault of ours: recovery goes on (F5)
                 self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
-            self._quit.wait(pause_s)
+            self._leaving.wait(pause_s)
 
 
 def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
@@ -5946,6 +5843,13 @@ def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
         except RuntimeError:
             return threads[:number]
     return threads
+
+
+def _say_why(error: Exception | str) -> str:
+    """What went wrong, in words."""
+    if isinstance(error, QueueError | HostFault | OSError | str):
+        return str(error)
+    return f"a fault in the worker, please report it: {error!r}"
 
 
 class Orphan(NamedTuple):
@@ -6204,6 +6108,21 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     output = clean(last_output or job.command)
     text = f"{job.attempts:>3}  {why:<21}  {say_when(job.finished_at or now, now):>11}  {output}"
     return clean(job.id), text
+
+
+def attempt_line(job: Job) -> str:
+    """How an attempt ended, as its worker says it."""
+    if job.state == "completed":
+        took_s = instant_s(job.updated_at) - instant_s(job.started_at or job.updated_at)
+        return f"{job.id} completed in {took_s:.2f} s"
+    if job.state == "failed":
+        why = (job.reason or "").partition(";")[0]  # `show` has the rest
+        again = say_when(job.run_at or job.updated_at, job.updated_at)
+        return (
+            f"{job.id} failed (attempt {job.attempts} of {job.max_retries}: {why}), again {again}"
+        )
+    state = "handed back" if job.state == "pending" else f"{job.state}"
+    return f"{job.id} {state}: {job.reason}"
 
 
 def outcome_words(job: Job) -> str:
@@ -7728,7 +7647,8 @@ def worker_start(
         _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
-    code = Worker(store, threads, only, drain, _drain_bar(store) if has_bar else _say_lines).run()
+    say = _drain_bar(store) if has_bar else _say_lines
+    code = Worker(store, threads, only, drain, say, attempt_line).run()
     if has_bar:
         _say("")  # the cursor stands behind the bar
     return code

@@ -380,10 +380,10 @@ def test_a_sweep_removes_the_logs_of_jobs_that_are_gone_from_one_folder(tmp_path
     other = paths[0].parent / "not-ours"
     other.touch()
     folder = int(paths[0].parent.name, 16)
-    q.sweep_logs(str(tmp_path), folder, lambda id: id != "job0")
+    q.sweep_logs(str(tmp_path), folder, lambda ids: set(ids) - {"job0"})
     assert {path for path in paths if not path.exists()} == set(paths[:2]) and other.exists()
     for folder in range(256):
-        q.sweep_logs(str(tmp_path), folder, lambda id: id == "dots.3.log")
+        q.sweep_logs(str(tmp_path), folder, lambda ids: {"dots.3.log"})
     assert {path for path in paths if path.exists()} == set(paths[-2:])
 
 

@@ -208,10 +208,10 @@ def slot(home: Path, tmp_path: Path) -> q.Worker:
     """A worker that runs nothing by itself."""
     store = q.open_store(str(home), lambda text: None)
     store.home.prepare()
-    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
-    worker._header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}
+    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None, q.attempt_line)
+    header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}
     worker._executor = q.Executor(os.environb)
-    worker.file = store.home.create_worker(worker.name, worker._header, 1)
+    worker.file = store.home.create_worker(worker.name, header)
     return worker
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -32,20 +33,15 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return boot
 
 
-def house(store: q.Store) -> q.Worker:
+def house(store: q.Store, boot_id: str = "b") -> q.Worker:
     """A worker of which only the housekeeping is called."""
     store.follow()
-    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None)
-    worker._header = {
-        "pid": 1,
-        "started_at": store.home.now(),
-        "boot_id": "b",
-        "lock": "1.1",
-        "threads": 1,
-        "trouble": None,
-    }
+    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None, q.attempt_line)
+    header = {
+        "pid": 1, "started_at": store.home.now(), "boot_id": boot_id, "lock": "1.1", "threads": 1, "trouble": None,
+    }  # fmt: skip
     worker._executor = q.Executor(os.environb)
-    worker.file = store.home.create_worker(worker.name, worker._header, 1)
+    worker.file = store.home.create_worker(worker.name, header)
     return worker
 
 
@@ -74,46 +70,57 @@ def purged(store: q.Store, seconds: float) -> list[str]:
 
 
 @pytest.mark.usefixtures("old")
-def test_a_worker_purges_what_was_completed_long_ago(store):
-    house(store)._keep_house(0)
+def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known_the_clock_for_an_hour(
+    store: Watched, clock: Clock, boot: Clock
+) -> None:
+    worker = house(store)
+    worker._keep_house(0)
+    passes(clock, boot, 3599)
+    worker._keep_house(0)
+    assert "done" in listing(store)
+    passes(clock, boot, 1)
+    worker._keep_house(0)
     assert list(listing(store)) == ["lost", "new", "last"]
 
 
 @pytest.mark.usefixtures("old")
-def test_zero_keeps_everything(store):
+def test_zero_keeps_everything(store: Watched, clock: Clock, boot: Clock) -> None:
     q.set_setting(store, "keep_completed", "0")
-    house(store)._keep_house(0)
+    for _ in range(2):
+        house(store)._keep_house(0)
+        passes(clock, boot, 3600)
     assert "done" in listing(store)
 
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("step_s", [2, DAY_S, 20 * 365 * DAY_S, -2, -DAY_S])
-def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock, boot, step_s):
-    q.set_setting(store, "keep_completed", "100d")
+def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(
+    store: Watched, clock: Clock, boot: Clock, step_s: float
+) -> None:
     worker = house(store)
     worker._keep_house(0)
-    q.set_setting(store, "keep_completed", "30d")
+    passes(clock, boot, 3500)
+    worker._keep_house(0)
     clock.at += step_s
     for _ in range(6):
         worker._keep_house(0)
         passes(clock, boot, 599)
     assert "done" in listing(store)
-    passes(clock, boot, 600)
+    passes(clock, boot, 6)
     worker._keep_house(0)
     assert "done" not in listing(store)
 
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("how", ["stepped", "restarted"])
-def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, clock, boot, how):
-    q.set_setting(store, "keep_completed", "0")
+def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(
+    store: Watched, clock: Clock, boot: Clock, how: str
+) -> None:
     house(store)._keep_house(0)
+    passes(clock, boot, 3700)
     if how == "stepped":
         clock.at += 20
-    worker = house(store)
-    worker._header["boot_id"] = "b" if how == "stepped" else "another"
-    q.set_setting(store, "keep_completed", "30d")
-    passes(clock, boot, 3)
+    worker = house(store, "b" if how == "stepped" else "another")
     worker._keep_house(0)
     assert "done" in listing(store)
     passes(clock, boot, 3700)
@@ -123,7 +130,6 @@ def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, c
 
 def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, monkeypatch):
     worker = house(store)
-    q.set_setting(store, "keep_completed", "0")
     enqueue(store, "a")
 
     def fails(mark: object, most_s: float) -> None:
@@ -131,27 +137,56 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, mon
 
     monkeypatch.setattr(store.home, "write_clock_mark", fails)
     clock.at += 100
-    worker._keep_house(0)
+    with pytest.raises(q.StoreError):  # said as a trouble
+        worker._keep_house(0)
     assert not store._unsynced and not store.fold_due(0)
 
 
-def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot):
+@pytest.mark.usefixtures("old")
+def test_one_pass_an_hour_is_enough_for_all_workers(
+    store: Watched, clock: Clock, boot: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = house(store), house(store)
-    q.set_setting(store, "keep_completed", "1d")
-    enqueue(store, "a")
-    run_next(store)
+    one._keep_house(0)
+    looks: list[str] = []
+    monkeypatch.setattr(q, "any_completed_before", lambda store, before: looks.append(before))
+    for hours in (1, 2):
+        passes(clock, boot, 3600)
+        for worker in (one, two, one):
+            worker._keep_house(0)
+        assert len(looks) == hours
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"boot_id": "b", "offset_s": "x", "purge_at_s": null}'])
+@pytest.mark.usefixtures("old")
+def test_a_damaged_mark_is_made_anew(store: Watched, home: Path, damage: bytes) -> None:
+    path = home / ".queuectl" / "clock"
+    path.write_bytes(damage)
+    house(store)._keep_house(0)
+    assert "done" in listing(store) and path.read_bytes() != damage
+
+
+# -- The output of jobs that are gone
+
+
+@pytest.mark.usefixtures("old")
+def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(
+    store: Watched, home: Path, clock: Clock, boot: Clock
+) -> None:
+    logs = {}
+    for id in ("done", "lost", "new", "last"):
+        logs[id] = Path(q.log_path(store.home.logs_dir, id, 1))
+        logs[id].parent.mkdir(exist_ok=True)
+        logs[id].write_text("output")
+    purged = q.purge_jobs(store, lambda job, now: job.id == "done")  # and killed before it removed the output
+    assert [job.id for job in purged.gone] == ["done"]
     store.fold()
-    for worker in (one, two):
-        worker._keep_house(0)
-    clock.at += 2 * DAY_S  # on both clocks: no step
-    boot.at += 2 * DAY_S
-    one._clock_mark = {**one._clock_mark, "purged_s": boot.at - 1}
-    store.home.write_clock_mark(one._clock_mark)
-    two._keep_house(0)
-    assert "a" in listing(store)
-    passes(clock, boot, 3700)
-    two._keep_house(0)
-    assert "a" not in listing(store)
+    (home / "dlq.json").write_text("[]\n")  # a hand edit
+    worker = house(store)
+    for minute in range(257):
+        worker._keep_house(60.0 * minute)
+        passes(clock, boot, 60)
+    assert [id for id, path in logs.items() if path.exists()] == ["new", "last"]
 
 
 def test_what_changed_since_the_last_fold_is_not_taken_for_what_the_array_says(store, clock):
@@ -189,13 +224,14 @@ def test_a_job_that_was_made_while_the_clock_was_years_ahead_is_as_old_as_its_en
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_real_worker_purges_job_and_log(run, drain, worker, enqueue, eventually, jobs):
-    run("config", "set", "keep_completed", "0")  # nothing is purged yet, so the next worker begins with that
+def test_a_real_worker_purges_job_and_log(run, drain, worker, enqueue, eventually, jobs, home):
     enqueue("a", "echo hello")
     enqueue("b", "exit 1", "--max-retries", "1")
     drain(code=1)
     log = Path(run("logs", "a", "--path").out.strip())
     assert log.exists()
     run("config", "set", "keep_completed", "0.001")
+    mark = json.loads((home / ".queuectl" / "clock").read_text())
+    (home / ".queuectl" / "clock").write_text(json.dumps(mark | {"purge_at_s": 0}))  # an hour later
     worker()
     eventually(lambda: list(jobs()) == ["b"] and not log.exists())

@@ -49,8 +49,8 @@ HOMES = {
 MASS_MAX = [53_600, 51, 4.1, 49, 70]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
-# What vulture cannot see the use of: click and subprocess have it. (The idle worker is to call sweep_logs.)
-USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "sweep_logs"}
+# What vulture cannot see the use of: click and subprocess have it.
+USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps"}
 
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 SOURCE = PROGRAM.read_text(encoding="utf-8")

@@ -201,14 +201,17 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker, enqueue, r
     assert child.poll() is None
 
 
-def test_sigterm_to_the_whole_service_is_not_a_failed_attempt(enqueue, worker, written, tmp_path, job):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
+def test_a_signal_that_ends_a_job_together_with_its_workers_stop_is_not_a_failed_attempt(
+    number: signal.Signals, enqueue: Call, worker: Call, written: Call, tmp_path: Path, job: Call
+) -> None:
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; sleep 300")
     child = worker(start_new_session=True)
     pid = int(written(note))
     # A service manager signals every process that it finds: the worker's group and the job's.
     os.killpg(child.pid, signal.SIGTERM)
-    os.killpg(pid, signal.SIGTERM)
+    os.killpg(pid, number)
     assert child.wait(20) == 0
     back = job("a")
     assert (back["state"], back["attempts"], back["runs"]) == ("pending", 0, 1)

@@ -135,10 +135,10 @@ def test_links_at_the_names_of_a_worker_are_refused_or_removed_and_not_followed(
     header = {"pid": os.getpid(), "threads": 1, "trouble": None}
     plant(folder / "1-aaaaaa.wake", victim)
     with pytest.raises(queuectl.StoreError):
-        store.home.create_worker("1-aaaaaa", header, 1)
-    plant(folder / "1-bbbbbb.new", victim)
+        store.home.create_worker("1-aaaaaa", header)
+    plant(folder / "new", victim)
     plant(folder / "1-bbbbbb", victim)
-    file = store.home.create_worker("1-bbbbbb", header, 1)
+    file = store.home.create_worker("1-bbbbbb", header)
     plant(folder / "1-bbbbbb.stop", victim)
     plant(folder / "1-bbbbbb.stop.new", victim)
     assert store.home.stop_requested("1-bbbbbb") is None
