@@ -26,24 +26,30 @@ once unless its worker or the machine dies while it runs; on this machine it nev
 the same time; it is never lost and never stuck. Not promised: network file systems, one home on
 several machines, disks that lie about fsync.
 
-Sections, each using only those above it; in one, lines that begin with `# --` head its parts:
-    1 VOCABULARY & ERRORS   words, limits, exit codes, the kinds of error
+Sections, each using only those above it; in a section, lines that begin with `# --` head its parts:
+    1 VOCABULARY & ERRORS   states, limits, exit codes, the kinds of error
     2 CONFIGURATION         Config, the table of settings; the checks of values
-    3 JOBS                  Job, its states, transitions, backoff; an id, a time: values in, values out
-    4 STORE                 Store: lock, journal, fold, hand edits, keys, worker files; Waiting: the claim order
-    5 OPERATIONS            enqueue, report and claim, revive ...: one transaction each; what status and show say
-    6 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what it left
-    7 WORKER                Worker: threads, time limits, housekeeping, stop, drain; recovery
-    8 PRESENTATION          records to text
-    9 COMMANDS              the Click command group; Root: errors to exits
+    3 JOBS                  Job: its fields, JSON, transitions and backoff; values in, values out
+    4 HOME                  the directory: permissions, the lock, settings, worker files, the clock
+    5 STORE                 Store: snapshot and journal, a look, a transaction, a fold, hand edits
+    6 CLAIM ORDER           ClaimOrder: which jobs wait, in which order; Followers of other jobs
+    7 OPERATIONS            enqueue, claim and report, revive ...: one function, one transaction
+    8 DAMAGE                what `doctor` finds in a home and repairs
+    9 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what is left
+    10 WORKER               Worker: threads, time limits, housekeeping, stop, drain; recovery
+    11 PRESENTATION         records to text
+    12 COMMANDS             the Click command group; errors to exits
 
 The way of a job, each function with its section:
-    accepted    enqueue 9, parse_spec 3, enqueue_job 5, make_id 3, _commit 4: a line in the journal; wake_workers 4
-    claimed     Worker._look 7, take_turn 5, Waiting.first 4, claim_job 3
-    run         _run_command 7, Executor.start 6; its output: SlotLog.open 6; its time limit: _end_late 7
-    reported    Executor.wait 6, take_turn 5, report_job 3; its retry: backoff_s 3, _next_due 7; the disk: sync 4
-    recovered   Recovery.step 7, Fence.step 6, recover 5
-    filed       _fold 4, after _take_edits 4 of hand edits; _set_tail_aside 4: a torn line; mend 4: damage
+    accepted    enqueue 12, parse_spec 3, enqueue_job 7, make_id 3; Store.transaction 5 appends a
+                line to the journal; wake_workers 4
+    claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6, claim_job 3
+    run         Executor.start 9; its output: SlotLog.open 9; its time limit: Executor.kill_late 9
+    reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3,
+                waiting_times 7; the disk: Store.sync 5
+    recovered   Recovery.step 10, Fence.step 9, recover 7, recover_job 3
+    filed       Store.fold 5, after take_edits 5 of hand edits; Home.keep_aside 4 of a torn line;
+                mend 8 of damage
 """
 
 from __future__ import annotations
@@ -1786,7 +1792,7 @@ def boot_clock_s() -> float:
 # ======== 5. STORE ========
 # Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and `json`
 # through HOME's helpers. It knows what a record looks like and not what should become of a job: what
-# it needs to know of that, it is given (`end_followers`, `is_needed`).
+# it needs to know of that, it is given (`end_followers`).
 #
 #   jobs.json, dlq.json   the *snapshot*: `[`, one record a line in `seq` order, `]`
 #   .queuectl/journal.jsonl, what changed since the snapshot was written; each line is `CRC32HEX JSON`:
@@ -1949,8 +1955,11 @@ class Snapshot:
             self.mark = known
         elif self.mark.size == known.size and self.mark.crc < 0:
             self.mark = self.mark._replace(crc=self.crc())
-        same_bytes = (self.mark.size, self.mark.crc) == (known.size, known.crc)
-        return same_bytes or self.mark[:3] == known[:3]
+        return (self.mark.size, self.mark.crc) == (known.size, known.crc)
+
+    def close(self) -> None:
+        """Close the file."""
+        close_fd(self.fd)
 
     def crc(self) -> int:
         """The checksum of its bytes as they are now."""
@@ -2033,8 +2042,9 @@ class Snapshot:
 class Journal:
     """The journal, open. `end` is of the last line that was read, `start` of the changes since the fold.
 
-    lines, last_change, text    its lines from an offset on, what the last one says, all of it
-    append, copy_to             a line by one write; a synced copy at another path
+    lines, last_change       its lines from an offset on; what the last one says of the whole queue
+    last_record, ids_with    a search for bytes, where nothing was replayed
+    append                   a line, by one write
     """
 
     def __init__(self, path: str, writable: bool) -> None:
@@ -2089,8 +2099,28 @@ class Journal:
         self.end = size
         return rest_of(body)
 
-    def text(self) -> bytes:
-        """All that was read of it, for a search."""
+    def last_record(self, id: str) -> bytes | None:
+        """Its last word on a job: the record, b"" where it was deleted, None where there is none."""
+        text, gone = self._read_text(), b'\t], "del": ['
+        put = text.rfind(b'\t{"id": "%s", "state": "' % id.encode())
+        at, quoted = text.find(gone, put + 1), b'"%s"' % id.encode()
+        while at >= 0:
+            end = text.index(b"]", at + len(gone))
+            if quoted in text[at:end]:
+                return b""
+            at = text.find(gone, end)
+        return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
+
+    def ids_with(self, needle: bytes) -> set[str]:
+        """The ids of the jobs that some record which holds these bytes is of."""
+        text, ids = self._read_text(), set()
+        at = text.find(needle)
+        while at >= 0:
+            ids.add(id_of(text[text.rfind(b"\t", 0, at) + 1 : at]))
+            at = text.find(needle, at + 1)
+        return ids
+
+    def _read_text(self) -> bytes:
         if self._text is None or len(self._text) != self.end:
             self._text = b"".join(pieces(self.fd, 0, self.end))
         return self._text
@@ -2120,15 +2150,13 @@ class Listener(Protocol):
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None: ...
 
-    def delete(self, id: str) -> None: ...
-
 
 class Store:
     """A queue as journal and snapshot have it.
 
     read, refresh, follow    look without the lock; once more; with the lock
-    transaction, add_many    one change; a large bulk straight into jobs.json
-    get, find_raws, holder   a job, several records, the job that holds a unique key
+    transaction, add_bulk    one change; all jobs of a file
+    get, find_jobs, find_raws, change_of, holders    jobs by id, or by unique key
     raws, jobs               every record, or job, in order of arrival
     fold, fold_due, sync, settle
     counts, n, processing    true after a look; `records` after a full one
@@ -2141,22 +2169,20 @@ class Store:
         self,
         home: Home,
         end_followers: Callable[[Transaction, Job | None], None],
-        is_needed: Callable[[Store, str, int], bool],
     ) -> None:
         self.home = home
         self.journal_path = os.path.join(home.dir, "journal.jsonl")
         self.paths = {name: os.path.join(home.path, f"{name}.json") for name in ARRAYS}
         self.end_followers = end_followers
-        self._is_needed = is_needed
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
         self._unsynced = False
         self.state: Literal["unread", "light", "full", "broken"] = "unread"
         self._why_broken = ""
         self.journal: Journal | None = None
         self.snapshots: dict[str, Snapshot] = {}
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let go of what was read: the next look reads anew."""
         for file in (self.journal, *self.snapshots.values()):
             if file is not None:
@@ -2174,32 +2200,23 @@ class Store:
 
     def close(self) -> None:
         """Let go of every descriptor."""
-        self._forget()
+        self.forget()
         self.home.close()
 
     # -- Looking
 
-    def read(self) -> None:
+    def read(self, light: bool = False) -> None:
         """Read the queue as it is now, without the lock and without changing anything."""
         if self.home.check():
-            self.look()
+            self.look(light)
         else:
-            self._forget()
-
-    def read_counts(self) -> None:
-        """As `read`, but make only `counts` and `n` true."""
-        if self.home.check():
-            self.look(light=True)
+            self.forget()
 
     def refresh(self) -> bool:
         """Read what changed since, without the lock. False where nothing did."""
-        before = self._seen()
+        before = self.journal, self.journal and self.journal.end
         self.read()
-        return self._seen() != before
-
-    def _seen(self) -> tuple[object, ...]:
-        journal = self.journal
-        return (journal.inode, journal.end, self._marks) if journal else (self._marks,)
+        return before != (self.journal, self.journal and self.journal.end)
 
     def follow(self, most_s: float = math.inf) -> None:
         """Take in what others appended, folded or edited, and repair what a crash left."""
@@ -2216,10 +2233,10 @@ class Store:
                 if not (light and self._read_light(locked)):
                     self._read(locked)
         except OSError as error:
-            self._forget()
+            self.forget()
             raise storage_error(error, self.home.dir) from error
         except BaseException:
-            self._forget()  # half a state must not be taken for the whole
+            self.forget()  # half a state must not be taken for the whole
             raise
 
     def _follow(self, journal: Journal, light: bool, locked: bool) -> bool:
@@ -2249,7 +2266,7 @@ class Store:
 
     def _read_light(self, locked: bool) -> bool:
         """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
-        self._forget()
+        self.forget()
         journal = self._open_journal(locked)
         if journal is None or not journal.is_of_this_boot():
             return False
@@ -2269,7 +2286,7 @@ class Store:
         """Read journal and arrays whole."""
         may_fold = locked
         for _ in range(LOOKS_MAX):
-            self._forget()
+            self.forget()
             self._open_arrays()
             journal = self._open_journal(locked)
             if journal is not None and len(self.snapshots) < len(ARRAYS):
@@ -2312,8 +2329,8 @@ class Store:
             self.home.write_settings(default_settings())
         for name, path in self.paths.items():
             if not os.path.exists(path):
-                write_array(self._temporary(name), ())
-                os.rename(self._temporary(name), path)
+                write_array(self.temporary(name), ())
+                os.rename(self.temporary(name), path)
         sync_dir(self.home.path)
         with contextlib.suppress(PermissionError):  # the home's own name; its parent is another's
             sync_dir(os.path.dirname(self.home.path))
@@ -2409,9 +2426,7 @@ class Store:
 
     def _delete(self, id: str) -> None:
         self.records[id] = None
-        self.processing.pop(id, None)
-        for listener in self.listeners:
-            listener.delete(id)
+        self.processing.pop(id, None)  # no listener has it: only a job that is over is deleted
 
     # -- Changing
 
@@ -2433,7 +2448,7 @@ class Store:
 
     def _commit(self, change: Transaction) -> None:
         counts, n = list(self.counts), self.n
-        puts: list[tuple[bytes, Job]] = []
+        puts: list[tuple[bytes, Job | None]] = []
         deleted: list[str] = []
         for id, (old, new) in change.changes.items():
             if old is not None:
@@ -2445,6 +2460,16 @@ class Store:
             counts[NUMBER_OF[new.state]] += 1
             n = max(n, new.seq)
             puts.append((encode_job(new), new))
+        self._write_change(puts, deleted, counts, n)
+
+    def _write_change(
+        self,
+        puts: Sequence[tuple[bytes, Job | None]],
+        deleted: Sequence[str],
+        counts: list[int],
+        n: int,
+    ) -> None:
+        """Append a change; only then let memory know."""
         self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
         if self.state == "full":
@@ -2472,21 +2497,15 @@ class Store:
                 self.look(locked=True)
                 self._fold(added=make(self.home.now(), self.n))
             elif raws := list(make(self.home.now(), self.n)):
-                self._commit_raws(raws)
+                counts, n = list(self.counts), self.n
+                for _, state, seq in map(head_of, raws):
+                    counts[NUMBER_OF[state]] += (
+                        seq > self.n
+                    )  # else a job that was there is put again
+                    n = max(n, seq)
+                self._write_change([(raw, None) for raw in raws], (), counts, n)
         if self.home.last_config().fsync == "always":
             self.sync()
-
-    def _commit_raws(self, raws: Sequence[bytes]) -> None:
-        """As `_commit`, for records of new jobs; a record of a job that was there changes no count."""
-        counts, n = list(self.counts), self.n
-        for _, state, seq in map(head_of, raws):
-            counts[NUMBER_OF[state]] += seq > self.n
-            n = max(n, seq)
-        self.append(change_body(raws, (), counts, n))
-        self.counts, self.n = counts, n
-        if self.state == "full":
-            for raw in raws:
-                self.put_record(raw)
 
     # -- Folding and syncing
 
@@ -2503,15 +2522,13 @@ class Store:
         is_small = arrays <= max(SMALL_BYTES, 4 * journal.end, quiet_s * FOLD_BYTES_S)
         return is_small and journal.end > journal.start
 
-    def fold(self, most_s: float = math.inf, completed_before: str = "") -> list[tuple[str, int]]:
-        """Write the journal's changes into the arrays. Leaves out jobs that were completed before that
-        instant and that nothing waits for; gives the id and runs of each. Raises StoreError; then
-        nothing is lost."""
+    def fold(self, most_s: float = math.inf) -> None:
+        """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
         with self.home.locked(most_s):
             self.look(locked=True)
-            purged = self._fold(completed_before)
-            self.look(locked=True)
-        return purged
+            self._fold()
+            with contextlib.suppress(StoreError):  # the fold is done; the next look meets it again
+                self.look(locked=True)
 
     @contextlib.contextmanager
     def _fold_may_fail(self) -> Iterator[None]:
@@ -2530,44 +2547,30 @@ class Store:
         if self.home.config().fsync != "never":
             self.sync()
 
-    def _fold(
-        self, completed_before: str = "", added: Iterable[bytes] = ()
-    ) -> list[tuple[str, int]]:
+    def _fold(self, added: Iterable[bytes] = ()) -> None:
         """The five steps of the section's head. Under the lock, after a full look; the store is unread
         after it. `added` are records of new pending jobs."""
         assert self.journal is not None
-        counts = list(self.counts)
-        purged: list[tuple[str, int]] = []
+        counts, n = list(self.counts), self.n
         mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
         for raw in filter(None, self.records.values()):
             _, state, seq = head_of(raw)
             mine[array_of(state)].append((seq, raw))
 
-        def is_kept(raw: bytes) -> bool:
-            if not is_completed_before(raw, completed_before):
-                return True
-            job = trust_job(raw)
-            if self._is_needed(self, job.id, job.seq):
-                return True
-            purged.append((job.id, job.runs))
-            return False
-
         def new_jobs() -> Iterator[bytes]:
+            nonlocal n
             for raw in added:
-                counts[NUMBER_OF["pending"]] += 1
+                n += 1
                 yield raw
 
         marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
         dlq, jobs = self.snapshots["dlq"], self.snapshots["jobs"]
         if mine["dlq"] or dlq.is_edited or any(id_of(raw) in self.records for raw in dlq.raws()):
             merged = merge_records(dlq, sorted(mine["dlq"]), self.records)
-            marks["dlq"] = write_array(self._temporary("dlq"), merged)
-        merged = merge_records(
-            jobs, sorted(mine["jobs"]), self.records, is_kept if completed_before else None
-        )
-        marks["jobs"] = write_array(self._temporary("jobs"), itertools.chain(merged, new_jobs()))
-        n = self.n + sum(counts) - sum(self.counts)
-        counts[NUMBER_OF["completed"]] -= len(purged)
+            marks["dlq"] = write_array(self.temporary("dlq"), merged)
+        merged = merge_records(jobs, sorted(mine["jobs"]), self.records)
+        marks["jobs"] = write_array(self.temporary("jobs"), itertools.chain(merged, new_jobs()))
+        counts[NUMBER_OF["pending"]] += n - self.n
         self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
         try:
             os.fsync(self.journal.fd)
@@ -2582,8 +2585,7 @@ class Store:
                 "The arrays are written; the journal could not be begun anew: "
                 f"{storage_error(error, self.journal_path)}"
             )
-        self._forget()
-        return purged
+        self.forget()
 
     def _replace_arrays(self, marks: Mapping[str, Mark]) -> None:
         """Steps 3 and 4."""
@@ -2600,11 +2602,11 @@ class Store:
         try:
             for name in ("dlq", "jobs"):
                 if marks[name] != self.snapshots[name].mark:
-                    os.rename(self._temporary(name), self.paths[name])
+                    os.rename(self.temporary(name), self.paths[name])
             committed = True
             sync_dir(self.home.path)
         except OSError as error:
-            self._forget()  # the next look finds out what holds
+            self.forget()  # the next look finds out what holds
             if committed:
                 raise _unconfirmed(error) from error
             raise
@@ -2612,33 +2614,14 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
         """A new journal in the old one's place, synced: the header and the processing jobs."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
-        with new_file(self._temporary("journal")) as fd:
+        with new_file(self.temporary("journal")) as fd:
             write_whole(fd, journal_line(encode_json(header)))
             write_whole(fd, journal_line(change_body(running, (), self.counts, self.n)))
             os.fsync(fd)
-        os.rename(self._temporary("journal"), self.journal_path)
+        os.rename(self.temporary("journal"), self.journal_path)
         sync_dir(self.home.dir)
 
-    def write_anew(self, jobs: Collection[Job], n: int) -> None:
-        """Under the lock: replace arrays and journal by these jobs. For the repair of a home whose files
-        cannot be believed: a crash between leaves it as damaged as it was."""
-        self._forget()
-        ordered = sorted(jobs, key=lambda job: job.seq)
-        marks = {}
-        for name in ARRAYS:
-            mine = (encode_job(job) for job in ordered if array_of(job.state) == name)
-            marks[name] = write_array(self._temporary(name), mine)
-        for name in ("dlq", "jobs"):
-            os.rename(self._temporary(name), self.paths[name])
-        sync_dir(self.home.path)
-        for job in ordered:
-            self.counts[NUMBER_OF[job.state]] += 1
-        self.n = max([n, *(job.seq for job in ordered)])
-        running = [encode_job(job) for job in ordered if job.state == "processing"]
-        self._write_journal(marks, running)
-        self.look(locked=True)
-
-    def _temporary(self, name: str) -> str:
+    def temporary(self, name: str) -> str:
         return os.path.join(self.home.dir, f"{name}.json.new")
 
     def sync(self) -> None:
@@ -2677,7 +2660,7 @@ class Store:
             with self.home.locked():
                 if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
                     self._copy_journal(fd)
-                self._forget()
+                self.forget()
                 self.look(locked=True)
                 self._fold()
                 self.look(locked=True)
@@ -2688,11 +2671,11 @@ class Store:
     def _copy_journal(self, fd: int) -> None:
         """Put a synced copy of that journal in its place. Where that fails, no more changes are made."""
         try:
-            with new_file(self._temporary("journal")) as copy:
+            with new_file(self.temporary("journal")) as copy:
                 for piece in pieces(fd):
                     write_whole(copy, piece)
                 os.fsync(copy)
-            os.rename(self._temporary("journal"), self.journal_path)
+            os.rename(self.temporary("journal"), self.journal_path)
             sync_dir(self.home.dir)
             self._unsynced = False
         except OSError as error:
@@ -2705,66 +2688,57 @@ class Store:
         """The job with that id, or None."""
         if id in self.processing:
             return self.processing[id]
-        raw = self.find_raws([id]).get(id)
-        return None if raw is None else trust_job(raw)
+        return self.find_jobs([id]).get(id)
+
+    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
+        """Those of these jobs that are there."""
+        return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
 
     def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
         """The records of those of these jobs that are there."""
-        if self.state == "full":
-            found = {id: self.records[id] for id in ids if id in self.records}
-        else:
-            text = self._search_text()
-            found = {id: raw for id in ids if (raw := last_record(text, id)) is not None}
+        found = {id: raw for id in ids if (raw := self.change_of(id)) is not None}
         rest = {id for id in ids if id not in found}
         for snapshot in self.snapshots.values() if rest else ():
             found |= {id_of(raw): raw for raw in snapshot.find(rest)}
         return {id: raw for id in ids if (raw := found.get(id))}
 
-    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
-        """Those of these jobs that are there."""
-        return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
+    def change_of(self, id: str) -> bytes | None:
+        """What the journal says of a job: its record, b"" where it was deleted, None for nothing."""
+        if self.state == "light":
+            return self._searchable().last_record(id)
+        return self.records[id] or b"" if id in self.records else None
 
     def holders(self, keys: Collection[str]) -> dict[str, Job]:
         """The jobs that are not over and have these unique keys, by key."""
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
             needles = [b'"unique": ']
-        found: dict[str, Job] = {}
-        for needle in needles:
-            for raw in self._records_with(needle):
-                job = trust_job(raw)
-                if job.unique in keys and job.state not in OVER:
-                    found[job.unique or ""] = job
-        return found
+        raws = [raw for needle in needles for raw in self._records_with(needle)]
+        jobs = [trust_job(raw) for raw in raws]
+        return {
+            job.unique or "": job for job in jobs if job.unique in keys and job.state not in OVER
+        }
 
-    def _records_with(self, needle: bytes) -> Iterator[bytes]:
-        """The latest record of each job of jobs.json whose latest record holds these bytes."""
-        if self.state == "full":
-            mine = [raw for raw in self.records.values() if raw is not None]
+    def _records_with(self, needle: bytes) -> list[bytes]:
+        """The latest record of each job of jobs.json and the journal, where it holds these bytes."""
+        if self.state == "light":
+            mine = list(self.find_raws(self._searchable().ids_with(needle)).values())
         else:
-            ids = {id_of(raw) for raw in records_with(self._search_text(), needle)}
-            mine = list(self.find_raws(ids).values())
-        yield from (raw for raw in mine if needle in raw)
+            mine = [raw for raw in self.records.values() if raw]
+        raws = [raw for raw in mine if needle in raw]
         if "jobs" in self.snapshots:
-            for _, raw in self.snapshots["jobs"].search(needle):
-                if not self.is_in_journal(id_of(raw)):
-                    yield raw
+            hits = self.snapshots["jobs"].search(needle)
+            raws += [raw for _, raw in hits if self.change_of(id_of(raw)) is None]
+        return raws
 
-    def _search_text(self) -> bytes:
-        """In a light store: what the journal says, for a search. The arrays are opened, too."""
-        if self.journal is None:
-            return b""
+    def _searchable(self) -> Journal:
+        """In a light store: the journal, for a search. The arrays are opened, too."""
+        assert self.journal is not None
         if not self.snapshots:
             self._open_arrays()
             if not are_same_files(self._marks, self.journal.marks()):
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
-        return self.journal.text()
-
-    def is_in_journal(self, id: str) -> bool:
-        """Whether the journal says anything of that job."""
-        if self.state == "full":
-            return id in self.records
-        return last_record(self._search_text(), id) is not None
+        return self.journal
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
         """The record of every job (of these arrays), in order of arrival or the reverse."""
@@ -2923,25 +2897,19 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
 
 
 def merge_records(
-    snapshot: Snapshot,
-    mine: Sequence[tuple[int, bytes]],
-    changed: Collection[str],
-    is_kept: Callable[[bytes], bool] | None = None,
+    snapshot: Snapshot, mine: Sequence[tuple[int, bytes]], changed: Collection[str]
 ) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed` and those that are
-    not kept, and `mine` (seq, record), which are sorted, in their places. A piece in which nothing
-    changes is passed on as it is."""
+    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq,
+    record), which are sorted, in their places. A piece in which nothing changes is passed on."""
     done, gone = 0, {id.encode() for id in changed}
     for _, blob in snapshot.blobs():
         raws = blob.split(BETWEEN)
         ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
         upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
-        if upto == done and is_kept is None and gone.isdisjoint(ids):
+        if upto == done and gone.isdisjoint(ids):
             yield blob
             continue
         kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in gone]
-        if is_kept is not None:
-            kept = list(filter(is_kept, kept))
         merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
         done = upto
         yield BETWEEN.join([raw for _, raw in merged])
@@ -2992,30 +2960,6 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
     own: what stands before it is no object, and quotes inside a text are escaped."""
     at = raw.find(b'"updated_at": "') + 15
     return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
-
-
-def last_record(journal: bytes, id: str) -> bytes | None:
-    """The journal's last word on a job: its record, b"" where it was deleted, None where there is none."""
-    put = journal.rfind(b'\t{"id": "%s", "state": "' % id.encode())
-    at, quoted = journal.find(_DELETED, put + 1), b'"%s"' % id.encode()
-    while at >= 0:
-        end = journal.index(b"]", at + len(_DELETED))
-        if quoted in journal[at:end]:
-            return b""
-        at = journal.find(_DELETED, end)
-    return journal[put + 1 : journal.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
-
-
-_DELETED: Final = b'\t], "del": ['
-
-
-def records_with(journal: bytes, needle: bytes) -> Iterator[bytes]:
-    """The journal's records that hold these bytes, the latest first."""
-    at = journal.rfind(needle)
-    while at >= 0:
-        start = journal.rfind(b"\t", 0, at) + 1
-        yield journal[start : journal.index(b"\t", at)].removesuffix(b",")
-        at = journal.rfind(needle, 0, start)
 
 
 # ======== 6. CLAIM ORDER ========
@@ -3125,11 +3069,6 @@ class Followers:
             for parent in self._store.find_raws(self._add(raw, -1)).values():
                 self._update(id, *head_of(parent))
         self._tell_children(id, state, seq)
-
-    def delete(self, id: str) -> None:
-        """A job is gone. It holds up no other job, and another job may be given its id."""
-        self._remove(id)
-        self._tell_children(id, "completed", 0)
 
     def _remove(self, id: str) -> None:
         follower = self.followers.pop(id, None)
@@ -3279,9 +3218,6 @@ class ClaimOrder:
         else:
             self._enter(trust_job(raw), -1)
 
-    def delete(self, id: str) -> None:
-        """A job is gone: its entry is dropped when it comes up."""
-
     def _enter(self, job: Job, offset: int) -> None:
         """Enter a waiting job, unless it is held: it is entered when it is freed."""
         if self._followers.is_held(job.id):
@@ -3404,7 +3340,7 @@ def open_store(
     path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
 ) -> Store:
     """The store of the home at that path."""
-    return Store(Home(path, warn, clock), end_followers, is_needed)
+    return Store(Home(path, warn, clock), end_followers)
 
 
 # ======== 7. OPERATIONS ========
@@ -3450,7 +3386,7 @@ def enqueue_job(store: Store, spec: Spec) -> Accepted:
         states: dict[str, str] = {parent.id: parent.state for parent in parents.values()}
         job = _die_at_once(job, states, change.now)
         for parent in parents.values():
-            if not store.is_in_journal(parent.id):
+            if store.change_of(parent.id) is None:
                 change.put(parent, parent)  # so that no worker has to search the arrays for it
         change.put(None, job)
     store.home.wake_workers()
@@ -3542,7 +3478,7 @@ class Bulk:
         states: dict[str, str] = {}  # of the jobs that can be named as parents
         for parent in store.find_jobs(self.parents).values():
             states[parent.id] = parent.state
-            if not store.is_in_journal(parent.id):
+            if store.change_of(parent.id) is None:
                 yield encode_job(parent)
         stands_for: dict[str, str] = {}  # the job that has the key of a line, by the line's id
         for place, rest in enumerate(lines, 1):
@@ -3762,6 +3698,8 @@ def _change(store: Store) -> Iterator[Transaction]:
 
 # -- What people do to jobs
 
+PURGE_JOBS: Final = 10_000  # are deleted by a worker in one transaction
+
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     """These jobs, each once. Refuses the whole request if one is not there."""
@@ -3975,16 +3913,24 @@ def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
     return ended | {id: job for id, job in jobs.items() if job.state in OVER}
 
 
-def any_completed_before(store: Store, instant: str) -> bool:
-    """Whether jobs.json holds a job that was completed by then. Reads the array without the lock."""
-    try:
-        snapshot = Snapshot(store.paths["jobs"])
-    except FileNotFoundError:
-        return False
-    try:
-        return any(is_completed_before(raw, instant) for raw in snapshot.raws())
-    finally:
-        os.close(snapshot.fd)
+def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
+    """Delete jobs that were completed by then and that no waiting one names; PURGE_JOBS at most. They are
+    looked for in jobs.json without the lock."""
+    with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
+        old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
+        ids = list(itertools.islice(old, PURGE_JOBS))
+    if not ids:
+        return []
+    with store.transaction(most_s=most_s) as change:
+        jobs = store.find_jobs(ids).values()
+        gone = [
+            job
+            for job in jobs
+            if job.state == "completed" and not is_needed(store, job.id, job.seq)
+        ]
+        for job in gone:
+            change.delete(job)
+    return gone
 
 
 def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
@@ -4025,7 +3971,7 @@ COMPLETED_MAX: Final = 100  # and so many of them
 def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is not
     read: its file says what waits."""
-    store.read_counts()
+    store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
     oldest, next_run_at = _waiting_times(store, workers)
     waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
@@ -4544,7 +4490,16 @@ def mend(store: Store) -> list[str]:
             home.warn(
                 f"These settings could not be read and have their defaults now: {', '.join(lost)}."
             )
-        store.write_anew(found.jobs.values(), found.n)
+        store.forget()
+        ordered = sorted(found.jobs.values(), key=lambda job: job.seq)
+        for name, path in store.paths.items():
+            raws = (encode_job(job) for job in ordered if array_of(job.state) == name)
+            write_array(store.temporary(name), raws)
+            os.rename(store.temporary(name), path)
+        sync_dir(home.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(store.journal_path)
+        store.look(locked=True)  # begins a journal, as on a first start
     return copies
 
 
@@ -5595,12 +5550,10 @@ class Worker:
         self._clock_mark = {**mark, "purged_s": boot_s}
         home.write_clock_mark(self._clock_mark, PATIENCE_S)
         before = add_seconds(home.now(), -keep_s)
-        if not any_completed_before(self.store, before):
-            return
-        gone = self.store.fold(completed_before=before)
-        for id, runs in gone:
+        gone = purge_completed(self.store, before, PATIENCE_S)
+        for job in gone:
             with contextlib.suppress(OSError):
-                remove_logs(home.logs_dir, id, runs)
+                remove_logs(home.logs_dir, job.id, job.runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
@@ -6288,11 +6241,6 @@ def say_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def say_ids(word: str, jobs: Sequence[Job]) -> str:
-    """`Cancelled job1, job2.`"""
-    return f"{word} {', '.join(job.id for job in jobs)}."
-
-
 def as_json(value: object) -> str:
     """One JSON value for stdout, on lines that a person can read too."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -6461,9 +6409,6 @@ def _spark(rates: Sequence[float], room: int) -> str:
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
 
 
-PLAIN_BLOCKS: Final = str.maketrans("█▇▆▅▄▃▂▁…", "##====-_~")  # for a terminal without UTF-8
-
-
 def watch_line(view: Mapping[str, Any], now: str) -> str:
     """The same in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
@@ -6490,16 +6435,18 @@ class App:
         self.store = open_store(home, lambda text: _say(f"Warning: {text}"))
         self.made = ""
 
-    def done(self, made: str, lines: Iterable[str] | None = None) -> None:
-        """The change is stored: put it on the disk, then print what is now true, or these lines."""
-        self.made = made
+    def done(self, lines: Sequence[str], made: str = "") -> None:
+        """The change is stored: put it on the disk, then print what is now true. `made` says it to
+        somebody who sees an error instead."""
+        self.made = made or " ".join(lines[:3])
         self.store.settle()
-        _echo_all([made] if lines is None else lines)
+        _echo_all(lines)
 
 
-def _say(text: str) -> None:
-    """A message to the person, on stderr."""
-    click.echo(clean(text), err=True)
+def _say(*lines: str) -> None:
+    """Messages to the person, on stderr. A stderr that is closed or full ends nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo("\n".join(map(clean, lines)), err=True)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6526,19 +6473,16 @@ class Group(click.Group):
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what cannot be printed (help, an error where stderr is full) keeps
         its exit code."""
-        code: Any = EXIT_STORAGE
         try:
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
-        except click.Abort:
-            code = 130
         except click.ClickException as error:
             code = error.exit_code
             if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose text is a page
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
                 error.show()
-        except OSError as error:
-            _say_error(f"The result could not be printed: {error.strerror}. Nothing was changed.")
+        except (OSError, click.Abort) as error:
+            code = _fail(error, "")
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -6546,36 +6490,36 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
-            made = ctx.obj.made if isinstance(ctx.obj, App) else ""
-            return _fail(error, f"The change was made before that: {made}" if made else "")
+            return _fail(error, ctx.obj.made if isinstance(ctx.obj, App) else "")
 
 
 def _fail(error: BaseException, made: str) -> int:
     """Say what ended a command, and what it had changed by then; the exit code."""
+    change = f"The change was made before that: {made}" if made else ""
     match error:
         case QueueError(exit_code=code):
             text = str(error)
-            _say_error(f"{text.replace(' Nothing was changed.', '')} {made}" if made else text)
+            _say(
+                f"Error: {text.replace(' Nothing was changed.', '')} {change}"
+                if made
+                else f"Error: {text}"
+            )
             return code
         case OSError(filename=str() | bytes() as name):
-            _say_error(f"{error.strerror}: '{os.fsdecode(name)}'. {made or 'Try again.'}")
+            _say(f"Error: {error.strerror}: '{os.fsdecode(name)}'. {change or 'Try again.'}")
             return EXIT_STORAGE
         case BrokenPipeError() if not made:
             return EXIT_REFUSED
-        case OSError():
-            what = f"The result could not be printed: {error.strerror}."
-            _say_error(f"{what} {made or 'Nothing was changed.'}")
+        case OSError(strerror=why):
+            _say(
+                f"Error: The result could not be printed: {why}. {change or 'Nothing was changed.'}"
+            )
             return EXIT_REFUSED if isinstance(error, BrokenPipeError) else EXIT_STORAGE
     if sys.stderr.isatty():
-        click.echo(err=True)  # the cursor stands behind "^C"
+        _say("")  # the cursor stands behind "^C"
     if made:
-        _say(f"Interrupted. {made}")
+        _say(f"Interrupted. {change}")
     return 130
-
-
-def _say_error(text: str) -> None:
-    with contextlib.suppress(OSError):  # the exit code still tells
-        _say(f"Error: {text}")
 
 
 def find_home(option: str | None) -> str:
@@ -6590,38 +6534,31 @@ def find_home(option: str | None) -> str:
     return click.get_app_dir("queuectl")
 
 
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic since Click 8.4 only
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return parse_duration(value)
-        except BadValue as error:
-            self.fail(str(error), param, ctx)
+def duration(text: str) -> float:
+    """A type of Click's: seconds."""
+    try:
+        return parse_duration(text)
+    except BadValue as error:
+        raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final = {  # the states of the jobs that a command takes
+_COMPLETES: Final[dict[str, Collection[str]]] = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
-    "dlq": ("dead",),
+    **dict.fromkeys(("dlq show", "dlq retry", "dlq purge"), ("dead",)),
 }
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    is_dlq = ctx.parent is not None and ctx.parent.info_name == "dlq"
-    states = _COMPLETES.get("dlq" if is_dlq else ctx.info_name or "", STATES)
+    states = _COMPLETES.get(ctx.command_path.partition(" ")[2], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
         return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
         return []
-    finally:
-        store.close()
 
 
 def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -6629,7 +6566,6 @@ def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[.
 
 
 # What several commands take.
-DURATION: Final = DurationType()
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
 _app = click.make_pass_decorator(App)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
@@ -6644,7 +6580,7 @@ _tags = click.option(
 )
 _yes = _switch("--yes", help="Do not ask.")
 _older_than = click.option(
-    "--older-than", type=DURATION, help="Only jobs that have been over for that long."
+    "--older-than", type=duration, help="Only jobs that have been over for that long."
 )
 
 
@@ -6664,15 +6600,13 @@ def _width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
-@contextlib.contextmanager
-def _progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar where stderr is a terminal, else nothing; gives the function that moves it."""
-    if not length or not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-        bar.render_progress()
-        yield bar.update
+def _progress(length: int, label: str) -> Any:
+    """Click's progress bar, which fits into 40 columns; an invisible one where stderr is no
+    terminal."""
+    return click.progressbar(
+        length=length, label=label, width=10, file=sys.stderr, update_min_steps=length // 100 + 1,
+        hidden=not length or not sys.stderr.isatty(),
+    )  # fmt: skip
 
 
 @click.group(
@@ -6745,7 +6679,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
         click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
         click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
-        click.option("--timeout", type=DURATION,
+        click.option("--timeout", type=duration,
                      help="An attempt's limit, 0 = none. [new: job_timeout]"),
         click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
     ):  # fmt: skip
@@ -6799,7 +6733,7 @@ def _here() -> str:
 @click.argument("words", nargs=-1, metavar="JOB...")
 @_change_options
 @click.option("--id", metavar="ID", help="Its id. [made]")
-@click.option("--delay", type=DURATION, help="Start that much later.")
+@click.option("--delay", type=duration, help="Start that much later.")
 @click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
 @click.option(
@@ -6882,30 +6816,23 @@ def enqueue(
 
 
 def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
-    accepted = enqueue_job(app.store, spec)
-    job = accepted.job
+    job, is_duplicate = enqueue_job(app.store, spec)
     if wait_:
         app.done(
-            f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow", ()
+            [], f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
         )
-        return _follow_to_end(app.store, job)
+        _say(job.id)
+        if sys.stderr.isatty() and not app.store.home.has_live_worker():
+            _say("No worker is running, so this waits for one: queuectl worker start")
+        job = _print_output(
+            app.store, _jobs_now(app.store, [job.id])[0], max(1, job.runs), math.inf
+        )
+        return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
-    duplicate = {"duplicate": True} if accepted.duplicate else {}
-    result = as_json({**job_to_dict(job), **duplicate}) if in_json else job.id
-    app.done(f"job {job.id} is in the queue.", [result])
+    record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
+    app.done([as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
-
-
-def _follow_to_end(store: Store, job: Job) -> int:
-    """`enqueue --wait`: the id to stderr, the output of each attempt to stdout, then the job's own
-    exit code."""
-    click.echo(job.id, err=True)
-    store.read()
-    if sys.stderr.isatty() and not store.home.has_live_worker():
-        _say("No worker is running, so this waits for one: queuectl worker start")
-    job = _print_output(store, find_all(store, [job.id])[0], max(1, job.runs), math.inf)
-    return _exit_as({job.id: job}, single=True)
 
 
 def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
@@ -6929,74 +6856,47 @@ def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
 
 
 def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
-    """All jobs of a file or of stdin, or none."""
-    size = os.stat(path).st_size if os.path.isfile(path) else 0
-    with _progress(size, "Reading") as advance:
-        lines, unit = _lines_of(path, advance), "line"
-        head = list(_up_to_first_job(lines))
-        if head and _begins_whole_json(head[-1]):
-            lines = iter([encode_json(record) for record in _parse_whole([*head, *lines])])
-            head, unit = [], "element"
+    """Add all jobs of a file or of stdin, or none."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    with _progress(size, "Reading") as bar:
+        lines, unit = _lines_of(path, bar), "line"
+        head = []  # up to the first job: comments and blank lines have numbers too
+        for line in lines:
+            head.append(line)
+            if line.strip()[:1] not in (b"", b"#"):
+                break
+        first = head[-1].strip() if head else b""
+        if first in (b"[", b"{") or first.startswith(b"[{"):  # no command begins so
+            lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
+            head.clear()
         bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
-    if bulk.added:
-        app.done(f"{bulk.added} jobs are in the queue.", ())
-    if in_json:
-        click.echo(as_json([json.loads(raw) for raw in bulk.records]))
-    else:
-        _echo_all(bulk.ids)
+    out = [as_json([json.loads(raw) for raw in bulk.records])] if in_json else bulk.ids
+    app.done(out, f"{bulk.added} jobs are in the queue.")
     return 0
 
 
-def _lines_of(path: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _lines_of(path: str, bar: Any) -> Iterator[bytes]:
     """The lines of a file or (`-`) of stdin."""
-    rest = b""
     try:
-        with contextlib.ExitStack() as stack:
-            stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-            chunk = stream.read(CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-            while chunk:
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from lines
-                advance(len(chunk))
-                # A short read was the end: a terminal would go on to ask for more.
-                chunk = stream.read(CHUNK_BYTES) if len(chunk) >= CHUNK_BYTES - 3 else b""
+        with click.open_file(path, "rb") as stream:
+            for line in stream:
+                bar.update(len(line))
+                yield line.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     except OSError as error:
         raise BadValue(
             f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin."
         ) from error
-    if rest:
-        yield rest
 
 
-def _up_to_first_job(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The blank lines and comments at the beginning, and the first line that is neither."""
-    for line in lines:
-        yield line
-        if line.strip()[:1] not in (b"", b"#"):
-            return
-
-
-def _begins_whole_json(line: bytes) -> bool:
-    """Whether a file with that first line is one JSON array or object: `[` or `{` alone, or `[{`, which
-    no command begins with."""
-    return line.strip() in (b"[", b"{") or line.strip().startswith(b"[{")
-
-
-def _parse_whole(lines: Iterable[bytes]) -> list[Any]:
-    """The records of a file that is one JSON array or object; comments before it are left out."""
-    kept = itertools.dropwhile(lambda line: line.strip()[:1] in (b"", b"#"), lines)
-    try:
-        text = b"\n".join(kept).decode()
-    except UnicodeDecodeError:
-        raise BadValue("The file is not valid UTF-8. Save it as UTF-8.") from None
+def _parse_whole(data: bytes) -> Iterator[bytes]:
+    """A line for each record of a file that is one JSON array or object."""
+    text = data.decode("utf-8", "surrogateescape")  # what is not UTF-8 is refused with its field
     value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
-    records = value if isinstance(value, list) else [value]
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
         if not isinstance(record, dict):
-            raise BadValue(
-                f"Element {number} of the array is {_shown(record)}. Give JSON objects only."
-            )
-    return records
+            shown = _shown(record)
+            raise BadValue(f"Element {number} of the array is {shown}. Give JSON objects only.")
+        yield encode_json(record)
 
 
 def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
@@ -7008,19 +6908,20 @@ def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
             fields = parse_job_line(line, app.store.home.now())
             if fields is None:
                 continue
-            accepted = enqueue_job(app.store, make_spec(merge_fields(options, fields)))
-            app.made = f"job {accepted.job.id} is in the queue."
-            if app.store.home.config().fsync == "normal":
-                app.store.sync()
-            click.echo(accepted.job.id)
+            id = enqueue_job(app.store, make_spec(merge_fields(options, fields))).job.id
+            app.done([id], f"job {id} is in the queue.")
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
-            click.echo(f"Error: In line {number}: {clean(str(error))}", err=True)
-    app.store.settle()
+            _say(f"Error: In line {number}: {error}")
     return code
 
 
 # -- list, show, status, logs, wait
+
+
+def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
+    store.read()
+    return find_all(store, ids)
 
 
 @cli.command("list")
@@ -7087,8 +6988,7 @@ def show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    app.store.read()
-    _show_jobs(app.store, find_all(app.store, ids), in_json)
+    _show_jobs(app.store, _jobs_now(app.store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -7108,7 +7008,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 @_switch("--check", help="Exit 1 when jobs are due and no worker is alive.")
 @click.option(
     "--watch",
-    type=DURATION,
+    type=duration,
     is_flag=False,
     flag_value="1",
     metavar="[SECONDS]",
@@ -7140,6 +7040,7 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
 
 def _watch(store: Store, seconds: float) -> int:
     """Draw the live screen until it is ended; the exit code."""
+    import select
     import shutil
 
     watch = Watch(store)
@@ -7148,19 +7049,17 @@ def _watch(store: Store, seconds: float) -> int:
         while True:
             click.echo(watch_line(watch.look(), store.home.now()))
             time.sleep(seconds)
-    screen = Screen()
-    screen.enter()
-    try:
+    with _other_screen() as draw:
         while True:
-            began, view = time.monotonic(), watch.look()
+            view = watch.look()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
             outputs = {job.id: _last_output(store, job) for job in view["failed"][:rows]}
             text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.home.now()))
-            screen.draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
-            if (code := screen.wait(began + seconds)) is not None:
-                return code
-    finally:
-        screen.leave()
+            draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
+            ready, _, _ = select.select([0], [], [], seconds)
+            # An arrow key is more than one byte. No byte at all: the terminal is gone.
+            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
+                return 0
 
 
 def _last_output(store: Store, job: Job) -> str:
@@ -7168,77 +7067,50 @@ def _last_output(store: Store, job: Job) -> str:
     return last_line(log_path(store.home.logs_dir, job.id, job.runs))
 
 
-class Screen:
-    """The terminal's other screen, and what ends it: a key, or a signal."""
+@contextlib.contextmanager
+def _other_screen() -> Iterator[Callable[[str], None]]:
+    """Show the terminal's other screen, and make the terminal what it was at the end; gives the
+    function that draws a frame there."""
+    import signal
+    import termios
+    import tty
 
-    ENTER, LEAVE = (  # no cursor, no wrapping
-        "\033[?1049h\033[?25l\033[?7l",
-        "\033[?7h\033[?25h\033[?1049l",
-    )
+    mode = termios.tcgetattr(0)
 
-    def __init__(self) -> None:
-        import signal
-        import termios
+    def write(text: str) -> None:
+        # One write, so that a frame is never seen half drawn. It is not buffered, because Ctrl+Z
+        # may come in the middle of it.
+        write_whole(1, text.encode(sys.stdout.encoding, "replace"))
 
-        self._mode = termios.tcgetattr(0)
-        self._signals: list[int] = []
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGWINCH", "SIGTSTP"):
-            signal.signal(signal.Signals[name], lambda number, _: self._signals.append(number))
+    def enter() -> None:
+        tty.setcbreak(0)  # keys are not echoed, and come at once
+        write("\033[?1049h\033[?25l\033[?7l")  # no cursor, no wrapping
 
-    def enter(self) -> None:
-        """Show the other screen; keys are not echoed, and come at once."""
-        import tty
+    def leave() -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+            write("\033[?7h\033[?25h\033[?1049l")
+            termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
-        tty.setcbreak(0)
-        self._write(self.ENTER)
+    def pause(number: int, frame: object) -> None:
+        leave()
+        halt()
+        enter()
 
-    def leave(self) -> None:
-        """Make the terminal what it was."""
-        import termios
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
 
-        self._write(self.LEAVE)
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(0, termios.TCSADRAIN, self._mode)
-
-    def draw(self, text: str) -> None:
-        """Put these lines over what is there, without clearing it first."""
-        self._write(f"\033[H{text}\033[K\033[J")
-
-    def _write(self, text: str) -> None:
-        """One write, so that a frame is never seen half drawn."""
-        if "utf" not in sys.stdout.encoding.lower():
-            text = text.translate(PLAIN_BLOCKS)
-        try:
-            sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "replace"))
-            sys.stdout.buffer.flush()
-        except OSError:
-            import signal
-
-            self._signals.append(signal.SIGHUP)  # nobody can see the screen any more
-
-    def wait(self, until: float) -> int | None:
-        """Wait for that time, a key or a signal; the exit code where it ends the screen."""
-        import select
-        import signal
-
-        while not self._signals:
-            left = max(0.0, until - time.monotonic())
-            ready, _, _ = select.select([0], [], [], min(left, POLL_S))
-            # An arrow key is more than one byte. No byte at all: the terminal is gone.
-            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
-                return 0
-            if not left:
-                return None
-        number = self._signals.pop(0)
-        if number == signal.SIGTSTP:
-            self.leave()
-            halt()
-            self.enter()
-        return None if number in (signal.SIGTSTP, signal.SIGWINCH) else 128 + number
+    signal.signal(signal.SIGTSTP, pause)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    try:
+        enter()
+        yield lambda text: write(f"\033[H{text}\033[K\033[J")
+    finally:
+        leave()
 
 
 @cli.command("stats")
-@click.option("--since", type=DURATION, help="Only what ended in that time.")
+@click.option("--since", type=duration, help="Only what ended in that time.")
 @click.option(
     "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
 )
@@ -7289,8 +7161,7 @@ def logs(
       queuectl logs job1 --follow
     """
     store = app.store
-    store.read()
-    job = find_all(store, [id])[0]
+    job = _jobs_now(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
         click.echo(f"Job '{id}' has not run yet.", err=True)
@@ -7305,42 +7176,39 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     """Print what a run wrote (of a tail, its last lines), and go on as more comes and with the runs
     after it, until the run `last` or the job is over; 0: only what is there now. Gives the job as
     it is then."""
-    out, at = sys.stdout.buffer, None
-    warned = False
+    out, at, warned = sys.stdout.buffer, None, False
     while True:
         path, running = _log_of(store, job, run)
-        moved = False
         if at is None:
-            at = tail_start(path, tail) if tail is not None else 0
+            at = 0 if tail is None else tail_start(path, tail)
         for offset, piece in read_log(path, at):
             if running:
-                # A slot's file is believed only if the record, read afterwards, still names slot
-                # and run.
-                store.refresh()
-                job = find_all(store, [job.id])[0]
-                if moved := _log_of(store, job, run) != (path, True):
+                # A slot's file serves run after run. It is believed only if the record, read
+                # afterwards, still names slot and run.
+                job = _jobs_now(store, [job.id])[0]
+                if _log_of(store, job, run) != (path, running):
                     break
             if offset > at:
-                click.echo(f"({offset - at} bytes of output were left out here: log_max)", err=True)
+                _say(f"({offset - at} bytes of output were left out here: log_max)")
             out.write(piece)
             at = offset + len(piece)
         out.flush()
-        if moved or (running and not last and _log_of(store, job, run) != (path, True)):
+        if running and _log_of(store, job, run) != (path, running):
             continue
-        if not running and job.runs > run and run < last:
+        if not running and run < min(job.runs, last):
             run, at, tail = run + 1, None, None  # the next attempt
             continue
-        if not last or (not running and (run >= last or job.state in OVER)):
+        is_over = not running and (run >= last or job.state in OVER)
+        if is_over or not last:
             return job
         warned = warned or _warn_of_orphan(store, [job.id])
         time.sleep(POLL_S)
-        store.refresh()
-        job = find_all(store, [job.id])[0]
+        job = _jobs_now(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
-    """The path of that run's output, and whether the run still goes on. A log that has the run's name
-    is of a run that is over."""
+    """The path of that run's output, and whether the run still goes on. A log that has the run's
+    name is of a run that is over."""
     if run > job.runs:
         return os.devnull, False  # what has its name is another job's
     path = log_path(store.home.logs_dir, job.id, run)
@@ -7352,7 +7220,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 @cli.command()
 @_some_ids
 @_switch("--all", "every", help="All jobs that are not over now.")
-@click.option("--timeout", type=DURATION, help="Give up after that time, with exit code 124.")
+@click.option("--timeout", type=duration, help="Give up after that time, with exit code 124.")
 @_json
 @_app
 def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool) -> int:
@@ -7373,16 +7241,16 @@ def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
     left, changed, warned = wanted, True, False
-    with _progress(len(wanted), "Waiting") as advance:
+    with _progress(len(wanted), "Waiting") as bar:
         while True:
             if changed:
                 ended |= find_ended(store, left)
-                advance(len(left) - (len(wanted) - len(ended)))
-                left = [id for id in wanted if id not in ended]
+                bar.update(len(left) + len(ended) - len(wanted))
+                left = [id for id in left if id not in ended]
             if not left or time.monotonic() >= deadline:
                 break
             warned = warned or _warn_of_orphan(store, left)
-            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            time.sleep(POLL_S)
             changed = store.refresh()
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
@@ -7430,17 +7298,16 @@ def cancel(app: App, ids: Words) -> None:
       queuectl cancel job1 job2
     """
     jobs = cancel_jobs(app.store, ids)
-    app.made = say_ids("Cancelled", jobs)
+    app.made = f"{say_count(len(jobs), 'job')} cancelled."
     if running := {job.id for job in jobs if job.state == "processing"}:
         recover_now(app.store, running, _say)
     lines = []
     for job in [app.store.get(job.id) or job for job in jobs]:
+        what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         if job.state == "processing":
             what = "running: stopping it"
-        else:
-            what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         lines.append(f"Job {job.id} is {what}.")
-    app.done(app.made, lines)
+    app.done(lines)
 
 
 @cli.command()
@@ -7458,7 +7325,7 @@ def retry(app: App, ids: Words) -> None:
         f"Job {job.id} is {'due now' if job.state == 'failed' else 'pending again'}."
         for job in jobs
     ]
-    app.done(say_ids("Retrying", jobs), lines)
+    app.done(lines)
 
 
 @cli.command()
@@ -7475,7 +7342,7 @@ def rerun(app: App, ids: Words) -> None:
       queuectl rerun job1
     """
     jobs = rerun_jobs(app.store, ids)
-    app.done(say_ids("Added", jobs), [job.id for job in jobs])
+    app.done([job.id for job in jobs], "the new jobs are in the queue.")
 
 
 @cli.command()
@@ -7498,7 +7365,7 @@ def edit(app: App, /, ids: Words, **given: Any) -> None:
         )
     jobs = edit_jobs(app.store, ids, changes)
     what = ", ".join(changes)
-    app.done(say_ids("Changed", jobs), [f"Job {job.id} is changed: {what}." for job in jobs])
+    app.done([f"Job {job.id} is changed: {what}." for job in jobs])
 
 
 @cli.command()
@@ -7512,7 +7379,7 @@ def pause(app: App) -> None:
     """
     set_setting(app.store, "paused", "true")
     text = "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
-    app.done(text)
+    app.done([text])
 
 
 @cli.command()
@@ -7525,7 +7392,7 @@ def resume(app: App) -> None:
       queuectl resume
     """
     set_setting(app.store, "paused", "false")
-    app.done("The queue is no longer paused.")
+    app.done(["The queue is no longer paused."])
 
 
 @cli.command()
@@ -7551,8 +7418,7 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
     if dry_run:
         app.store.read()
         purged = choose_purged(app.store, states, older_than, app.store.home.now())
-        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
-        _say_kept(purged.kept)
+        _say_purged(purged, "would be purged")
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(app, purge_jobs(app.store, states, older_than))
@@ -7570,26 +7436,18 @@ def _confirm(yes: bool, question: str) -> None:
 
 def _finish_purge(app: App, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
-    text = app.made = f"{say_count(len(purged.gone), 'job')} purged."
+    app.made = f"{say_count(len(purged.gone), 'job')} purged."
     app.store.settle()
-    logs_dir = app.store.home.logs_dir
-    try:
-        with _progress(len(purged.gone), "Deleting output") as advance:
-            for job in purged.gone:
-                remove_logs(logs_dir, job.id, job.runs)
-                advance(1)
-    except OSError as error:
-        app.store.home.warn(
-            f"Some output of purged jobs is left in '{logs_dir}': {error.strerror}."
-        )
-    click.echo(text)
-    _say_kept(purged.kept)
+    for job in purged.gone:
+        remove_logs(app.store.home.logs_dir, job.id, job.runs)
+    _say_purged(purged, "purged")
 
 
-def _say_kept(kept: Sequence[Job]) -> None:
-    if kept:
-        ids = f"{', '.join(job.id for job in kept[:3])}{' ...' if len(kept) > 3 else ''}"
-        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {ids}")
+def _say_purged(purged: Purged, what: str) -> None:
+    click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
+    if kept := purged.kept:
+        some = ", ".join(job.id for job in kept[:3])
+        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {some}")
 
 
 # -- dlq
@@ -7638,8 +7496,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    app.store.read()
-    _show_jobs(app.store, [check_dead(job) for job in find_all(app.store, ids)], in_json)
+    _show_jobs(app.store, list(map(check_dead, _jobs_now(app.store, ids))), in_json)
 
 
 @dlq.command("retry")
@@ -7647,7 +7504,7 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
-@click.option("--spread", type=DURATION, help="Let them start spread over that time.")
+@click.option("--spread", type=duration, help="Let them start spread over that time.")
 @_change_options
 @_app
 def dlq_retry(
@@ -7675,7 +7532,7 @@ def dlq_retry(
     else:
         jobs = revive_jobs(app.store, ids, changes, spread)
     if jobs:
-        app.done(say_ids("Revived", jobs), [f"Job {job.id} is pending again." for job in jobs])
+        app.done([f"Job {job.id} is pending again." for job in jobs])
     else:
         _say("No dead letter fits; cancelled ones come back with --cancelled only.")
 
@@ -7728,8 +7585,7 @@ def config_show(app: App, in_json: bool) -> None:
     """
     app.store.home.check()
     values = settings_in_force(app.store)
-    lines = (_say_setting(name, value) for name, value in values.items())
-    _echo_all([as_json(values)] if in_json else lines)
+    _echo_all([as_json(values)] if in_json else itertools.starmap(_say_setting, values.items()))
 
 
 @config.command("get")
@@ -7746,9 +7602,8 @@ def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
     if key is None:
         ctx.invoke(config_show, in_json=in_json)
         return
-    store = ctx.obj.store
-    store.home.check()
-    value = settings_in_force(store)[known_setting(key)]
+    ctx.obj.store.home.check()
+    value = settings_in_force(ctx.obj.store)[known_setting(key)]
     click.echo(as_json(value) if in_json else clean(say_value(value)))
 
 
@@ -7785,7 +7640,7 @@ def _say_setting(name: str, value: object) -> str:
 
 def _change_setting(app: App, key: str, text: str | None) -> None:
     value = set_setting(app.store, key, text)
-    app.done(_say_setting(known_setting(key), value))
+    app.done([_say_setting(known_setting(key), value)])
 
 
 # -- worker
@@ -7836,35 +7691,30 @@ def worker_start(
         _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
-    with _drain_bar(store) if has_bar else contextlib.nullcontext(_tell) as say:
-        return Worker(store, threads, only, drain, say).run()
+    code = Worker(store, threads, only, drain, _drain_bar(store) if has_bar else _say_lines).run()
+    if has_bar:
+        _say("")  # the cursor stands behind the bar
+    return code
 
 
-def _tell(text: str, before: str = "", after: str = "") -> None:
-    """Print what a worker says; a closed or full stderr ends nothing."""
-    lines = "\n".join(map(clean, text.split("\n")))
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(f"{before}{lines}\n{after}", err=True, nl=False)
+def _say_lines(text: str) -> None:
+    _say(*text.split("\n"))
 
 
-@contextlib.contextmanager
-def _drain_bar(store: Store) -> Iterator[Callable[[str], None]]:
+def _drain_bar(store: Store) -> Callable[[str], None]:
     """Prints what a drain says above a progress bar of what the queue still holds."""
-    import shutil
-
-    bar = click.progressbar(length=1, label="Draining")
-    width = shutil.get_terminal_size().columns - 1  # a line that is wrapped cannot be erased
-    erase = f"\r{' ' * width}\r"
+    bar = _progress(1, "Draining")
 
     def say(text: str) -> None:
         left = jobs_left(store)
-        bar.length = max(bar.length or 1, left)
+        bar.length = max(bar.length, left)
         bar.make_step(max(0, bar.length - left - bar.pos))
-        _tell(text, erase, cut(bar.format_progress_line(), width))
+        with contextlib.suppress(OSError, ValueError):
+            click.echo("\r\033[K", nl=False, err=True)
+            _say_lines(text)
+            click.echo(bar.format_progress_line(), nl=False, err=True)
 
-    yield say
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(erase, err=True, nl=False)
+    return say
 
 
 def _detach(store: Store, options: list[str]) -> None:
@@ -7884,7 +7734,7 @@ def _detach(store: Store, options: list[str]) -> None:
 
 @worker.command("stop")
 @_switch("--now", help="End the running jobs and hand them back.")
-@click.option("--timeout", type=DURATION, help="Do not wait longer than that; exit 1.")
+@click.option("--timeout", type=duration, help="Do not wait longer than that; exit 1.")
 @_app
 def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     """Stop all workers of this queue and wait until they are gone.
@@ -7908,7 +7758,7 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
             )
         time.sleep(POLL_S)
     if names:
-        app.done(f"{say_count(len(names), 'worker')} stopped.")
+        app.done([f"{say_count(len(names), 'worker')} stopped."])
     else:
         click.echo("No worker was running.")
 

@@ -29,7 +29,7 @@ class Watched(q.Store):
 
     def __init__(self, home: Path, clock: Clock | None = None) -> None:
         self.warned: list[str] = []
-        super().__init__(q.Home(str(home), self.warned.append, clock or Clock()), q.end_followers, q.is_needed)
+        super().__init__(q.Home(str(home), self.warned.append, clock or Clock()), q.end_followers)
 
 
 class Died(BaseException):

@@ -23,10 +23,9 @@ from typing import Any
 
 import pytest
 from conftest import PROGRAM
-from real_processes import Gate, kill, python_job, started_with, stored
+from real_processes import kill, started_with
 
 from tests.faults.ordinary import NOBODY, ordinary
-from tests.storekit import edit
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = [
@@ -157,80 +156,6 @@ def test_a_result_larger_than_a_non_blocking_pipe_is_printed_whole(words, tmp_pa
     assert len(printed) > 65536 and printed == whole.out
 
 
-# -- Output of jobs that are gone
-
-
-DIES_AT_ITS_FIRST_LOG = """
-def before(name, args):
-    if name == "unlink" and "/logs/" in os.fsdecode(args[0]):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.parametrize("way", ["a purge that was killed", "a hand edit"])
-@broken("the output of a job that is gone is shown as that of a later job of the same id")
-def test_no_job_shows_what_an_earlier_job_of_its_id_wrote(way, home, begin, run, jobs, process, eventually):
-    run("config", "set", "on_dead", f"cat > {shlex.quote(str(home / 'told'))}")
-    run("enqueue", "--id", "a", "echo theirs")
-    process("worker", "start", "--drain")
-    if way == "a hand edit":
-        edit(home, lambda records: [])
-    else:
-        code, *_ = end_of(begin(stand_in(DIES_AT_ITS_FIRST_LOG, "purge", "--state", "completed", "--yes")))
-        assert code == -signal.SIGKILL
-    run("show", "a", code=1)
-    words = program("enqueue", "--wait", "--max-retries", "1", "--id", "a", "exit 1")
-    waiting = begin(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    eventually(lambda: "a" in jobs())
-    process("worker", "start", "--drain", code=1)
-    told = json.loads((home / "told").read_text())["output"]
-    shown = {"enqueue --wait": end_of(waiting)[1], "logs": run("logs", "a").out, "the hook": told}
-    assert shown == dict.fromkeys(shown, "")
-    assert "theirs" not in run("dlq", "list").out
-
-
-TRUNCATES_LATE = """
-def before(name, args):
-    if name == "truncate":
-        import time
-        size, until = os.stat(args[0]).st_size, time.monotonic() + 2
-        while os.stat(args[0]).st_size < size + 100 and time.monotonic() < until:
-            time.sleep(0.001)
-"""
-
-
-@broken("of an output above log_max, newest bytes are lost in the middle of what is kept, without a note")
-def test_log_max_keeps_an_unbroken_tail_of_a_fast_writer(home, tmp_path, begin, run, reaches, eventually):
-    gate = Gate(tmp_path / "gate")
-    run("config", "set", "log_max", "1M")
-    text = (
-        "import os, sys\nnumber = 0\nwhile not os.path.exists(sys.argv[1]):\n"
-        "    for _ in range(5000):\n        os.write(1, b'%d\\n' % number)\n        number += 1"
-    )
-    run("enqueue", "--id", "a", "--timeout", "60", "--command", python_job(tmp_path / "writer", text, gate.path))
-    begin(stand_in(TRUNCATES_LATE, "worker", "start"), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seen: list[int] = []
-
-    def was_cut_twice() -> bool:
-        """Whether the disk space of the logs has shrunk twice."""
-        used = 0
-        for path in (home / ".queuectl" / "logs").rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                used += path.stat().st_blocks
-        seen.append(used)
-        return sum(later < earlier for earlier, later in zip(seen, seen[1:], strict=False)) >= 2
-
-    eventually(was_cut_twice)
-    gate.open()
-    reaches("a", "completed")
-    answer = run("logs", "a")
-    numbers = [int(line) for line in answer.out.splitlines() if line.isdigit()]
-    assert numbers == list(range(numbers[0], numbers[-1] + 1)) and (numbers[-1] + 1) % 5000 == 0
-    assert answer.out == "".join(f"{number}\n" for number in numbers)
-    left_out = sum(len(str(number)) + 1 for number in range(numbers[0]))
-    assert [int(size) for size in re.findall(r"(\d+) bytes", answer.err)] == [left_out]
-
-
 # -- Interrupted
 
 
@@ -292,17 +217,6 @@ def locale(request, tmp_path) -> dict[str, str]:
     return env
 
 
-@broken("a command that the worker's locale cannot write is handed back without end; Latin-1 changes its bytes")
-def test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_workers_locale(locale, home, start, run, eventually):
-    (home / "here").mkdir()
-    run("enqueue", "--id", "a", "--cwd", str(home / "here"), "--env", "NAME=größe", 'touch grüße "$NAME"')
-    worker = start("worker", "start", env=locale)
-    job = eventually(lambda: (job := run("show", "a", "--json").json) and (job["runs"] > 2 or "outcome" in job) and job)
-    kill(worker)
-    assert (job["state"], job["runs"]) == ("completed", 1)
-    assert sorted(os.listdir(os.fsencode(home / "here"))) == ["größe".encode(), "grüße".encode()]
-
-
 @broken("arguments are read in the locale's encoding instead of UTF-8")
 def test_arguments_are_utf_8_whatever_the_locale(locale, process, jobs):
     process("enqueue", "--id", "a", "--tag", "größe", "touch grüße", env=locale)
@@ -340,14 +254,6 @@ def test_a_detached_drain_that_is_over_at_once_answers_with_its_exit_code(comman
     assert (answer, "did not start" in err) == (code, False)
 
 
-@broken("a FIFO in the place of worker.log is opened, and holds the command up for ever")
-def test_a_fifo_in_the_place_of_the_workers_log_is_refused(home, run, begin):
-    run("enqueue", "true")
-    os.mkfifo(home / ".queuectl" / "worker.log", 0o600)
-    code, _, err = end_of(begin(program("worker", "start", "--detach", "--drain")), STUCK_S)
-    assert code == STORAGE and "worker.log" in err
-
-
 # -- The folder of the logs
 
 
@@ -373,15 +279,6 @@ def test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused(target, ho
     code, _, err = end_of(begin(program("worker", "start", "--drain")), STUCK_S)
     assert code == STORAGE and "logs" in err
     assert not there.exists() if target == "nothing" else os.listdir(there) == []
-
-
-@broken("a worker whose folder of logs was deleted claims nothing more until another command makes it again")
-def test_a_worker_goes_on_by_itself_after_its_folder_of_logs_was_deleted(home, run, process):
-    logs = home / ".queuectl" / "logs"
-    run("enqueue", "--id", "a", f"rm -r {shlex.quote(str(logs))}")
-    run("enqueue", "--id", "b", "echo here")
-    process("worker", "start", "--drain", timeout=STUCK_S)
-    assert run("logs", "b").out == "here\n"
 
 
 # -- What a killed worker leaves
@@ -431,7 +328,6 @@ def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_end
         eventually(lambda: answer("show", "a")["state"] == "completed")
 
 
-@broken("a worker inside a killed worker's job holds the dead worker's lock and spares itself; nobody takes over")
 def test_a_worker_inside_a_killed_workers_job_is_ended_by_another_worker(home, gate, worker, run, eventually, reaches):
     run("config", "set", "grace_period", "0.2")
     inner = shlex.join(program("worker", "start", "--tag", "inner"))
@@ -453,44 +349,3 @@ def test_a_worker_inside_a_killed_workers_job_is_ended_by_another_worker(home, g
         eventually(is_locked, 2)
     worker("--not-tag", "inner")
     assert reaches("a", "completed", STUCK_S)["recoveries"] == 1
-
-
-WITHOUT_PROC = """
-mount -t tmpfs none /proc || exit 77
-"$@" worker start & first=$!
-while [ ! -e began ]; do sleep 0.02; done
-kill -KILL $first
-timeout -s KILL $LIMIT "$@" worker start --drain
-"""
-
-
-@broken("where /proc is there but empty, a killed worker's job is neither ended nor given back")
-def test_a_killed_workers_job_is_given_back_where_proc_is_empty(home, run, begin, jobs):
-    run("config", "set", "grace_period", "0.2")
-    words = ["unshare", "-rm", "sh", "-c", WITHOUT_PROC, "sh", *program()]
-    run("enqueue", "--id", "a", "--cwd", str(home), "if [ -e began ]; then :; else : > began; sleep 30; fi")
-    code, _, err = end_of(begin(words, cwd=home, stdin=subprocess.DEVNULL, env={**os.environ, "LIMIT": str(STUCK_S)}))
-    if not (home / "began").exists():
-        pytest.skip("no name space of one's own here")
-    assert (code, jobs()["a"]["state"], jobs()["a"].get("recoveries")) == (0, "completed", 1), err
-
-
-# -- Hand edits
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"seq": 4_503_599_627_370_496}, {"runs": 9_007_199_254_740_992}, {"history": [{"run": "one"}]}],
-    ids=lambda change: next(iter(change)),
-)
-@broken("a hand edit is taken over with a value that breaks the queue later")
-def test_a_hand_edit_beyond_all_bounds_is_refused_and_changes_nothing(change, home, tmp_path, run):
-    (tmp_path / "more").write_text("true\n")
-    run("enqueue", "--id", "a", "true")
-    edit(home, lambda records: [{**records[0], **change}])
-    edited = (home / "jobs.json").read_text()
-    many = ("enqueue", "--file", str(tmp_path / "more"))
-    for words in (("list",), ("enqueue", "--id", "b", "true"), many, ("cancel", "a")):
-        answer = run(*words, code=STORAGE)
-        assert next(iter(change)) in answer.err and "jobs.json" in answer.err
-    assert (home / "jobs.json").read_text() == edited and stored(home, "dlq.json") == []

@@ -154,13 +154,6 @@ def test_a_file_after_a_dead_job_is_dead_as_a_whole(run: Call, enqueue: Call, jo
     run("doctor")
 
 
-def test_a_line_that_is_a_duplicate_stands_for_the_job_that_is_there(run: Call, enqueue: Call, jobs: Jobs) -> None:
-    enqueue("old", "true", "--unique", "dump")
-    lines = '{"id": "new", "command": "x", "unique": "dump"}\n{"id": "up", "command": "x", "after": ["new"]}\n'
-    assert run("enqueue", "--file", "-", input=lines).lines == ["old", "up"]
-    assert jobs()["up"]["after"] == ["old"]
-
-
 def test_a_job_that_is_dead_from_the_start_does_not_hold_its_unique_key(run: Call, enqueue: Call, jobs: Jobs) -> None:
     enqueue("a", "true")
     run("cancel", "a")

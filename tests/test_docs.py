@@ -308,11 +308,11 @@ def test_every_file_that_the_documents_name_in_the_checkout_exists() -> None:
 
 
 def test_the_code_map_has_the_sections_of_the_file_in_their_order() -> None:
-    sections = re.findall(r"^# ======== (\d)\. (.+) ========$", SOURCE, re.MULTILINE)
-    assert re.findall(r"^(\d)\. ([A-Z& ]+):", ARCHITECTURE, re.MULTILINE) == sections
+    sections = re.findall(r"^# ======== (\d+)\. (.+) ========$", SOURCE, re.MULTILINE)
+    assert re.findall(r"^(\d+)\. ([A-Z& ]+):", ARCHITECTURE, re.MULTILINE) == sections
 
 
 def test_architecture_md_has_one_sentence_a_line() -> None:
     prose = [line for line in ARCHITECTURE.splitlines() if line and not line.startswith(("#", "-", "*"))]
-    two = [line for line in prose if re.search(r"[a-z`)]\. [A-Z`]", re.sub(r"^\d\. ", "", line))]
+    two = [line for line in prose if re.search(r"[a-z`)]\. [A-Z`]", re.sub(r"^\d+\. ", "", line))]
     assert not two, f"two sentences in: {two[0]}"

@@ -71,7 +71,7 @@ def passes(clock: Clock, boot: Clock, seconds: float) -> None:
 
 
 def purged(store: q.Store, seconds: float) -> list[str]:
-    return [id for id, _ in store.fold(completed_before=q.add_seconds(store.home.now(), -seconds))]
+    return [job.id for job in q.purge_completed(store, q.add_seconds(store.home.now(), -seconds), 10)]
 
 
 @pytest.mark.usefixtures("old")

@@ -460,11 +460,13 @@ def test_a_due_retry_starts_when_its_time_has_come_and_not_before(
 
 
 def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(
-    enqueue: Call, drain: Call, tmp_path: Path
+    run: Call, enqueue: Call, drain: Call, tmp_path: Path
 ) -> None:
+    """Whatever their tags: those with a limit are kept apart, but they take no precedence."""
     order = tmp_path / "order"
-    for name, priority in (("c", 0), ("a", 5), ("d", 0), ("e", -1), ("b", 5)):
-        enqueue(name, append(order, name), "--priority", str(priority))
+    run("config", "set", "limits", "gpu=9,net=9")
+    for name, priority, tag in (("c", 0, "net"), ("a", 5, "x"), ("d", 0, "gpu"), ("e", -1, "x"), ("b", 5, "net")):
+        enqueue(name, append(order, name), "--priority", str(priority), "--tag", tag)
     drain("--count", "1")
     assert order.read_text().split() == ["a", "b", "c", "d", "e"]
 

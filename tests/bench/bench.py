@@ -1,25 +1,18 @@
-"""What QueueCTL costs, each figure beside something run at the same moment.
+"""What QueueCTL costs: the rows of design.md, section 7, each beside something run at the same moment.
 
     python tests/bench/bench.py [--full] [--list] [--dir DIR] [NAME...]
 
-Prints a table and asserts nothing: figures depend on the machine, and a test that depends on the machine is
-red for no reason. The short form takes about two minutes on a quiet machine of two cores; --full takes queues of
-up to a million jobs and more rounds, and says how long that may be.
+Prints a table and asserts nothing: figures depend on the machine. The short form takes some minutes on a quiet machine
+of two cores; --full takes queues of a million jobs and more rounds, about half an hour.
 
-How a row is made: in every round ours and its reference run one after the other, in an order that turns from
-round to round. A round in which the reference itself was slow (more than 1.5 times its best) says that the
-machine was busy, and is left out; the last column counts. The rest is medians, of the ratio per round too.
-'xargs' and 'C' keep two commands going at once, as a worker with two threads does, without any records of
-them; 'import' is the start of Python with click and filelock, which no command can go below.
-
-CPU time is that of the whole tree, the jobs' own included, and steadier than a rate on a machine that others use.
-"Disk written" is what the kernel counts as sent to the disk for these processes, in pages: nothing on a tmpfs.
+In every round ours and its reference run one after the other, in an order that turns from round to round. A round in
+which the reference was slow (more than 1.5 times its best) says that the machine was busy, and is left out; the last
+column counts. The rest is medians, of the ratio per round too. `xargs` keeps two commands going at once, as a worker
+with two threads does, without any records of them; `import` is the start of Python with click and filelock, which no
+command can go below. CPU time is that of the whole tree, the jobs' own included.
 
 Every run has a fresh home in a temporary directory, and the program is installed from this checkout into an
 environment of its own, so that it is compiled once, as for a user. It needs cc, xargs and pip's sources.
-The peers come by themselves too: requirements.txt beside this file into another environment, and programs that are
-missing from Debian's packages, unpacked in the temporary directory: nothing is installed. What cannot be had is
-left out with a word.
 """
 
 from __future__ import annotations
@@ -27,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import json
 import os
 import platform
 import shutil
@@ -47,106 +39,31 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent.parent
 SLOW_ROUND = 1.5
 DEADLINE_S = 60.0
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of what getrusage answers
 
-# The least that a bulk enqueue must do: quote every command into a record, write them with a checksum, sync.
-ENCODE = """
-import os, sys, zlib
-from json.encoder import encode_basestring_ascii as quoted
-RECORD = (
-    '{"id":"mtq0a1b2%04x","state":"pending","seq":%d,"command":%s,"attempts":0,"runs":0,"max_retries":3,'
-    '"priority":0,"timeout":30,"created_at":"2030-01-01T00:00:00.000Z","updated_at":"2030-01-01T00:00:00.000Z",'
-    '"cwd":"/"}'
-)
-with open(sys.argv[1], "wb") as out:
-    def write(records):
-        data = ", ".join(records).encode()
-        out.write(b"%08x " % zlib.crc32(data) + data + b"\\n")
-    records = []
-    for number, line in enumerate(sys.stdin):
-        records.append(RECORD % (number, number, quoted(line.rstrip())))
-        if len(records) == 20000:
-            write(records)
-            records = []
-    write(records)
-    out.flush()
-    os.fsync(out.fileno())
+# So many turns of a slot (report and claim), without the commands; prints the seconds that one took.
+TURNS = """
+import sys, time
+import queuectl as q
+store, count = q.open_store(sys.argv[1], print), int(sys.argv[2])
+q.enqueue_bulk(store, [b"true"] * count, {"cwd": "/"}, keep_records=False)
+store.fold()
+done, began = None, time.perf_counter()
+for _ in range(count):
+    turn = q.take_turn(store, "1-a", 0, done, True, q.ALL_JOBS)
+    done = turn.claimed, q.Outcome("exited", 0)
+print((time.perf_counter() - began) / count)
 """
 
-
-# What many write instead of a queue: jobs in a table, claimed in a transaction, run by two threads.
-SQLITE_LOOP = """
-import sqlite3, subprocess, sys, threading
-path, count = sys.argv[1], int(sys.argv[2])
-db = sqlite3.connect(path)
-db.executescript("pragma journal_mode=wal; create table jobs (id integer primary key, command, state, code)")
-with db:
-    db.executemany("insert into jobs (command, state) values (?, 'pending')", [("true",)] * count)
-def work():
-    db = sqlite3.connect(path, isolation_level=None, timeout=30)
-    db.execute("pragma synchronous=normal")
-    while True:
-        row = db.execute(
-            "update jobs set state = 'processing' where id = (select id from jobs where state = 'pending' limit 1)"
-            " returning id, command"
-        ).fetchone()
-        if row is None:
-            return
-        code = subprocess.run(["sh", "-c", row[1]], stdin=subprocess.DEVNULL).returncode
-        db.execute("update jobs set state = 'completed', code = ? where id = ?", (code, row[0]))
-db.execute("create index waiting on jobs (id) where state = 'pending'")
-threads = [threading.Thread(target=work) for _ in range(2)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-"""
-
-# The peers in Python: `enqueue` puts in so many jobs, `drain` runs them in two threads and ends after the last.
-HUEY = """
-import subprocess, sys, threading
-from huey import SqliteHuey
-what, path, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-huey = SqliteHuey(filename=path)
-@huey.task()
-def run(command):
-    subprocess.call(["sh", "-c", command], stdin=subprocess.DEVNULL)
-if what == "enqueue":
-    for _ in range(count):
-        run("true")
-else:
-    last, done = iter(range(count - 1)), threading.Event()
-    @huey.signal("complete")
-    def ended(signal, task):
-        if next(last, None) is None:
-            done.set()
-    consumer = huey.create_consumer(workers=2, periodic=False)
-    consumer.start()
-    done.wait()
-    consumer.stop(graceful=True)
-"""
-
-RQ_ENQUEUE = """
-import sys
-from redis import Redis
-from rq import Queue
-queue = Queue(connection=Redis(unix_socket_path=sys.argv[1]))
-for _ in range(int(sys.argv[2])):
-    queue.enqueue("subprocess.call", ["sh", "-c", "true"])
-"""
-
-# Programs that rows use where they can be had, and Debian's packages of them.
-TOOLS = {
-    "parallel": "parallel",
-    "tsp": "task-spooler",
-    "nq": "nq",
-    "redis-server": "redis-server",
-}
-
-# A process counts as its own the peak of the one it was forked from. So a small one stands between.
-PEAK = """
-import resource, subprocess, sys
-code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(code)
+# Asks for the store lock all the time until stdin ends; prints the longest that it was held by others.
+LOCK_HELD = """
+import os, select, sys, time
+from filelock import lock_descriptor, unlock_descriptor
+fd, longest, since = os.open(sys.argv[1], os.O_RDWR), 0.0, time.monotonic()
+while not select.select([0], [], [], 0.0005)[0]:
+    if lock_descriptor(fd, blocking=False):
+        unlock_descriptor(fd)
+        longest, since = max(longest, time.monotonic() - since), time.monotonic()
+print(longest)
 """
 
 
@@ -155,17 +72,9 @@ class NotMeasured(Exception):
 
 
 class Taken(float):
-    """The seconds that a run took, and what its processes used, those that they waited for included."""
+    """The seconds that a run took; `cpu` is what its processes used, those that they waited for included."""
 
-    cpu: float  # seconds
-    written: float  # bytes to the disk
-    peak: float  # bytes of the largest process; never less than this one's own peak, since it is forked from here
-
-    def lasting(self, seconds: float) -> Taken:
-        """The same, but of other seconds."""
-        other = Taken(seconds)
-        other.__dict__.update(self.__dict__)
-        return other
+    cpu: float
 
 
 Figure = TypeVar("Figure", bound=float)
@@ -228,10 +137,6 @@ def per_second(count: int) -> Callable[[float], str]:
     return lambda seconds: f"{count / seconds:,.0f}/s"
 
 
-def megabytes(size: float) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
 def bytes_each(size: float) -> str:
     return f"{size:,.0f} B"
 
@@ -260,17 +165,16 @@ def compared(
     samples: Sequence[tuple[float, ...]],
     reference: str,
     *,
-    index: int = 1,
     show: Callable[[float], str] = milliseconds,
     speed: bool = False,
     goal: Goal = NO_GOAL,
 ) -> Row:
-    """One row: column 0 of the samples is ours, column `index` the reference.
+    """One row: column 0 of the samples is ours, column 1 the reference.
 
     The ratio is ours to the reference, in time taken, or in `speed` (so more is better).
     """
-    best = min(sample[index] for sample in samples)
-    kept = [(sample[0], sample[index]) for sample in samples if sample[index] <= SLOW_ROUND * best]
+    best = min(sample[1] for sample in samples)
+    kept = [(sample[0], sample[1]) for sample in samples if sample[1] <= SLOW_ROUND * best]
     ours = statistics.median(pair[0] for pair in kept)
     other = statistics.median(pair[1] for pair in kept)
     ratio = statistics.median(theirs / mine if speed else mine / theirs for mine, theirs in kept)
@@ -290,69 +194,34 @@ def alone(work: str, figures: list[float], show: Callable[[float], str], goal: G
     return Row(work, show(ours), goal=goal.text + ("" if goal.is_met(ours, 0) else " !"), kept=f"{len(figures)}")
 
 
-def cpu_row(samples: Sequence[tuple[Taken, ...]], counts: tuple[int, ...], reference: str, index: int = 1) -> Row:
-    """The CPU time a job: ours ran counts[0] of them, the reference counts[index]."""
-    each = [tuple(run.cpu / count for run, count in zip(sample, counts, strict=True)) for sample in samples]
-    return compared("  its CPU time a job", each, reference, index=index, show=microseconds)
-
-
-def disk_row(samples: Sequence[tuple[Taken, ...]], count: int, reference: str = "") -> Row:
-    each = [tuple(run.written / count for run in sample) for sample in samples]
-    if reference and all(sample[1] for sample in each):
-        return compared("  disk written a job", each, reference, show=bytes_each)
-    return alone("  disk written a job", [sample[0] for sample in each], bytes_each)
-
-
-def left_out(what: str, reason: str) -> Row:
-    return Row(f"{what}: left out, {reason}", "-")
+def cpu_row(samples: Sequence[tuple[Taken, ...]], count: int, reference: str) -> Row:
+    each = [tuple(run.cpu / count for run in sample) for sample in samples]
+    return compared("  its CPU time a job", each, reference, show=microseconds)
 
 
 # ---- the machinery: one queue program, many homes
 
 
-def timed(
-    command: list[str], env: dict[str, str], stdin: Path | None = None, *, copies: int = 1, quiet: bool = False
-) -> Taken:
-    """What a command takes, or several copies of it at once; it must succeed.
-
-    What it prints is of interest only if it fails, and not kept at all if it is `quiet`.
-    """
+def timed(command: list[str], env: dict[str, str], stdin: Path | None = None, *, copies: int = 1) -> Taken:
+    """What a command takes, or several copies of it at once; it must succeed."""
     with open(stdin or os.devnull, "rb") as given, tempfile.TemporaryFile() as said:
-        err = subprocess.DEVNULL if quiet else said
         began = time.perf_counter()
         children = [
-            subprocess.Popen(command, stdin=given, stdout=subprocess.DEVNULL, stderr=err, env=env)
+            subprocess.Popen(command, stdin=given, stdout=subprocess.DEVNULL, stderr=said, env=env)
             for _ in range(copies)
         ]
-        taken = ended(children, began)
+        cpu = 0.0
+        for child in children:
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            cpu += usage.ru_utime + usage.ru_stime
+        taken = Taken(time.perf_counter() - began)
+        taken.cpu = cpu
         if any(child.returncode for child in children):
             said.seek(0)
             codes = ", ".join(str(child.returncode) for child in children)
             raise NotMeasured(f"{' '.join(command)[:150]}: exit {codes}: {said.read().decode()[-400:].strip()}")
     return taken
-
-
-def ended(children: list[subprocess.Popen[bytes]], began: float) -> Taken:
-    """Waits for children; their exit codes are for the caller to look at."""
-    used = []
-    for child in children:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        used.append(usage)
-    taken = Taken(time.perf_counter() - began)
-    taken.cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    taken.written = sum(usage.ru_oublock * 512 for usage in used)
-    taken.peak = max(usage.ru_maxrss for usage in used) * RSS_UNIT
-    return taken
-
-
-def peak_bytes(command: list[str], env: dict[str, str], stdin: Path) -> float:
-    """The most memory that a command held."""
-    with open(stdin, "rb") as given:
-        done = subprocess.run([sys.executable, "-c", PEAK, *command], stdin=given, capture_output=True, env=env)
-    if done.returncode:
-        raise NotMeasured(f"{' '.join(command)[:150]}: exit {done.returncode}: {done.stderr.decode()[-400:]}")
-    return int(done.stdout) * RSS_UNIT
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -364,7 +233,7 @@ def until(condition: Callable[[], Any], what: str) -> None:
 
 
 class Bench:
-    """The installed program, the compiled helpers, and the homes made so far. All of it below `scratch`."""
+    """The installed program, and the homes made so far. All of it below `scratch`."""
 
     def __init__(self, scratch: Path, full: bool) -> None:
         self.scratch = scratch
@@ -374,53 +243,19 @@ class Bench:
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.count = 0
         self.running: list[subprocess.Popen[bytes]] = []
-        self.spawn = self.compile("spawn")
-        self.stamp = self.compile("stamp")
+        self.stamp = str(scratch / "stamp")
+        subprocess.run(["cc", "-O2", "-o", self.stamp, BENCH / "stamp.c"], check=True)
         self.python, self.queuectl = self.install()
         self.filled = cache(self._filled)
-        self.with_tools = cache(self._with_tools)
-
-    def compile(self, name: str, *options: str) -> str:
-        compiler = shutil.which("cc")
-        if not compiler:
-            raise NotMeasured("no C compiler (cc) for the reference")
-        target = self.scratch / name
-        subprocess.run([compiler, "-O2", *options, "-o", target, BENCH / f"{name}.c"], check=True)
-        return str(target)
 
     def install(self) -> tuple[str, str]:
         """The interpreter and the command of a new environment that has this checkout's program."""
-        source = self.fresh("source")
+        source, programs = self.fresh("source"), self.fresh("environment") / "bin"
         for name in ("queuectl.py", "pyproject.toml", "requirements.txt", "README.md"):
             shutil.copy(ROOT / name, source)
-        programs = self.environment(str(source))
+        timed([sys.executable, "-m", "venv", str(programs.parent)], self.env)
+        timed([str(programs / "python"), "-m", "pip", "install", "-q", str(source)], self.env)
         return str(programs / "python"), str(programs / "queuectl")
-
-    def environment(self, *wanted: str) -> Path:
-        """The programs of a new environment with what pip is asked for."""
-        programs = self.fresh("environment") / "bin"
-        for command in (
-            [sys.executable, "-m", "venv", str(programs.parent)],
-            [str(programs / "python"), "-m", "pip", "install", "-q", *wanted],
-        ):
-            done = subprocess.run(command, env=self.env, capture_output=True, text=True)
-            if done.returncode:
-                raise NotMeasured(f"{' '.join(command)}: {done.stderr[-800:]}")
-        return programs
-
-    def _with_tools(self) -> dict[str, str]:
-        """An environment whose PATH has the TOOLS: those that are missing are unpacked into the scratch."""
-        got = self.fresh("debian")
-        words = ["apt-get", "install", "-q", "-y", "--no-install-recommends", "--download-only"]
-        words += ["-o", "Debug::NoLocking=1", "-o", f"Dir::Cache::archives={got}"]
-        for name, package in TOOLS.items():
-            if shutil.which("apt-get") and not shutil.which(name):
-                subprocess.run([*words, package], capture_output=True)
-        for archive in got.glob("*.deb"):
-            subprocess.run(["dpkg", "-x", archive, got], check=True)
-        libraries = ":".join(str(path) for path in got.glob("usr/lib/*"))
-        path = f"{self.env['PATH']}:{got}/usr/bin"
-        return {**self.env, "PATH": path, "LD_LIBRARY_PATH": libraries}
 
     def pick(self, short: Picked, full: Picked) -> Picked:
         return full if self.full else short
@@ -452,13 +287,6 @@ class Bench:
         """Seconds that one queuectl command takes."""
         return timed([self.queuectl, *arguments], self.at(home), stdin)
 
-    def answer(self, home: Path, *arguments: str) -> Any:
-        """The JSON value that a queuectl command prints."""
-        done = subprocess.run([self.queuectl, *arguments], env=self.at(home), capture_output=True, text=True)
-        if done.returncode:
-            raise NotMeasured(f"queuectl {' '.join(arguments)}: exit {done.returncode}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
-
     def _filled(self, count: int) -> Path:
         """A home with so many waiting jobs; made once, so nothing may be run or removed in it."""
         home = self.fresh(f"filled-{count}")
@@ -475,18 +303,11 @@ class Bench:
         return self.drained(home, workers, threads)
 
     def drained(self, home: Path, workers: int = 1, threads: int = 2) -> Taken:
-        return timed(self.drainer(threads), self.at(home), copies=workers, quiet=True)
+        words = [self.queuectl, "worker", "start", "--drain", "--count", str(threads)]
+        return timed(words, self.at(home), copies=workers)
 
-    def drainer(self, threads: int = 2) -> list[str]:
-        return [self.queuectl, "worker", "start", "--drain", "--count", str(threads)]
-
-    def xargs(self, count: int, command: str, parallel: int = 2) -> Taken:
-        words = ["xargs", f"-P{parallel}", "-I{}", "sh", "-c", command]
-        return timed(words, self.env, self.numbers(count))
-
-    def xargs_into_files(self, count: int) -> Taken:
-        where = self.fresh("files")
-        return self.xargs(count, f"echo x > {where}/{{}}.log")
+    def xargs(self, count: int, command: str) -> Taken:
+        return timed(["xargs", "-P2", "-I{}", "sh", "-c", command], self.env, self.numbers(count))
 
     def start_worker(self, home: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """A worker that has said that it started, by the line on stderr."""
@@ -542,151 +363,53 @@ def cpu_seconds(pid: int) -> float:
         raise NotMeasured(f"needs /proc ({error})") from None
 
 
-def tree_cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of those that it has waited for, in the clock's ticks."""
+def memory_bytes(pid: int) -> float:
+    """What a process holds now."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
     except OSError as error:
         raise NotMeasured(f"needs /proc ({error})") from None
-    return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_bytes(pid: int) -> tuple[float, float]:
-    """What a process holds now, and the most that it held."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError as error:
-        raise NotMeasured(f"needs /proc ({error})") from None
-    now, most = (int(text.split(f"{name}:")[1].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, most
 
 
 # ---- the rows, by the name they are asked for
 
 
 def drain_true(bench: Bench) -> Iterator[Row]:
-    """drain of `true`, 2 threads, against xargs and against the C program"""
-    count = bench.pick(2_000, 20_000)
-    samples = rounds(
-        bench.pick(4, 9),
-        lambda: bench.drain("true", count),
-        lambda: bench.xargs(count, "true"),
-        lambda: timed([bench.spawn, str(count), "2", "true"], bench.env),
-    )
-    show = per_second(count)
+    """drain of `true`, 2 threads, against xargs"""
+    count = bench.pick(2_000, 8_000)
+    samples = rounds(bench.pick(4, 9), lambda: bench.drain("true", count), lambda: bench.xargs(count, "true"))
     work = f"drain of {count:,} `true`, 2 threads, start included"
-    for index, reference, least in ((1, "xargs", 1.1), (2, "C", 0.9)):
-        yield compared(work, samples, reference, index=index, show=show, speed=True, goal=at_least(least))
-        yield cpu_row(samples, (count, count, count), reference, index)
-    yield disk_row(samples, count)
-    nothing = rounds(bench.pick(5, 15), lambda: bench.drained(bench.fresh()), bench.imports)
-    yield compared("  the start alone: a drain of an empty queue", nothing, "import")
+    yield compared(work, samples, "xargs", show=per_second(count), speed=True, goal=at_least(1.0))
+    yield cpu_row(samples, count, "xargs")
 
 
-def drain_flat(bench: Bench) -> Iterator[Row]:
-    """whole drains of small and large queues: what a job takes must not depend on how many there are"""
-    sizes = bench.pick([(500, 2), (4_000, 1)], [(2_000, 9), (20_000, 3), (200_000, 1), (1_000_000, 1)])
-    smallest, first = sizes[0][0], 0.0
-    started = statistics.median(bench.drained(bench.fresh()).cpu for _ in range(5))
-    for size, count in sizes:
-        beside = min(size, 20_000)
+def turn(bench: Bench) -> Iterator[Row]:
+    """report and claim in a loop, without the commands"""
+    count = bench.pick(5_000, 20_000)
 
-        def ours(size: int = size) -> Taken:
-            """A job's share of the time since the first began."""
-            home, where = bench.fresh(), bench.fresh("stamps") / "stamp"
-            bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(size))
-            bench.queue(home, "enqueue", "--priority", "9", f"exec {bench.stamp} {where}")
-            taken = bench.drained(home)
-            return taken.lasting((time.time() - stamps(where)[0][0]) / size)
+    def once() -> float:
+        words = [bench.python, "-c", TURNS, str(bench.fresh()), str(count)]
+        return float(subprocess.run(words, env=bench.env, capture_output=True, check=True).stdout)
 
-        def theirs(beside: int = beside) -> Taken:
-            taken = bench.xargs(beside, "true")
-            return taken.lasting(taken / beside)
-
-        samples = rounds(count, ours, theirs)
-        work = f"drain of {size:,} `true`, 2 threads, start not included"
-        yield compared(work, samples, "xargs", show=per_second(1), speed=True, goal=at_least(1.1))
-        each = statistics.median(sample[0].cpu - started for sample in samples) / size
-        first = first or each
-        yield compared(
-            "  its CPU time a job", [(each, first)], f"of {smallest:,}", show=microseconds, goal=at_most(1.1)
-        )
-        yield disk_row(samples, size)
-        yield alone("  its peak memory", [sample[0].peak for sample in samples], megabytes)
-
-
-def drain_large(bench: Bench) -> Iterator[Row]:
-    """the rate while very many jobs wait, also with output and with 3 worker processes, against xargs"""
-    waiting, count, seconds = bench.pick(200_000, 1_000_000), bench.pick(1_500, 5_000), bench.pick(2, 20)
-    variants = (("true", 1, 2), ("true", 3, 1), ("echo x", 1, 2))
-    for command, workers, threads in variants if bench.full else variants[:1]:
-        home = bench.fresh()
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(waiting, command))
-
-        def ours(home: Path = home, workers: int = workers, threads: int = threads) -> Taken:
-            """For `count` jobs, by what ended between two instants, without the workers' start and stop."""
-            running = [bench.start_worker(home, "--count", str(threads)) for _ in range(workers)]
-            time.sleep(1)
-            used, began = [tree_cpu_seconds(worker.pid) for worker in running], time.time()
-            time.sleep(seconds)
-            used, over = [tree_cpu_seconds(w.pid) - u for w, u in zip(running, used, strict=True)], time.time()
-            for worker in running:
-                bench.stop_worker(worker)
-            jobs = bench.answer(home, "list", "--state", "completed", "--json")
-            instants = (datetime.datetime.fromisoformat(job["finished_at"]).timestamp() for job in jobs)
-            share = count / sum(began <= instant < over for instant in instants)
-            taken = Taken((over - began) * share)
-            taken.cpu = sum(used) * share
-            return taken
-
-        ours()  # the first worker folds what the enqueue wrote
-
-        def theirs(command: str = command, parallel: int = workers * threads) -> Taken:
-            into = f" > {bench.fresh('files')}/{{}}.log" if command != "true" else ""
-            return bench.xargs(count, command + into, parallel)
-
-        samples = rounds(bench.pick(2, 5), ours, theirs)
-        who = f"{workers} processes" if workers > 1 else f"{threads} threads"
-        work = f"`{command}`, {who}, {waiting:,} waiting, start not included"
-        goal = at_least(1.1 if command == "true" else 0.9)
-        beside = "xargs" if command == "true" else "xargs, files"
-        yield compared(work, samples, beside, show=per_second(count), speed=True, goal=goal)
-        yield cpu_row(samples, (count, count), beside)
+    yield alone(f"a turn (report and claim), of {count:,}", [once() for _ in range(bench.pick(2, 7))], microseconds)
 
 
 def drain_echo(bench: Bench) -> Iterator[Row]:
     """drain of `echo x` with its output kept, against xargs writing one file per job"""
-    count = bench.pick(1_500, 20_000)
-    show, beside, goal = per_second(count), "xargs, files", at_least(0.9)
-    samples = rounds(bench.pick(4, 9), lambda: bench.drain("echo x", count), lambda: bench.xargs_into_files(count))
+    count = bench.pick(1_500, 8_000)
+
+    def into_files() -> Taken:
+        return bench.xargs(count, f"echo x > {bench.fresh('files')}/{{}}.log")
+
+    samples = rounds(bench.pick(4, 9), lambda: bench.drain("echo x", count), into_files)
     work = f"drain of {count:,} `echo x`, output kept"
-    yield compared(work, samples, beside, show=show, speed=True, goal=goal)
-    yield cpu_row(samples, (count, count), beside)
-    yield disk_row(samples, count, beside)
-    if bench.full:
-        # On some file systems a directory gets slow once it has seen many deletions.
-        home, files, old = bench.fresh(), bench.fresh("files"), 50_000
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(old, "echo x"))
-        bench.drained(home)
-        bench.queue(home, "purge", "--state", "completed", "--yes")
-        for number in range(old):
-            (files / f"{number}.log").touch()
-        for number in range(old):
-            (files / f"{number}.log").unlink()
-
-        def ours() -> Taken:
-            bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(count, "echo x"))
-            return bench.drained(home)
-
-        samples = rounds(5, ours, lambda: bench.xargs(count, f"echo x > {files}/{{}}.log"))
-        work = f"  the same after {old:,} deletions"
-        yield compared(work, samples, beside, show=show, speed=True, goal=goal)
-        yield cpu_row(samples, (count, count), beside)
+    yield compared(work, samples, "xargs, files", show=per_second(count), speed=True, goal=at_least(0.85))
+    yield cpu_row(samples, count, "xargs, files")
 
 
 def two_workers(bench: Bench) -> Iterator[Row]:
     """two worker processes of one thread against one process of two threads"""
-    count = bench.pick(1_500, 20_000)
+    count = bench.pick(1_500, 8_000)
     samples = rounds(
         bench.pick(3, 9),
         lambda: bench.drain("true", count, workers=2, threads=1),
@@ -694,59 +417,23 @@ def two_workers(bench: Bench) -> Iterator[Row]:
     )
     work = f"drain of {count:,} `true`, 2 worker processes of 1 thread"
     yield compared(work, samples, "1 of 2", show=per_second(count), speed=True, goal=at_least(0.9))
-    yield cpu_row(samples, (count, count), "1 of 2")
-
-
-def syncs(bench: Bench) -> Iterator[Row]:
-    """how often a busy worker asks the disk to sync"""
-    if sys.platform != "linux":
-        yield left_out("syncs of a busy worker", "counted on Linux only")
-        return
-    counter = bench.compile("syncs", "-shared", "-fPIC")
-    for command in ("true", "echo x"):
-        home, log = bench.fresh(), bench.fresh("syncs") / "log"
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(bench.pick(2_500, 20_000), command))
-        took = timed(bench.drainer(), {**bench.at(home), "LD_PRELOAD": counter, "SYNCS": str(log)}, quiet=True)
-        yield alone(f"syncs of a busy worker, `{command}`", [log.stat().st_size / took], "{:.1f}/s".format)
 
 
 def enqueue(bench: Bench) -> Iterator[Row]:
-    """one enqueue, installed and as `python queuectl.py`"""
-    home, count = bench.fresh(), bench.pick(15, 60)
-    script = [bench.python, str(ROOT / "queuectl.py"), "enqueue", "true"]
-    samples = rounds(
-        count,
-        lambda: bench.queue(home, "enqueue", "true"),
-        bench.imports,
-        lambda: timed(script, bench.at(home)),
-    )
-    yield compared("one enqueue, installed", samples, "import", goal=at_most(1.15))
-    turned = [(script_s, import_s) for _, import_s, script_s in samples]
-    yield compared("one enqueue, python queuectl.py", turned, "import", goal=at_most(1.35))
-
-
-def enqueue_large(bench: Bench) -> Iterator[Row]:
-    """one enqueue into a large queue: plain, with a given id, with a unique key"""
+    """one enqueue: installed, as `python queuectl.py`, into a large queue, with a given id"""
+    home, large, count = bench.fresh(), bench.filled(200_000), bench.pick(9, 31)
     numbers = iter(range(1_000_000))
-    for size in (200_000, 1_000_000) if bench.full else (200_000,):
-        home = bench.filled(size)
-
-        def plain(home: Path = home) -> float:
-            return bench.queue(home, "enqueue", "true")
-
-        def with_id(home: Path = home) -> float:
-            return bench.queue(home, "enqueue", "--id", f"bench-{next(numbers)}", "true")
-
-        def unique(home: Path = home) -> float:
-            return bench.queue(home, "enqueue", f"--unique=bench-{next(numbers)}", "true")
-
-        for work, run, limit in (
-            (f"one enqueue, {size:,} waiting", plain, 1.15),
-            (f"one enqueue with a given id, {size:,} waiting", with_id, 1.6),
-            (f"one enqueue with a unique key, {size:,} waiting", unique, 1.6),
-        ):
-            goal = at_most(limit) if run is plain or size == 200_000 else NO_GOAL
-            yield compared(work, rounds(bench.pick(9, 31), run, bench.imports), "import", goal=goal)
+    script = [bench.python, str(ROOT / "queuectl.py"), "enqueue", "true"]
+    runs: list[tuple[str, Callable[[], float], float]] = [
+        ("one enqueue", lambda: bench.queue(home, "enqueue", "true"), 1.1),
+        ("one enqueue, python queuectl.py", lambda: timed(script, bench.at(home)), 2.0),
+        ("one enqueue, 200,000 waiting", lambda: bench.queue(large, "enqueue", "true"), 1.1),
+        ("  with a given id", lambda: bench.queue(large, "enqueue", "--id", f"b-{next(numbers)}", "true"), 1.6),
+    ]
+    for work, run, limit in runs:
+        yield compared(work, rounds(count, run, bench.imports), "import", goal=at_most(limit))
+    bench.queue(large, "enqueue", "--file", "-", stdin=bench.lines(45_000))  # short of a quarter: no fold
+    yield compared("  beside a long journal", rounds(count, runs[-1][1], bench.imports), "import", goal=at_most(1.6))
 
 
 @contextlib.contextmanager
@@ -806,43 +493,51 @@ def enqueue_stream(bench: Bench) -> Iterator[Row]:
 
 
 def enqueue_bulk(bench: Bench) -> Iterator[Row]:
-    """bulk enqueue --file -, jobs a second against the bare encoding, and its memory"""
+    """bulk enqueue --file -, jobs a second, and how long it holds the lock"""
     count = bench.pick(200_000, 1_000_000)
-    encoded = bench.fresh("encoded") / "lines"
-    bulk = [bench.queuectl, "enqueue", "--file", "-"]
-    samples = rounds(
-        bench.pick(3, 7),
-        lambda: timed(bulk, bench.at(bench.fresh()), bench.lines(count)),
-        lambda: timed([bench.python, "-c", ENCODE, str(encoded)], bench.env, bench.lines(count)),
-    )
-    goal = Goal(">= 300k/s", lambda ours, ratio: count / ours >= 300_000)
-    work = f"enqueue --file -, {count:,} lines"
-    yield compared(work, samples, "encoding", show=per_second(count), speed=True, goal=goal)
-    memory = rounds(
-        2,
-        lambda: peak_bytes(bulk, bench.at(bench.fresh()), bench.lines(count)),
-        lambda: peak_bytes(bulk, bench.at(bench.fresh()), bench.lines(count // 10)),
-    )
-    goal = Goal("bounded", lambda ours, ratio: ratio < 1.5)
-    yield compared("  its memory", memory, "a tenth of it", show=megabytes, goal=goal)
+    rates, held = [], []
+    for _ in range(bench.pick(2, 5)):
+        home = bench.fresh()
+        bench.queue(home, "enqueue", "true")
+        words = [bench.python, "-c", LOCK_HELD, str(home / ".queuectl" / "lock")]
+        watch = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=bench.env)
+        rates.append(bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(count)))
+        held.append(float(watch.communicate()[0]))
+    goal = Goal(">= 100k/s", lambda ours, ratio: count / ours >= 100_000)
+    yield alone(f"enqueue --file -, {count:,} lines", rates, per_second(count), goal)
+    yield alone("  the longest that the lock was held", held, whole_seconds, below(3.0, "3 s"))
+
+
+def chain(bench: Bench) -> Iterator[Row]:
+    """100 jobs, each after the one before, against as many independent ones"""
+    before = [""] + [f', "after": ["j{number}"]' for number in range(99)]
+    lines = bench.scratch / "chain.txt"
+    lines.write_text("".join(f'{{"command": "true", "id": "j{n}"{after}}}\n' for n, after in enumerate(before)))
+
+    def drained(jobs: Path) -> Taken:
+        home = bench.fresh()
+        bench.queue(home, "enqueue", "--file", "-", stdin=jobs)
+        return bench.drained(home, threads=1)
+
+    samples = rounds(bench.pick(3, 9), partial(drained, lines), partial(drained, bench.lines(100)))
+    yield compared("a chain of 100 `--after` jobs", samples, "independent", goal=at_most(1.5))
 
 
 def status(bench: Bench) -> Iterator[Row]:
-    """status, in a small queue, a large one, and one with a long journal"""
-    count = bench.pick(9, 31)
-    sizes = [(10_000, 1.2), (200_000, 1.5), *([(1_000_000, 1.5)] if bench.full else [])]
-    for size, limit in sizes:
-        home = bench.filled(size)
-        samples = rounds(count, partial(bench.queue, home, "status"), bench.imports)
-        yield compared(f"status, {size:,} jobs", samples, "import", goal=at_most(limit))
-    # A tenth more in one command stays below the quarter at which the journal is folded.
-    size = sizes[-1][0]
-    home = bench.fresh()
-    for part in (size, size // 10):
-        bench.queue(home, "enqueue", "--file", "-", stdin=bench.lines(part))
+    """status, in a small queue and a large one, without and with a worker"""
+    size, count = bench.pick(200_000, 1_000_000), bench.pick(9, 31)
+    samples = rounds(count, partial(bench.queue, bench.filled(10_000), "status"), bench.imports)
+    yield compared("status, 10,000 jobs", samples, "import", goal=at_most(1.2))
+    home = bench.filled(size)
+    samples = rounds(bench.pick(3, 9), partial(bench.queue, home, "status"), bench.imports)
+    yield compared(f"status, {size:,} jobs", samples, "import", goal=below(1.0, "1 s"))
+    bench.queue(home, "pause")
+    worker = bench.start_worker(home)
+    time.sleep(3)
     samples = rounds(count, partial(bench.queue, home, "status"), bench.imports)
-    work = f"status, {size:,} jobs and {size // 10:,} in the journal"
-    yield compared(work, samples, "import", goal=at_most(1.5))
+    bench.stop_worker(worker)
+    bench.queue(home, "resume")
+    yield compared("  beside a worker", samples, "import", goal=at_most(1.5))
 
 
 def list_limit(bench: Bench) -> Iterator[Row]:
@@ -855,36 +550,18 @@ def list_limit(bench: Bench) -> Iterator[Row]:
 
 def dispatch(bench: Bench) -> Iterator[Row]:
     """from the return of an enqueue to the start of its job in an idle worker, by the job's own clock"""
-    size = bench.pick(200_000, 1_000_000)
-    for what, workers, waiting, before in (
-        ("idle worker", 1, 0, ""),
-        ("3 idle workers", 3, 0, ""),
-        ("with output", 1, 0, "echo x; "),
-        (f"{size:,} wait", 1, size, ""),
-    ):
-        home = bench.fresh()
-        if waiting:
-            bench.queue(home, "enqueue", "--file", "-", "--delay", "1d", stdin=bench.lines(waiting))
-        running = [bench.start_worker(home, "--count", "1") for _ in range(workers)]
-        taken = dispatched(bench, home, before, bench.pick(60, 1_000))
-        for worker in running:
-            bench.stop_worker(worker)
-        for work, percent, goal in (
-            ("median", 50, below(0.002, "2 ms")),
-            ("99th percentile", 99, below(0.010, "10 ms")),
-        ):
-            ours, other = (percentile([pair[k] for pair in taken], percent) for k in (0, 1))
-            yield Row(
-                f"start of a job after its enqueue, {what}, {work}",
-                milliseconds(ours),
-                f"{milliseconds(other)} posix_spawn",
-                f"{ours / other:.2f}",
-                goal.text + ("" if goal.is_met(ours, 0) else " !"),
-                f"{len(taken)}",
-            )
+    home = bench.fresh()
+    worker = bench.start_worker(home, "--count", "1")
+    taken = dispatched(bench, home, bench.pick(60, 1_000))
+    bench.stop_worker(worker)
+    for percent, goal in ((50, below(0.002, "2 ms")), (99, below(0.010, "10 ms"))):
+        ours, other = (percentile([pair[k] for pair in taken], percent) for k in (0, 1))
+        work, beside = f"start of a job after its enqueue, {percent} percent", f"{milliseconds(other)} posix_spawn"
+        mark = "" if goal.is_met(ours, 0) else " !"
+        yield Row(work, milliseconds(ours), beside, f"{ours / other:.2f}", goal.text + mark, f"{len(taken)}")
 
 
-def dispatched(bench: Bench, home: Path, before: str, count: int) -> list[tuple[float, float]]:
+def dispatched(bench: Bench, home: Path, count: int) -> list[tuple[float, float]]:
     """So many times the seconds until a job starts, and until a plain process does."""
     where = bench.fresh("stamps")
     children: list[int] = []
@@ -892,7 +569,7 @@ def dispatched(bench: Bench, home: Path, before: str, count: int) -> list[tuple[
     def one(name: str, begin: Callable[[str], object]) -> float:
         path = where / name
         time.sleep(0.01)  # idle again
-        begin(f"{before}exec {bench.stamp} {path}")
+        begin(f"exec {bench.stamp} {path}")
         accepted = time.time()
         until(lambda: stamps(path), "the start of a job")
         return stamps(path)[0][0] - accepted
@@ -918,70 +595,49 @@ def percentile(figures: list[float], percent: float) -> float:
 
 
 def idle(bench: Bench) -> Iterator[Row]:
-    """CPU and growth of an idle worker"""
+    """CPU of an idle worker"""
     home, seconds = bench.fresh(), bench.pick(5, 60)
     bench.queue(home, "enqueue", "true")
     worker = bench.start_worker(home, "--count", "2")
     time.sleep(1.5)
-    memory, before, began = memory_bytes(worker.pid)[0], cpu_seconds(worker.pid), time.monotonic()
+    before, began = cpu_seconds(worker.pid), time.monotonic()
     time.sleep(seconds)
     share = (cpu_seconds(worker.pid) - before) / (time.monotonic() - began)
-    growth = memory_bytes(worker.pid)[0] - memory
     bench.stop_worker(worker)
-    percent: Callable[[float], str] = "{:.3%}".format
-    yield alone(f"idle worker, part of a core over {seconds} s", [share], percent, below(0.001, "0.1%"))
-    yield alone("  its growth meanwhile", [growth], lambda size: f"{size / 1024:,.0f} KiB")
+    yield alone(f"idle worker, part of a core over {seconds} s", [share], "{:.3%}".format, below(0.001, "0.1%"))
 
 
 def load(bench: Bench) -> Iterator[Row]:
     """how long a worker in a large queue takes until its first job runs, and its memory a job"""
-    for size in (200_000, 1_000_000) if bench.full else (200_000,):
-        where = bench.fresh("stamps") / "stamp"
-        homes = {}
-        # The first job of each queue occupies the only thread, so that the rest stays waiting.
-        for waiting in (size, 0):
-            homes[waiting] = bench.fresh()
-            if waiting:
-                bench.queue(homes[waiting], "enqueue", "--file", "-", stdin=bench.lines(waiting))
-            bench.queue(homes[waiting], "enqueue", "--priority", "9", f"exec {bench.stamp} {where} 25")
-        memory: dict[int, list[tuple[float, float]]] = {waiting: [] for waiting in homes}
+    size, where = bench.pick(200_000, 1_000_000), bench.fresh("stamps") / "stamp"
+    homes = {size: bench.fresh(), 0: bench.fresh()}
+    bench.queue(homes[size], "enqueue", "--file", "-", stdin=bench.lines(size))
+    for home in homes.values():  # its only thread is kept busy, so that the rest stays waiting
+        bench.queue(home, "enqueue", "--priority", "9", f"exec {bench.stamp} {where} 25")
+    memory: dict[int, list[float]] = {size: [], 0: []}
 
-        def ready(
-            waiting: int,
-            homes: dict[int, Path] = homes,
-            memory: dict[int, list[tuple[float, float]]] = memory,
-            where: Path = where,
-        ) -> float:
-            where.unlink(missing_ok=True)
-            began = time.time()
-            worker = bench.start_worker(homes[waiting], "--count", "1")
-            until(lambda: stamps(where), "the first job")
-            took = stamps(where)[0][0] - began
-            time.sleep(1)
-            memory[waiting].append(memory_bytes(worker.pid))
-            bench.stop_worker(worker)
-            return took
+    def ready(waiting: int) -> float:
+        where.unlink(missing_ok=True)
+        began = time.time()
+        worker = bench.start_worker(homes[waiting], "--count", "1")
+        until(lambda: stamps(where), "the first job")
+        took = stamps(where)[0][0] - began
+        time.sleep(1)
+        memory[waiting].append(memory_bytes(worker.pid))
+        bench.stop_worker(worker)
+        return took
 
-        samples = rounds(bench.pick(3, 5), partial(ready, size), partial(ready, 0))
-        goal = below(1.0, "1 s")
-        yield compared(
-            f"worker until its first job runs, {size:,} waiting",
-            samples,
-            "empty",
-            show=whole_seconds,
-            goal=goal,
-        )
-        pairs = list(zip(memory[size], memory[0], strict=True))
-        for which, work in enumerate(("memory", "peak memory")):
-            yield compared(f"  its {work}", [(a[which], b[which]) for a, b in pairs], "empty", show=megabytes)
-            each = [(large[which] - empty[which]) / size for large, empty in pairs]
-            yield alone(f"  its {work} a waiting job", each, bytes_each, below(150, "150 B"))
+    samples = rounds(bench.pick(2, 5), partial(ready, size), partial(ready, 0))
+    work = f"worker until its first job runs, {size:,} waiting"
+    yield compared(work, samples, "empty", show=whole_seconds, goal=below(1.5, "1.5 s"))
+    each = [(large - empty) / size for large, empty in zip(memory[size], memory[0], strict=True)]
+    yield alone("  its memory a waiting job", each, bytes_each, below(150, "150 B"))
 
 
 def recovery(bench: Bench) -> Iterator[Row]:
-    """from kill -9 of a worker to the new start of its jobs in another"""
+    """from kill -9 of a worker and its jobs to the new start of these in another"""
 
-    def once(with_jobs: bool) -> float:
+    def once() -> float:
         home, where = bench.fresh(), bench.fresh("stamps") / "stamps"
         doomed = bench.start_worker(home, "--count", "2")
         for _ in range(2):
@@ -991,151 +647,25 @@ def recovery(bench: Bench) -> Iterator[Row]:
         time.sleep(0.7)
         killed = time.time()
         doomed.kill()
-        if with_jobs:
-            for _, pid in stamps(where):
-                os.kill(pid, signal.SIGKILL)
+        for _, pid in stamps(where):
+            os.kill(pid, signal.SIGKILL)
         doomed.wait()
         until(lambda: len(stamps(where)) == 4, "the recovery of two jobs")
         took = max(when for when, _ in stamps(where)) - killed
         bench.stop_worker(other)
         return took
 
-    count = bench.pick(2, 7)
-    goal = below(5, "5 s")
-    dead = [once(with_jobs=True) for _ in range(count)]
-    yield alone("kill -9 of a worker and its jobs, until they run again", dead, whole_seconds, goal)
-    alive = [once(with_jobs=False) for _ in range(count)]
-    yield alone("kill -9 of a worker alone, its jobs live on", alive, whole_seconds, below(10, "10 s"))
-
-
-def peers(bench: Bench) -> Iterator[Row]:
-    """other queues at the same work: a loop over SQLite, GNU parallel, task-spooler, nq, huey, rq"""
-    count = bench.pick(1_000, 5_000)
-
-    def beside(name: str, count: int, theirs: Callable[[], Taken], threads: int = 2) -> Iterator[Row]:
-        samples = rounds(bench.pick(2, 5), lambda: bench.drain("true", count, threads=threads), theirs)
-        work = f"drain of {count:,} `true`, {threads} at a time, start included"
-        yield compared(work, samples, name, show=per_second(count), speed=True)
-        # What is done by a server that runs already is not in a command's CPU time, and the row would be unfair.
-        if name in ("SQLite loop", "parallel", "huey, SQLite"):
-            yield cpu_row(samples, (count, count), name)
-            yield disk_row(samples, count, name)
-
-    def one_enqueue(name: str, words: list[str], env: dict[str, str]) -> Row:
-        home = bench.fresh()
-        samples = rounds(bench.pick(7, 25), partial(bench.queue, home, "enqueue", "true"), partial(timed, words, env))
-        return compared("one enqueue", samples, name)
-
-    loop = [bench.python, "-c", SQLITE_LOOP]
-    yield from beside("SQLite loop", count, lambda: timed([*loop, str(bench.fresh() / "db"), str(count)], bench.env))
-    env = bench.with_tools()
-    here = {name for name in TOOLS if shutil.which(name, path=env["PATH"])}
-    for name in ("parallel", "tsp", "nq", "redis-server"):
-        if name not in here:
-            yield left_out(name, "neither here nor to be had from Debian")
-    if "parallel" in here:
-        few = bench.pick(300, 2_000)
-        words = ["parallel", "--will-cite", "-j2", "-a", str(bench.lines(few))]
-        yield from beside("parallel", few, lambda: timed(words, env))
-    if "tsp" in here:
-        # Each job that waits there is a process and a descriptor, so there cannot be many more.
-        yield from beside("tsp", 500, lambda: held(bench, ["tsp"], ["tsp", "-w"], ["tsp", "-K"], slots=2, count=500))
-        own = bench.fresh("tsp")
-        tsp = {**env, "TS_SOCKET": str(own / "socket"), "TMPDIR": str(own)}
-        timed(["tsp", "true"], tsp)  # its daemon starts with the first
-        yield one_enqueue("tsp", ["tsp", "true"], tsp)
-        timed(["tsp", "-K"], tsp)
-    if "nq" in here:
-        yield from beside("nq", 200, lambda: held(bench, ["nq"], ["nq", "-w"], ["true"], slots=1, count=200), threads=1)
-        yield one_enqueue("nq", ["nq", "true"], {**env, "NQDIR": str(bench.fresh("nq"))})
-    try:
-        programs = bench.environment("-r", str(BENCH / "requirements.txt"))
-    except NotMeasured:
-        yield left_out("huey, rq", "they cannot be installed here")
-        return
-    huey = [str(programs / "python"), "-c", HUEY]
-
-    def huey_drain() -> Taken:
-        jobs = str(bench.fresh("huey") / "db")
-        timed([*huey, "enqueue", jobs, str(count)], bench.env)
-        return timed([*huey, "drain", jobs, str(count)], bench.env)
-
-    yield from beside("huey, SQLite", count, huey_drain)
-    yield one_enqueue("huey, SQLite", [*huey, "enqueue", str(bench.fresh("huey") / "db"), "1"], bench.env)
-    if "redis-server" not in here:
-        return
-    with redis(bench, env) as socket:
-        put = [str(programs / "python"), "-c", RQ_ENQUEUE, socket]
-        pool = [str(programs / "rq"), "worker-pool", "--burst", "-n", "2", "--quiet", "--url", f"unix://{socket}"]
-
-        def rq_drain() -> Taken:
-            timed([*put, "200"], bench.env)
-            return timed(pool, bench.env)
-
-        yield from beside("rq, Redis", 200, rq_drain)
-        yield one_enqueue("rq, Redis", [*put, "1"], bench.env)
-
-
-def held(bench: Bench, put: list[str], wait: list[str], end: list[str], *, slots: int, count: int) -> Taken:
-    """What task-spooler or nq, which start a job at once, take for jobs that waited behind a gate."""
-    where = bench.fresh("held")
-    gate = where / "gate"
-    env = {**bench.with_tools(), "TS_SOCKET": str(where / "socket"), "TS_SLOTS": str(slots), "NQDIR": str(where)}
-    env["TMPDIR"] = str(where)
-    os.mkfifo(gate)
-    key = os.open(gate, os.O_RDWR)
-    try:
-        for _ in range(slots):
-            timed([*put, "sh", "-c", f"read line < {gate}"], env)
-        timed(["sh", "-c", f"for i in $(seq {count}); do {' '.join(put)} sh -c true; done"], env)
-        began = time.perf_counter()
-        os.write(key, b"\n" * slots)
-        return timed(wait, env).lasting(time.perf_counter() - began)
-    finally:
-        os.close(key)
-        timed(end, env)
-
-
-@contextlib.contextmanager
-def redis(bench: Bench, env: dict[str, str]) -> Iterator[str]:
-    """The socket of a Redis of its own, which keeps what it accepted as our `fsync` normal does."""
-    where = bench.fresh("redis")
-    words = ["redis-server", "--port", "0", "--unixsocket", f"{where}/socket", "--dir", str(where)]
-    words += ["--appendonly", "yes", "--appendfsync", "everysec"]
-    server = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: (where / "socket").exists() or server.poll() is not None, "the start of redis-server")
-        yield f"{where}/socket"
-    finally:
-        server.terminate()
-        server.wait()
+    taken = [once() for _ in range(bench.pick(2, 7))]
+    yield alone("kill -9 of a worker and its jobs, until they run again", taken, whole_seconds, below(5, "5 s"))
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     make.__name__.replace("_", "-"): make
     for make in (
-        drain_true,
-        drain_flat,  # before those that make this process large, which a worker's peak memory would show
-        drain_large,
-        drain_echo,
-        two_workers,
-        syncs,
-        enqueue,
-        enqueue_large,
-        enqueue_stream,
-        enqueue_bulk,
-        status,
-        list_limit,
-        dispatch,
-        idle,
-        load,
-        recovery,
-        peers,
+        *(drain_true, turn, drain_echo, two_workers, enqueue, enqueue_stream, enqueue_bulk, chain),
+        *(status, list_limit, dispatch, idle, load, recovery),
     )
 }
-
-# Of the full form on two quiet cores; a row that is not named here takes about one.
-MINUTES = {"drain-true": 5, "drain-flat": 14, "drain-large": 9, "drain-echo": 6, "two-workers": 4, "peers": 4}
 
 
 # ---- main
@@ -1158,7 +688,7 @@ def machine(where: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows to make: names or their beginnings")
-    parser.add_argument("--full", action="store_true", help="larger queues and more rounds (about an hour)")
+    parser.add_argument("--full", action="store_true", help="larger queues and more rounds (about half an hour)")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--dir", type=Path, help="where the homes are made (default: the temporary directory)")
     options = parser.parse_args()
@@ -1175,12 +705,9 @@ def main() -> int:
     began, problems = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.dir, ignore_cleanup_errors=True) as scratch:
         print(machine(Path(scratch)), flush=True)
-        if options.full:
-            minutes = sum(MINUTES.get(name, 1) for name in chosen)
-            print(f"This takes about {minutes} min on two quiet cores, several times that on busy ones.", flush=True)
         try:
             bench = Bench(Path(scratch), options.full)
-        except NotMeasured as reason:
+        except (NotMeasured, OSError, subprocess.CalledProcessError) as reason:
             print(f"Error: {reason}", file=sys.stderr)
             return 1
         print("\n" + line(HEAD) + "\n" + "-" * 126, flush=True)
@@ -1188,7 +715,7 @@ def main() -> int:
             try:
                 for row in ROWS[name](bench):
                     print(line(row), flush=True)
-            except NotMeasured as reason:
+            except (NotMeasured, subprocess.CalledProcessError) as reason:
                 problems += 1
                 print(f"{name}: not measured: {reason}", flush=True)
             finally:

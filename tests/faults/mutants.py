@@ -57,7 +57,7 @@ BEGUN_ANEW = """        try:
             )
 """
 ONE_RENAMED = """                if marks[name] != self.snapshots[name].mark:
-                    os.rename(self._temporary(name), self.paths[name])
+                    os.rename(self.temporary(name), self.paths[name])
 """
 INTENT = """        self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
 """
@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "the arrays are cut off and written in place",
         ((ONE_RENAMED, ONE_RENAMED.replace(
-            "os.rename(self._temporary(name), self.paths[name])",
-            "write_whole(create_file(self.paths[name]), bytes_of(self._temporary(name)))")),),
+            "os.rename(self.temporary(name), self.paths[name])",
+            "write_whole(create_file(self.paths[name]), bytes_of(self.temporary(name)))")),),
         "points.py", "fold", "killed",
     ),
     Mutant("no intent", ((INTENT, ""),), "points.py", "fold", "killed"),
@@ -147,11 +147,11 @@ MUTANTS = (
         "the new journal is written in place",
         (
             (
-                '        with new_file(self._temporary("journal")) as fd:\n',
+                '        with new_file(self.temporary("journal")) as fd:\n',
                 '        with new_file(self.journal_path) as fd:\n',
             ),
             (
-                '            os.fsync(fd)\n        os.rename(self._temporary("journal"), self.journal_path)\n',
+                '            os.fsync(fd)\n        os.rename(self.temporary("journal"), self.journal_path)\n',
                 "            os.fsync(fd)\n",
             ),
         ),
@@ -269,6 +269,11 @@ MUTANTS = (
         "a failed fsync of the intent is tried once more on that file",
         (("            self._copy_journal(self.journal.fd)\n", "            os.fsync(self.journal.fd)\n"),),
         "power.py", "dlq retry",
+    ),
+    Mutant(
+        "a fold does not look at the arrays before its renames",
+        (("        if not self._are_arrays_known():\n            raise", "        if False:\n            raise"),),
+        "test_store.py", "test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten",
     ),
     Mutant(
         "the lock is left out",

@@ -269,7 +269,7 @@ class PowerWalk(points.Walk):
         return list(pickle.loads(said)) if said.startswith(b"\x80") else []
 
     def images(self, fault: Fault | None = None) -> Iterator[tuple[str, dict[str, bytes | int], int, int]]:
-        """(what it is, image, fewest changes that must be there, most that may be). `fault`: one that the run survives."""
+        """(what it is, image, fewest changes that must be there, most that may be). `fault`: one that it survives."""
         events = self.record(fault)
         kinds = KINDS if fault else (*KINDS, *DICE)
         also = f", and {fault}" if fault else ""

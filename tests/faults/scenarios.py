@@ -596,9 +596,9 @@ def mend(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def purge_old(q: ModuleType, store: Any) -> Iterator[None]:
-    """As a worker does: a fold leaves the old ones out."""
-    gone = store.fold(completed_before=store.home.now())
-    assert sorted(id for id, _ in gone) == ["done", "gone"]
+    """As a worker does."""
+    gone = q.purge_completed(store, store.home.now(), 10)
+    assert sorted(job.id for job in gone) == ["done", "gone"]
     yield
     store.home.write_clock_mark({"boot_id": "x", "offset_s": 1, "stepped_s": 0, "purged_s": 1})
     store.sync()

@@ -116,19 +116,6 @@ def test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time(h
     assert not (home / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "path", "is_more_in_the_journal"),
-    [("ENOSPC", "jobs.json.new", False), ("ENOSPC", "jobs.json.new", True), ("EMFILE", "dlq.json", True)],
-)
-def test_what_is_accepted_is_synced_although_the_fold_failed(home, run, error, path, is_more_in_the_journal):
-    run("enqueue", "--id", "a", "true")
-    if is_more_in_the_journal:
-        queuectl.cancel_jobs(queuectl.open_store(str(home), print), ["a"])
-    with standing_in(queuectl, Nth("open", 1, error, on=path)) as effects:
-        run("enqueue", "true")
-    assert "fsync" in effects.trace[effects.trace.index("write") :]
-
-
 def test_a_store_that_loads_after_it_only_added_still_syncs(home, run):
     run("enqueue", "true")
     store = queuectl.open_store(str(home), print)
@@ -190,24 +177,6 @@ def in_journal(home: Path, *ids: str) -> queuectl.Store:
         queuectl.enqueue_job(store, queuectl.Spec("true", id=id, cwd="/"))
     store.follow()
     return store
-
-
-@pytest.mark.parametrize("is_cut", [False, True])
-def test_a_journal_that_was_deleted_or_cut_under_a_worker_ends_its_changes(home, run, is_cut):
-    run("enqueue", "--id", "a", "true")
-    store = in_journal(home, "b")
-    journal = home / ".queuectl" / "journal.jsonl"
-    whole = journal.read_bytes()
-    if is_cut:
-        os.truncate(journal, len(whole) - 30)
-    else:
-        journal.unlink()
-    for _ in range(2):
-        with pytest.raises(queuectl.StoreError, match="while in use"):
-            queuectl.cancel_jobs(store, ["a"])
-        journal.write_bytes(whole)  # memory and file may differ now: it stays an error
-    store.close()
-    assert journal.read_bytes() == whole
 
 
 def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
@@ -275,17 +244,6 @@ def test_an_array_that_is_edited_in_place_while_it_is_read_makes_no_traceback(ho
 
     monkeypatch.setattr(queuectl.Store, "_open_arrays", opened)
     assert "Try again" in run("list", code=3).err
-
-
-def test_a_later_job_of_its_parents_name_ends_no_follower(home, run):
-    for words in (["p"], ["q"], ["child", "--after", "p", "--after", "q"]):
-        run("enqueue", "--id", *words, "true")
-    jobs = json.loads((home / "jobs.json").read_text())
-    (home / "jobs.json").write_text(json.dumps([job for job in jobs if job["id"] != "p"]))
-    run("enqueue", "--id", "p", "true")
-    run("cancel", "p")
-    assert run("show", "child", "--json").json["state"] == "pending"
-    run("dlq", "purge", "p", "--yes")
 
 
 def test_a_tail_that_cannot_be_kept_aside_leaves_no_file_at_each_try(home, run):

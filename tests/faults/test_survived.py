@@ -22,11 +22,11 @@ PROVED_BY = {
     """,
     "F2": """
         test_a_fault_leaves_the_state_before_or_after
-        test_a_write_that_fails_changes_nothing
+        test_a_write_that_fails_half_way_changes_nothing
     """,
     "F3": """
         test_whatever_happens_in_whatever_order_the_queue_is_as_the_model_says
-        test_a_write_that_fails_changes_nothing
+        test_a_write_that_fails_half_way_changes_nothing
     """,
     "F4": """
         test_nothing_is_lost_stuck_doubled_or_overlapping_in_a_storm
@@ -47,21 +47,22 @@ PROVED_BY = {
     """,
     "F8": """
         test_a_damaged_file_is_answered_and_kept
-        test_a_lock_held_too_long_is_a_store_error
+        test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads
     """,
     "crash inside a fold": """
-        test_a_fold_that_stops_at_any_effect_loses_nothing
+        test_what_stops_at_any_effect_is_done_whole_or_not_at_all
         test_a_fault_leaves_the_state_before_or_after
     """,
     "short write, full disk, I/O error on append": """
-        test_what_could_not_be_cut_back_is_cut_by_the_next_writer
+        test_a_write_that_fails_half_way_changes_nothing
+        test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer
     """,
     "fold fails": """
         test_a_failed_fold_does_not_fail_the_command
     """,
     "fsync fails": """
-        test_a_journal_whose_sync_failed_is_never_synced_again
-        test_nothing_is_claimed_until_what_could_not_be_synced_is_written_anew
+        test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_again
+        test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_process
     """,
     "power loss": """
         test_a_power_loss_leaves_what_was_told
@@ -70,7 +71,7 @@ PROVED_BY = {
     """,
     "bytes changed in the journal": """
         test_a_changed_byte_in_the_journal_is_noticed_and_its_line_named
-        test_a_hole_that_never_reached_the_disk_is_an_unfinished_tail
+        test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line
     """,
     "bytes changed in an array": """
         test_a_damaged_file_is_answered_and_kept
@@ -78,15 +79,15 @@ PROVED_BY = {
     """,
     "hand edit, restored backup": """
         test_an_edit_under_a_running_store_is_taken_at_its_next_look
-        test_a_job_of_the_journal_stays_as_the_journal_has_it
-        test_a_first_start_on_files_of_a_backup_loses_nothing_at_any_rename
+        test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is
+        test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten
     """,
     "store missing beside a journal": """
         test_a_store_missing_beside_a_journal_is_never_taken_for_empty
     """,
     "the directory deleted or moved under a worker": """
         test_an_append_to_a_deleted_queue_is_refused
-        test_a_journal_that_was_deleted_or_cut_under_a_worker_ends_its_changes
+        test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process
         test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one
     """,
     "config damaged under a worker": """
@@ -127,7 +128,7 @@ PROVED_BY = {
         test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back
     """,
     "unknown format, another user's home": """
-        test_a_journal_of_another_format_is_refused_and_left_alone
+        test_a_format_of_the_future_is_left_alone
         test_a_home_of_another_user_is_refused_for_root_too
     """,
 }
