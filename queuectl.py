@@ -3022,13 +3022,14 @@ class Followers:
             if not self.children[parent]:
                 del self.children[parent]
 
-    def waiting(self, id: str, seq: int) -> Iterator[str]:
+    def waiting(self, id: str, seq: int) -> Iterator[Job]:
         """The followers of that job that wait. Those that are older than the job came after an earlier
         job of its name, which is gone."""
         for child in self.children.get(id, ()):
             follower = self.followers[child]
-            if follower.seq > seq and waiting_record(self._store, child, follower.offset):
-                yield child
+            raw = waiting_record(self._store, child, follower.offset)
+            if raw is not None and follower.seq > seq:
+                yield trust_job(raw)
 
     def is_held(self, id: str) -> bool:
         """Whether one of the job's parents is not over."""
@@ -3056,13 +3057,11 @@ def end_followers(change: Transaction, dead: Job | None) -> None:
         to_do = [(id, seq) for id, state, seq in heads if state == "dead"]
     while to_do:
         parent, seq = to_do.pop()
-        for child in followers.waiting(parent, seq):
-            job = change.job(child)
-            assert job is not None
-            if job.state in WAITING and parent in needed_by(job):
-                old, _ = change.changes.get(child, (job, job))
-                change.changes[child] = (old, die_after(job, parent, change.now))
-                to_do.append((child, job.seq))
+        for job in followers.waiting(parent, seq):
+            old, new = change.changes.get(job.id, (job, job))
+            if new is not None and new.state in WAITING and parent in needed_by(new):
+                change.changes[job.id] = (old, die_after(new, parent, change.now))
+                to_do.append((job.id, job.seq))
 
 
 def is_needed(store: Store, id: str, seq: int) -> bool:
@@ -3353,24 +3352,120 @@ def _die_at_once(job: Job, states: Mapping[str, str], now: str) -> Job:
 
 def _taken(id: str) -> Refused:
     return Refused(
-        f"Job '{id}' is there already. Nothing was added. See it with: queuectl show {id}; "
-        "or leave the id out and one is made."
+        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
+        "and one is made."
     )
 
 
 # -- A bulk: all jobs of a file, or none
 
-
-class Bulk(NamedTuple):
-    """How many jobs a bulk added, and for each line the id of its job, and its record where asked for."""
-
-    added: int
-    ids: list[str]
-    records: list[bytes]
+_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
 
 
-_UNTIMED: Final = "0000-00-00T00:00:00.000Z"
-_UNTIMED_FIELDS: Final = f'"created_at": "{_UNTIMED}", "updated_at": "{_UNTIMED}"'.encode()
+def _times(now: str) -> bytes:
+    """How the times of a new job stand in its record. No text of a user holds these bytes, since
+    quotes inside a text are escaped."""
+    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
+
+
+class Bulk:
+    """The jobs of a file on their way into the queue: encoded without the lock, numbered under it.
+
+    added    how many jobs are new
+    ids      for each line the id of its job; a unique key may name one that was there before
+    records  for each line the record of its job, if they are asked for
+    """
+
+    def __init__(self, store: Store, unit: str, keep_records: bool) -> None:
+        self.added = 0
+        self.ids: list[str] = []
+        self.records: list[bytes] = []
+        self.parents: set[str] = set()
+        self._store = store
+        self._unit = unit
+        self._keep_records = keep_records
+        self._encoded_at = store.home.now()
+        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
+
+    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
+        """A line for each line: the record from behind `seq` on; empty where there is no job."""
+        config, now = self._store.home.config(), self._encoded_at
+        tail = b""  # of the record of a line that is a command alone
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = parse_job_line(line, now)
+            except BadValue as error:
+                raise BadValue(f"In {self._unit} {number}: {error}") from None
+            if fields is None:
+                yield b"\n"
+            elif tail and len(fields) == 1:
+                yield b', "command": ' + encode_json(fields["command"]) + tail
+            else:
+                spec = make_spec(merge_fields(options, fields))
+                raw = encode_job(new_job(spec, "", 0, config, now)) + b"\n"
+                yield raw.removeprefix(_HEAD % (b"", 0))
+                if spec.id or spec.unique or spec.after:
+                    self._special[number] = spec
+                    self.parents.update(parents_of(spec))
+                elif len(fields) == 1:
+                    tail = b"".join(raw.partition(b', "attempts": ')[1:])
+
+    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
+        """The new records, from what was encoded: with id, seq and time. Parents that only the
+        arrays have come first. Under the lock."""
+        store, ms = self._store, int(instant_s(now) * 1000)
+        encoded_times, times = _times(self._encoded_at), _times(now)
+        specs = self._special.values()
+        given = {spec.id for spec in specs if spec.id is not None}
+        taken = set(store.find_raws(given))
+        keys = {spec.unique for spec in specs if spec.unique is not None}
+        holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
+        states: dict[str, str] = {}  # of the jobs that can be named as parents
+        for parent in store.find_jobs(self.parents).values():
+            states[parent.id] = parent.state
+            if store.change_of(parent.id) is None:
+                yield encode_job(parent)
+        stands_for: dict[str, str] = {}  # the job that has the key of a line, by the line's id
+        for place, rest in enumerate(lines, 1):
+            if not rest:
+                continue
+            spec = self._special.get(place, _COMMAND_ALONE)
+            if (raw := holders.get(spec.unique or "")) is not None:
+                holder = id_of(raw)
+                stands_for[spec.id or holder] = holder
+                states[holder] = "pending"
+                self.ids.append(holder)
+                if self._keep_records:
+                    self.records.append(encode_json({**json.loads(raw), "duplicate": True}))
+                continue
+            n += 1
+            id, state = spec.id or make_id(ms, n), "pending"
+            raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
+            try:
+                if id in taken:
+                    raise _taken(id)
+                if id in given:
+                    taken.add(id)
+                if spec.after:
+                    ends = parents_of(spec).items()
+                    after = [{"id": stands_for.get(id, id), "any": any_end} for id, any_end in ends]
+                    job = trust_job(raw)._replace(after=parse_after(after))
+                    job = _die_at_once(job, states, now)
+                    raw, state = encode_job(job), job.state
+            except Refused as error:
+                raise Refused(f"In {self._unit} {place}: {error}") from None
+            if id in self.parents:
+                states[id] = state
+            if spec.unique is not None and state != "dead":
+                holders[spec.unique] = raw
+            self.added += 1
+            self.ids.append(id)
+            if self._keep_records:
+                self.records.append(raw)
+            yield raw
+
+
+_COMMAND_ALONE: Final = Spec("")
 
 
 def enqueue_bulk(
@@ -3382,118 +3477,19 @@ def enqueue_bulk(
 ) -> Bulk:
     """Add one job per line, all or nothing.
 
-    Every line is checked, and encoded all but id, seq and time, before the lock is taken. `options` are
-    a Spec's fields that hold for every line that does not say otherwise, `cwd` always among them.
+    Every line is checked and encoded before the lock is taken. `options` are a Spec's fields that
+    hold for every line that does not say otherwise, `cwd` always among them.
     """
-    special: dict[int, tuple[int, Spec]] = {}  # by place: the lines that name a job or a key
-    spool = Spool(store.home, _encode_lines(store, lines, options, unit, special))
-    specs = [spec for _, spec in special.values()]
-    given = {spec.id for spec in specs if spec.id is not None}
-    named = {parent for spec in specs for parent in parents_of(spec)}
-    ids: list[str] = []
-    kept: list[bytes] = []
-    duplicates = 0
-
-    def records(now: str, n: int) -> Iterator[bytes]:
-        nonlocal duplicates
-        config, ms = store.home.config(), int(instant_s(now) * 1000)
-        times = _UNTIMED_FIELDS.replace(_UNTIMED.encode(), now.encode())
-        holders = store.holders({spec.unique for spec in specs if spec.unique is not None})
-        taken = store.find_raws(given)
-        parents = store.find_jobs(named)
-        states: dict[str, str] = {id: parent.state for id, parent in parents.items()}
-        yield from (encode_job(job) for id, job in parents.items() if store.change_of(id) is None)
-        for place, rest in enumerate(spool.lines()):
-            if place not in special:
-                n += 1
-                id = make_id(ms, n)
-                raw = b'{"id": "%s", "state": "pending", "seq": %d' % (id.encode(), n)
-                raw += rest.replace(_UNTIMED_FIELDS, times, 1)
-            else:
-                number, spec = special[place]
-                if there := holders.get(spec.unique or ""):
-                    duplicates += 1
-                    ids.append(there.id)
-                    if keep_records:
-                        kept.append(encode_json({**job_to_dict(there), "duplicate": True}))
-                    continue
-                n += 1
-                id = spec.id or make_id(ms, n)
-                try:
-                    if id in taken:
-                        raise _taken(id)
-                    job = _die_at_once(new_job(spec, id, n, config, now), states, now)
-                except Refused as error:
-                    raise Refused(f"In {unit} {number}: {error}") from None
-                states[id] = job.state
-                if spec.unique is not None and job.state != "dead":
-                    holders[spec.unique] = job
-                raw = encode_job(job)
-            ids.append(id)
-            if keep_records:
-                kept.append(raw)
-            yield raw
-
+    bulk = Bulk(store, unit, keep_records)
+    spool = Spool(store.home, bulk.encode(lines, options))
     try:
-        store.add_bulk(spool.size + 400 * len(specs), not named, records)
+        may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
+        store.add_bulk(spool.size, may_fold, functools.partial(bulk.number, spool.lines()))
     finally:
         spool.close()
-    if len(ids) > duplicates:
+    if bulk.added:
         store.home.wake_workers()
-    return Bulk(len(ids) - duplicates, ids, kept)
-
-
-def _encode_lines(
-    store: Store,
-    lines: Iterable[bytes],
-    options: Mapping[str, Any],
-    unit: str,
-    special: dict[int, tuple[int, Spec]],
-) -> Iterator[bytes]:
-    """A line for each job: its record from behind `seq` on, made at another time. It is empty for the
-    jobs that have to be looked at under the lock; these go into `special`, by place, with the number of
-    their line. Refuses an id that stands in two lines."""
-    now, config = store.home.now(), store.home.config()
-    numbers: dict[str, int] = {}  # of the lines that give an id
-    place = 0
-    common: dict[str, Any] = {}  # the record of a line that is a command alone
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = parse_job_line(line, now)
-        except BadValue as error:
-            raise BadValue(f"In {unit} {number}: {error}") from None
-        if fields is None:
-            continue
-        if common and len(fields) == 1:
-            yield _rest_of_record({**common, **fields})
-            place += 1
-            continue
-        spec = make_spec(merge_fields(options, fields))
-        if spec.id is None and spec.unique is None and not spec.after:
-            record = job_to_dict(new_job(_timed(spec, now), "", 0, config, _UNTIMED))
-            common = record if len(fields) == 1 else common
-            yield _rest_of_record(record)
-        else:
-            special[place] = number, _timed(spec, now)
-            if spec.id is not None and numbers.setdefault(spec.id, number) != number:
-                raise Refused(
-                    f"In {unit} {number}: job '{spec.id}' stands in {unit} {numbers[spec.id]} too. "
-                    "Nothing was added. Give each an id of its own, or leave it out."
-                )
-            yield b"\n"
-        place += 1
-
-
-def _timed(spec: Spec, now: str) -> Spec:
-    """The Spec with its delay turned into an instant."""
-    if spec.delay is None:
-        return spec if (spec.run_at or "") > now else spec._replace(run_at=None)
-    return spec._replace(delay=None, run_at=add_seconds(now, spec.delay) if spec.delay else None)
-
-
-def _rest_of_record(record: Mapping[str, Any]) -> bytes:
-    raw = encode_json(record)
-    return raw[raw.index(b', "seq": 0') + len(b', "seq": 0') :] + b"\n"
+    return bulk
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3589,22 +3585,20 @@ def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, s
 
 
 def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str | None]:
-    """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a delay;
-    where something is: what a person must do before a drain can end."""
+    """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a
+    delay. If something is: what a person must do before the drain can end."""
     with store.transaction(most_s=most_s) as change:
-        if not jobs_left(store):
-            return True, None
         now, config = change.now, store.home.config()
         order = claim_order(store, now, only)
-        running = [job for job in store.processing.values() if only.takes(job.tags or ())]
-        if not running and not order.has_waiting(now, only):
+        is_running = any(only.takes(job.tags or ()) for job in store.processing.values())
+        if not is_running and not order.has_waiting(now, only):
             return True, None
         if config.paused:
             return False, "The queue is paused: the drain waits. Go on with: queuectl resume"
         shut = frozenset(tag for tag, most in config.limits.items() if most == 0)
-        if not shut or store.processing or order.first(now, shut, only) is not None:
-            return False, None
-        if order.first(now, only=only) is None:
+        is_ready = order.first(now, only=only) is not None
+        is_shut_out = is_ready and order.first(now, shut, only) is None
+        if not is_shut_out or store.processing:
             return False, None
         why = f"The limit of {', '.join(sorted(shut))} is 0: the drain waits."
         return False, f"{why} Change it with: queuectl config set limits"
@@ -3617,11 +3611,8 @@ def jobs_left(store: Store) -> int:
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
-    for job in store.jobs(states=("dead",)):
-        was_late = job.cancelled_at is None and (job.finished_at or "") >= instant
-        if was_late and only.takes(job.tags or ()):
-            return True
-    return False
+    dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags or ()))
+    return any(job.cancelled_at is None and (job.finished_at or "") >= instant for job in dead)
 
 
 def _is_run(job: Job, run: Job) -> bool:
@@ -3656,53 +3647,52 @@ PURGE_JOBS: Final = 10_000  # are deleted by a worker in one transaction
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
-    """These jobs, each once; refuses the whole request where one is not there."""
-    found = store.find_jobs(
-        [id for id in ids if re.fullmatch(r"[A-Za-z0-9._:-]+", id)]
-    )  # else it is no job's id
+    """These jobs, each once. Refuses the whole request if one is not there."""
+    found = store.find_jobs([id for id in ids if id.isascii()])  # no other text is an id
     for id in ids:
         if id not in found:
             raise Refused(
-                f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. See them all with: queuectl list."
+                f"There is no job {_shown(id)[1:-1]!r}. Nothing was changed. "
+                "See them all with: queuectl list."
             )
     return [found[id] for id in dict.fromkeys(ids)]
 
 
-def _refusal(job: Job, why: str, hint: str = "") -> Refused:
-    return Refused(
-        f"Job '{job.id}' {why}. Nothing was changed. {hint or f'See it with: queuectl show {job.id}.'}"
-    )
+def _refusal(id: str, why: str, hint: str = "") -> Refused:
+    hint = hint or f"See it with: queuectl show {id}."
+    return Refused(f"Job '{id}' {why}. Nothing was changed. {hint}")
 
 
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Waiting jobs die, and with them who needs them; running ones are marked and stopped by whoever runs them.
-    Refuses jobs that are over."""
-    out = []
+    """Waiting jobs die, and with them the jobs that need them. Running ones are marked, and stopped
+    by the worker that runs them. Refuses jobs that are over. Gives these jobs, then the others that
+    died."""
     with _change(store) as change:
-        for job in find_all(store, ids):
+        jobs = {job.id: job for job in find_all(store, ids)}
+        for job in jobs.values():
             if job.state in OVER:
-                raise _refusal(job, f"is {job.state} already and cannot be cancelled")
-            new = job if job.cancelled_at else cancel_job(job, change.now)
-            if new is not job:
-                change.put(job, new)
-            out.append(new)
-        out += [new for _, new in change.changes.values() if new is not None and new.id not in ids]
-    return out
+                raise _refusal(job.id, f"is {job.state} already and cannot be cancelled")
+            if job.cancelled_at is None:
+                change.put(job, cancel_job(job, change.now))
+        for id, (_, new) in change.changes.items():
+            assert new is not None
+            jobs[id] = new
+    return list(jobs.values())
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Failed jobs are due now; dead ones are revived, with those that died for it. Refuses all others."""
+    """Failed jobs are due now; dead ones are revived, with those that died because of them. Refuses
+    all others."""
     out = []
     with _change(store) as change:
         jobs = find_all(store, ids)
         for job in jobs:
             if job.state not in ("failed", "dead"):
-                raise _refusal(job, f"is {job.state}; only a failed or dead job can be retried")
+                raise _refusal(job.id, f"is {job.state}; only a failed or dead job can be retried")
             if job.state == "failed":
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
-        out += _revive(change, [job for job in jobs if job.state == "dead"], {})
-    return out
+        return out + _revive(change, [job.id for job in jobs if job.state == "dead"], {}, None)
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
@@ -3711,14 +3701,9 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
     with _change(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
-                hint = (
-                    f"Change it on its way back: queuectl dlq retry {job.id}."
-                    if job.state == "dead"
-                    else ""
-                )
-                raise _refusal(
-                    job, f"is {job.state}; only a pending or failed job can be edited", hint
-                )
+                why = f"is {job.state}; only a pending or failed job can be edited"
+                hint = f"Change it on its way back: queuectl dlq retry {job.id}."
+                raise _refusal(job.id, why, hint if job.state == "dead" else "")
             out.append(edit_job(job, changes, store.home.config().backoff_max, change.now))
             change.put(job, out[-1])
     return out
@@ -3738,21 +3723,25 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     return out
 
 
+def check_dead(job: Job) -> Job:
+    """The job, if it is dead; refuses it otherwise."""
+    if job.state != "dead":
+        raise _refusal(job.id, f"is not in the dead letter queue (its state is '{job.state}')")
+    return job
+
+
 def revive_jobs(
     store: Store,
     ids: Sequence[str],
     changes: Mapping[str, Any] | None = None,
     spread_s: float | None = None,
 ) -> list[Job]:
-    """Dead letters, back as pending with attempts at zero and with these fields changed; with them those that died
-    for this reason only. Refuses a job that is not dead, or needs one that stays dead.
-
-    `spread_s` lets them start evenly over that time.
-    """
+    """Bring dead letters back: pending, attempts at zero, with these fields changed. The jobs that
+    died only because of them come back too. Refuses a job that is not dead, or that needs one that
+    stays dead. `spread_s` lets them start evenly over that time."""
     with _change(store) as change:
-        return _revive(
-            change, [check_dead(job) for job in find_all(store, ids)], changes or {}, spread_s
-        )
+        chosen = [check_dead(job).id for job in find_all(store, ids)]
+        return _revive(change, chosen, changes or {}, spread_s)
 
 
 def revive_all(
@@ -3762,96 +3751,104 @@ def revive_all(
     changes: Mapping[str, Any],
     spread_s: float | None,
 ) -> list[Job]:
-    """Every dead letter that matches, unless it needs one that stays dead; the cancelled ones only where asked for:
-    somebody did not want them."""
+    """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
+    ones come only if asked for, since somebody did not want them."""
     with _change(store) as change:
-        dead = store.jobs(states=("dead",))
-        jobs = [
-            job for job in dead if (cancelled or job.cancelled_at is None) and matches(job, text)
+        fitting = [
+            job.id
+            for job in store.jobs(states=("dead",))
+            if matches(job, text) and (cancelled or job.cancelled_at is None)
         ]
-        back = _coming_back(store, jobs)
-        return _revive(change, [job for job in jobs if job.id in back], changes, spread_s)
+        back, _ = _coming_back(store, fitting)
+        return _revive(change, [id for id in fitting if id in back], changes, spread_s)
 
 
-def check_dead(job: Job) -> Job:
-    """The job, where it is dead; refuses it otherwise."""
-    if job.state != "dead":
-        raise _refusal(job, f"is not in the dead letter queue (its state is '{job.state}')")
-    return job
-
-
-def _coming_back(store: Store, jobs: Sequence[Job]) -> dict[str, Job]:
-    """Those of these dead jobs that can be revived, and the others that died only for them, by id."""
-    chosen = {job.id: job for job in jobs}
-    stays: set[str] = set()
+def _coming_back(store: Store, chosen: Collection[str]) -> tuple[dict[str, Job], dict[str, str]]:
+    """The dead letters that come back if these are revived: these, and those that died only because
+    of them. And those of the chosen that cannot, each with a parent that stays dead."""
     back: dict[str, Job] = {}
-    for raw in store.raws(arrays=("dlq",)) if jobs else ():  # who is needed comes first (J5)
-        id, _, _ = head_of(raw)
-        job = chosen.get(id) or (decode_job(raw) if b'"after": ' in raw else None)
-        needed = needed_by(job) if job is not None else []
-        is_meant = id in chosen or (
-            job and has_died_after(job) and not back.keys().isdisjoint(needed)
-        )
-        if job is not None and is_meant and stays.isdisjoint(needed):
-            back[id] = job
+    blocked: dict[str, str] = {}
+    stays: set[str] = set()
+    wanted = set(chosen)
+    for raw in store.raws(arrays=("dlq",)):  # parents come first (J5)
+        id = id_of(raw)
+        stays.add(id)
+        if id not in wanted and _AFTER not in raw:
+            continue
+        job = trust_job(raw)
+        needed = needed_by(job)
+        died_with_one = has_died_after(job) and not back.keys().isdisjoint(needed)
+        if id not in wanted and not died_with_one:
+            continue
+        if dead := [parent for parent in needed if parent in stays]:
+            blocked[id] = dead[0]
         else:
-            stays.add(id)
-    return back
+            back[id] = job
+            stays.remove(id)
+    return back, {id: blocked[id] for id in chosen if id in blocked}
 
 
 def _revive(
-    change: Transaction,
-    jobs: Sequence[Job],
-    changes: Mapping[str, Any],
-    spread_s: float | None = None,
+    change: Transaction, chosen: Sequence[str], changes: Mapping[str, Any], spread_s: float | None
 ) -> list[Job]:
-    """These dead letters with these changes, then those that died for them only; refuses one that cannot come back."""
-    back = _coming_back(change.store, jobs)
+    """Revive these dead letters with these changes, and those that died only because of them."""
+    back, blocked = _coming_back(change.store, chosen)
+    for id, parent in blocked.items():
+        hint = "Bring that one back, and this one comes with it if it died for nothing else: "
+        why = f"comes after '{parent}', which is dead"
+        raise _refusal(id, why, f"{hint}queuectl dlq retry {parent}.")
     begin = changes.get("run_at", change.now)
-    out = []
-    for number, job in enumerate(jobs):
-        if job.id not in back:
-            dead = [
-                parent.id
-                for parent in change.store.find_jobs(needed_by(job)).values()
-                if parent.state == "dead"
-            ]
-            parent = next(id for id in needed_by(job) if id in dead and id not in back)
-            hint = "Bring that one back, and this one comes with it if it died for nothing else: queuectl dlq retry"
-            raise _refusal(job, f"comes after '{parent}', which is dead", f"{hint} {parent}.")
+    revived = {}
+    for number, id in enumerate(chosen):
         if spread_s:
-            changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(jobs))}
-        out.append(edit_job(revive_job(job, change.now), changes, 0, change.now))
-    chosen = {job.id for job in jobs}
-    out += [revive_job(job, change.now) for id, job in back.items() if id not in chosen]
-    for new in out:
-        change.put(back[new.id], new)
-    return out
+            changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(chosen))}
+        revived[id] = edit_job(revive_job(back[id], change.now), changes, 0, change.now)
+    for id, job in back.items():
+        if id not in revived:
+            revived[id] = revive_job(job, change.now)
+        change.put(job, revived[id])
+    return list(revived.values())
 
 
 class Purged(NamedTuple):
-    """What became of a purge: the jobs that are gone, and those that stay because a job that waits names them."""
+    """The jobs that a purge deletes, and those that it keeps because a waiting job comes after them."""
 
     gone: list[Job]
     kept: list[Job]
 
 
-def choose_purged(store: Store, chosen: Callable[[Job, str], bool], now: str) -> Purged:
-    """Which of the jobs that are over and that `chosen(job, now)` picks a purge would take."""
-    out = Purged([], [])
-    for job in store.jobs(states=OVER):
-        if chosen(job, now):
-            (out.kept if is_needed(store, job.id, job.seq) else out.gone).append(job)
-    return out
+def choose_purged(
+    store: Store, states: Collection[str], over_for_s: float | None, now: str
+) -> Purged:
+    """What a purge would do with the jobs in those states that have been over for so long."""
+    purged = Purged([], [])
+    for job in store.jobs(states=states):
+        if over_for_s is None or add_seconds(job.finished_at or now, over_for_s) <= now:
+            is_kept = is_needed(store, job.id, job.seq)
+            (purged.kept if is_kept else purged.gone).append(job)
+    return purged
 
 
-def purge_jobs(store: Store, chosen: Callable[[Job, str], bool]) -> Purged:
-    """Delete for good the jobs that are over and that `chosen(job, now)` picks, unless a waiting one names them."""
+def purge_jobs(store: Store, states: Collection[str], over_for_s: float | None = None) -> Purged:
+    """Delete for good the jobs that `choose_purged` finds."""
     with store.transaction() as change:
-        out = choose_purged(store, chosen, change.now)
-        for job in out.gone:
+        purged = choose_purged(store, states, over_for_s, change.now)
+        for job in purged.gone:
             change.delete(job)
-    return out
+    return purged
+
+
+def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
+    """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting job
+    comes after."""
+    with store.transaction() as change:
+        purged = Purged(find_all(store, ids), [])
+        for job in purged.gone:
+            change.delete(check_dead(job))
+            for child in followers_of(store).waiting(job.id, job.seq):
+                why = f"cannot be purged: job '{child.id}', which waits, comes after it"
+                raise _refusal(job.id, why, f"See it with: queuectl show {child.id}.")
+    return purged
 
 
 def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
@@ -3881,30 +3878,10 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
     return gone
 
 
-def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
-    """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting one names."""
-    with store.transaction() as change:
-        out = [check_dead(job) for job in find_all(store, ids)]
-        for job in out:
-            for child in followers_of(store).waiting(job.id, job.seq):
-                why = f"cannot be purged: job '{child}', which waits, comes after it"
-                raise _refusal(job, why, f"See it with: queuectl show {child}.")
-            change.delete(job)
-    return Purged(out, [])
-
-
 def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
     """Whether id or command holds the text (in any case), and the job has one of the tags."""
-    has_text = text is None or text.lower() in job.id.lower() or text.lower() in job.command.lower()
-    return has_text and (not tags or not set(tags).isdisjoint(job.tags or ()))
-
-
-def over_for(states: Collection[str], seconds: float | None) -> Callable[[Job, str], bool]:
-    """Picks, for a purge, the jobs in these states that have been over for so long."""
-    return lambda job, now: (
-        job.state in states
-        and (seconds is None or add_seconds(job.finished_at or now, seconds) <= now)
-    )
+    has_tag = not tags or not set(tags).isdisjoint(job.tags or ())
+    return has_tag and (text or "").lower() in f"{job.id}\0{job.command}".lower()
 
 
 # -- Settings
@@ -3955,17 +3932,13 @@ def status(store: Store) -> dict[str, Any]:
 
 
 def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | None, str | None]:
-    """When the oldest job that could start was created, and the next time that a job waits for; from a
-    worker's file where there is one."""
-    if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
-        return None, None
-    for header in (info.header for info in workers):
-        if "oldest" in header:
-            return header["oldest"], header["next_run_at"]
+    """As `waiting_times`: from a worker's file if there is one, else from the queue."""
+    for info in workers:
+        if "oldest" in info.header:
+            return info.header["oldest"], info.header["next_run_at"]
     store.read()
-    now = store.home.now()
-    order = claim_order(store, now)
-    return order.oldest(now), order.next_run_at()
+    order = claim_order(store, store.home.now())
+    return order.oldest(store.home.now()), order.next_run_at()
 
 
 class Watch:
@@ -4056,12 +4029,10 @@ def why_waiting(store: Store, job: Job) -> str | None:
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
     """The ids that a shell is offered: of the newest jobs in those states, those that begin so."""
-    arrays = {array_of(state) for state in states}
-    recent = itertools.islice(store.raws(reverse=True, arrays=arrays), RECENT_MAX)
-    found = (
-        id for id, state, _ in map(head_of, recent) if state in states and id.startswith(prefix)
-    )
-    return list(itertools.islice(found, COMPLETED_MAX))
+    newest = store.raws(reverse=True, arrays={array_of(state) for state in states})
+    heads = map(head_of, itertools.islice(newest, RECENT_MAX))
+    ids = (id for id, state, _ in heads if state in states)
+    return list(itertools.islice((id for id in ids if id.startswith(prefix)), COMPLETED_MAX))
 
 
 def run_of_attempt(job: Job, attempt: int) -> int:
@@ -4078,7 +4049,7 @@ def run_of_attempt(job: Job, attempt: int) -> int:
 
 
 def orphan_among(store: Store, ids: Collection[str]) -> str | None:
-    """One of these jobs that is processing although no worker lives; None where there is none."""
+    """One of these jobs that is processing although no worker lives; None if there is none."""
     held = [id for id in ids if id in store.processing]
     return held[0] if held and not store.home.has_live_worker() else None
 
@@ -4088,7 +4059,8 @@ def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     None, did not)."""
     if all(job is not None and job.state == "completed" for job in jobs):
         return 0
-    if not single or (job := jobs[0]) is None:
+    job = jobs[0] if single else None
+    if job is None:
         return EXIT_REFUSED
     return 128 + job.signal if job.signal is not None else job.exit_code or EXIT_REFUSED
 
@@ -4109,43 +4081,40 @@ GROUPS_MAX: Final = 1_000  # of `--by`; later ones are counted together
 
 
 class Tally:
-    """What came of some jobs: of those that ended since an instant, and of their attempts.
-
-    Times are kept to three digits, which bounds the memory.
-    """
+    """What came of some jobs: of those that ended since an instant, and of their attempts."""
 
     COUNTS: Final = ("completed", "failed_attempts", "dead", "cancelled")
 
     def __init__(self, since: str) -> None:
         self._since = since
         self._counts = collections.Counter[str]()
-        self._waits, self._runs = collections.Counter[float](), collections.Counter[float]()
+        self._waits, self._runs = array("d"), array("d")  # in seconds
         self._first_s, self._last_s = math.inf, -math.inf
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count a record. Of a job's attempts the last HISTORY_MAX are known one by one."""
-        state, failed = record["state"], 0
-        for entry in record.get("history", ()):
-            # A hand edit may have put anything there.
-            with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
+    def add(self, job: Job) -> None:
+        """Count a job. Only its last HISTORY_MAX attempts are known one by one."""
+        failed = 0
+        for entry in job.history or ():
+            # A hand edit may have left fields out, or put texts there that are no instants.
+            with contextlib.suppress(LookupError, ValueError, TypeError):
                 if entry["finished_at"] >= self._since:
-                    failed += self._add_attempt(entry, record["created_at"])
+                    failed += self._add_attempt(entry, job.created_at)
         if not self._since:
-            failed = max(failed, record["attempts"] - (state in ("completed", "processing")))
+            failed = max(failed, job.attempts - (job.state in ("completed", "processing")))
         self._counts["failed_attempts"] += failed
-        if state in OVER and record["finished_at"] >= self._since:
-            self._counts[state] += 1
-            self._counts["cancelled"] += state == "dead" and "cancelled_at" in record
+        if job.state in OVER and (job.finished_at or "") >= self._since:
+            self._counts[job.state] += 1
+            self._counts["cancelled"] += job.state == "dead" and job.cancelled_at is not None
 
     def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
-        """Count an attempt; whether it failed."""
+        """Count an attempt; whether it failed. Times are not negative: a clock may be set back."""
         start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
         self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
         if entry.get("run") == 1:
-            self._waits[_three_digits(start_s - instant_s(created_at))] += 1
+            self._waits.append(max(0.0, start_s - instant_s(created_at)))
         if entry.get("outcome") == "handed_back":
             return False
-        self._runs[_three_digits(end_s - start_s)] += 1
+        self._runs.append(max(0.0, end_s - start_s))
         return (entry.get("outcome"), entry.get("exit_code")) != ("exited", 0)
 
     def view(self) -> dict[str, Any]:
@@ -4157,47 +4126,42 @@ class Tally:
             **counts,
             "success_rate": round(counts["completed"] / ran, 4) if ran else None,
             "jobs_per_s": float(f"{ran / span_s:.3g}") if ran and span_s > 0 else None,
-            "wait_s": _times_view(self._waits),
-            "run_s": _times_view(self._runs),
+            "wait_s": _times_view(sorted(self._waits)),
+            "run_s": _times_view(sorted(self._runs)),
         }
 
 
-def _three_digits(seconds: float) -> float:
-    return float(f"{max(0.0, seconds):.2e}")  # the clock may have been set back
-
-
-def _times_view(counts: collections.Counter[float]) -> dict[str, Any]:
+def _times_view(times: Sequence[float]) -> dict[str, Any]:
     """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ...,
     {"le": null, ...}]}`; a bar counts what is at most `le` and above the bar before."""
-    times = sorted(counts.elements())
-    total = len(times)
-    ends = [*(bisect.bisect_right(times, bound) for bound in TIME_BOUNDS_S), total]
-    bars = zip((*TIME_BOUNDS_S, None), (0, *ends), ends, strict=False)
-    quantiles = {
-        name: times[math.ceil(share * total) - 1] if times else None
-        for name, share in QUANTILES.items()
-    }
-    histogram = [{"le": bound, "count": end - start} for bound, start, end in bars]
-    return {"count": total, "sum": round(sum(times), 3), **quantiles, "histogram": histogram}
+    view: dict[str, Any] = {"count": len(times), "sum": round(sum(times), 3)}
+    for name, share in QUANTILES.items():
+        view[name] = round(times[math.ceil(share * len(times)) - 1], 3) if times else None
+    bars, start = [], 0
+    for bound in (*TIME_BOUNDS_S, None):
+        end = len(times) if bound is None else bisect.bisect_right(times, bound)
+        bars.append({"le": bound, "count": end - start})
+        start = end
+    return {**view, "histogram": bars}
 
 
 def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
-    """What ended (in the last `since_s` seconds), counted record by record; where asked for, by
-    `tag` or `command` too."""
+    """What ended (in the last `since_s` seconds), counted job by job; if asked for, by `tag` or
+    `command` too."""
     store.read()
     now = store.home.now()
     since = "" if since_s is None else add_seconds(now, -since_s)
     whole = Tally(since)
     groups: dict[str, Tally] = {}
-    for record in map(json.loads, store.raws()):
-        if record["state"] not in OVER and "history" not in record:
+    for job in store.jobs():
+        if job.state not in OVER and not job.history:
             continue
-        whole.add(record)
-        names = {"tag": record.get("tags", [""]), "command": [record["command"]]}
+        whole.add(job)
+        names = {"tag": job.tags or [""], "command": [job.command]}
         for name in names[by] if by else ():
             if name not in groups and len(groups) >= GROUPS_MAX:
                 name = "(others)"
-            groups.setdefault(name, Tally(since)).add(record)
+            groups.setdefault(name, Tally(since)).add(job)
     out = {
         "since": since or None,
         "until": now,
@@ -7370,14 +7334,13 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
       queuectl purge --older-than 7d --yes
     """
     states = states or OVER
-    chosen = over_for(states, older_than)
     if dry_run:
         app.store.read()
-        found = choose_purged(app.store, chosen, app.store.home.now())
-        _say_purged(found, "would be purged")
+        purged = choose_purged(app.store, states, older_than, app.store.home.now())
+        _say_purged(purged, "would be purged")
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
-    _finish_purge(app, purge_jobs(app.store, chosen))
+    _finish_purge(app, purge_jobs(app.store, states, older_than))
 
 
 def _confirm(yes: bool, question: str) -> None:
@@ -7512,7 +7475,7 @@ def dlq_purge(app: App, ids: Words, every: bool, older_than: float | None, yes: 
     if ids:
         purged = purge_dead(app.store, ids)
     else:
-        purged = purge_jobs(app.store, over_for(("dead",), older_than))
+        purged = purge_jobs(app.store, ("dead",), older_than)
     _finish_purge(app, purged)
 
 

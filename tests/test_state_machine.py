@@ -516,7 +516,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: any(row.state in q.OVER for row in self.rows.values()))
     @rule(second=st.booleans(), state=st.sampled_from(q.OVER))
     def purges(self, second: bool, state: str) -> None:
-        gone = q.purge_jobs(self.acting(second), lambda job, now: job.state == state).gone
+        gone = q.purge_jobs(self.acting(second), (state,)).gone
         over = {id for id, row in self.rows.items() if row.state == state}
         if named := self.named() & over:
             reached("a job that is named stays")
@@ -751,7 +751,7 @@ class Queue(RuleBasedStateMachine):
         elif what == "purge":
             named = self.named()
             self.rows = {id: row for id, row in self.rows.items() if row.state != "completed" or id in named}
-            q.purge_jobs(store, lambda job, now: job.state == "completed")
+            q.purge_jobs(store, ("completed",))
         elif what == "claim" and not self.stepped_back and (ready := self.ready()):
             self.claimed(ready[0], "w1")
             claim(store, "w1")

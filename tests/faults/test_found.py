@@ -273,7 +273,7 @@ def test_an_id_that_was_purged_and_given_again_stands_in_order_after_a_fold(home
     job = queuectl.take_turn(store, "9-dead", 0, None, True, queuectl.TagFilter()).claimed
     assert job is not None and job.id == "a"
     queuectl.take_turn(store, "9-dead", 0, (job, queuectl.Outcome("exited", 0)), False, queuectl.TagFilter())
-    queuectl.purge_jobs(store, lambda job, now: job.id == "a")
+    queuectl.purge_jobs(store, ("completed",))
     queuectl.enqueue_job(store, queuectl.Spec("true", id="a", cwd="/"))
     store.follow()
     store.fold()
