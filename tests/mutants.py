@@ -639,12 +639,6 @@ MUTANTS = [
         STATS + "test_stats_counts_what_ended",
     ),
     Mutant(
-        "buckets are not cumulative",
-        '                below += bar["count"]\n',
-        '                below = bar["count"]\n',
-        STATS + "test_prometheus_reads_the_figures",
-    ),
-    Mutant(
         "a label is not escaped",
         "    return f'{key}=\"{escaped}\"'\n",
         "    return f'{key}=\"{text}\"'\n",
