@@ -6002,12 +6002,10 @@ def say_count(number: int, noun: str) -> str:
 
 def say_duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def say_when(instant: str, now: str) -> str:
@@ -6022,9 +6020,7 @@ _PARTS: Final = re.compile(r"\033\[\d+m|.")  # a change of colour, or a characte
 
 def cut(line: str, width: float) -> str:
     """The line, cut to that many columns of a terminal. A pipe is infinitely wide."""
-    if width == math.inf:
-        return line
-    parts = _PARTS.findall(line)
+    parts = [] if width == math.inf else _PARTS.findall(line)
     ends = list(itertools.accumulate(map(_columns, parts)))
     if not ends or ends[-1] <= width:
         return line
@@ -6067,10 +6063,12 @@ def job_row(job: Job, now: str) -> Row:
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
-    has_failed = job.outcome is not None and job.cancelled_at is None and not has_died_after(job)
-    why = clean(outcome_words(job) if has_failed else job.reason or "")
+    why = job.reason or ""
+    has_ended_itself = job.cancelled_at is None and not has_died_after(job)
+    if job.outcome and has_ended_itself:
+        why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     output = clean(last_output or job.command)
-    text = f"{job.attempts:>3}  {why:<21}  {say_when(job.finished_at or now, now):>11}  {output}"
+    text = f"{job.attempts:>3}  {clean(why):<21}  {say_when(job.finished_at or now, now):>11}  {output}"
     return clean(job.id), text
 
 
@@ -6087,11 +6085,6 @@ def attempt_line(job: Job) -> str:
         )
     state = "handed back" if job.state == "pending" else f"{job.state}"
     return f"{job.id} {state}: {job.reason}"
-
-
-def outcome_words(job: Job) -> str:
-    """How the job's last run ended, in a few words."""
-    return describe_outcome(Outcome(job.outcome or "handed_back", job.exit_code, job.signal))
 
 
 def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
@@ -6204,32 +6197,26 @@ def _columns_of(*values: object) -> str:
 
 
 def _say_quantiles(times: Mapping[str, Any]) -> str:
-    return _columns_of(*(_say_time(times[name]) for name in QUANTILES))
-
-
-def _say_time(seconds: float | None) -> str:
-    """`5 ms`, `1 s`, `12 s`, or `-` for None."""
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else say_duration(seconds).replace(".0 ", " ")
+    values = [times[name] for name in QUANTILES]
+    return _columns_of(*("-" if value is None else say_duration(value) for value in values))
 
 
 def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A histogram's lines: `   up to 1 s  ########## 12`."""
     most = max(bar["count"] for bar in histogram) or 1
     for bar in histogram:
-        bound = "longer" if bar["le"] is None else f"up to {_say_time(bar['le'])}"
+        bound = "longer" if bar["le"] is None else f"up to {say_duration(bar['le'])}"
         yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
 
 
-_GAUGES: Final = (  # name, key of the figure, meaning
-    ("completed", "completed", "Jobs that completed."),
-    ("failed_attempts", "failed_attempts", "Attempts that failed."),
-    ("dead", "dead", "Jobs that died, cancelled ones included."),
-    ("cancelled", "cancelled", "Jobs that were cancelled."),
-    ("success_rate", "success_rate", "Share of completed jobs among those that ended uncancelled."),
-    ("jobs_per_second", "jobs_per_s", "Jobs that ended, from the first start to the last end."),
-)
+_GAUGES: Final = {  # name of the figure and of the metric: meaning
+    "completed": "Jobs that completed.",
+    "failed_attempts": "Attempts that failed.",
+    "dead": "Jobs that died, cancelled ones included.",
+    "cancelled": "Jobs that were cancelled.",
+    "success_rate": "Share of completed jobs among those that ended uncancelled.",
+    "jobs_per_s": "Jobs that ended, from the first start to the last end.",
+}
 _TIMES: Final = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
 
 
@@ -6242,22 +6229,17 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
         *_family("jobs", "gauge", "Jobs in each state.", states),
         *_family("workers", "gauge", "Threads of all live workers.", [f" {view['workers']}"]),
     ]
-    for name, key, meaning in _GAUGES:
-        samples = [f"{{{label}}} {part[key]}" for label, part in parts.items()]
+    for name, meaning in _GAUGES.items():
+        samples = [f"{{{label}}} {part[name]}" for label, part in parts.items()]
         rows += _family(name, "gauge", meaning, samples)
     for name, meaning in _TIMES.items():
-        buckets, quantiles = [], []
+        samples = []
         for label, part in parts.items():
-            times, below = part[f"{name}_s"], 0
-            for bar in times["histogram"]:
-                below += bar["count"]
-                bound = "+Inf" if bar["le"] is None else bar["le"]
-                buckets.append(f'_bucket{{le="{bound}",{label}}} {below}')
-            buckets += [f"_sum{{{label}}} {times['sum']}", f"_count{{{label}}} {times['count']}"]
+            times = part[f"{name}_s"]
+            samples += [f"_sum{{{label}}} {times['sum']}", f"_count{{{label}}} {times['count']}"]
             for key, share in QUANTILES.items():
-                quantiles.append(f'{{quantile="{share}",{label}}} {times[key]}')
-        rows += _family(f"{name}_seconds", "histogram", meaning, buckets)
-        rows += _family(f"{name}_quantile_seconds", "gauge", meaning, quantiles)
+                samples.append(f'{{quantile="{share}",{label}}} {times[key]}')
+        rows += _family(f"{name}_seconds", "summary", meaning, samples)
     return "\n".join(rows)
 
 
@@ -6283,15 +6265,13 @@ def watch_frame(
     first. `outputs` maps the ids of failed jobs to their last line of output.
     """
     lines = [cut(line, columns) for line in _watch_head(view, columns, now)]
-    running = [_running_row(job, now) for job in view["running"]]
+    running = [job_row(job, now) for job in view["running"]]
     failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
-    room = rows - len(lines) - 4  # two lists, each with an empty line and a title
-    shown = max(room // 2, room - len(failed))  # each list gets half of it, and what the other left
-    room -= min(shown, len(running))
-    for title, part, size in (("running", running, shown), ("last failures", failed, room)):
-        if part and size > 0:
-            more = f" ({size} of {len(part)})" if size < len(part) else ""
-            lines += ["", cut(paint(title + more, _BOLD), columns), *table(part[:size], columns)]
+    half = (rows - len(lines)) // 2 - 2  # an empty line and a title stand above each list
+    shown = running[: max(half, 0)] if failed else running
+    for title, part in (("running", shown), ("last failures", failed)):
+        if part:
+            lines += ["", cut(paint(title, _BOLD), columns), *table(part, columns)]
     return lines[:rows]
 
 
@@ -6313,11 +6293,6 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > SILENT_S:
             yield paint(worker_line(worker).strip(), _COLOURS["dead"])
-
-
-def _running_row(job: Job, now: str) -> Row:
-    seconds = max(0.0, instant_s(now) - instant_s(job.started_at or now))
-    return clean(job.id), f"{say_duration(seconds):>7}  {clean(job.command)}"
 
 
 def _spark(rates: Sequence[float], room: int) -> str:
@@ -6565,27 +6540,26 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 
 class EnqueueCommand(click.Command):
-    """Remembers what Click's parser forgets: whether `--` stood before the words, and
-    `--unique=KEY`."""
+    """Looks at what Click's parser forgets: whether `--` stood before the words, and whether a key
+    was given as `--unique=KEY`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("words", ())
         before = given[: len(given) - len(words)]
-        separated = before[-1:] == ["--"]
-        options = {name for param in self.get_params(ctx) for name in param.opts}
-        for word in () if separated else words[1:]:
-            option = word.partition("=")[0].replace("_", "-")
-            if option.startswith("--") and option in options:
-                raise click.UsageError(
-                    f"'{word}' stands after the command's first word, where it is the command's "
-                    "own. Options of enqueue come before it; for a command that has such an "
-                    "option write -- before it.",
-                    ctx,
-                )
-        ctx.params["separated"] = separated
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
+        options = {name for param in self.get_params(ctx) for name in param.opts}
+        for word in () if before[-1:] == ["--"] else words[1:]:
+            if word.partition("=")[0].replace("_", "-") in options:
+                raise click.UsageError(
+                    f"'{word}' stands after the command's first word, where it belongs to the "
+                    "command. Put options of enqueue before the command; if the command has such "
+                    "an option, put -- before the command."
+                )
+            if words[0].startswith("{"):
+                example = """'{"command": "echo hi"}'"""
+                raise BadValue(f"A job in JSON is one word. Put it in single quotes: {example}.")
         return rest
 
 
@@ -6641,11 +6615,9 @@ def _here() -> str:
     """The directory of the call, as a job can remember it."""
     try:
         return str(parse_cwd(os.getcwd(), "current directory"))
-    except OSError as error:
-        why = f"The current directory cannot be told ({error.strerror})."
-        raise Refused(f"{why} Give one: --cwd DIR.") from error
-    except BadValue as error:
-        raise Refused(f"{error} Or give another: --cwd DIR.") from error
+    except (OSError, BadValue) as error:
+        why = f"The current directory cannot be used ({error})."
+        raise Refused(f"{why} Give another: --cwd DIR.") from error
 
 
 @cli.command(cls=EnqueueCommand, context_settings={"allow_interspersed_args": False})
@@ -6691,7 +6663,6 @@ def enqueue(
     stream: bool,
     wait_: bool,
     in_json: bool,
-    separated: bool,
     has_key: bool,
     **given: Any,
 ) -> int:
@@ -6707,9 +6678,10 @@ def enqueue(
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
     """
     sources = sum(map(bool, (words, given["command"], path, stream)))
+    many = stream or path is not None
     for is_wrong, message in (
         (sources > 1, "Give the job once: as words, with --command, --file or --stream."),
-        (wait_ and (in_json or stream or path is not None),
+        (wait_ and (in_json or many),
          "--wait is for one job's output: leave --file, --stream and --json out."),
         (stream and in_json,
          "--stream prints ids as they come, not one JSON value: leave --json out."),
@@ -6720,7 +6692,8 @@ def enqueue(
     ):  # fmt: skip
         if is_wrong:
             raise click.UsageError(message)
-    if not sources and not has_key and given["unique"] not in (None, MADE_KEY):
+    is_command = sources == 0 and not has_key
+    if is_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = app.store.home.now()
     options = _given_fields(now, given)
@@ -6729,7 +6702,7 @@ def enqueue(
         return _enqueue_stream(app, defaults)
     if path is not None:
         return _enqueue_file(app, path, defaults, in_json)
-    fields = {} if "command" in options else _parse_words(words, separated, now)
+    fields = {} if "command" in options else _parse_words(words, now)
     fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
     return _enqueue_one(app, make_spec(fields), wait_, in_json)
 
@@ -6743,9 +6716,8 @@ def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
         _say(job.id)
         if sys.stderr.isatty() and not app.store.home.has_live_worker():
             _say("No worker is running, so this waits for one: queuectl worker start")
-        job = _print_output(
-            app.store, _jobs_now(app.store, [job.id])[0], max(1, job.runs), math.inf
-        )
+        job = _jobs_now(app.store, [job.id])[0]
+        job = _print_output(app.store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
@@ -6754,7 +6726,7 @@ def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
     return 0
 
 
-def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
+def _parse_words(words: Words, now: str) -> dict[str, Any]:
     """The fields of a job from the words of the command line."""
     if not words:
         raise click.UsageError(
@@ -6765,10 +6737,6 @@ def _parse_words(words: Words, separated: bool, now: str) -> dict[str, Any]:
         return parse_spec(parse_json(words[0], "The job", hint), now)
     if len(words) == 1:
         return {"command": parse_command(words[0])}
-    if words[0].startswith("{") and not separated:
-        raise BadValue(
-            'A job in JSON must be one word. Put it in single quotes: \'{"command": "echo hi"}\'.'
-        )
     import shlex
 
     return {"command": parse_command(shlex.join(words))}
@@ -6877,7 +6845,8 @@ def list_(
     if in_json and only_ids:
         raise click.UsageError("Give --json or --ids, not both.")
     app.store.read()
-    found = (job for job in app.store.jobs(reverse, states or STATES) if matches(job, match, tags))
+    arrived = app.store.jobs(reverse, states or STATES)
+    found = (job for job in arrived if matches(job, match, tags))
     jobs, now = itertools.islice(found, limit), app.store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
@@ -7131,7 +7100,8 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
     if run > job.runs:
         return os.devnull, False  # what has its name is another job's
     path = log_path(store.home.logs_dir, job.id, run)
-    if job.state != "processing" or job.runs != run or os.path.exists(path):
+    has_worker = job.state == "processing" and job.runs == run
+    if os.path.exists(path) or not has_worker:
         return path, False
     return slot_log_path(store.home.logs_dir, job.worker or "", job.slot or 0), True
 
@@ -7218,10 +7188,12 @@ def cancel(app: App, ids: Words) -> None:
     """
     jobs = cancel_jobs(app.store, ids)
     app.made = f"{say_count(len(jobs), 'job')} cancelled."
-    if running := {job.id for job in jobs if job.state == "processing"}:
+    running = {job.id for job in jobs if job.state == "processing"}
+    if running:
         recover_now(app.store, running, _say)
     lines = []
-    for job in [app.store.get(job.id) or job for job in jobs]:
+    for cancelled in jobs:
+        job = app.store.get(cancelled.id) or cancelled
         what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         if job.state == "processing":
             what = "running: stopping it"
@@ -7443,7 +7415,8 @@ def dlq_retry(
       queuectl dlq retry job3 --timeout 10m
     """
     _check_ids_or_all(ids, every)
-    if (match is not None or cancelled) and not every:
+    is_choice = match is not None or cancelled
+    if is_choice and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
     changes = _given_fields(app.store.home.now(), given)
     if every:
@@ -7672,9 +7645,8 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
     while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
-                f"{len(left)} of {len(names)} workers still run their jobs: "
-                f"{', '.join(sorted(left))}. They stop when these end; end them with: "
-                "queuectl worker stop --now."
+                f"{len(left)} of {say_count(len(names), 'worker')} still run jobs, and stop when "
+                "these end. End them now with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
     if names:

@@ -71,7 +71,7 @@ def test_a_frame_says_what_there_is():
     ]
     assert "throughput  5.0 jobs/s  ▁▅█" in lines
     assert "workers: 0   oldest waiting job: 90 s" in lines
-    assert "run0             75 s  command of run0" in lines
+    assert re.search(r"^run0 +processing +0/3 +75 s ago  command of run0$", "\n".join(lines), re.MULTILINE)
     assert lines[-1] == "bad0            0  exit code 3               30 s ago  the disk is not mounted"
 
 
@@ -89,12 +89,11 @@ def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
     assert "█" not in lines[4] + lines[5]
 
 
-def test_both_lists_get_room_and_say_what_they_leave_out():
+def test_both_lists_get_room() -> None:
     lines = frame(view(40, 40), rows=24)
     assert len(lines) == 24
-    assert "running (6 of 40)" in lines and "last failures (6 of 40)" in lines
-    lines = frame(view(2, 40), rows=24)
-    assert "running" in lines and "last failures (10 of 40)" in lines
+    assert lines.index("last failures") - lines.index("running") == 8
+    assert len(frame(view(2, 40), rows=24)) == len(frame(view(40, 0), rows=24)) == 24
 
 
 def test_trouble_and_pause_are_said():
