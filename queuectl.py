@@ -6005,7 +6005,7 @@ def say_duration(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{round(seconds, 1 if seconds < 10 else 0):g} s"
 
 
 def say_when(instant: str, now: str) -> str:

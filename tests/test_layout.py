@@ -33,7 +33,7 @@ HOMES = {
     "os.rename os.replace": {4, 5, 8, 9},
     "os.fsync": {4, 5},
     "os.ftruncate": {5, 9},
-    "os.unlink os.mkdir os.urandom": {4, 8, 9},
+    "os.unlink os.mkdir os.urandom": {4, 8, 9, 10},
     "os.write os.mkfifo os.utime": {4},
     "os.pwrite": {4, 10},  # 10: writes into the file of a dead worker that it is dead
     "random": {7},
@@ -50,7 +50,7 @@ MASS_MAX = [53_600, 51, 4.1, 49, 70]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
 # What vulture cannot see the use of: click and subprocess have it.
-USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps"}
+USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "frame"}
 
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 SOURCE = PROGRAM.read_text(encoding="utf-8")
