@@ -149,7 +149,12 @@ def test_one_pass_an_hour_is_enough_for_all_workers(
     one, two = house(store), house(store)
     one._keep_house(0)
     looks: list[str] = []
-    monkeypatch.setattr(q, "purge_completed", lambda store, before, most_s: looks.append(before) or [])
+
+    def looked(store: q.Store, before: str, most_s: float) -> list[q.Job]:
+        looks.append(before)
+        return []
+
+    monkeypatch.setattr(q, "purge_completed", looked)
     for hours in (1, 2):
         passes(clock, boot, 3600)
         for worker in (one, two, one):

@@ -50,7 +50,7 @@ MASS_MAX = [53_600, 51, 4.1, 49, 70]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
 # What vulture cannot see the use of: click and subprocess have it.
-USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "frame"}
+USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "frame", "duplicate"}
 
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 SOURCE = PROGRAM.read_text(encoding="utf-8")
