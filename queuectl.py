@@ -2342,8 +2342,7 @@ class Store:
             if is_change:
                 for raw in records_of(body):
                     self.put_record(raw)
-                for id in rest.get("del", ()):
-                    self._delete(id)
+                self.records |= dict.fromkeys(rest.get("del", ()))
             elif known is None:
                 return  # a fold that did not come to its end; the arrays are as they were seen
             else:
@@ -2368,10 +2367,6 @@ class Store:
             self.processing.pop(id, None)
         for listener in self.listeners:
             listener.put(raw, id, state, seq)
-
-    def _delete(self, id: str) -> None:
-        self.records[id] = None
-        self.processing.pop(id, None)  # no listener has it: only a job that is over is deleted
 
     # -- Changing
 
@@ -2420,8 +2415,7 @@ class Store:
         if self.state == "full":
             for raw, job in puts:
                 self.put_record(raw, job)
-            for id in deleted:
-                self._delete(id)
+            self.records |= dict.fromkeys(deleted)
 
     def append(self, body: bytes) -> None:
         """Append a line to the journal. Memory is the caller's."""
@@ -2444,9 +2438,8 @@ class Store:
             elif raws := list(make(self.home.now(), self.n)):
                 counts, n = list(self.counts), self.n
                 for _, state, seq in map(head_of, raws):
-                    counts[NUMBER_OF[state]] += (
-                        seq > self.n
-                    )  # else a job that was there is put again
+                    # One with a lower seq was there before, and is only put again.
+                    counts[NUMBER_OF[state]] += seq > self.n
                     n = max(n, seq)
                 self._write_change([(raw, None) for raw in raws], (), counts, n)
         if self.home.last_config().fsync == "always":
