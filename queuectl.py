@@ -1536,9 +1536,8 @@ class WorkerFile:
     """
 
     ROW_BYTES: Final = 256
-    SPARE_BYTES: Final = (
-        8 * TROUBLE_CHARS
-    )  # for the times and the trouble that the header will hold
+    # For the times and the trouble that the header will hold.
+    SPARE_BYTES: Final = 8 * TROUBLE_CHARS
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
@@ -6180,11 +6179,10 @@ def attempt_line(job: Job) -> str:
         return f"{job.id} completed in {took_s:.2f} s"
     if job.state == "failed":
         why = (job.reason or "").partition(";")[0]  # `show` has the rest
-        again = say_when(job.run_at or job.updated_at, job.updated_at)
-        return (
-            f"{job.id} failed (attempt {job.attempts} of {job.max_retries}: {why}), again {again}"
-        )
-    state = "handed back" if job.state == "pending" else f"{job.state}"
+        wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
+        made = f"attempt {job.attempts} of {job.max_retries}"
+        return f"{job.id} failed ({made}: {why}), again in {round(wait_s, 2):g} s"
+    state = "handed back" if job.state == "pending" else job.state
     return f"{job.id} {state}: {job.reason}"
 
 
