@@ -511,6 +511,7 @@ def work(q: ModuleType, store: Any) -> Iterator[None]:
     _turn(q, store, (second, exit_code(q, 1)))
     yield
     store.sync()
+    file.wake()
     os.read(file.wake_fd, q.WAKE_BYTES)
     store.fold()
     store.home.forget_worker(WORKER)
