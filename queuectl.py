@@ -1389,11 +1389,7 @@ class Home:
     def write_settings(self, values: Mapping[str, object]) -> None:
         """Replace config.json, whole and atomically. Under the lock."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        temporary = os.path.join(self.dir, "config.json.new")
-        with new_file(temporary) as fd:
-            write_whole(fd, text.encode("utf-8", "replace"))
-            os.fsync(fd)
-        os.rename(temporary, self.config_path)
+        self._put(self.config_path, text.encode("utf-8", "replace"))
         try:
             sync_dir(self.path)
         except OSError as error:
@@ -1468,9 +1464,10 @@ class Home:
             return None
 
     def forget_worker(self, name: str) -> None:
-        """Remove the files of a dead worker."""
-        for ending in ("", ".wake", ".stop", ".stop.new"):
-            with contextlib.suppress(FileNotFoundError):
+        """Remove the files of a worker that is dead or leaves. Without the first of them nobody would
+        look for the others, so it goes last."""
+        for ending in (".stop", ".wake", ""):
+            with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.workers_dir, name + ending))
 
     def wake_workers(self, but: str = "") -> None:
@@ -1487,7 +1484,7 @@ class Home:
         """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
         path = os.path.join(self.workers_dir, name + ".stop")
         try:
-            put_file(path, how.encode())
+            self._put(path, how.encode())
         except OSError as error:
             pid = name.partition("-")[0]
             raise StoreError(
@@ -1513,7 +1510,15 @@ class Home:
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         with self.locked(most_s):
-            put_file(self._clock_path, encode_json(mark._asdict()))
+            self._put(self._clock_path, encode_json(mark._asdict()))
+
+    def _put(self, path: str, data: bytes) -> None:
+        """Replace a small file of ours, whole and synced."""
+        new = os.path.join(self.dir, os.path.basename(path) + ".new")
+        with new_file(new) as fd:
+            write_whole(fd, data)
+            os.fsync(fd)
+        os.rename(new, path)
 
     def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
         """Copy a file's bytes from `start` on to a new file under .queuectl/aside; its path."""
@@ -1537,9 +1542,8 @@ class WorkerFile:
     """
 
     ROW_BYTES: Final = 256
-    SPARE_BYTES: Final = (
-        8 * TROUBLE_CHARS
-    )  # for the times and the trouble that the header will hold
+    # For the times and the trouble that the header will hold.
+    SPARE_BYTES: Final = 8 * TROUBLE_CHARS
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
@@ -1582,10 +1586,7 @@ class WorkerFile:
             os.write(self.wake_fd, b"\n")
 
     def close(self) -> None:
-        """Remove the files, then unlock: nobody finds them unlocked while this process lives."""
-        for ending in (".stop", ".wake", ""):
-            with contextlib.suppress(OSError):
-                os.unlink(self.path + ending)
+        """Unlock the file; until then nobody takes this worker for dead."""
         os.close(self.wake_fd)
         os.close(self.fd)
 
@@ -1678,13 +1679,6 @@ def new_file(path: str) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
-
-
-def put_file(path: str, data: bytes) -> None:
-    """A small file of ours, replaced whole; not synced."""
-    with new_file(path + ".new") as fd:
-        write_whole(fd, data)
-    os.rename(path + ".new", path)
 
 
 def make_dir(path: str) -> None:
@@ -5295,7 +5289,7 @@ class Worker:
         started = _started([threading.Thread(target=loop, daemon=True) for loop in loops])
         if len(started) < len(loops):
             self._give_up(Refused(NO_THREADS))
-        tick_at, woken = 0.0, True
+        tick_at = 0.0
         while len(self._ended) < len(started) - others:
             now_s = time.monotonic()
             is_tick = now_s >= tick_at
@@ -5304,9 +5298,8 @@ class Worker:
             try:
                 self._obey_signals()
                 self._end_attempts(now_s)
-                if woken or is_tick:
-                    self._look()
-                    self._end_attempts(now_s)
+                self._look()
+                self._end_attempts(now_s)
                 if is_tick:
                     self._keep_house(now_s)
                     self._set_trouble("housekeeping fails", None)
@@ -5322,8 +5315,7 @@ class Worker:
                 self._call_slots()
             events = [one.next_event() for one in list(self._executor.running.values())]
             timeout_s = min(tick_at, self._due_at, *events) - time.monotonic()
-            woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
-            if woken:
+            if poll.poll(max(0.0, timeout_s) * 1000):
                 os.read(self.file.wake_fd, WAKE_BYTES)
         self._leaving.set()
         for thread in started:
@@ -5535,6 +5527,7 @@ class Worker:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
+            self.home.forget_worker(self.name)
             self.file.close()
         self.say(f"Worker {self.name} stopped.")
         if self._error is not None:
@@ -6072,11 +6065,10 @@ def attempt_line(job: Job) -> str:
         return f"{job.id} completed in {took_s:.2f} s"
     if job.state == "failed":
         why = (job.reason or "").partition(";")[0]  # `show` has the rest
-        again = say_when(job.run_at or job.updated_at, job.updated_at)
-        return (
-            f"{job.id} failed (attempt {job.attempts} of {job.max_retries}: {why}), again {again}"
-        )
-    state = "handed back" if job.state == "pending" else f"{job.state}"
+        wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
+        made = f"attempt {job.attempts} of {job.max_retries}"
+        return f"{job.id} failed ({made}: {why}), again in {round(wait_s, 2):g} s"
+    state = "handed back" if job.state == "pending" else job.state
     return f"{job.id} {state}: {job.reason}"
 
 

@@ -1387,18 +1387,3 @@ def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened: Opener, mon
     with pytest.raises(q.StoreError, match="No space left"):
         q.Spool(store.home, [b"true\n"])
     assert os.listdir("/proc/self/fd") == before
-
-
-# -- Settings
-
-
-def test_a_worker_goes_on_with_the_last_good_settings(home: Path, opened: Opener) -> None:
-    store = opened()
-    q.set_setting(store, "max_retries", "7")
-    enqueue(store, "a")
-    store.home.keeps_settings = True
-    (home / "config.json").write_text("{")
-    assert [store.home.config().max_retries for _ in range(3)] == [7, 7, 7]
-    assert claim(store) is not None
-    (home / "config.json").write_text('{"max_retries": 2}')
-    assert store.home.config().max_retries == 2

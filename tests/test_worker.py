@@ -362,6 +362,20 @@ def test_a_new_backoff_takes_effect_in_a_running_worker(run, worker, enqueue, re
     assert reaches("fast", "dead")["attempts"] == 3
 
 
+def test_a_worker_goes_on_with_the_last_good_settings_and_warns_once(
+    run, worker, enqueue, home, tmp_path, written, eventually
+):
+    run("config", "set", "max_retries", "7")
+    child = worker()
+    good = (home / "config.json").read_text()
+    enqueue("a", f"echo ran > {tmp_path}/note", "--delay", "2")
+    (home / "config.json").write_text("{")
+    written(tmp_path / "note")
+    (home / "config.json").write_text(good)
+    eventually(lambda: "The trouble is over" in said(child))
+    assert said(child).count("the last good settings stay in force") == 1
+
+
 def test_a_new_runner_takes_effect_in_a_running_worker(run, worker, enqueue, reaches):
     worker()
     enqueue("before", "echo $MARK")
