@@ -353,17 +353,6 @@ def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
     return spelled
 
 
-def salvage_settings(text: str) -> dict[str, object]:
-    """The settings that can be read in the text of a damaged config.json, each by itself."""
-    kept: dict[str, object] = {}
-    for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
-        with contextlib.suppress(ValueError, BadValue):
-            setting = spell_settings({name: json.loads(value)})
-            parse_settings(setting)
-            kept |= setting
-    return kept
-
-
 def known_setting(name: str) -> str:
     """The setting that `max-retries` or `MAX_RETRIES` names. Refuses an unknown name."""
     key = name.lower().replace("-", "_")
@@ -902,10 +891,10 @@ def needed_by(job: Job) -> list[str]:
 
 def die_after(job: Job, parent: str, now: str) -> Job:
     """A waiting job, dead because its parent is."""
-    return _let_die(job, _after_reason(parent), now)
+    return let_die(job, _after_reason(parent), now)
 
 
-def _let_die(job: Job, reason: str, now: str) -> Job:
+def let_die(job: Job, reason: str, now: str) -> Job:
     """A job that is not running, dead for that reason."""
     return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason)
 
@@ -1030,7 +1019,7 @@ def recover_job(job: Job, excused: bool, now: str) -> Job:
     back = back._replace(recoveries=recoveries or None)
     if back.state == "pending" and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
-        return _let_die(back, why, now)
+        return let_die(back, why, now)
     return back
 
 
@@ -1038,7 +1027,7 @@ def cancel_job(job: Job, now: str) -> Job:
     """A waiting job, dead. A running job is only marked: it dies when its processes are gone."""
     if job.state == "processing":
         return job._replace(cancelled_at=now, updated_at=now)
-    return _let_die(job, "cancelled", now)._replace(cancelled_at=now)
+    return let_die(job, "cancelled", now)._replace(cancelled_at=now)
 
 
 def retry_now(job: Job, now: str) -> Job:
@@ -1085,33 +1074,6 @@ def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: st
     elif job.state == "failed" and changes.get("run_at", "") > add_seconds(now, backoff_max_s):
         values["state"] = "pending"  # `is_ready` takes such a wait of a failed job for a mistake
     return job._replace(**values)
-
-
-def doubt_job(job: Job, known: Job | None, now: str) -> Job:
-    """What becomes of a job in a damaged journal line. `known` is the job as whole lines have it.
-
-    The line may hold another command than the one that was given, so such a job never runs by
-    itself. The line's word that a job is over, or running, is taken: its processes may live, and
-    recovery looks for them. A waiting job that only this line holds becomes a dead letter, for a
-    person to look at.
-    """
-    if job.state in OVER:
-        return job
-    is_over = known is not None and known.state in OVER
-    if job.state == "processing" and not is_over:
-        return (known or job)._replace(
-            state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
-            worker=job.worker, slot=job.slot, started_at=job.started_at,
-            cancelled_at=None if known else now,
-        )  # fmt: skip
-    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
-    return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
-
-
-def end_without(job: Job, parent: str, now: str) -> Job:
-    """A waiting job, dead because its parent was lost and nobody knows how the parent ended."""
-    hint = f"let it run with: queuectl dlq retry {job.id}"
-    return _let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
@@ -4181,23 +4143,16 @@ def _size(view: Mapping[str, Any]) -> int:
 
 # ======== 8. DAMAGE ========
 # What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It reads
-# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home that
-# is not damaged.
+# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home
+# that is not damaged.
 #
 # D1  Every file is copied aside before it is replaced.
-# D2  What a damaged line says is judged by `doubt_job`: its command may not be the one that was given.
+# D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be the
+#     one that was given.
 # D3  A job that comes after a lost one does not run by itself.
 
-HINT_IDS_MAX: Final = 20  # ids named of a damaged line
-
-
-class Salvage(NamedTuple):
-    """What is whole in the files of a home: the jobs by id, the last `seq` given, and a sentence for all
-    that is not whole."""
-
-    jobs: dict[str, Job]
-    n: int
-    problems: list[str]
+NAMED_MAX: Final = 20  # ids that a sentence names
+_NO_JOURNAL: Final = "what changed since the arrays were written"
 
 
 def examine(store: Store) -> list[str]:
@@ -4207,12 +4162,13 @@ def examine(store: Store) -> list[str]:
         if not store.home.check():
             return []
         store.home.keeps_settings = True
-        problems = list(filter(None, [store.home.settings_problem()]))
+        if problem := store.home.settings_problem():
+            problems.append(problem)
         try:
             store.read()
             return [*problems, *_examine_files(store), *_examine_jobs(store)]
         except (StoreError, ValueError, LookupError) as error:
-            return [*problems, *(salvage(store).problems or [str(error)])]
+            return [*problems, *(Salvage(store).problems or [str(error)])]
     except (StoreError, OSError) as error:
         return [*problems, str(error)]
 
@@ -4220,10 +4176,10 @@ def examine(store: Store) -> list[str]:
 def _examine_files(store: Store) -> Iterator[str]:
     """What the journal's end and the arrays' bytes show, after a look."""
     journal = store.journal
-    if journal is None and store.records and os.path.exists(store.home.lock_path):
-        yield f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
+    if journal is None and store.records and os.path.exists(store.home.lock_path):
+        yield f"'{store.journal_path}' is missing: {_NO_JOURNAL} is lost."
     for name, snapshot in store.snapshots.items():
         if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
             yield f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
@@ -4233,9 +4189,10 @@ def _examine_files(store: Store) -> Iterator[str]:
 
 
 def _examine_jobs(store: Store) -> Iterator[str]:
-    """Each job stands in one place and in order, its fields fit its state, and the counts are true."""
-    seen: dict[str, int] = {}
-    counts = dict.fromkeys(STATES, 0)
+    """Each job stands in one place and in order, its fields fit its state, and the counts are
+    true."""
+    counts = [0] * len(STATES)
+    seen: set[str] = set()
     dead: set[str] = set()
     last = -1
     for raw in store.raws():
@@ -4244,174 +4201,207 @@ def _examine_jobs(store: Store) -> Iterator[str]:
         except BadValue as error:
             yield f"A record cannot be used: {error}"
             continue
-        if job.state == "dead":
-            dead.add(job.id)
-        elif job.state in WAITING and (needed := dead.intersection(needed_by(job))):
-            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
-        counts[job.state] += 1
-        seen[job.id] = seen.get(job.id, 0) + 1
+        if job.id in seen:
+            yield f"Job '{job.id}' stands in the stores twice."
         if job.seq < last:
             yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
+        if job.state in WAITING and (needed := dead.intersection(needed_by(job))):
+            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
+        if job.state == "dead":
+            dead.add(job.id)
+        seen.add(job.id)
+        counts[NUMBER_OF[job.state]] += 1
         last = job.seq
-    for id, count in seen.items():
-        if count > 1:
-            yield f"Job '{id}' stands in the stores {count} times."
-    if list(counts.values()) != list(store.counts):
-        yield _miscounted(store.counts, list(counts.values()))
+    if counts != store.counts:
+        yield _miscounted(store.counts, counts)
     if last > store.n:
         yield f"The journal says that {store.n} jobs were ever accepted, but there is seq {last}."
 
 
 def _miscounted(said: Sequence[int], found: Sequence[int]) -> str:
-    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
+    states = ", ".join(STATES)
+    return f"The journal counts {list(said)} jobs ({states}), the stores hold {list(found)}."
 
 
-def salvage(store: Store) -> Salvage:
-    """Read what is whole in arrays and journal, however damaged they are."""
-    found = Salvage({}, 0, [])
-    marks: dict[str, Mark] = {}
-    for name, path in store.paths.items():
+class Salvage:
+    """What is whole in the files of a home, however damaged they are.
+
+    jobs      by id
+    problems  a sentence for everything that is not whole
+    lost      what is lost, in words; empty if nothing is
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.problems: list[str] = []
+        self._store = store
+        self._named: dict[str, None] = {}  # the ids that stand in damaged pieces, in order
+        marks = {name: self._read_array(name, path) for name, path in store.paths.items()}
+        counts = self._read_journal(marks)
+        self._end_followers_of_lost(store.home.now())
+        states = [job.state for job in self.jobs.values()]
+        found = [states.count(state) for state in STATES]
+        if counts and counts != found:
+            self.problems.append(_miscounted(counts, found))
+        self.lost = _NO_JOURNAL if counts is None else ""
+        ids = [id for id in self._named if id not in self.jobs]
+        if number := max(len(ids), sum(counts or ()) - sum(found)):
+            names = ids[:NAMED_MAX]
+            if number > len(names):
+                names.append(f"{number - len(names)} that are not named here")
+            self.lost = f"{number} {'job' if number == 1 else 'jobs'} ({', '.join(names)})"
+
+    def _read_array(self, name: str, path: str) -> Mark | None:
+        """Take the jobs that are whole in an array."""
         try:
-            fd = os.open(path, _OPEN)
+            data = bytes_of(path)
         except FileNotFoundError:
-            found.problems.append(
+            self.problems.append(
                 f"'{path}' is missing: what only it held is lost, unless you put it back."
             )
-            continue
-        try:
-            data = b"".join(pieces(fd))
-            marks[name] = mark_of(fd, zlib.crc32(data))
-        finally:
-            os.close(fd)
-        found.problems.extend(_salvage_array(store, name, data, marks[name], found.jobs))
-    counts, n = _salvage_journal(store, marks, found)
-    found.problems.extend(_end_followers_of_lost(found.jobs, store.home.now()))
-    real = [0] * len(STATES)
-    for job in found.jobs.values():
-        real[NUMBER_OF[job.state]] += 1
-        n = max(n, job.seq)
-    if any(counts) and counts != real:
-        found.problems.append(_miscounted(counts, real))
-    return found._replace(n=n)
+            return None
+        store, mark = self._store, mark_of(path, zlib.crc32(data))
+        text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
+        if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
+            self.problems.append(f"'{path}' is not a whole JSON array.")
+        for number, (start, end) in enumerate(_scan_objects(text), 1):
+            line, last = line + text.count("\n", last, start), start
+            piece = text[start:end]
+            try:
+                job = edited_job(store, name, number, parse_json(piece, "it"), mark)
+            except BadValue as error:
+                why = f"holds no job ({str(error).rstrip('.')}): {_shown(piece)}"
+                self._add_damaged(f"'{path}', line {line}, {why}", piece)
+                continue
+            store.n = max(store.n, job.seq)
+            known = self.jobs.get(job.id)
+            if known is not None:
+                self.problems.append(
+                    f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
+                )
+            if known is None or known.updated_at <= job.updated_at:
+                self.jobs[job.id] = job
+        return mark
 
+    def _add_damaged(self, problem: str, piece: str) -> None:
+        """Remember which jobs stand there. An `id` in the field `after` is another job's."""
+        self.problems.append(problem)
+        found = re.findall(r'"id": "([A-Za-z0-9._:-]+)"(?!, "any")', piece)
+        self._named |= dict.fromkeys(found)
 
-def _salvage_array(
-    store: Store, name: str, data: bytes, mark: Mark, jobs: dict[str, Job]
-) -> Iterator[str]:
-    """Put the jobs of an array, whole or not, into `jobs`; a sentence for each part that is none."""
-    path = store.paths[name]
-    text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
-    if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
-        yield f"'{path}' is not a whole JSON array."
-    for number, (start, end) in enumerate(_scan_objects(text), 1):
-        line, last = line + text.count("\n", last, start), start
+    def _read_journal(self, marks: Mapping[str, Mark | None]) -> list[int] | None:
+        """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts
+        of the last whole line."""
+        path, counts = self._store.journal_path, None
+        arrays, named = dict(self.jobs), dict(self._named)
         try:
-            record = parse_json(text[start:end], "it")
-            job = edited_job(store, name, number, record, mark)
-        except BadValue as error:
-            what = f"holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
-            yield f"'{path}', line {line}, {what}"
-            continue
-        store.n = max(store.n, job.seq)
-        known = jobs.get(job.id)
-        if known is not None:
-            yield f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
-        if known is None or known.updated_at <= job.updated_at:
-            jobs[job.id] = job
+            data = bytes_of(path, _READ)
+        except FileNotFoundError:
+            self.problems.append(f"'{path}' is missing: {_NO_JOURNAL} is lost.")
+            return None
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                if (body := body_of(line + b"\n")) is None:
+                    raise BadValue("its checksum does not fit")
+                rest = rest_of(body) if body.startswith(b'{"put"') else json.loads(body)
+                if "format" in rest:
+                    check_format(rest, path)
+                    continue
+                if "intent" not in rest:
+                    self._apply(records_of(body), rest.get("del", ()))
+                elif all(Mark(*rest["intent"][name]) == marks[name] for name in ARRAYS):
+                    self.jobs, self._named = dict(arrays), dict(named)  # they hold all of the above
+                else:
+                    continue
+                counts = list(rest["counts"])
+            except (ValueError, LookupError, TypeError, BadValue) as error:
+                if line:
+                    self._judge_line(f"'{path}', line {number}, is damaged: {error}", line)
+        return counts
+
+    def _apply(self, raws: Iterable[bytes], deleted: Iterable[str]) -> None:
+        for job in map(decode_job, raws):
+            self.jobs[job.id] = job
+        for id in deleted:
+            self.jobs.pop(id, None)
+            self._named.pop(id, None)
+
+    def _judge_line(self, problem: str, line: bytes) -> None:
+        """Take in what may be believed of a damaged line (D2)."""
+        read = []
+        for raw in line.split(b"\t")[1:-1]:
+            with contextlib.suppress(BadValue, ValueError, TypeError):
+                job = decode_job(raw.removesuffix(b","))
+                read.append(job.id)
+                new = doubt_job(job, self.jobs.get(job.id), self._store.home.now())
+                if check_job(new) is None:
+                    self.jobs[job.id] = new
+        said = f"; of its jobs {', '.join(read[:NAMED_MAX])} can be read" if read else ""
+        self._add_damaged(f"{problem}{said}.", line.decode("utf-8", "replace"))
+
+    def _end_followers_of_lost(self, now: str) -> None:
+        """End the waiting jobs that come after one that is lost, and those that need a dead one."""
+        for job in sorted(self.jobs.values(), key=lambda job: job.seq):  # parents first (J5)
+            if job.state not in WAITING:
+                continue
+            lost = [id for id in parents_of(job) if id not in self.jobs]
+            needed = [self.jobs[id] for id in needed_by(job) if id in self.jobs]
+            dead = [parent.id for parent in needed if parent.state == "dead"]
+            if lost:
+                self.jobs[job.id] = end_without(job, lost[0], now)
+                self.problems.append(
+                    f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a "
+                    "dead letter."
+                )
+            elif dead:
+                self.jobs[job.id] = die_after(job, dead[0], now)
 
 
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     """Start and end of each JSON object in a damaged array, and of each stretch that is none."""
     between = re.compile(r"[\s,\[\]\ufeff]*")
-    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")|\Z')
     at = 0
     while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # always
-        try:
+        end = at
+        with contextlib.suppress(ValueError, RecursionError):
             end = _read_json(text, at)[1] if text[at] == "{" else at
-        except (ValueError, RecursionError):
-            end = at
         if end == at:
-            next_one = following.search(text, at + 1)
-            end = next_one.end() if next_one else len(text)
+            end = following.search(text, at + 1).end()  # type: ignore[union-attr]  # always
         yield at, end
         at = end
 
 
-def _salvage_journal(
-    store: Store, marks: Mapping[str, Mark], found: Salvage
-) -> tuple[list[int], int]:
-    """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts and `n`
-    of its last whole line."""
-    counts, n, arrays = [0] * len(STATES), 0, dict(found.jobs)
-    try:
-        data = bytes_of(store.journal_path, _READ)
-    except FileNotFoundError:
-        found.problems.append(
-            f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
-        )
-        return counts, n
-    for number, line in enumerate(data.split(b"\n"), 1):
-        body = body_of(line + b"\n")
-        try:
-            if body is None:
-                raise BadValue("its checksum does not fit")
-            if body.startswith(b'{"format"'):
-                check_format(json.loads(body), store.journal_path)
-                continue
-            rest = json.loads(body) if body.startswith(b'{"intent"') else rest_of(body)
-            if "intent" not in rest:
-                for job in map(decode_job, records_of(body)):
-                    found.jobs[job.id] = job
-                for id in rest.get("del", ()):
-                    found.jobs.pop(id, None)
-            elif all(Mark(*rest["intent"][name]) == marks.get(name) for name in ARRAYS):
-                found.jobs.clear()  # these arrays hold all that stands above
-                found.jobs.update(arrays)
-            else:
-                continue
-            counts, n = list(rest["counts"]), rest["n"]
-        except (ValueError, LookupError, TypeError, BadValue) as error:
-            if line:
-                found.problems.append(_judge_line(store, number, line, str(error), found.jobs))
-    return counts, n
+def doubt_job(job: Job, known: Job | None, now: str) -> Job:
+    """What becomes of a job in a damaged journal line. `known` is the job as whole lines have it.
+
+    The line may hold another command than the one that was given, so such a job never runs by
+    itself. The line's word that a job is over, or running, is taken: its processes may live, and
+    recovery looks for them. A waiting job that only this line holds becomes a dead letter, for a
+    person to look at.
+    """
+    if job.state in OVER:
+        return job
+    is_over = known is not None and known.state in OVER
+    if job.state == "processing" and not is_over:
+        return (known or job)._replace(
+            state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
+            worker=job.worker, slot=job.slot, started_at=job.started_at,
+            cancelled_at=None if known else now,
+        )  # fmt: skip
+    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
+    return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 
 
-def _judge_line(store: Store, number: int, line: bytes, why: str, jobs: dict[str, Job]) -> str:
-    """Take in what may be believed of a damaged line (D2); a sentence about it."""
-    read = []
-    for raw in line.split(b"\t")[1:-1]:
-        try:
-            job = decode_job(raw.removesuffix(b","))
-        except (BadValue, ValueError, TypeError):
-            continue
-        read.append(job.id)
-        new = doubt_job(job, jobs.get(job.id), store.home.now())
-        if check_job(new) is None:
-            jobs[job.id] = new
-    said = f"; of its jobs {', '.join(read[:HINT_IDS_MAX])} can be read" if read else ""
-    return f"'{store.journal_path}', line {number}, is damaged: {why}{said}."
+def end_without(job: Job, parent: str, now: str) -> Job:
+    """A waiting job, dead because its parent was lost and nobody knows how the parent ended."""
+    hint = f"let it run with: queuectl dlq retry {job.id}"
+    return let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
-def _end_followers_of_lost(jobs: dict[str, Job], now: str) -> Iterator[str]:
-    """End the waiting jobs that come after one that is lost, and those that need one that is dead. The
-    jobs before come first (J5)."""
-    for job in sorted(jobs.values(), key=lambda job: job.seq):
-        if job.state not in WAITING:
-            continue
-        lost = [id for id in parents_of(job) if id not in jobs]
-        dead = [id for id in needed_by(job) if id in jobs and jobs[id].state == "dead"]
-        if lost:
-            jobs[job.id] = end_without(job, lost[0], now)
-            yield (
-                f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
-            )
-        elif dead:
-            jobs[job.id] = die_after(job, dead[0], now)
-
-
-def mend(store: Store) -> list[str]:
-    """Write the home anew from what is whole in it; the paths of copies of the files as they were.
-    Refused while a worker lives: it has the queue in its memory."""
+def mend(store: Store) -> tuple[list[str], str]:
+    """Write the home anew from what is whole in it. Gives the paths of copies of the files as they
+    were, and what is lost, in words. Refused while a worker lives: it has the queue in memory."""
     home = store.home
     home.keeps_settings = True
     has_settings = home.settings_problem() is None
@@ -4420,23 +4410,17 @@ def mend(store: Store) -> list[str]:
             raise StoreError(
                 "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
             )
-        found = salvage(store)
-        copies, texts = [], {}
+        found = Salvage(store)
+        copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, _OPEN)
                 try:
-                    texts[path] = b"".join(pieces(fd))
                     copies.append(home.keep_aside(os.path.basename(path), fd))
                 finally:
                     os.close(fd)
         if not has_settings:
-            kept = salvage_settings(texts.get(home.config_path, b"").decode("utf-8", "replace"))
-            home.write_settings({**default_settings(), **kept})
-            lost = [name for name in SETTINGS if name not in kept]
-            home.warn(
-                f"These settings could not be read and have their defaults now: {', '.join(lost)}."
-            )
+            _mend_settings(home)
         store.forget()
         ordered = sorted(found.jobs.values(), key=lambda job: job.seq)
         for name, path in store.paths.items():
@@ -4447,7 +4431,23 @@ def mend(store: Store) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(store.journal_path)
         store.look(locked=True)  # begins a journal, as on a first start
-    return copies
+    return copies, found.lost
+
+
+def _mend_settings(home: Home) -> None:
+    """Keep the settings that can be read in a damaged config.json, each by itself."""
+    text = ""
+    with contextlib.suppress(FileNotFoundError):
+        text = bytes_of(home.config_path).decode("utf-8", "replace")
+    kept: dict[str, object] = {}
+    for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
+        with contextlib.suppress(ValueError, BadValue):
+            setting = spell_settings({name: json.loads(value)})
+            parse_settings(setting)
+            kept |= setting
+    home.write_settings({**default_settings(), **kept})
+    lost = ", ".join(name for name in SETTINGS if name not in kept)
+    home.warn(f"These settings could not be read and have their defaults now: {lost}.")
 
 
 # ======== 9. EXECUTION ========
@@ -7688,10 +7688,10 @@ def doctor(app: App, fix: bool) -> None:
     Example:
       queuectl doctor --fix
     """
-    problems = examine(app.store)
+    problems, lost = examine(app.store), ""
     _echo_all(map(clean, problems))
     if problems and fix:
-        copies = mend(app.store)
+        copies, lost = mend(app.store)
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
         problems = examine(app.store)
         _echo_all(map(clean, problems))
@@ -7699,7 +7699,7 @@ def doctor(app: App, fix: bool) -> None:
     if problems:
         found = say_count(len(problems), "problem")
         raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")
-    click.echo(f"All is well with '{clean(home)}'.")
+    click.echo(f"Lost: {lost}." if lost else f"All is well with '{clean(home)}'.")
 
 
 @cli.command()

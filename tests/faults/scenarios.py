@@ -320,7 +320,7 @@ def crashed_worker(q: ModuleType, home: str) -> None:
 
 def live_worker(q: ModuleType, store: Any) -> Any:
     header = {"pid": 1, "started_at": store.home.now(), "boot_id": "x", "lock": "x", "threads": 1, "trouble": None}
-    return store.home.create_worker(WORKER, header, 1)
+    return store.home.create_worker(WORKER, header)
 
 
 def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
