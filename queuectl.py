@@ -3259,13 +3259,6 @@ def open_store(
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(NamedTuple):
-    """The job of an enqueue, and whether it was there before: its unique key is in use."""
-
-    job: Job
-    duplicate: bool = False
-
-
 MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
 
 
@@ -3277,157 +3270,23 @@ def make_spec(fields: Mapping[str, Any]) -> Spec:
     return Spec(**{**fields, "unique": hashlib.sha256(text.encode()).hexdigest()[:24]})
 
 
+class Accepted(NamedTuple):
+    """The job of an enqueue, and whether it was there before: its unique key is in use."""
+
+    job: Job
+    duplicate: bool
+
+
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
     """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come
     after a job that is not there. A job that needs a dead one is dead from the start."""
-    with store.transaction(light=True) as change:
-        if spec.unique is not None:
-            if there := store.holders([spec.unique]).get(spec.unique):
-                return Accepted(there, duplicate=True)
-        if spec.id is not None and store.get(spec.id) is not None:
-            raise _taken(spec.id)
-        parents = store.find_jobs(parents_of(spec)) if spec.after else {}
-        seq = store.n + 1
-        id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
-        job = new_job(spec, id, seq, store.home.config(), change.now)
-        states: dict[str, str] = {parent.id: parent.state for parent in parents.values()}
-        job = _die_at_once(job, states, change.now)
-        for parent in parents.values():
-            if store.change_of(parent.id) is None:
-                change.put(parent, parent)  # so that no worker has to search the arrays for it
-        change.put(None, job)
-    store.home.wake_workers()
-    return Accepted(job)
-
-
-def _die_at_once(job: Job, states: Mapping[str, str], now: str) -> Job:
-    """The new job, dead where a job that it needs is dead. `states` are of the jobs that are there."""
-    for parent in parents_of(job):
-        if parent not in states:
-            raise Refused(
-                f"There is no job '{parent}' to come after; only a job that is there, or stands in "
-                "an earlier line, can be named. Nothing was added. See them all with: queuectl list."
-            )
-    dead = [parent for parent in needed_by(job) if states[parent] == "dead"]
-    return die_after(job, dead[0], now) if dead else job
-
-
-def _taken(id: str) -> Refused:
-    return Refused(
-        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
-        "and one is made."
-    )
-
-
-# -- A bulk: all jobs of a file, or none
-
-_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
-
-
-def _times(now: str) -> bytes:
-    """How the times of a new job stand in its record. No text of a user holds these bytes, since
-    quotes inside a text are escaped."""
-    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
-
-
-class Bulk:
-    """The jobs of a file on their way into the queue: encoded without the lock, numbered under it.
-
-    added    how many jobs are new
-    ids      for each line the id of its job; a unique key may name one that was there before
-    records  for each line the record of its job, if they are asked for
-    """
-
-    def __init__(self, store: Store, unit: str, keep_records: bool) -> None:
-        self.added = 0
-        self.ids: list[str] = []
-        self.records: list[bytes] = []
-        self.parents: set[str] = set()
-        self._store = store
-        self._unit = unit
-        self._keep_records = keep_records
-        self._encoded_at = store.home.now()
-        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
-
-    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
-        """A line for each line: the record from behind `seq` on; empty where there is no job."""
-        config, now = self._store.home.config(), self._encoded_at
-        tail = b""  # of the record of a line that is a command alone
-        for number, line in enumerate(lines, 1):
-            try:
-                fields = parse_job_line(line, now)
-            except BadValue as error:
-                raise BadValue(f"In {self._unit} {number}: {error}") from None
-            if fields is None:
-                yield b"\n"
-            elif tail and len(fields) == 1:
-                yield b', "command": ' + encode_json(fields["command"]) + tail
-            else:
-                spec = make_spec(merge_fields(options, fields))
-                raw = encode_job(new_job(spec, "", 0, config, now)) + b"\n"
-                yield raw.removeprefix(_HEAD % (b"", 0))
-                if spec.id or spec.unique or spec.after:
-                    self._special[number] = spec
-                    self.parents.update(parents_of(spec))
-                elif len(fields) == 1:
-                    tail = b"".join(raw.partition(b', "attempts": ')[1:])
-
-    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
-        """The new records, from what was encoded: with id, seq and time. Parents that only the
-        arrays have come first. Under the lock."""
-        store, ms = self._store, int(instant_s(now) * 1000)
-        encoded_times, times = _times(self._encoded_at), _times(now)
-        specs = self._special.values()
-        given = {spec.id for spec in specs if spec.id is not None}
-        taken = set(store.find_raws(given))
-        keys = {spec.unique for spec in specs if spec.unique is not None}
-        holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
-        states: dict[str, str] = {}  # of the jobs that can be named as parents
-        for parent in store.find_jobs(self.parents).values():
-            states[parent.id] = parent.state
-            if store.change_of(parent.id) is None:
-                yield encode_job(parent)
-        stands_for: dict[str, str] = {}  # the job that has the key of a line, by the line's id
-        for place, rest in enumerate(lines, 1):
-            if not rest:
-                continue
-            spec = self._special.get(place, _COMMAND_ALONE)
-            if (raw := holders.get(spec.unique or "")) is not None:
-                holder = id_of(raw)
-                stands_for[spec.id or holder] = holder
-                states[holder] = "pending"
-                self.ids.append(holder)
-                if self._keep_records:
-                    self.records.append(encode_json({**json.loads(raw), "duplicate": True}))
-                continue
-            n += 1
-            id, state = spec.id or make_id(ms, n), "pending"
-            raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
-            try:
-                if id in taken:
-                    raise _taken(id)
-                if id in given:
-                    taken.add(id)
-                if spec.after:
-                    ends = parents_of(spec).items()
-                    after = [{"id": stands_for.get(id, id), "any": any_end} for id, any_end in ends]
-                    job = trust_job(raw)._replace(after=parse_after(after))
-                    job = _die_at_once(job, states, now)
-                    raw, state = encode_job(job), job.state
-            except Refused as error:
-                raise Refused(f"In {self._unit} {place}: {error}") from None
-            if id in self.parents:
-                states[id] = state
-            if spec.unique is not None and state != "dead":
-                holders[spec.unique] = raw
-            self.added += 1
-            self.ids.append(id)
-            if self._keep_records:
-                self.records.append(raw)
-            yield raw
-
-
-_COMMAND_ALONE: Final = Spec("")
+    bulk = Bulk(store, keep_records=True)
+    line = bulk.encode_job(1, spec)
+    store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
+    if bulk.added:
+        store.home.wake_workers()
+    raw, is_duplicate = bulk.records[0]
+    return Accepted(trust_job(raw), is_duplicate)
 
 
 def enqueue_bulk(
@@ -3442,7 +3301,7 @@ def enqueue_bulk(
     Every line is checked and encoded before the lock is taken. `options` are a Spec's fields that
     hold for every line that does not say otherwise, `cwd` always among them.
     """
-    bulk = Bulk(store, unit, keep_records)
+    bulk = Bulk(store, keep_records, unit)
     spool = Spool(store.home, bulk.encode(lines, options))
     try:
         may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
@@ -3452,6 +3311,147 @@ def enqueue_bulk(
     if bulk.added:
         store.home.wake_workers()
     return bulk
+
+
+_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
+_COMMAND_ALONE: Final = Spec("")
+
+
+class Bulk:
+    """New jobs on their way into the queue: encoded without the lock, numbered under it.
+
+    added    how many jobs are new
+    ids      for each line the id of its job; a unique key may name one that was there before
+    records  if they are kept: for each line the record of its job, and whether it was there before
+    """
+
+    def __init__(self, store: Store, keep_records: bool, unit: str = "") -> None:
+        self.added = 0
+        self.ids: list[str] = []
+        self.records: list[tuple[bytes, bool]] = []
+        self.parents: set[str] = set()
+        self._store = store
+        self._keep_records = keep_records
+        self._unit = unit  # of which an error names the number
+        self._config = store.home.config()
+        self._encoded_at = store.home.now()
+        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
+
+    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
+        """A line for each line: its job as `encode_job` has it, or nothing."""
+        tail = b""  # of the record of a line that is a command alone
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = parse_job_line(line, self._encoded_at)
+            except BadValue as error:
+                raise BadValue(f"In {self._unit} {number}: {error}") from None
+            if fields is None:
+                yield b"\n"
+            elif tail and len(fields) == 1:
+                yield b', "command": ' + encode_json(fields["command"]) + tail
+            else:
+                raw = self.encode_job(number, make_spec(merge_fields(options, fields))) + b"\n"
+                yield raw
+                if len(fields) == 1 and number not in self._special:
+                    tail = raw[raw.index(b', "attempts": ') :]
+
+    def encode_job(self, number: int, spec: Spec) -> bytes:
+        """The record of a line's job from behind `seq` on."""
+        if spec.id or spec.unique or spec.after:
+            self._special[number] = spec
+            self.parents.update(parents_of(spec))
+        raw = encode_job(new_job(spec, "", 0, self._config, self._encoded_at))
+        return raw.removeprefix(_HEAD % (b"", 0))
+
+    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
+        """The new records, with id, seq and time. Parents that only the arrays have come first, so
+        that no worker has to search the arrays for them. Under the lock."""
+        ms, encoded_times, times = int(instant_s(now) * 1000), _times(self._encoded_at), _times(now)
+        yield from self._look_up()
+        for number, rest in enumerate(lines, 1):
+            spec = self._special.get(number, _COMMAND_ALONE)
+            raw = self._holders.get(spec.unique or "", b"")
+            is_there = bool(raw)
+            if not rest:
+                continue
+            if is_there:
+                self._stands_for[spec.id or ""] = id_of(raw)
+                self._states[id_of(raw)] = "pending"
+            else:
+                n += 1
+                id = spec.id or make_id(ms, n)
+                raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
+                if number in self._special:
+                    raw = self._check(number, spec, id, raw, now)
+                self.added += 1
+                yield raw
+            self.ids.append(id_of(raw))
+            if self._keep_records:
+                self.records.append((raw, is_there))
+
+    def _look_up(self) -> Iterator[bytes]:
+        """Find the jobs that the lines name; gives those that must be put again."""
+        store, specs = self._store, self._special.values()
+        given = {spec.id for spec in specs if spec.id is not None}
+        self._taken = set(store.find_raws(given))
+        keys = {spec.unique for spec in specs if spec.unique is not None}
+        self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
+        self._stands_for: dict[
+            str, str
+        ] = {}  # the job that has the key of a line, by the line's id
+        self._states: dict[str, str] = {}  # of the jobs that can be named as parents
+        for parent in store.find_jobs(self.parents).values():
+            self._states[parent.id] = parent.state
+            if store.change_of(parent.id) is None:
+                yield encode_job(parent)
+
+    def _check(self, number: int, spec: Spec, id: str, raw: bytes, now: str) -> bytes:
+        """The record of a line that has an id, a key or parents. Refuses a taken id, and a parent
+        that is not there."""
+        try:
+            if id in self._taken:
+                raise _taken(id)
+            if spec.after:
+                raw = encode_job(self._follow(trust_job(raw), now))
+        except Refused as error:
+            raise Refused(
+                f"In {self._unit} {number}: {error}" if self._unit else str(error)
+            ) from None
+        self._taken.add(id)
+        self._states[id] = state = head_of(raw)[1]
+        if spec.unique is not None and state != "dead":
+            self._holders[spec.unique] = raw
+        return raw
+
+    def _follow(self, job: Job, now: str) -> Job:
+        """The new job, after the jobs that stand for its parents; dead if one that it needs is."""
+        after = [
+            {"id": self._stands_for.get(id, id), "any": any_end}
+            for id, any_end in parents_of(job).items()
+        ]
+        job = job._replace(after=parse_after(after))
+        for parent in parents_of(job):
+            if parent not in self._states:
+                raise Refused(
+                    f"There is no job '{parent}' to come after; only a job that is there, or stands "
+                    "in an earlier line, can be named. Nothing was added. See them all with: "
+                    "queuectl list."
+                )
+        dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
+        return die_after(job, dead[0], now) if dead else job
+
+
+def _times(now: str) -> bytes:
+    """How the times of a new job stand in its record. No text of a user holds these bytes, since
+    quotes inside a text are escaped."""
+    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
+
+
+def _taken(id: str) -> Refused:
+    return Refused(
+        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
+        "and one is made."
+    )
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3654,7 +3654,8 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
             if job.state == "failed":
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
-        return out + _revive(change, [job.id for job in jobs if job.state == "dead"], {}, None)
+        dead = [job for job in jobs if job.state == "dead"]
+        return out + _revive_chosen(change, dead, {}, None)
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
@@ -3702,8 +3703,8 @@ def revive_jobs(
     died only because of them come back too. Refuses a job that is not dead, or that needs one that
     stays dead. `spread_s` lets them start evenly over that time."""
     with _change(store) as change:
-        chosen = [check_dead(job).id for job in find_all(store, ids)]
-        return _revive(change, chosen, changes or {}, spread_s)
+        jobs = [check_dead(job) for job in find_all(store, ids)]
+        return _revive_chosen(change, jobs, changes or {}, spread_s)
 
 
 def revive_all(
@@ -3716,60 +3717,55 @@ def revive_all(
     """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
     ones come only if asked for, since somebody did not want them."""
     with _change(store) as change:
-        fitting = [
-            job.id
-            for job in store.jobs(states=("dead",))
-            if matches(job, text) and (cancelled or job.cancelled_at is None)
-        ]
-        back, _ = _coming_back(store, fitting)
-        return _revive(change, [id for id in fitting if id in back], changes, spread_s)
+        dead = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
+        chosen = [job for job in dead if cancelled or job.cancelled_at is None]
+        revived, _ = _revive(change, chosen, changes, spread_s)
+    return revived
 
 
-def _coming_back(store: Store, chosen: Collection[str]) -> tuple[dict[str, Job], dict[str, str]]:
-    """The dead letters that come back if these are revived: these, and those that died only because
-    of them. And those of the chosen that cannot, each with a parent that stays dead."""
-    back: dict[str, Job] = {}
-    blocked: dict[str, str] = {}
-    stays: set[str] = set()
-    wanted = set(chosen)
-    for raw in store.raws(arrays=("dlq",)):  # parents come first (J5)
-        id = id_of(raw)
-        stays.add(id)
-        if id not in wanted and _AFTER not in raw:
-            continue
-        job = trust_job(raw)
-        needed = needed_by(job)
-        died_with_one = has_died_after(job) and not back.keys().isdisjoint(needed)
-        if id not in wanted and not died_with_one:
-            continue
-        if dead := [parent for parent in needed if parent in stays]:
-            blocked[id] = dead[0]
-        else:
-            back[id] = job
-            stays.remove(id)
-    return back, {id: blocked[id] for id in chosen if id in blocked}
+def _revive_chosen(
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
+) -> list[Job]:
+    revived, blocked = _revive(change, jobs, changes, spread_s)
+    for id, parent in blocked.items():
+        why = f"comes after '{parent}', which is dead"
+        hint = "Bring that one back, and this one comes with it if it died for nothing else"
+        raise _refusal(id, why, f"{hint}: queuectl dlq retry {parent}.")
+    return revived
 
 
 def _revive(
-    change: Transaction, chosen: Sequence[str], changes: Mapping[str, Any], spread_s: float | None
-) -> list[Job]:
-    """Revive these dead letters with these changes, and those that died only because of them."""
-    back, blocked = _coming_back(change.store, chosen)
-    for id, parent in blocked.items():
-        hint = "Bring that one back, and this one comes with it if it died for nothing else: "
-        why = f"comes after '{parent}', which is dead"
-        raise _refusal(id, why, f"{hint}queuectl dlq retry {parent}.")
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
+) -> tuple[list[Job], dict[str, str]]:
+    """Revive these dead letters with these changes, and those that died only because of them. Gives
+    them, and by id of those that need one that stays dead, that parent."""
+    chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
-    revived = {}
-    for number, id in enumerate(chosen):
-        if spread_s:
-            changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(chosen))}
-        revived[id] = edit_job(revive_job(back[id], change.now), changes, 0, change.now)
-    for id, job in back.items():
-        if id not in revived:
-            revived[id] = revive_job(job, change.now)
-        change.put(job, revived[id])
-    return list(revived.values())
+    revived: dict[str, Job] = {}
+    stays: set[str] = set()
+    blocked: dict[str, str] = {}
+    for raw in change.store.raws(arrays=("dlq",)):  # parents come first (J5)
+        id = id_of(raw)
+        stays.add(id)
+        if id not in chosen and _AFTER not in raw:
+            continue
+        job = trust_job(raw)
+        needed = needed_by(job)
+        dead = [parent for parent in needed if parent in stays]
+        died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        new = revive_job(job, change.now)
+        if id in chosen:
+            if dead:
+                blocked[id] = dead[0]
+            if spread_s:
+                run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
+                changes = {**changes, "run_at": run_at}
+            new = edit_job(new, changes, 0, change.now)
+        if not dead and (id in chosen or died_with_one):
+            revived[id] = new
+            stays.remove(id)
+            change.put(job, new)
+    return list(revived.values()), blocked
 
 
 class Purged(NamedTuple):
@@ -6757,7 +6753,11 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
             lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
             head.clear()
         bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
-    out = [as_json([json.loads(raw) for raw in bulk.records])] if in_json else bulk.ids
+    jobs = [
+        {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
+        for raw, is_duplicate in bulk.records
+    ]
+    out = [as_json(jobs)] if in_json else bulk.ids
     app.done(out, f"{bulk.added} jobs are in the queue.")
     return 0
 
