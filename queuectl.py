@@ -353,17 +353,6 @@ def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
     return spelled
 
 
-def salvage_settings(text: str) -> dict[str, object]:
-    """The settings that can be read in the text of a damaged config.json, each by itself."""
-    kept: dict[str, object] = {}
-    for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
-        with contextlib.suppress(ValueError, BadValue):
-            setting = spell_settings({name: json.loads(value)})
-            parse_settings(setting)
-            kept |= setting
-    return kept
-
-
 def known_setting(name: str) -> str:
     """The setting that `max-retries` or `MAX_RETRIES` names. Refuses an unknown name."""
     key = name.lower().replace("-", "_")
@@ -902,10 +891,10 @@ def needed_by(job: Job) -> list[str]:
 
 def die_after(job: Job, parent: str, now: str) -> Job:
     """A waiting job, dead because its parent is."""
-    return _let_die(job, _after_reason(parent), now)
+    return let_die(job, _after_reason(parent), now)
 
 
-def _let_die(job: Job, reason: str, now: str) -> Job:
+def let_die(job: Job, reason: str, now: str) -> Job:
     """A job that is not running, dead for that reason."""
     return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason)
 
@@ -1030,7 +1019,7 @@ def recover_job(job: Job, excused: bool, now: str) -> Job:
     back = back._replace(recoveries=recoveries or None)
     if back.state == "pending" and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
-        return _let_die(back, why, now)
+        return let_die(back, why, now)
     return back
 
 
@@ -1038,7 +1027,7 @@ def cancel_job(job: Job, now: str) -> Job:
     """A waiting job, dead. A running job is only marked: it dies when its processes are gone."""
     if job.state == "processing":
         return job._replace(cancelled_at=now, updated_at=now)
-    return _let_die(job, "cancelled", now)._replace(cancelled_at=now)
+    return let_die(job, "cancelled", now)._replace(cancelled_at=now)
 
 
 def retry_now(job: Job, now: str) -> Job:
@@ -1085,33 +1074,6 @@ def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: st
     elif job.state == "failed" and changes.get("run_at", "") > add_seconds(now, backoff_max_s):
         values["state"] = "pending"  # `is_ready` takes such a wait of a failed job for a mistake
     return job._replace(**values)
-
-
-def doubt_job(job: Job, known: Job | None, now: str) -> Job:
-    """What becomes of a job in a damaged journal line. `known` is the job as whole lines have it.
-
-    The line may hold another command than the one that was given, so such a job never runs by
-    itself. The line's word that a job is over, or running, is taken: its processes may live, and
-    recovery looks for them. A waiting job that only this line holds becomes a dead letter, for a
-    person to look at.
-    """
-    if job.state in OVER:
-        return job
-    is_over = known is not None and known.state in OVER
-    if job.state == "processing" and not is_over:
-        return (known or job)._replace(
-            state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
-            worker=job.worker, slot=job.slot, started_at=job.started_at,
-            cancelled_at=None if known else now,
-        )  # fmt: skip
-    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
-    return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
-
-
-def end_without(job: Job, parent: str, now: str) -> Job:
-    """A waiting job, dead because its parent was lost and nobody knows how the parent ended."""
-    hint = f"let it run with: queuectl dlq retry {job.id}"
-    return _let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
@@ -3284,13 +3246,6 @@ def open_store(
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(NamedTuple):
-    """The job of an enqueue, and whether it was there before: its unique key is in use."""
-
-    job: Job
-    duplicate: bool = False
-
-
 MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
 
 
@@ -3302,157 +3257,23 @@ def make_spec(fields: Mapping[str, Any]) -> Spec:
     return Spec(**{**fields, "unique": hashlib.sha256(text.encode()).hexdigest()[:24]})
 
 
+class Accepted(NamedTuple):
+    """The job of an enqueue, and whether it was there before: its unique key is in use."""
+
+    job: Job
+    duplicate: bool
+
+
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
     """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come
     after a job that is not there. A job that needs a dead one is dead from the start."""
-    with store.transaction(light=True) as change:
-        if spec.unique is not None:
-            if there := store.holders([spec.unique]).get(spec.unique):
-                return Accepted(there, duplicate=True)
-        if spec.id is not None and store.get(spec.id) is not None:
-            raise _taken(spec.id)
-        parents = store.find_jobs(parents_of(spec)) if spec.after else {}
-        seq = store.n + 1
-        id = spec.id or make_id(int(instant_s(change.now) * 1000), seq)
-        job = new_job(spec, id, seq, store.home.config(), change.now)
-        states: dict[str, str] = {parent.id: parent.state for parent in parents.values()}
-        job = _die_at_once(job, states, change.now)
-        for parent in parents.values():
-            if store.change_of(parent.id) is None:
-                change.put(parent, parent)  # so that no worker has to search the arrays for it
-        change.put(None, job)
-    store.home.wake_workers()
-    return Accepted(job)
-
-
-def _die_at_once(job: Job, states: Mapping[str, str], now: str) -> Job:
-    """The new job, dead where a job that it needs is dead. `states` are of the jobs that are there."""
-    for parent in parents_of(job):
-        if parent not in states:
-            raise Refused(
-                f"There is no job '{parent}' to come after; only a job that is there, or stands in "
-                "an earlier line, can be named. Nothing was added. See them all with: queuectl list."
-            )
-    dead = [parent for parent in needed_by(job) if states[parent] == "dead"]
-    return die_after(job, dead[0], now) if dead else job
-
-
-def _taken(id: str) -> Refused:
-    return Refused(
-        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
-        "and one is made."
-    )
-
-
-# -- A bulk: all jobs of a file, or none
-
-_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
-
-
-def _times(now: str) -> bytes:
-    """How the times of a new job stand in its record. No text of a user holds these bytes, since
-    quotes inside a text are escaped."""
-    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
-
-
-class Bulk:
-    """The jobs of a file on their way into the queue: encoded without the lock, numbered under it.
-
-    added    how many jobs are new
-    ids      for each line the id of its job; a unique key may name one that was there before
-    records  for each line the record of its job, if they are asked for
-    """
-
-    def __init__(self, store: Store, unit: str, keep_records: bool) -> None:
-        self.added = 0
-        self.ids: list[str] = []
-        self.records: list[bytes] = []
-        self.parents: set[str] = set()
-        self._store = store
-        self._unit = unit
-        self._keep_records = keep_records
-        self._encoded_at = store.home.now()
-        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
-
-    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
-        """A line for each line: the record from behind `seq` on; empty where there is no job."""
-        config, now = self._store.home.config(), self._encoded_at
-        tail = b""  # of the record of a line that is a command alone
-        for number, line in enumerate(lines, 1):
-            try:
-                fields = parse_job_line(line, now)
-            except BadValue as error:
-                raise BadValue(f"In {self._unit} {number}: {error}") from None
-            if fields is None:
-                yield b"\n"
-            elif tail and len(fields) == 1:
-                yield b', "command": ' + encode_json(fields["command"]) + tail
-            else:
-                spec = make_spec(merge_fields(options, fields))
-                raw = encode_job(new_job(spec, "", 0, config, now)) + b"\n"
-                yield raw.removeprefix(_HEAD % (b"", 0))
-                if spec.id or spec.unique or spec.after:
-                    self._special[number] = spec
-                    self.parents.update(parents_of(spec))
-                elif len(fields) == 1:
-                    tail = b"".join(raw.partition(b', "attempts": ')[1:])
-
-    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
-        """The new records, from what was encoded: with id, seq and time. Parents that only the
-        arrays have come first. Under the lock."""
-        store, ms = self._store, int(instant_s(now) * 1000)
-        encoded_times, times = _times(self._encoded_at), _times(now)
-        specs = self._special.values()
-        given = {spec.id for spec in specs if spec.id is not None}
-        taken = set(store.find_raws(given))
-        keys = {spec.unique for spec in specs if spec.unique is not None}
-        holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
-        states: dict[str, str] = {}  # of the jobs that can be named as parents
-        for parent in store.find_jobs(self.parents).values():
-            states[parent.id] = parent.state
-            if store.change_of(parent.id) is None:
-                yield encode_job(parent)
-        stands_for: dict[str, str] = {}  # the job that has the key of a line, by the line's id
-        for place, rest in enumerate(lines, 1):
-            if not rest:
-                continue
-            spec = self._special.get(place, _COMMAND_ALONE)
-            if (raw := holders.get(spec.unique or "")) is not None:
-                holder = id_of(raw)
-                stands_for[spec.id or holder] = holder
-                states[holder] = "pending"
-                self.ids.append(holder)
-                if self._keep_records:
-                    self.records.append(encode_json({**json.loads(raw), "duplicate": True}))
-                continue
-            n += 1
-            id, state = spec.id or make_id(ms, n), "pending"
-            raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
-            try:
-                if id in taken:
-                    raise _taken(id)
-                if id in given:
-                    taken.add(id)
-                if spec.after:
-                    ends = parents_of(spec).items()
-                    after = [{"id": stands_for.get(id, id), "any": any_end} for id, any_end in ends]
-                    job = trust_job(raw)._replace(after=parse_after(after))
-                    job = _die_at_once(job, states, now)
-                    raw, state = encode_job(job), job.state
-            except Refused as error:
-                raise Refused(f"In {self._unit} {place}: {error}") from None
-            if id in self.parents:
-                states[id] = state
-            if spec.unique is not None and state != "dead":
-                holders[spec.unique] = raw
-            self.added += 1
-            self.ids.append(id)
-            if self._keep_records:
-                self.records.append(raw)
-            yield raw
-
-
-_COMMAND_ALONE: Final = Spec("")
+    bulk = Bulk(store, keep_records=True)
+    line = bulk.encode_job(1, spec)
+    store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
+    if bulk.added:
+        store.home.wake_workers()
+    raw, is_duplicate = bulk.records[0]
+    return Accepted(trust_job(raw), is_duplicate)
 
 
 def enqueue_bulk(
@@ -3467,7 +3288,7 @@ def enqueue_bulk(
     Every line is checked and encoded before the lock is taken. `options` are a Spec's fields that
     hold for every line that does not say otherwise, `cwd` always among them.
     """
-    bulk = Bulk(store, unit, keep_records)
+    bulk = Bulk(store, keep_records, unit)
     spool = Spool(store.home, bulk.encode(lines, options))
     try:
         may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
@@ -3477,6 +3298,147 @@ def enqueue_bulk(
     if bulk.added:
         store.home.wake_workers()
     return bulk
+
+
+_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
+_COMMAND_ALONE: Final = Spec("")
+
+
+class Bulk:
+    """New jobs on their way into the queue: encoded without the lock, numbered under it.
+
+    added    how many jobs are new
+    ids      for each line the id of its job; a unique key may name one that was there before
+    records  if they are kept: for each line the record of its job, and whether it was there before
+    """
+
+    def __init__(self, store: Store, keep_records: bool, unit: str = "") -> None:
+        self.added = 0
+        self.ids: list[str] = []
+        self.records: list[tuple[bytes, bool]] = []
+        self.parents: set[str] = set()
+        self._store = store
+        self._keep_records = keep_records
+        self._unit = unit  # of which an error names the number
+        self._config = store.home.config()
+        self._encoded_at = store.home.now()
+        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
+
+    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
+        """A line for each line: its job as `encode_job` has it, or nothing."""
+        tail = b""  # of the record of a line that is a command alone
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = parse_job_line(line, self._encoded_at)
+            except BadValue as error:
+                raise BadValue(f"In {self._unit} {number}: {error}") from None
+            if fields is None:
+                yield b"\n"
+            elif tail and len(fields) == 1:
+                yield b', "command": ' + encode_json(fields["command"]) + tail
+            else:
+                raw = self.encode_job(number, make_spec(merge_fields(options, fields))) + b"\n"
+                yield raw
+                if len(fields) == 1 and number not in self._special:
+                    tail = raw[raw.index(b', "attempts": ') :]
+
+    def encode_job(self, number: int, spec: Spec) -> bytes:
+        """The record of a line's job from behind `seq` on."""
+        if spec.id or spec.unique or spec.after:
+            self._special[number] = spec
+            self.parents.update(parents_of(spec))
+        raw = encode_job(new_job(spec, "", 0, self._config, self._encoded_at))
+        return raw.removeprefix(_HEAD % (b"", 0))
+
+    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
+        """The new records, with id, seq and time. Parents that only the arrays have come first, so
+        that no worker has to search the arrays for them. Under the lock."""
+        ms, encoded_times, times = int(instant_s(now) * 1000), _times(self._encoded_at), _times(now)
+        yield from self._look_up()
+        for number, rest in enumerate(lines, 1):
+            spec = self._special.get(number, _COMMAND_ALONE)
+            raw = self._holders.get(spec.unique or "", b"")
+            is_there = bool(raw)
+            if not rest:
+                continue
+            if is_there:
+                self._stands_for[spec.id or ""] = id_of(raw)
+                self._states[id_of(raw)] = "pending"
+            else:
+                n += 1
+                id = spec.id or make_id(ms, n)
+                raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
+                if number in self._special:
+                    raw = self._check(number, spec, id, raw, now)
+                self.added += 1
+                yield raw
+            self.ids.append(id_of(raw))
+            if self._keep_records:
+                self.records.append((raw, is_there))
+
+    def _look_up(self) -> Iterator[bytes]:
+        """Find the jobs that the lines name; gives those that must be put again."""
+        store, specs = self._store, self._special.values()
+        given = {spec.id for spec in specs if spec.id is not None}
+        self._taken = set(store.find_raws(given))
+        keys = {spec.unique for spec in specs if spec.unique is not None}
+        self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
+        self._stands_for: dict[
+            str, str
+        ] = {}  # the job that has the key of a line, by the line's id
+        self._states: dict[str, str] = {}  # of the jobs that can be named as parents
+        for parent in store.find_jobs(self.parents).values():
+            self._states[parent.id] = parent.state
+            if store.change_of(parent.id) is None:
+                yield encode_job(parent)
+
+    def _check(self, number: int, spec: Spec, id: str, raw: bytes, now: str) -> bytes:
+        """The record of a line that has an id, a key or parents. Refuses a taken id, and a parent
+        that is not there."""
+        try:
+            if id in self._taken:
+                raise _taken(id)
+            if spec.after:
+                raw = encode_job(self._follow(trust_job(raw), now))
+        except Refused as error:
+            raise Refused(
+                f"In {self._unit} {number}: {error}" if self._unit else str(error)
+            ) from None
+        self._taken.add(id)
+        self._states[id] = state = head_of(raw)[1]
+        if spec.unique is not None and state != "dead":
+            self._holders[spec.unique] = raw
+        return raw
+
+    def _follow(self, job: Job, now: str) -> Job:
+        """The new job, after the jobs that stand for its parents; dead if one that it needs is."""
+        after = [
+            {"id": self._stands_for.get(id, id), "any": any_end}
+            for id, any_end in parents_of(job).items()
+        ]
+        job = job._replace(after=parse_after(after))
+        for parent in parents_of(job):
+            if parent not in self._states:
+                raise Refused(
+                    f"There is no job '{parent}' to come after; only a job that is there, or stands "
+                    "in an earlier line, can be named. Nothing was added. See them all with: "
+                    "queuectl list."
+                )
+        dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
+        return die_after(job, dead[0], now) if dead else job
+
+
+def _times(now: str) -> bytes:
+    """How the times of a new job stand in its record. No text of a user holds these bytes, since
+    quotes inside a text are escaped."""
+    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
+
+
+def _taken(id: str) -> Refused:
+    return Refused(
+        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
+        "and one is made."
+    )
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3679,7 +3641,8 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
             if job.state == "failed":
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
-        return out + _revive(change, [job.id for job in jobs if job.state == "dead"], {}, None)
+        dead = [job for job in jobs if job.state == "dead"]
+        return out + _revive_chosen(change, dead, {}, None)
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
@@ -3727,8 +3690,8 @@ def revive_jobs(
     died only because of them come back too. Refuses a job that is not dead, or that needs one that
     stays dead. `spread_s` lets them start evenly over that time."""
     with _change(store) as change:
-        chosen = [check_dead(job).id for job in find_all(store, ids)]
-        return _revive(change, chosen, changes or {}, spread_s)
+        jobs = [check_dead(job) for job in find_all(store, ids)]
+        return _revive_chosen(change, jobs, changes or {}, spread_s)
 
 
 def revive_all(
@@ -3741,60 +3704,55 @@ def revive_all(
     """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
     ones come only if asked for, since somebody did not want them."""
     with _change(store) as change:
-        fitting = [
-            job.id
-            for job in store.jobs(states=("dead",))
-            if matches(job, text) and (cancelled or job.cancelled_at is None)
-        ]
-        back, _ = _coming_back(store, fitting)
-        return _revive(change, [id for id in fitting if id in back], changes, spread_s)
+        dead = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
+        chosen = [job for job in dead if cancelled or job.cancelled_at is None]
+        revived, _ = _revive(change, chosen, changes, spread_s)
+    return revived
 
 
-def _coming_back(store: Store, chosen: Collection[str]) -> tuple[dict[str, Job], dict[str, str]]:
-    """The dead letters that come back if these are revived: these, and those that died only because
-    of them. And those of the chosen that cannot, each with a parent that stays dead."""
-    back: dict[str, Job] = {}
-    blocked: dict[str, str] = {}
-    stays: set[str] = set()
-    wanted = set(chosen)
-    for raw in store.raws(arrays=("dlq",)):  # parents come first (J5)
-        id = id_of(raw)
-        stays.add(id)
-        if id not in wanted and _AFTER not in raw:
-            continue
-        job = trust_job(raw)
-        needed = needed_by(job)
-        died_with_one = has_died_after(job) and not back.keys().isdisjoint(needed)
-        if id not in wanted and not died_with_one:
-            continue
-        if dead := [parent for parent in needed if parent in stays]:
-            blocked[id] = dead[0]
-        else:
-            back[id] = job
-            stays.remove(id)
-    return back, {id: blocked[id] for id in chosen if id in blocked}
+def _revive_chosen(
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
+) -> list[Job]:
+    revived, blocked = _revive(change, jobs, changes, spread_s)
+    for id, parent in blocked.items():
+        why = f"comes after '{parent}', which is dead"
+        hint = "Bring that one back, and this one comes with it if it died for nothing else"
+        raise _refusal(id, why, f"{hint}: queuectl dlq retry {parent}.")
+    return revived
 
 
 def _revive(
-    change: Transaction, chosen: Sequence[str], changes: Mapping[str, Any], spread_s: float | None
-) -> list[Job]:
-    """Revive these dead letters with these changes, and those that died only because of them."""
-    back, blocked = _coming_back(change.store, chosen)
-    for id, parent in blocked.items():
-        hint = "Bring that one back, and this one comes with it if it died for nothing else: "
-        why = f"comes after '{parent}', which is dead"
-        raise _refusal(id, why, f"{hint}queuectl dlq retry {parent}.")
+    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
+) -> tuple[list[Job], dict[str, str]]:
+    """Revive these dead letters with these changes, and those that died only because of them. Gives
+    them, and by id of those that need one that stays dead, that parent."""
+    chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
-    revived = {}
-    for number, id in enumerate(chosen):
-        if spread_s:
-            changes = {**changes, "run_at": add_seconds(begin, spread_s * number / len(chosen))}
-        revived[id] = edit_job(revive_job(back[id], change.now), changes, 0, change.now)
-    for id, job in back.items():
-        if id not in revived:
-            revived[id] = revive_job(job, change.now)
-        change.put(job, revived[id])
-    return list(revived.values())
+    revived: dict[str, Job] = {}
+    stays: set[str] = set()
+    blocked: dict[str, str] = {}
+    for raw in change.store.raws(arrays=("dlq",)):  # parents come first (J5)
+        id = id_of(raw)
+        stays.add(id)
+        if id not in chosen and _AFTER not in raw:
+            continue
+        job = trust_job(raw)
+        needed = needed_by(job)
+        dead = [parent for parent in needed if parent in stays]
+        died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        new = revive_job(job, change.now)
+        if id in chosen:
+            if dead:
+                blocked[id] = dead[0]
+            if spread_s:
+                run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
+                changes = {**changes, "run_at": run_at}
+            new = edit_job(new, changes, 0, change.now)
+        if not dead and (id in chosen or died_with_one):
+            revived[id] = new
+            stays.remove(id)
+            change.put(job, new)
+    return list(revived.values()), blocked
 
 
 class Purged(NamedTuple):
@@ -4168,23 +4126,16 @@ def _size(view: Mapping[str, Any]) -> int:
 
 # ======== 8. DAMAGE ========
 # What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It reads
-# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home that
-# is not damaged.
+# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home
+# that is not damaged.
 #
 # D1  Every file is copied aside before it is replaced.
-# D2  What a damaged line says is judged by `doubt_job`: its command may not be the one that was given.
+# D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be the
+#     one that was given.
 # D3  A job that comes after a lost one does not run by itself.
 
-HINT_IDS_MAX: Final = 20  # ids named of a damaged line
-
-
-class Salvage(NamedTuple):
-    """What is whole in the files of a home: the jobs by id, the last `seq` given, and a sentence for all
-    that is not whole."""
-
-    jobs: dict[str, Job]
-    n: int
-    problems: list[str]
+NAMED_MAX: Final = 20  # ids that a sentence names
+_NO_JOURNAL: Final = "what changed since the arrays were written"
 
 
 def examine(store: Store) -> list[str]:
@@ -4194,12 +4145,13 @@ def examine(store: Store) -> list[str]:
         if not store.home.check():
             return []
         store.home.keeps_settings = True
-        problems = list(filter(None, [store.home.settings_problem()]))
+        if problem := store.home.settings_problem():
+            problems.append(problem)
         try:
             store.read()
             return [*problems, *_examine_files(store), *_examine_jobs(store)]
         except (StoreError, ValueError, LookupError) as error:
-            return [*problems, *(salvage(store).problems or [str(error)])]
+            return [*problems, *(Salvage(store).problems or [str(error)])]
     except (StoreError, OSError) as error:
         return [*problems, str(error)]
 
@@ -4207,10 +4159,10 @@ def examine(store: Store) -> list[str]:
 def _examine_files(store: Store) -> Iterator[str]:
     """What the journal's end and the arrays' bytes show, after a look."""
     journal = store.journal
-    if journal is None and store.records and os.path.exists(store.home.lock_path):
-        yield f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
+    if journal is None and store.records and os.path.exists(store.home.lock_path):
+        yield f"'{store.journal_path}' is missing: {_NO_JOURNAL} is lost."
     for name, snapshot in store.snapshots.items():
         if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
             yield f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
@@ -4220,9 +4172,10 @@ def _examine_files(store: Store) -> Iterator[str]:
 
 
 def _examine_jobs(store: Store) -> Iterator[str]:
-    """Each job stands in one place and in order, its fields fit its state, and the counts are true."""
-    seen: dict[str, int] = {}
-    counts = dict.fromkeys(STATES, 0)
+    """Each job stands in one place and in order, its fields fit its state, and the counts are
+    true."""
+    counts = [0] * len(STATES)
+    seen: set[str] = set()
     dead: set[str] = set()
     last = -1
     for raw in store.raws():
@@ -4231,174 +4184,207 @@ def _examine_jobs(store: Store) -> Iterator[str]:
         except BadValue as error:
             yield f"A record cannot be used: {error}"
             continue
-        if job.state == "dead":
-            dead.add(job.id)
-        elif job.state in WAITING and (needed := dead.intersection(needed_by(job))):
-            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
-        counts[job.state] += 1
-        seen[job.id] = seen.get(job.id, 0) + 1
+        if job.id in seen:
+            yield f"Job '{job.id}' stands in the stores twice."
         if job.seq < last:
             yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
+        if job.state in WAITING and (needed := dead.intersection(needed_by(job))):
+            yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
+        if job.state == "dead":
+            dead.add(job.id)
+        seen.add(job.id)
+        counts[NUMBER_OF[job.state]] += 1
         last = job.seq
-    for id, count in seen.items():
-        if count > 1:
-            yield f"Job '{id}' stands in the stores {count} times."
-    if list(counts.values()) != list(store.counts):
-        yield _miscounted(store.counts, list(counts.values()))
+    if counts != store.counts:
+        yield _miscounted(store.counts, counts)
     if last > store.n:
         yield f"The journal says that {store.n} jobs were ever accepted, but there is seq {last}."
 
 
 def _miscounted(said: Sequence[int], found: Sequence[int]) -> str:
-    return f"The journal counts {list(said)} jobs ({', '.join(STATES)}), the stores hold {list(found)}."
+    states = ", ".join(STATES)
+    return f"The journal counts {list(said)} jobs ({states}), the stores hold {list(found)}."
 
 
-def salvage(store: Store) -> Salvage:
-    """Read what is whole in arrays and journal, however damaged they are."""
-    found = Salvage({}, 0, [])
-    marks: dict[str, Mark] = {}
-    for name, path in store.paths.items():
+class Salvage:
+    """What is whole in the files of a home, however damaged they are.
+
+    jobs      by id
+    problems  a sentence for everything that is not whole
+    lost      what is lost, in words; empty if nothing is
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.problems: list[str] = []
+        self._store = store
+        self._named: dict[str, None] = {}  # the ids that stand in damaged pieces, in order
+        marks = {name: self._read_array(name, path) for name, path in store.paths.items()}
+        counts = self._read_journal(marks)
+        self._end_followers_of_lost(store.home.now())
+        states = [job.state for job in self.jobs.values()]
+        found = [states.count(state) for state in STATES]
+        if counts and counts != found:
+            self.problems.append(_miscounted(counts, found))
+        self.lost = _NO_JOURNAL if counts is None else ""
+        ids = [id for id in self._named if id not in self.jobs]
+        if number := max(len(ids), sum(counts or ()) - sum(found)):
+            names = ids[:NAMED_MAX]
+            if number > len(names):
+                names.append(f"{number - len(names)} that are not named here")
+            self.lost = f"{number} {'job' if number == 1 else 'jobs'} ({', '.join(names)})"
+
+    def _read_array(self, name: str, path: str) -> Mark | None:
+        """Take the jobs that are whole in an array."""
         try:
-            fd = os.open(path, _OPEN)
+            data = bytes_of(path)
         except FileNotFoundError:
-            found.problems.append(
+            self.problems.append(
                 f"'{path}' is missing: what only it held is lost, unless you put it back."
             )
-            continue
-        try:
-            data = b"".join(pieces(fd))
-            marks[name] = mark_of(fd, zlib.crc32(data))
-        finally:
-            os.close(fd)
-        found.problems.extend(_salvage_array(store, name, data, marks[name], found.jobs))
-    counts, n = _salvage_journal(store, marks, found)
-    found.problems.extend(_end_followers_of_lost(found.jobs, store.home.now()))
-    real = [0] * len(STATES)
-    for job in found.jobs.values():
-        real[NUMBER_OF[job.state]] += 1
-        n = max(n, job.seq)
-    if any(counts) and counts != real:
-        found.problems.append(_miscounted(counts, real))
-    return found._replace(n=n)
+            return None
+        store, mark = self._store, mark_of(path, zlib.crc32(data))
+        text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
+        if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
+            self.problems.append(f"'{path}' is not a whole JSON array.")
+        for number, (start, end) in enumerate(_scan_objects(text), 1):
+            line, last = line + text.count("\n", last, start), start
+            piece = text[start:end]
+            try:
+                job = edited_job(store, name, number, parse_json(piece, "it"), mark)
+            except BadValue as error:
+                why = f"holds no job ({str(error).rstrip('.')}): {_shown(piece)}"
+                self._add_damaged(f"'{path}', line {line}, {why}", piece)
+                continue
+            store.n = max(store.n, job.seq)
+            known = self.jobs.get(job.id)
+            if known is not None:
+                self.problems.append(
+                    f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
+                )
+            if known is None or known.updated_at <= job.updated_at:
+                self.jobs[job.id] = job
+        return mark
 
+    def _add_damaged(self, problem: str, piece: str) -> None:
+        """Remember which jobs stand there. An `id` in the field `after` is another job's."""
+        self.problems.append(problem)
+        found = re.findall(r'"id": "([A-Za-z0-9._:-]+)"(?!, "any")', piece)
+        self._named |= dict.fromkeys(found)
 
-def _salvage_array(
-    store: Store, name: str, data: bytes, mark: Mark, jobs: dict[str, Job]
-) -> Iterator[str]:
-    """Put the jobs of an array, whole or not, into `jobs`; a sentence for each part that is none."""
-    path = store.paths[name]
-    text, line, last = data.decode("utf-8", "surrogateescape"), 1, 0
-    if not re.fullmatch(r"\ufeff?\s*\[.*\]\s*", text, re.DOTALL):
-        yield f"'{path}' is not a whole JSON array."
-    for number, (start, end) in enumerate(_scan_objects(text), 1):
-        line, last = line + text.count("\n", last, start), start
+    def _read_journal(self, marks: Mapping[str, Mark | None]) -> list[int] | None:
+        """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts
+        of the last whole line."""
+        path, counts = self._store.journal_path, None
+        arrays, named = dict(self.jobs), dict(self._named)
         try:
-            record = parse_json(text[start:end], "it")
-            job = edited_job(store, name, number, record, mark)
-        except BadValue as error:
-            what = f"holds no job ({str(error).rstrip('.')}): {_shown(text[start:end])}"
-            yield f"'{path}', line {line}, {what}"
-            continue
-        store.n = max(store.n, job.seq)
-        known = jobs.get(job.id)
-        if known is not None:
-            yield f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
-        if known is None or known.updated_at <= job.updated_at:
-            jobs[job.id] = job
+            data = bytes_of(path, _READ)
+        except FileNotFoundError:
+            self.problems.append(f"'{path}' is missing: {_NO_JOURNAL} is lost.")
+            return None
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                if (body := body_of(line + b"\n")) is None:
+                    raise BadValue("its checksum does not fit")
+                rest = rest_of(body) if body.startswith(b'{"put"') else json.loads(body)
+                if "format" in rest:
+                    check_format(rest, path)
+                    continue
+                if "intent" not in rest:
+                    self._apply(records_of(body), rest.get("del", ()))
+                elif all(Mark(*rest["intent"][name]) == marks[name] for name in ARRAYS):
+                    self.jobs, self._named = dict(arrays), dict(named)  # they hold all of the above
+                else:
+                    continue
+                counts = list(rest["counts"])
+            except (ValueError, LookupError, TypeError, BadValue) as error:
+                if line:
+                    self._judge_line(f"'{path}', line {number}, is damaged: {error}", line)
+        return counts
+
+    def _apply(self, raws: Iterable[bytes], deleted: Iterable[str]) -> None:
+        for job in map(decode_job, raws):
+            self.jobs[job.id] = job
+        for id in deleted:
+            self.jobs.pop(id, None)
+            self._named.pop(id, None)
+
+    def _judge_line(self, problem: str, line: bytes) -> None:
+        """Take in what may be believed of a damaged line (D2)."""
+        read = []
+        for raw in line.split(b"\t")[1:-1]:
+            with contextlib.suppress(BadValue, ValueError, TypeError):
+                job = decode_job(raw.removesuffix(b","))
+                read.append(job.id)
+                new = doubt_job(job, self.jobs.get(job.id), self._store.home.now())
+                if check_job(new) is None:
+                    self.jobs[job.id] = new
+        said = f"; of its jobs {', '.join(read[:NAMED_MAX])} can be read" if read else ""
+        self._add_damaged(f"{problem}{said}.", line.decode("utf-8", "replace"))
+
+    def _end_followers_of_lost(self, now: str) -> None:
+        """End the waiting jobs that come after one that is lost, and those that need a dead one."""
+        for job in sorted(self.jobs.values(), key=lambda job: job.seq):  # parents first (J5)
+            if job.state not in WAITING:
+                continue
+            lost = [id for id in parents_of(job) if id not in self.jobs]
+            needed = [self.jobs[id] for id in needed_by(job) if id in self.jobs]
+            dead = [parent.id for parent in needed if parent.state == "dead"]
+            if lost:
+                self.jobs[job.id] = end_without(job, lost[0], now)
+                self.problems.append(
+                    f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a "
+                    "dead letter."
+                )
+            elif dead:
+                self.jobs[job.id] = die_after(job, dead[0], now)
 
 
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     """Start and end of each JSON object in a damaged array, and of each stretch that is none."""
     between = re.compile(r"[\s,\[\]\ufeff]*")
-    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")')
+    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")|\Z')
     at = 0
     while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # always
-        try:
+        end = at
+        with contextlib.suppress(ValueError, RecursionError):
             end = _read_json(text, at)[1] if text[at] == "{" else at
-        except (ValueError, RecursionError):
-            end = at
         if end == at:
-            next_one = following.search(text, at + 1)
-            end = next_one.end() if next_one else len(text)
+            end = following.search(text, at + 1).end()  # type: ignore[union-attr]  # always
         yield at, end
         at = end
 
 
-def _salvage_journal(
-    store: Store, marks: Mapping[str, Mark], found: Salvage
-) -> tuple[list[int], int]:
-    """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts and `n`
-    of its last whole line."""
-    counts, n, arrays = [0] * len(STATES), 0, dict(found.jobs)
-    try:
-        data = bytes_of(store.journal_path, _READ)
-    except FileNotFoundError:
-        found.problems.append(
-            f"'{store.journal_path}' is missing: what changed since the arrays were written is lost."
-        )
-        return counts, n
-    for number, line in enumerate(data.split(b"\n"), 1):
-        body = body_of(line + b"\n")
-        try:
-            if body is None:
-                raise BadValue("its checksum does not fit")
-            if body.startswith(b'{"format"'):
-                check_format(json.loads(body), store.journal_path)
-                continue
-            rest = json.loads(body) if body.startswith(b'{"intent"') else rest_of(body)
-            if "intent" not in rest:
-                for job in map(decode_job, records_of(body)):
-                    found.jobs[job.id] = job
-                for id in rest.get("del", ()):
-                    found.jobs.pop(id, None)
-            elif all(Mark(*rest["intent"][name]) == marks.get(name) for name in ARRAYS):
-                found.jobs.clear()  # these arrays hold all that stands above
-                found.jobs.update(arrays)
-            else:
-                continue
-            counts, n = list(rest["counts"]), rest["n"]
-        except (ValueError, LookupError, TypeError, BadValue) as error:
-            if line:
-                found.problems.append(_judge_line(store, number, line, str(error), found.jobs))
-    return counts, n
+def doubt_job(job: Job, known: Job | None, now: str) -> Job:
+    """What becomes of a job in a damaged journal line. `known` is the job as whole lines have it.
+
+    The line may hold another command than the one that was given, so such a job never runs by
+    itself. The line's word that a job is over, or running, is taken: its processes may live, and
+    recovery looks for them. A waiting job that only this line holds becomes a dead letter, for a
+    person to look at.
+    """
+    if job.state in OVER:
+        return job
+    is_over = known is not None and known.state in OVER
+    if job.state == "processing" and not is_over:
+        return (known or job)._replace(
+            state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
+            worker=job.worker, slot=job.slot, started_at=job.started_at,
+            cancelled_at=None if known else now,
+        )  # fmt: skip
+    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
+    return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 
 
-def _judge_line(store: Store, number: int, line: bytes, why: str, jobs: dict[str, Job]) -> str:
-    """Take in what may be believed of a damaged line (D2); a sentence about it."""
-    read = []
-    for raw in line.split(b"\t")[1:-1]:
-        try:
-            job = decode_job(raw.removesuffix(b","))
-        except (BadValue, ValueError, TypeError):
-            continue
-        read.append(job.id)
-        new = doubt_job(job, jobs.get(job.id), store.home.now())
-        if check_job(new) is None:
-            jobs[job.id] = new
-    said = f"; of its jobs {', '.join(read[:HINT_IDS_MAX])} can be read" if read else ""
-    return f"'{store.journal_path}', line {number}, is damaged: {why}{said}."
+def end_without(job: Job, parent: str, now: str) -> Job:
+    """A waiting job, dead because its parent was lost and nobody knows how the parent ended."""
+    hint = f"let it run with: queuectl dlq retry {job.id}"
+    return let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
-def _end_followers_of_lost(jobs: dict[str, Job], now: str) -> Iterator[str]:
-    """End the waiting jobs that come after one that is lost, and those that need one that is dead. The
-    jobs before come first (J5)."""
-    for job in sorted(jobs.values(), key=lambda job: job.seq):
-        if job.state not in WAITING:
-            continue
-        lost = [id for id in parents_of(job) if id not in jobs]
-        dead = [id for id in needed_by(job) if id in jobs and jobs[id].state == "dead"]
-        if lost:
-            jobs[job.id] = end_without(job, lost[0], now)
-            yield (
-                f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a dead letter."
-            )
-        elif dead:
-            jobs[job.id] = die_after(job, dead[0], now)
-
-
-def mend(store: Store) -> list[str]:
-    """Write the home anew from what is whole in it; the paths of copies of the files as they were.
-    Refused while a worker lives: it has the queue in its memory."""
+def mend(store: Store) -> tuple[list[str], str]:
+    """Write the home anew from what is whole in it. Gives the paths of copies of the files as they
+    were, and what is lost, in words. Refused while a worker lives: it has the queue in memory."""
     home = store.home
     home.keeps_settings = True
     has_settings = home.settings_problem() is None
@@ -4407,23 +4393,17 @@ def mend(store: Store) -> list[str]:
             raise StoreError(
                 "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
             )
-        found = salvage(store)
-        copies, texts = [], {}
+        found = Salvage(store)
+        copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, _OPEN)
                 try:
-                    texts[path] = b"".join(pieces(fd))
                     copies.append(home.keep_aside(os.path.basename(path), fd))
                 finally:
                     os.close(fd)
         if not has_settings:
-            kept = salvage_settings(texts.get(home.config_path, b"").decode("utf-8", "replace"))
-            home.write_settings({**default_settings(), **kept})
-            lost = [name for name in SETTINGS if name not in kept]
-            home.warn(
-                f"These settings could not be read and have their defaults now: {', '.join(lost)}."
-            )
+            _mend_settings(home)
         store.forget()
         ordered = sorted(found.jobs.values(), key=lambda job: job.seq)
         for name, path in store.paths.items():
@@ -4434,7 +4414,23 @@ def mend(store: Store) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(store.journal_path)
         store.look(locked=True)  # begins a journal, as on a first start
-    return copies
+    return copies, found.lost
+
+
+def _mend_settings(home: Home) -> None:
+    """Keep the settings that can be read in a damaged config.json, each by itself."""
+    text = ""
+    with contextlib.suppress(FileNotFoundError):
+        text = bytes_of(home.config_path).decode("utf-8", "replace")
+    kept: dict[str, object] = {}
+    for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
+        with contextlib.suppress(ValueError, BadValue):
+            setting = spell_settings({name: json.loads(value)})
+            parse_settings(setting)
+            kept |= setting
+    home.write_settings({**default_settings(), **kept})
+    lost = ", ".join(name for name in SETTINGS if name not in kept)
+    home.warn(f"These settings could not be read and have their defaults now: {lost}.")
 
 
 # ======== 9. EXECUTION ========
@@ -6742,7 +6738,11 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
             lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
             head.clear()
         bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
-    out = [as_json([json.loads(raw) for raw in bulk.records])] if in_json else bulk.ids
+    jobs = [
+        {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
+        for raw, is_duplicate in bulk.records
+    ]
+    out = [as_json(jobs)] if in_json else bulk.ids
     app.done(out, f"{bulk.added} jobs are in the queue.")
     return 0
 
@@ -7673,10 +7673,10 @@ def doctor(app: App, fix: bool) -> None:
     Example:
       queuectl doctor --fix
     """
-    problems = examine(app.store)
+    problems, lost = examine(app.store), ""
     _echo_all(map(clean, problems))
     if problems and fix:
-        copies = mend(app.store)
+        copies, lost = mend(app.store)
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
         problems = examine(app.store)
         _echo_all(map(clean, problems))
@@ -7684,7 +7684,7 @@ def doctor(app: App, fix: bool) -> None:
     if problems:
         found = say_count(len(problems), "problem")
         raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")
-    click.echo(f"All is well with '{clean(home)}'.")
+    click.echo(f"Lost: {lost}." if lost else f"All is well with '{clean(home)}'.")
 
 
 @cli.command()

@@ -120,7 +120,8 @@ def spoiled(line):
 
 def test_a_torn_tail_goes_aside(template, copy, run):
     put(copy, JOURNAL, (copy / JOURNAL).read_bytes() + b'0123abcd {"put": [\t{"id": "half')
-    assert "unfinished" in fix(copy, run)
+    said = fix(copy, run)
+    assert "unfinished" in said and "All is well" in said
     assert jobs_of(copy) == jobs_of(template)
 
 
@@ -159,6 +160,17 @@ def test_a_doubtful_line_never_makes_a_known_job_another(template, copy, run):
     assert job.command == jobs_of(template)["c"].command
 
 
+def test_a_lost_record_of_the_journal_is_named_unless_the_job_is_known_or_was_purged(copy, run):
+    store = open_store(q, copy)
+    for id, after in (("x1", [{"id": "c", "any": True}]), ("x2", None)):
+        q.enqueue_job(store, q.Spec("true", id=id, after=after, cwd="/"))
+    q.cancel_jobs(store, ["c"])
+    close_store(store)
+    lines = [line.replace(b'"command"', b'"commend"') if b'"x' in line else line for line in lines_of(copy)]
+    put(copy, JOURNAL, b"".join(lines))
+    assert fix(copy, run).splitlines()[-1] == "Lost: 2 jobs (x1, x2)."
+
+
 def test_wrong_counts_are_counted_anew(template, copy, run):
     put(copy, JOURNAL, (copy / JOURNAL).read_bytes() + q.journal_line(q.change_body([], [], [9, 9, 9, 9, 9], 3)))
     assert "counts" in fix(copy, run)
@@ -174,6 +186,7 @@ def test_lines_of_an_array_that_are_no_jobs_go_and_the_others_stay(template, cop
     said = fix(copy, run)
     assert "line 2" in said and '"c\\"' in said and "rubbish" in said
     assert jobs_of(template).keys() - jobs_of(copy).keys() == {"c"}
+    assert said.splitlines()[-1] == "Lost: 1 job (c)."
 
 
 def test_who_comes_after_a_job_that_was_lost_does_not_run_and_nor_do_those_after_it(copy, run):
@@ -192,6 +205,8 @@ def test_a_missing_array_is_made_anew_and_what_is_lost_is_counted(template, copy
     said = fix(copy, run)
     assert "jobs.json' is missing" in said and "The journal counts" in said
     in_journal = b"".join(lines_of(template)).count
+    number = len(jobs_of(template)) - len(jobs_of(copy))
+    assert f"Lost: {number} jobs ({number} that are not named here)." in said
     assert jobs_of(copy).keys() == {id for id in jobs_of(template) if in_journal(b'"id": "%s"' % id.encode())}
 
 
@@ -213,12 +228,13 @@ def test_without_header_or_journal_the_arrays_are_kept(template, copy, run, dama
     else:
         first = {"header": [spoiled(lines[0]), *lines[1:]], "repeat": [lines[0], spoiled(lines[1]), *lines[2:]]}
         put(copy, JOURNAL, b"".join(first.get(damage, [b"\0" * 5000])))
-    fix(copy, run)
+    said = fix(copy, run)
     stored = {job["id"] for name in ("jobs", "dlq") for job in json.loads((template / f"{name}.json").read_text())}
     if damage in ("header", "repeat"):
         assert jobs_of(copy) == jobs_of(template)
     else:
         assert jobs_of(copy).keys() == stored
+        assert "Lost: what changed since the arrays were written." in said
 
 
 def test_what_can_be_read_of_the_settings_is_kept(template, copy, run):
