@@ -89,7 +89,7 @@ a limit is one too high: test_a_limit_counts_the_report_of_the_same_turn
 -        tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) >= limit
 +        tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) > limit
 
-a worker takes tags that it was told to leave: test_a_worker_with_not_tag_leaves_jobs_with_that_tag_alone
+a worker takes tags that it was told to leave: test_a_worker_takes_jobs_by_their_tags
 -        return not self.not_tags or set(self.not_tags).isdisjoint(tags)
 +        return True
 

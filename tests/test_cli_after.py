@@ -37,15 +37,11 @@ def family(enqueue: Call) -> None:
 @pytest.mark.parametrize(
     "options, stored",
     [
-        (["--after", "a"], ["a"]),
-        (["--after", "b", "--after", "a"], ["b", "a"]),
-        (["--after-any", "a"], [ANY_A]),
-        (["--after", "b", "--after-any", "a"], ["b", ANY_A]),
-        (["--after", "a", "--after", "a"], ["a"]),
-        (["--after-any", "a", "--after", "a"], ["a"]),
-        (["--after_any", "a"], [ANY_A]),
+        (["--after", "a"], ["a"]), (["--after", "b", "--after", "a"], ["b", "a"]), (["--after-any", "a"], [ANY_A]),
+        (["--after", "b", "--after-any", "a"], ["b", ANY_A]), (["--after", "a", "--after", "a"], ["a"]),
+        (["--after-any", "a", "--after", "a"], ["a"]), (["--after_any", "a"], [ANY_A]),
     ],
-)
+)  # fmt: skip
 def test_the_options_are_stored_as_the_field_after(run, enqueue, jobs, options, stored):
     for name in "abc":
         enqueue(name, "true")
@@ -57,16 +53,10 @@ def test_the_options_are_stored_as_the_field_after(run, enqueue, jobs, options, 
 @pytest.mark.parametrize(
     "after, stored",
     [
-        (["a"], ["a"]),
-        ([{"id": "a"}], ["a"]),
-        ([{"id": "a", "any": False}], ["a"]),
-        ([ANY_A], [ANY_A]),
-        (["a", ANY_A], ["a"]),
-        ([ANY_A, "a"], ["a"]),
-        ([], None),
-        (None, None),
+        (["a"], ["a"]), ([{"id": "a"}], ["a"]), ([{"id": "a", "any": False}], ["a"]), ([ANY_A], [ANY_A]),
+        (["a", ANY_A], ["a"]), ([ANY_A, "a"], ["a"]), ([], None), (None, None),
     ],
-)
+)  # fmt: skip
 def test_the_json_field_is_stored_in_one_form(run, enqueue, jobs, after, stored):
     enqueue("a", "true")
     record = json.dumps({"id": "x", "command": "true", "after": after})

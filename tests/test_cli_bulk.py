@@ -16,7 +16,6 @@ from conftest import PROGRAM
 
 pytest_plugins = ["worker_fixtures"]
 
-Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
 
 
@@ -97,7 +96,7 @@ def test_the_last_line_needs_no_newline(run, jobs, listed):
     assert commands(jobs) == ["echo one", "echo two"]
 
 
-def test_a_carriage_return_at_the_end_of_a_line_is_no_part_of_the_command(run: Call, jobs: Jobs, listed: Call) -> None:
+def test_a_carriage_return_at_the_end_of_a_line_is_no_part_of_the_command(run, jobs, listed):
     # reading: a list that was written on Windows means the same jobs; `echo one\r` never does.
     run("enqueue", "--file", listed("echo one\r\necho two\r\n"))
     assert commands(jobs) == ["echo one", "echo two"]
@@ -114,7 +113,7 @@ def test_a_line_that_begins_with_a_bracket_is_a_command(run, jobs, listed):
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing today\n"], ids=["empty", "blank", "comment"])
-def test_a_file_without_jobs_adds_none_and_is_no_error(run: Call, listed: Call, text: str) -> None:
+def test_a_file_without_jobs_adds_none_and_is_no_error(run, listed, text):
     # reading: a script whose list happens to be empty has nothing to do, which is not a failure.
     assert run("enqueue", "--file", listed(text)).out == ""
 
@@ -151,7 +150,7 @@ def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run, listed):
     ],
     ids=["on one line", "after a comment", "after a byte order mark"],
 )
-def test_an_array_is_known_where_no_command_can_be_meant(run: Call, listed: Call, text: str) -> None:
+def test_an_array_is_known_where_no_command_can_be_meant(run, listed, text):
     # reading: `[` alone and `[{...` are no commands, so taking them for jobs would only make dead ones.
     assert run("enqueue", "--file", listed(text)).out == "a\n"
 
@@ -171,7 +170,7 @@ def test_an_array_may_come_from_standard_input(run):
     assert run("enqueue", "--file", "-", input=text).out == "a\n"
 
 
-def test_an_empty_array_adds_nothing(run: Call, listed: Call) -> None:
+def test_an_empty_array_adds_nothing(run, listed):
     # reading: like an empty file.
     assert run("enqueue", "--file", listed("[\n]\n")).out == ""
 
@@ -199,15 +198,12 @@ def test_json_of_a_file_without_jobs_is_an_empty_array(run, listed):
 @pytest.mark.parametrize(
     "arguments, field, value",
     [
-        (["--priority", "5"], "priority", 5),
-        (["--max-retries", "1"], "max_retries", 1),
-        (["--timeout", "2m"], "timeout", 120),
-        (["--tag", "night"], "tags", ["night"]),
-        (["--cwd", "/"], "cwd", "/"),
+        (["--priority", "5"], "priority", 5), (["--max-retries", "1"], "max_retries", 1),
+        (["--timeout", "2m"], "timeout", 120), (["--tag", "night"], "tags", ["night"]), (["--cwd", "/"], "cwd", "/"),
         (["--env", "A=1"], "env", {"A": "1"}),
         (["--at", "2099-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
     ],
-)
+)  # fmt: skip
 def test_an_option_holds_for_every_line(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed('echo one\n{"command":"echo two"}\n'))
     assert [job.get(field) for job in jobs().values()] == [value, value]
@@ -216,15 +212,12 @@ def test_an_option_holds_for_every_line(run, jobs, listed, arguments, field, val
 @pytest.mark.parametrize(
     "arguments, field, value",
     [
-        (["--priority", "5"], "priority", 1),
-        (["--priority", "5"], "priority", 0),
-        (["--max-retries", "9"], "max_retries", 2),
-        (["--timeout", "2m"], "timeout", 7),
-        (["--cwd", "/"], "cwd", "/tmp"),
-        (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
+        (["--priority", "5"], "priority", 1), (["--priority", "5"], "priority", 0),
+        (["--max-retries", "9"], "max_retries", 2), (["--timeout", "2m"], "timeout", 7),
+        (["--cwd", "/"], "cwd", "/tmp"), (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
         (["--unique"], "unique", "mine"),
     ],
-)
+)  # fmt: skip
 def test_a_field_of_a_line_beats_the_option(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed(json.dumps({"command": "true", field: value}) + "\n"))
     assert [job[field] for job in jobs().values()] == [value]
@@ -264,7 +257,7 @@ def test_one_bad_line_keeps_the_whole_file_out(run, listed, line, code):
     assert run("list", "--ids").out == "taken\n"
 
 
-def test_the_error_for_a_bad_line_names_its_number(run: Call, listed: Call) -> None:
+def test_the_error_for_a_bad_line_names_its_number(run, listed):
     # reading: lines are counted as an editor counts them, comments and empty ones included.
     error = run("enqueue", "--file", listed('# head\n\necho one\n{"command":5}\n'), code=2).err
     assert "line 4" in error
@@ -308,13 +301,13 @@ def test_a_taken_id_in_a_stream_is_a_bad_line(run):
     assert run("enqueue", "--stream", input=text, code=1).out == "a\n"
 
 
-def test_options_hold_for_every_line_of_a_stream(run: Call, jobs: Jobs) -> None:
+def test_options_hold_for_every_line_of_a_stream(run, jobs):
     # reading: "the same from stdin" includes that options are defaults.
     run("enqueue", "--priority", "5", "--stream", input='echo one\n{"command":"true","priority":1}\n')
     assert [job["priority"] for job in jobs().values()] == [5, 1]
 
 
-def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jobs: Jobs) -> None:
+def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home, jobs):
     # `process` gives its whole input at once, so this one talks to the program itself. Where the caller's
     # Python is told not to buffer, an answer that the program forgot to flush would come all the same.
     with subprocess.Popen(

@@ -86,7 +86,7 @@ def test_retry_of_several_jobs_is_all_or_none(run, jobs, drained_copy, other):
 
 
 @pytest.mark.parametrize("name", ["ok", "waiting"])
-def test_retry_refuses_a_job_that_did_not_fail(run: Call, drained: Path, name: str) -> None:
+def test_retry_refuses_a_job_that_did_not_fail(run, drained, name):
     # reading: a pending job has nothing to be retried, even one that is delayed.
     assert name in run("retry", name, code=1).err
 
@@ -118,7 +118,7 @@ def test_rerun_of_several_jobs_is_all_or_none(run, jobs, drained_copy):
     assert jobs() == before
 
 
-def test_a_rerun_holds_the_unique_key_of_its_job(run: Call, drained_copy: Path) -> None:
+def test_a_rerun_holds_the_unique_key_of_its_job(run, drained_copy):
     # reading: "a new job like that one"; so what cron enqueues does not run beside it.
     (new,) = run("rerun", "once").lines
     assert run("enqueue", "--unique=nightly", "true").lines == [new]

@@ -14,7 +14,6 @@ from drained_jobs import DEAD, IN_ORDER
 pytest_plugins = ["drained_home"]
 
 Call = Callable[..., Any]
-Jobs = Callable[[], dict[str, dict[str, Any]]]
 
 ENDED_BY_THEMSELVES = [name for name in DEAD if name != "gone"]
 
@@ -125,7 +124,7 @@ def test_dlq_retry_changes_the_job_on_its_way_back(run, jobs, drained_copy):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--match", "exit"], ["boom", "--all"]])
-def test_dlq_retry_wants_either_ids_or_all(run: Call, drained_copy: Path, arguments: list[str]) -> None:
+def test_dlq_retry_wants_either_ids_or_all(run, drained_copy, arguments):
     # reading: `ID... | --all [--match TEXT]` offers no fourth way.
     run("dlq", "retry", *arguments, code=2)
     assert dead(run) == DEAD

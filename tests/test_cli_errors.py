@@ -22,16 +22,13 @@ USAGE, REFUSED, STORAGE = 2, 1, 3
 
 # Where a call may be made, besides an ordinary place: (variables set, None for those taken away; what stdout is).
 PLACES: dict[str, tuple[dict[str, str | None], str | None]] = {
-    "no HOME": ({"HOME": None}, None),
-    "no TERM": ({"TERM": None}, None),
+    "no HOME": ({"HOME": None}, None), "no TERM": ({"TERM": None}, None),
     "a dumb terminal": ({"TERM": "dumb", "COLUMNS": "1"}, None),
     "the locale C": ({"LC_ALL": "C", "LANG": None}, None),
     "the locale C without UTF-8": ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
-    "an ASCII stdout": ({"PYTHONIOENCODING": "ascii"}, None),
-    "colours forced": ({"FORCE_COLOR": "1"}, None),
-    "closed stdout": ({}, "closed"),
-    "/dev/full": ({}, "/dev/full"),
-}
+    "an ASCII stdout": ({"PYTHONIOENCODING": "ascii"}, None), "colours forced": ({"FORCE_COLOR": "1"}, None),
+    "closed stdout": ({}, "closed"), "/dev/full": ({}, "/dev/full"),
+}  # fmt: skip
 
 # What to do next, in our own words or in Click's.
 NEXT = re.compile(
@@ -420,20 +417,9 @@ IN_PLACES += [
 ]
 
 TABLE = [
-    *BAD_JSON,
-    *BAD_COMMANDS,
-    *BAD_FIELDS,
-    *BAD_OPTIONS,
-    *BAD_LISTS,
-    *REFUSALS,
-    *BAD_USAGE,
-    *BAD_SETTINGS,
-    *BAD_BYTES,
-    *BAD_IDS,
-    *BAD_NUMBERS,
-    *BAD_NAMES,
-    *IN_PLACES,
-]
+    *BAD_JSON, *BAD_COMMANDS, *BAD_FIELDS, *BAD_OPTIONS, *BAD_LISTS, *REFUSALS, *BAD_USAGE, *BAD_SETTINGS, *BAD_BYTES,
+    *BAD_IDS, *BAD_NUMBERS, *BAD_NAMES, *IN_PLACES,
+]  # fmt: skip
 
 
 def tree(home: Path) -> dict[str, bytes]:

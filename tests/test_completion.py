@@ -123,14 +123,11 @@ def complete(process: Call, line: str) -> list[str]:
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("queuectl show ", ["nightly-dead", "nightly-backup"]),
-        ("queuectl cancel ", ["nightly-backup"]),
-        ("queuectl retry ", ["nightly-dead"]),
-        ("queuectl dlq show night", ["nightly-dead"]),
-        ("queuectl logs nothing-like-it", []),
-        ("queuectl wait ü", []),
+        ("queuectl show ", ["nightly-dead", "nightly-backup"]), ("queuectl cancel ", ["nightly-backup"]),
+        ("queuectl retry ", ["nightly-dead"]), ("queuectl dlq show night", ["nightly-dead"]),
+        ("queuectl logs nothing-like-it", []), ("queuectl wait ü", []),
     ],
-)
+)  # fmt: skip
 def test_ids_are_those_that_the_command_takes(process, queue, line, offered):
     assert complete(process, line) == offered
 

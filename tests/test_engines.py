@@ -261,9 +261,8 @@ def test_slurm_runs_two_hundred_jobs(slurm, process, run, jobs, tmp_path, quick)
 
 @pytest.mark.parametrize("script", [SLEEP, DEAF])
 def test_slurm_ends_the_remote_work_of_a_cancelled_job(
-    script: str, slurm: None, quick: None, run: Call, enqueue: Call, worker: Call, written: Call, eventually: Call,
-    reaches: Call, tmp_path: Path,
-) -> None:  # fmt: skip
+    script, slurm, quick, run, enqueue, worker, written, eventually, reaches, tmp_path
+):
     cancel = lambda: run("cancel", "a")  # noqa: E731
     stopped_remotely(cancel, script, enqueue, worker, written, eventually, tmp_path)
     assert reaches("a", "dead")["reason"] == "cancelled"
@@ -280,9 +279,8 @@ def test_slurm_ends_the_remote_work_at_the_time_limit(slurm, quick, enqueue, dra
 
 @pytest.mark.parametrize("engine", ["slurm", "ssh"])
 def test_the_remote_work_of_a_worker_that_was_killed_ends(
-    engine: str, quick: None, enqueue: Call, worker: Call, written: Call, eventually: Call, tmp_path: Path, job: Call,
-    request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+    engine, quick, enqueue, worker, written, eventually, tmp_path, job, request
+):
     use = request.getfixturevalue(engine)
     if engine == "ssh":
         use("-tt")
@@ -303,9 +301,8 @@ def test_ssh_runs_two_hundred_jobs(ssh, process, run, jobs, tmp_path, quick):
 
 
 def test_ssh_with_a_terminal_ends_the_remote_work_of_a_cancelled_job(
-    ssh: Call, quick: None, run: Call, enqueue: Call, worker: Call, written: Call, eventually: Call, reaches: Call,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    ssh, quick, run, enqueue, worker, written, eventually, reaches, tmp_path
+):
     ssh("-tt")
     stopped_remotely(lambda: run("cancel", "a"), SLEEP, enqueue, worker, written, eventually, tmp_path)
     assert reaches("a", "dead")["reason"] == "cancelled"
@@ -335,9 +332,8 @@ def test_ssh_with_a_terminal_passes_the_exit_code_on_and_ends_lines_as_terminals
 
 @pytest.mark.parametrize(("options", "script"), [([], SLEEP), (["-tt"], DEAF)])
 def test_ssh_leaves_remote_work_that_nothing_hangs_up(
-    options: list[str], script: str, ssh: Call, quick: None, run: Call, enqueue: Call, worker: Call, written: Call,
-    reaches: Call, tmp_path: Path,
-) -> None:  # fmt: skip
+    options, script, ssh, quick, run, enqueue, worker, written, reaches, tmp_path
+):
     """What the README warns of: plain ssh hangs nothing up, and a hang-up can be ignored."""
     ssh(*options)
     note = tmp_path / "pid"
