@@ -50,35 +50,6 @@ def test_the_options_are_stored_as_the_field_after(run, enqueue, jobs, options, 
     assert jobs()["x"]["after"] == jobs()["y"]["after"] == stored
 
 
-@pytest.mark.parametrize(
-    "after, stored",
-    [
-        (["a"], ["a"]), ([{"id": "a"}], ["a"]), ([{"id": "a", "any": False}], ["a"]), ([ANY_A], [ANY_A]),
-        (["a", ANY_A], ["a"]), ([ANY_A, "a"], ["a"]), ([], None), (None, None),
-    ],
-)  # fmt: skip
-def test_the_json_field_is_stored_in_one_form(run, enqueue, jobs, after, stored):
-    enqueue("a", "true")
-    record = json.dumps({"id": "x", "command": "true", "after": after})
-    assert run("enqueue", record).lines == ["x"]
-    assert jobs()["x"].get("after") == stored
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        "a", 1, True, {}, {"id": "a"}, [1], [None], [["a"]], [{}], [{"any": True}], [{"id": 1}],
-        [{"id": "a", "any": 1}], [{"id": "a", "any": "yes"}], [{"id": "a", "all": True}],
-        ["no id"], [""], ["../a"], ["a"] * 10_001,
-    ],
-)  # fmt: skip
-def test_what_is_no_list_of_ids_is_refused(run, enqueue, jobs, after):
-    enqueue("a", "true")
-    answer = run("enqueue", json.dumps({"command": "true", "after": after}), code=2)
-    assert answer.err.startswith("Error:") and "'after'" in answer.err
-    assert list(jobs()) == ["a"]
-
-
 @pytest.mark.parametrize("option", ["--after", "--after-any"])
 @pytest.mark.parametrize("name", ["nobody", "x"])
 def test_an_unknown_id_is_refused_and_nothing_added(run, enqueue, jobs, option, name):

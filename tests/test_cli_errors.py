@@ -181,6 +181,14 @@ REFUSALS = [
         Bad(f"{command}, a pending job", command.split(), "waiting", REFUSED)
         for command in ("retry waiting", "dlq show waiting", "dlq retry gone waiting", "dlq purge waiting --yes")
     ],
+    *[  # all or none: the first of two would do
+        Bad(f"{command} of a job in another state", command.split(), command.split()[-1], REFUSED)
+        for command in (
+            "cancel waiting ok", "cancel flaky boom", "retry boom ok", "dlq retry boom flaky", "dlq retry boom ok",
+            "dlq purge --yes boom flaky", "dlq purge --yes boom ok", "edit --priority 1 waiting ok",
+            "edit --priority 1 gone", "dlq show ok", "dlq show flaky", "edit --priority 9 --max-retries 1 flaky",
+        )
+    ],
     # reading: an id that no job can have is unknown (1), not wrong usage (2).
     Bad("show of an impossible id", ["show", "../jobs"], "jobs", REFUSED),
     Bad("logs of an attempt that was never made", ["logs", "waiting", "--attempt", "7"], "7", REFUSED),
@@ -206,6 +214,13 @@ BAD_USAGE = [
     *[
         Bad(f"{args}, a word too many", [*args.split(), "more"], "more")
         for args in ("list", "pause", "worker start", "config show", "config set runner sh")
+    ],
+    *[
+        Bad(f"edit {' '.join(options)}", ["edit", "waiting", *options], word)
+        for word, *options in [
+            ("what",), ("command", "--command", ""), ("at", "--at", "soon"), ("timeout", "--timeout", "-1"),
+            ("NOSUCHVARIABLE", "--env", "NOSUCHVARIABLE"),
+        ]
     ],
     *[
         Bad(f"{args} without an id", args.split(), "ID")
@@ -236,6 +251,7 @@ BAD_USAGE = [
     Bad("--wait with --stream", ["enqueue", "--wait", "--stream"], "--wait", stdin="true\n"),
     Bad("--stream with --json", ["enqueue", "--json", "--stream"], "--stream", stdin="true\n"),
     Bad("dlq retry --cancelled without --all", ["dlq", "retry", "gone", "--cancelled"], "--all"),
+    Bad("dlq retry of what matches", ["dlq", "retry", "--match", "exit"], "--all"),
     Bad("dlq retry of ids and of all", ["dlq", "retry", "gone", "--all"], "--all"),
     Bad("dlq retry with an empty command", ["dlq", "retry", "gone", "--command", ""], "command"),
     Bad("dlq purge of ids and of all", ["dlq", "purge", "gone", "--all", "--yes"], "--all"),
