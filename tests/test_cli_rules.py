@@ -111,11 +111,6 @@ def test_a_stop_that_could_not_be_told_is_told_in_the_error(process, home):
     assert done.returncode == 3 and "1 worker stopped" in done.stderr
 
 
-def test_an_empty_home_option_is_refused(run):
-    # reading: a script's variable that is not set must not lead to another queue.
-    assert "--home" in run("--home", "", "list", code=2).err
-
-
 # ---- one value, one program ----
 
 

@@ -110,10 +110,6 @@ def test_the_script_names_the_program(run, shell):
     assert "_QUEUECTL_COMPLETE" in run("completion", shell).out
 
 
-def test_another_shell_is_refused(run):
-    run("completion", "tcsh", code=2)
-
-
 def complete(process: Call, line: str) -> list[str]:
     """What a shell is offered at the end of that line."""
     env = {"_QUEUECTL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}

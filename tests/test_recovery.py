@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import lock_descriptor
-from real_processes import Call, Gate, is_alive, kill, python_job
+from real_processes import Call, is_alive, kill, python_job
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -270,9 +270,7 @@ def test_wait_for_an_orphan_warns_once_and_goes_on_waiting(victim, worker, pids_
 
 
 @pytest.fixture
-def copied(
-    enqueue: Call, gate: Gate, worker: Call, written: Call, home: Path, tmp_path: Path
-) -> tuple[Any, int, dict[str, str]]:
+def copied(enqueue, gate, worker, written, home, tmp_path) -> tuple[Any, int, dict[str, str]]:
     """A home copied while its job runs: the worker, the job's pid, and the environment of the copy."""
     note = tmp_path / "original.pid"
     copy = tmp_path / "copy"

@@ -260,13 +260,3 @@ def test_in_a_pipe_it_is_a_line_each_time(run, start, eventually):
     )
     child.send_signal(signal.SIGINT)
     assert child.wait(10) == 130
-
-
-@pytest.mark.parametrize("words", [["--json"], ["--check"]])
-def test_it_goes_with_neither_json_nor_check(run, words):
-    run("status", "--watch", *words, code=2)
-
-
-@pytest.mark.parametrize("words", [["--watch", "nonsense"], ["--watch", "-1"]])
-def test_a_time_that_is_none_is_refused(run, words):
-    run("status", *words, code=2)
