@@ -190,8 +190,8 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker, enqueue, r
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
 def test_a_signal_that_ends_a_job_together_with_its_workers_stop_is_not_a_failed_attempt(
-    number: signal.Signals, enqueue: Call, worker: Call, written: Call, tmp_path: Path, job: Call
-) -> None:
+    number, enqueue, worker, written, tmp_path, job
+):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; sleep 300")
     child = worker(start_new_session=True)

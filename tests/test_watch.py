@@ -89,7 +89,7 @@ def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
     assert "█" not in lines[4] + lines[5]
 
 
-def test_both_lists_get_room() -> None:
+def test_both_lists_get_room():
     lines = frame(view(40, 40), rows=24)
     assert len(lines) == 24
     assert lines.index("last failures") - lines.index("running") == 8
