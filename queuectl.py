@@ -4013,12 +4013,6 @@ def run_of_attempt(job: Job, attempt: int) -> int:
     return int(max(runs))
 
 
-def orphan_among(store: Store, ids: Collection[str]) -> str | None:
-    """One of these jobs that is processing although no worker lives; None if there is none."""
-    held = [id for id in ids if id in store.processing]
-    return held[0] if held and not store.home.has_live_worker() else None
-
-
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
     None, did not)."""
@@ -6065,13 +6059,12 @@ def job_row(job: Job, now: str) -> Row:
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
-    why = job.reason or ""
-    has_ended_itself = job.cancelled_at is None and not has_died_after(job)
-    if job.outcome and has_ended_itself:
+    why = clean(job.reason or "")
+    if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     output = clean(last_output or job.command)
     when = say_when(job.finished_at or now, now)
-    return clean(job.id), f"{job.attempts:>3}  {clean(why):<21}  {when:>11}  {output}"
+    return clean(job.id), f"{job.attempts:>3}  {why:<21.21}  {when:>11}  {output}"
 
 
 def attempt_line(job: Job) -> str:
@@ -6298,7 +6291,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
 
 def _spark(rates: Sequence[float], room: int) -> str:
     """The newest rates, as many as there is room for; the newest on the right."""
-    shown = rates[-room:] if room > 0 else []
+    shown = rates[-max(room, 1) :]
     most = max(shown, default=0) or 1
     # 7 * rate / most may be above 7.
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
@@ -6321,10 +6314,10 @@ POLL_S: Final = 0.03  # between two looks of a command that waits
 Words = tuple[str, ...]  # what stands for several ids, states or tags
 
 
-def _say(*lines: str) -> None:
-    """Messages to the person, on stderr. A stderr that is closed or full ends nothing."""
+def _say(text: str) -> None:
+    """A message to the person, on stderr. A stderr that is closed or full ends nothing."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo("\n".join(map(clean, lines)), err=True)
+        click.echo("\n".join(map(clean, text.split("\n"))), err=True)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6436,17 +6429,17 @@ def duration(text: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final[dict[str, Collection[str]]] = {  # the states of the jobs that a command takes
+_COMPLETES: Final = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
-    **dict.fromkeys(("dlq show", "dlq retry", "dlq purge"), ("dead",)),
+    "dlq": ("dead",),
 }
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    states = _COMPLETES.get(ctx.command_path.partition(" ")[2], STATES)
+    states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
@@ -6455,9 +6448,7 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
         return []
 
 
-def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, is_flag=True, help=help)
-
+_switch = functools.partial(click.option, is_flag=True)
 
 # What several commands take.
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
@@ -6700,19 +6691,20 @@ def enqueue(
 
 
 def _enqueue_one(store: Store, spec: Spec, wait_: bool, in_json: bool) -> int:
-    job, is_duplicate = enqueue_job(store, spec)
+    accepted = enqueue_job(store, spec)
+    job = accepted.job
     if wait_:
         hint = f"See it with: queuectl logs {job.id} --follow"
         _done(store, [], f"job {job.id} stays in the queue. {hint}")
         _say(job.id)
-        if sys.stderr.isatty() and not store.home.has_live_worker():
-            _say("No worker is running, so this waits for one: queuectl worker start")
         job = _jobs_now(store, [job.id])[0]
         job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
-    record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
+    record = job_to_dict(job)
+    if accepted.duplicate:
+        record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
 
@@ -6723,14 +6715,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if len(words) == 1 and words[0].startswith("{"):
-        hint = " For a shell line that begins with '{' use: --command TEXT."
-        return parse_spec(parse_json(words[0], "The job", hint), now)
-    if len(words) == 1:
-        return {"command": parse_command(words[0])}
-    import shlex
+    if len(words) > 1:
+        import shlex
 
-    return {"command": parse_command(shlex.join(words))}
+        return {"command": parse_command(shlex.join(words))}
+    if not words[0].startswith("{"):
+        return {"command": parse_command(words[0])}
+    hint = " For a shell line that begins with '{' use: --command TEXT."
+    return parse_spec(parse_json(words[0], "The job", hint), now)
 
 
 def _enqueue_file(store: Store, path: str, options: dict[str, Any], in_json: bool) -> int:
@@ -6974,12 +6966,12 @@ def _other_screen() -> Iterator[Callable[[str], None]]:
             write("\033[?7h\033[?25h\033[?1049l")
             termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
-    def pause(number: int, frame: object) -> None:
+    def pause(*_: object) -> None:
         leave()
         halt()
         enter()
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, _: object) -> None:
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTSTP, pause)
@@ -7084,7 +7076,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
         is_over = not running and (run >= last or job.state in OVER)
         if is_over or not last:
             return job
-        warned = warned or _warn_of_orphan(store, [job.id])
+        warned = warned or _warn_without_worker(store)
         time.sleep(POLL_S)
         job = _jobs_now(store, [job.id])[0]
 
@@ -7132,7 +7124,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
                 left = [id for id in left if id not in ended]
             if not left or time.monotonic() >= deadline:
                 break
-            warned = warned or _warn_of_orphan(store, left)
+            warned = warned or _warn_without_worker(store)
             time.sleep(POLL_S)
             changed = store.refresh()
     if in_json:
@@ -7154,14 +7146,11 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
     return exit_code_of(list(ended.values()), single)
 
 
-def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
-    """Whether one of these jobs was left by a dead worker and no worker lives; says so."""
-    if (orphan := orphan_among(store, ids)) is None:
+def _warn_without_worker(store: Store) -> bool:
+    """Whether no worker lives; says so."""
+    if store.home.has_live_worker():
         return False
-    store.home.warn(
-        f"Job '{orphan}' was left by a dead worker and no worker lives to take it back. "
-        "Start one: queuectl worker start"
-    )
+    store.home.warn("no worker is running. Start one: queuectl worker start")
     return True
 
 
@@ -7435,8 +7424,7 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
     Example:
       queuectl dlq purge --older-than 30d --yes
     """
-    if bool(ids) == (every or older_than is not None):
-        raise click.UsageError("Give job ids, or --all, or --older-than.")
+    _check_ids_or_all(ids, every or older_than is not None)
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
     if ids:
         purged = purge_dead(store, ids)
@@ -7504,7 +7492,7 @@ def config_set(store: Store, key: str, value: str) -> None:
     Example:
       queuectl config set backoff-base 3
     """
-    _change_setting(store, key, value)
+    _done(store, [_say_setting(known_setting(key), set_setting(store, key, value))])
 
 
 @config.command("unset")
@@ -7517,16 +7505,11 @@ def config_unset(store: Store, key: str) -> None:
     Example:
       queuectl config unset backoff-base
     """
-    _change_setting(store, key, None)
+    _done(store, [_say_setting(known_setting(key), set_setting(store, key, None))])
 
 
 def _say_setting(name: str, value: object) -> str:
     return f"{name} = {clean(say_value(value))}"
-
-
-def _change_setting(store: Store, key: str, text: str | None) -> None:
-    value = set_setting(store, key, text)
-    _done(store, [_say_setting(known_setting(key), value)])
 
 
 # -- worker
@@ -7574,15 +7557,11 @@ def worker_start(
         _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
-    say = _drain_bar(store) if has_bar else _say_lines
+    say = _drain_bar(store) if has_bar else _say
     code = Worker(store, threads, only, drain, say, attempt_line).run()
     if has_bar:
         _say("")  # the cursor stands behind the bar
     return code
-
-
-def _say_lines(text: str) -> None:
-    _say(*text.split("\n"))
 
 
 def _drain_bar(store: Store) -> Callable[[str], None]:
@@ -7595,7 +7574,7 @@ def _drain_bar(store: Store) -> Callable[[str], None]:
         bar.make_step(max(0, bar.length - left - bar.pos))
         with contextlib.suppress(OSError, ValueError):
             click.echo("\r\033[K", nl=False, err=True)
-            _say_lines(text)
+            _say(text)
             click.echo(bar.format_progress_line(), nl=False, err=True)
 
     return say
@@ -7605,16 +7584,11 @@ def _detach(store: Store, options: list[str]) -> None:
     """Start a worker in the background; return when it is ready."""
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
-    deadline = time.monotonic() + 30
-    names: list[str] = []
-    while not names:
-        if child.poll() is not None or time.monotonic() > deadline:
+    while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
+        if child.poll() is not None:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
-        workers = store.home.live_workers()
-        names = [info.name for info in workers if info.header["pid"] == child.pid]
-    child.returncode = 0  # it outlives us: no warning that it still runs
-    _say(f"Worker {names[0]} started in the background, log in {log}.")
+    _say(f"Worker process {child.pid} started in the background, log in {log}.")
 
 
 @worker.command("stop")
@@ -7708,11 +7682,9 @@ def completion(shell: str) -> None:
     Example:
       queuectl completion bash
     """
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import shell_complete
 
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(cli, {}, "queuectl", "_QUEUECTL_COMPLETE").source(), nl=False)
+    shell_complete(cli, {}, "queuectl", "_QUEUECTL_COMPLETE", f"{shell}_source")
 
 
 def main() -> None:
