@@ -6211,7 +6211,6 @@ _GAUGES: Final = {  # name of the figure and of the metric: meaning
     "success_rate": "Share of completed jobs among those that ended uncancelled.",
     "jobs_per_s": "Jobs that ended, from the first start to the last end.",
 }
-_TIMES: Final = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
 
 
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
@@ -6226,7 +6225,8 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     for name, meaning in _GAUGES.items():
         samples = [f"{{{label}}} {part[name]}" for label, part in parts.items()]
         rows += _family(name, "gauge", meaning, samples)
-    for name, meaning in _TIMES.items():
+    meanings = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
+    for name, meaning in meanings.items():
         samples = []
         for label, part in parts.items():
             times = part[f"{name}_s"]
@@ -6258,15 +6258,15 @@ def watch_frame(
     """The live screen: at most `rows` lines of at most `columns` characters, the most important
     first. `outputs` maps the ids of failed jobs to their last line of output.
     """
-    lines = [cut(line, columns) for line in _watch_head(view, columns, now)]
+    lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
     failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
     half = (rows - len(lines)) // 2 - 2  # an empty line and a title stand above each list
     shown = running[: max(half, 0)] if failed else running
     for title, part in (("running", shown), ("last failures", failed)):
         if part:
-            lines += ["", cut(paint(title, _BOLD), columns), *table(part, columns)]
-    return lines[:rows]
+            lines += ["", paint(title, _BOLD), *table(part, columns)]
+    return [cut(line, columns) for line in lines[:rows]]
 
 
 def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
@@ -6275,10 +6275,9 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
     if view["paused"]:
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
-    wide = len(f"{most:,}")
     for state, count in view["jobs"].items():
-        bar = "█" * math.ceil(max(columns - wide - 14, 0) * count / most)
-        yield f"{paint_state(state)}  {count:>{wide},}  {paint(bar, _COLOURS[state])}"
+        bar = "█" * math.ceil(max(columns - 23, 0) * count / most)
+        yield f"{paint_state(state)}  {count:>9,}  {paint(bar, _COLOURS[state])}"
     recent = view["rates"][-10:] or [0]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
     spark = _spark(view["rates"], columns - len(speed) - 14)
@@ -6668,8 +6667,6 @@ def enqueue(
          "--wait is for one job's output: leave --file, --stream and --json out."),
         (stream and in_json,
          "--stream prints ids as they come, not one JSON value: leave --json out."),
-        (path is not None and given["id"] is not None,
-         "--id is for one job: with --file give an id in each line."),
         (given["at"] is not None and given["delay"] is not None,
          "Give --at or --delay, not both."),
     ):  # fmt: skip
@@ -6697,7 +6694,6 @@ def _enqueue_one(store: Store, spec: Spec, wait_: bool, in_json: bool) -> int:
         hint = f"See it with: queuectl logs {job.id} --follow"
         _done(store, [], f"job {job.id} stays in the queue. {hint}")
         _say(job.id)
-        job = _jobs_now(store, [job.id])[0]
         job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
@@ -7055,6 +7051,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     out, warned = sys.stdout.buffer, False
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
+        job = _jobs_now(store, [job.id])[0]
         path, running = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
@@ -7078,7 +7075,6 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
             return job
         warned = warned or _warn_without_worker(store)
         time.sleep(POLL_S)
-        job = _jobs_now(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
@@ -7130,8 +7126,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left:
-        what = f"Not over yet: {len(left)} of {len(wanted)}."
-        _say(f"Error: {what} Wait longer, or see: queuectl list.")
+        _say(f"Error: {len(left)} of {len(wanted)} are not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
@@ -7552,9 +7547,10 @@ def worker_start(
     threads = count or store.home.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
-        filters = [f"--tag={tag}" for tag in only.tags]
-        filters += [f"--not-tag={tag}" for tag in only.not_tags]
-        _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
+        options = [f"--count={threads}", *["--drain"] * drain]
+        options += [f"--tag={tag}" for tag in only.tags]
+        options += [f"--not-tag={tag}" for tag in only.not_tags]
+        _detach(store, options)
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
     say = _drain_bar(store) if has_bar else _say
@@ -7662,11 +7658,11 @@ def doctor(store: Store, fix: bool) -> None:
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
         problems = examine(store)
         _echo_all(map(clean, problems))
-    home = store.home.path
     if problems:
         found = say_count(len(problems), "problem")
-        raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")
-    click.echo(f"Lost: {lost}." if lost else f"All is well with '{clean(home)}'.")
+        raise StoreError(f"{found} in '{store.home.path}'. Repair it with: queuectl doctor --fix.")
+    all_is_well = clean(f"All is well with '{store.home.path}'.")
+    click.echo(f"Lost: {lost}." if lost else all_is_well)
 
 
 @cli.command()
@@ -7693,8 +7689,7 @@ def main() -> None:
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         # None stands for a descriptor that was closed.
         stream = getattr(sys, name) or open(fd, "w" if fd else "r", encoding="utf-8")
-        with contextlib.suppress(AttributeError, ValueError):  # a test puts other things there
-            stream.reconfigure(errors="backslashreplace")
+        stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
     try:
         cli(prog_name="queuectl")

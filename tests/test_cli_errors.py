@@ -143,7 +143,6 @@ BAD_OPTIONS = [
     Bad("--file and --stream", ["enqueue", "--file", "/dev/null", "--stream"], "--file|--stream"),
     Bad("--stream and a word", ["enqueue", "--stream", "true"], "--stream", stdin=""),
     # reading: one id cannot be the default of many lines.
-    Bad("--file and --id", ["enqueue", "--id", "a", "--file", "/dev/null"], "--id"),
 ]  # fmt: skip
 
 BAD_LISTS = [
