@@ -7003,11 +7003,8 @@ def stats_(
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(store, since, by)
-    if in_json:
-        click.echo(as_json(view))
-    else:
-        now = store.home.now()
-        click.echo(stats_as_prometheus(view) if prometheus else stats_page(view, now))
+    text = as_json(view) if in_json else stats_page(view, store.home.now())
+    click.echo(stats_as_prometheus(view) if prometheus else text)
 
 
 @cli.command()
@@ -7528,12 +7525,7 @@ def worker() -> None:
 @_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
-    store: Store,
-    count: int | None,
-    tags: Words,
-    not_tags: Words,
-    drain: bool,
-    detach: bool,
+    store: Store, count: int | None, tags: Words, not_tags: Words, drain: bool, detach: bool
 ) -> int:
     """Run jobs, in the foreground until stopped.
 
