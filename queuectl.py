@@ -1673,6 +1673,7 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
+@functools.cache  # to read it takes 0.1 ms, and a worker asks each second
 def boot_id() -> str:
     """What this boot of the machine is called; "" where the system does not say."""
     try:
