@@ -1195,15 +1195,7 @@ class Home:
             return False
         except OSError as error:
             raise storage_error(error, self.path) from error
-        if not stat.S_ISDIR(info.st_mode):
-            raise StoreError(
-                f"The home '{self.path}' is not a directory. Give another with --home."
-            )
-        if info.st_uid != os.geteuid():
-            raise StoreError(
-                f"The home '{self.path}' belongs to another user. Nothing was changed. "
-                "Use a home of your own: --home DIR."
-            )
+        _check_own_dir(self.path, info)
         if info.st_mode & stat.S_IWOTH:
             raise StoreError(
                 f"The home '{self.path}' can be written by everyone, who could then run commands "
@@ -1219,9 +1211,7 @@ class Home:
         try:
             for path in (self.path, self.dir):
                 make_dir(path)
-            info = os.lstat(self.dir)
-            if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
-                raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
+            _check_own_dir(self.dir, os.lstat(self.dir))
             for path in (self.workers_dir, self.logs_dir):
                 make_dir(path)
             if existed:
@@ -1235,8 +1225,7 @@ class Home:
     def _take_group_write(self) -> None:
         """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
         taken = []
-        names = ("", ".queuectl", "jobs.json", "dlq.json", "config.json")
-        for name in names:
+        for name in ("", ".queuectl", "jobs.json", "dlq.json", "config.json"):
             with contextlib.suppress(FileNotFoundError):
                 path = os.path.join(self.path, name)
                 mode = os.lstat(path).st_mode
@@ -1589,6 +1578,14 @@ class Spool:
 # -- Small files
 
 
+def _check_own_dir(path: str, info: os.stat_result) -> None:
+    if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
+        raise StoreError(
+            f"'{path}' is not a directory of yours. Nothing was changed. Use a home of your own: "
+            "--home DIR."
+        )
+
+
 def storage_error(error: OSError, path: str) -> StoreError:
     """An OSError as a person should read it."""
     where = os.fsdecode(error.filename or path)
@@ -1677,6 +1674,7 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
+@functools.cache  # to read it takes 0.1 ms, and a worker asks each second
 def boot_id() -> str:
     """What this boot of the machine is called; "" where the system does not say."""
     try:
