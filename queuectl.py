@@ -2889,11 +2889,11 @@ class TagFilter(NamedTuple):
     tags: tuple[str, ...] = ()
     not_tags: tuple[str, ...] = ()
 
-    def takes(self, tags: Collection[str]) -> bool:
+    def takes(self, tags: Collection[str] | None) -> bool:
         """Whether jobs with these tags are taken."""
-        if self.tags and set(self.tags).isdisjoint(tags):
+        if self.tags and set(self.tags).isdisjoint(tags or ()):
             return False
-        return set(self.not_tags).isdisjoint(tags)
+        return set(self.not_tags).isdisjoint(tags or ())
 
 
 ALL_JOBS: Final = TagFilter()
@@ -3021,7 +3021,8 @@ def end_followers(change: Transaction, dead: Job | None) -> None:
         parent, seq = to_do.pop()
         for job in followers.waiting(parent, seq):
             old, new = change.changes.get(job.id, (job, job))
-            if new is not None and new.state in WAITING and parent in needed_by(new):
+            assert new is not None
+            if new.state in WAITING and parent in needed_by(new):
                 change.changes[job.id] = (old, die_after(new, parent, change.now))
                 to_do.append((job.id, job.seq))
 
@@ -3086,10 +3087,11 @@ class ClaimOrder:
                         end = raw.partition(b', "attempts": ')[2] or raw
                         like = None if self._is_plain(raw) else trust_job(raw)
                         lane = self._lane_of(like)
-                    if like is None or not (like.run_at or like.after):
+                    id, _, seq = head_of(raw)
+                    if like is None or (like.run_at, like.after) == (None, None):
                         lane.offsets.append(offset)
-                    elif (id := id_of(raw)) not in self._store.records:
-                        self._enter(like._replace(id=id, seq=head_of(raw)[2]), offset)
+                    elif id not in self._store.records:
+                        self._enter(like._replace(id=id, seq=seq), offset)
                 offset += len(raw) + len(BETWEEN)
         for lane in self._lanes.values():
             lane.offsets.reverse()
@@ -3099,9 +3101,9 @@ class ClaimOrder:
         """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that matter.
         The first `priority` is the job's own: quotes inside a text are escaped."""
         at = raw.find(b'"priority": ') + len(b'"priority": ')
-        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw or _AFTER in raw:
+        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw:
             return False
-        return not self.named or b'"tags": ' not in raw
+        return _AFTER not in raw and not (self.named and b'"tags": ' in raw)
 
     def _lane_of(self, job: Job | None) -> Lane:
         """The lane of such a job; None stands for a plain one."""
@@ -3170,10 +3172,9 @@ class ClaimOrder:
         for priority, tags in list(self._keys):
             if best is not None and priority > -best.priority:
                 break
-            if full.isdisjoint(tags) and only.takes(tags):
-                top = self._top((priority, tags))
-                if top is not None and (best is None or top.seq < best.seq):
-                    best = top
+            fits = full.isdisjoint(tags) and only.takes(tags)
+            top = self._top((priority, tags)) if fits else None
+            best = min(filter(None, (best, top)), key=lambda job: job.seq, default=None)
         return best
 
     def _top(self, key: LaneKey) -> Job | None:
@@ -3182,12 +3183,11 @@ class ClaimOrder:
         while lane.heap:
             _, id, offset = lane.heap[0]
             job = self._job(id, offset)
-            is_here = job is not None and self._key_of(job) == key
-            if job is not None and is_here and is_ready(job, self._now, self._backoff_max_s):
-                return job
+            if job is not None and self._key_of(job) == key:
+                if is_ready(job, self._now, self._backoff_max_s):
+                    return job
+                heapq.heappush(self._timed, (job.run_at or "", job.seq, id, offset))
             heapq.heappop(lane.heap)
-            if job is not None and is_here:
-                self._enter(job, offset)  # among the timed ones
             if offset >= 0:
                 self._enter_next(lane)
         del self._lanes[key]
@@ -3219,7 +3219,7 @@ class ClaimOrder:
         held = [(id, follower.offset) for id, follower in self._followers.followers.items()]
         for id, offset in timed + held:
             raw = waiting_record(self._store, id, offset)
-            if raw is not None and only.takes(trust_job(raw).tags or ()):
+            if raw is not None and only.takes(trust_job(raw).tags):
                 return True
         return False
 
@@ -3357,7 +3357,7 @@ class Bulk:
 
     def encode_job(self, number: int, spec: Spec) -> bytes:
         """The record of a line's job from behind `seq` on."""
-        if spec.id or spec.unique or spec.after:
+        if any((spec.id, spec.unique, spec.after)):
             self._special[number] = spec
             self.parents.update(parents_of(spec))
         raw = encode_job(new_job(spec, "", 0, self._config, self._encoded_at))
@@ -3509,8 +3509,9 @@ def take_turn(
     hooks: Mapping[str, str] = {}
     with store.transaction() as change:
         config = store.home.config()
+        done_id = done[0].id if done is not None else ""
         for held in list(store.processing.values()):
-            if held.worker == worker and held.slot == slot and (not done or held.id != done[0].id):
+            if (held.worker, held.slot) == (worker, slot) and held.id != done_id:
                 # The claim was written and its sync failed: nothing runs in a slot that takes its turn.
                 outcome = Outcome("handed_back", reason="its claim failed")
                 change.put(held, give_back(held, outcome, change.now))
@@ -3521,7 +3522,8 @@ def take_turn(
                 reported = report_job(job, done[1], config, spread, change.now)
                 change.put(job, reported)
                 hooks = hooks_of(reported, config)
-        if claim and not hooks and not config.paused:
+        may_claim = claim and not config.paused
+        if may_claim and not hooks:
             full = full_tags(config.limits, change.running()) if config.limits else frozenset()
             order = claim_order(store, change.now, only)
             ready = order.first(change.now, full, only)
@@ -3534,7 +3536,7 @@ def take_turn(
 
 def _may_free(store: Store, job: Job, config: Config) -> bool:
     """Whether others may have a job to claim now: a follower of this one, or one with a limited tag."""
-    if config.limits and not config.limits.keys().isdisjoint(job.tags or ()):
+    if not config.limits.keys().isdisjoint(job.tags or ()):
         return True
     return job.state in OVER and is_needed(store, job.id, job.seq)
 
@@ -3552,7 +3554,7 @@ def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str
     with store.transaction(most_s=most_s) as change:
         now, config = change.now, store.home.config()
         order = claim_order(store, now, only)
-        is_running = any(only.takes(job.tags or ()) for job in store.processing.values())
+        is_running = any(only.takes(job.tags) for job in store.processing.values())
         if not is_running and not order.has_waiting(now, only):
             return True, None
         if config.paused:
@@ -3573,8 +3575,9 @@ def jobs_left(store: Store) -> int:
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
-    dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags or ()))
-    return any(job.cancelled_at is None and (job.finished_at or "") >= instant for job in dead)
+    dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags))
+    ends = [job.finished_at for job in dead if job.cancelled_at is None]
+    return max(filter(None, ends), default="") >= instant
 
 
 def _is_run(job: Job, run: Job) -> bool:
@@ -3655,7 +3658,7 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
         dead = [job for job in jobs if job.state == "dead"]
-        return out + _revive_chosen(change, dead, {}, None)
+        return out + _revive(change, dead, {}, None, refuses=True)
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
@@ -3704,7 +3707,7 @@ def revive_jobs(
     stays dead. `spread_s` lets them start evenly over that time."""
     with _change(store) as change:
         jobs = [check_dead(job) for job in find_all(store, ids)]
-        return _revive_chosen(change, jobs, changes or {}, spread_s)
+        return _revive(change, jobs, changes or {}, spread_s, refuses=True)
 
 
 def revive_all(
@@ -3717,33 +3720,25 @@ def revive_all(
     """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
     ones come only if asked for, since somebody did not want them."""
     with _change(store) as change:
-        dead = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
-        chosen = [job for job in dead if cancelled or job.cancelled_at is None]
-        revived, _ = _revive(change, chosen, changes, spread_s)
-    return revived
-
-
-def _revive_chosen(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
-) -> list[Job]:
-    revived, blocked = _revive(change, jobs, changes, spread_s)
-    for id, parent in blocked.items():
-        why = f"comes after '{parent}', which is dead"
-        hint = "Bring that one back, and this one comes with it if it died for nothing else"
-        raise _refusal(id, why, f"{hint}: queuectl dlq retry {parent}.")
-    return revived
+        chosen = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
+        if not cancelled:
+            chosen = [job for job in chosen if job.cancelled_at is None]
+        return _revive(change, chosen, changes, spread_s, refuses=False)
 
 
 def _revive(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
-) -> tuple[list[Job], dict[str, str]]:
-    """Revive these dead letters with these changes, and those that died only because of them. Gives
-    them, and by id of those that need one that stays dead, that parent."""
+    change: Transaction,
+    jobs: Sequence[Job],
+    changes: Mapping[str, Any],
+    spread_s: float | None,
+    refuses: bool,
+) -> list[Job]:
+    """Revive these dead letters with these changes, and those that died only because of them. A job
+    that needs one that stays dead is refused, or left out."""
     chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
     revived: dict[str, Job] = {}
     stays: set[str] = set()
-    blocked: dict[str, str] = {}
     for raw in change.store.raws(arrays=("dlq",)):  # parents come first (J5)
         id = id_of(raw)
         stays.add(id)
@@ -3752,20 +3747,23 @@ def _revive(
         job = trust_job(raw)
         needed = needed_by(job)
         dead = [parent for parent in needed if parent in stays]
+        if dead and refuses and id in chosen:
+            why = f"comes after '{dead[0]}', which is dead"
+            hint = "Bring that one back, and this one comes with it if it died for nothing else"
+            raise _refusal(id, why, f"{hint}: queuectl dlq retry {dead[0]}.")
         died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        if dead or not (id in chosen or died_with_one):
+            continue
         new = revive_job(job, change.now)
+        if spread_s and id in chosen:
+            run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
+            changes = {**changes, "run_at": run_at}
         if id in chosen:
-            if dead:
-                blocked[id] = dead[0]
-            if spread_s:
-                run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
-                changes = {**changes, "run_at": run_at}
             new = edit_job(new, changes, 0, change.now)
-        if not dead and (id in chosen or died_with_one):
-            revived[id] = new
-            stays.remove(id)
-            change.put(job, new)
-    return list(revived.values()), blocked
+        revived[id] = new
+        stays.remove(id)
+        change.put(job, new)
+    return list(revived.values())
 
 
 class Purged(NamedTuple):
@@ -3780,8 +3778,9 @@ def choose_purged(
 ) -> Purged:
     """What a purge would do with the jobs in those states that have been over for so long."""
     purged = Purged([], [])
+    latest = "9999" if over_for_s is None else add_seconds(now, -over_for_s)
     for job in store.jobs(states=states):
-        if over_for_s is None or add_seconds(job.finished_at or now, over_for_s) <= now:
+        if (job.finished_at or "") <= latest:
             is_kept = is_needed(store, job.id, job.seq)
             (purged.kept if is_kept else purged.gone).append(job)
     return purged
@@ -3812,8 +3811,8 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
 def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
     """Those of these jobs that are over, or (None) that are not there any more."""
     jobs = store.find_jobs(ids)
-    ended: dict[str, Job | None] = {id: None for id in ids if id not in jobs}
-    return ended | {id: job for id, job in jobs.items() if job.state in OVER}
+    found = {id: jobs.get(id) for id in ids}
+    return {id: job for id, job in found.items() if job is None or job.state in OVER}
 
 
 def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
@@ -3908,7 +3907,8 @@ class Watch:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._failed: list[Job] = []
-        self._looks: list[tuple[float, int]] = []  # when, and how many jobs were completed by then
+        self._rates = collections.deque[float](maxlen=self.LOOKS_MAX)
+        self._last: tuple[float, float] = (0.0, math.inf)  # when, and how many were completed
 
     def look(self) -> dict[str, Any]:
         """`status` as it is now, with what runs, what died last (newest first), and how many jobs
@@ -3919,14 +3919,12 @@ class Watch:
             failed = [job for job in newest if job.cancelled_at is None]
             self._failed = sorted(failed, key=lambda job: job.finished_at or "", reverse=True)
         view = status(self._store)
-        look = time.monotonic(), view["jobs"]["completed"]
-        self._looks = [*self._looks, look][-self.LOOKS_MAX :]
-        rates = [
-            max(0, after - before) / max(end_s - start_s, 0.001)  # a purge lowers the count
-            for (start_s, before), (end_s, after) in itertools.pairwise(self._looks)
-        ]
+        now_s, completed = time.monotonic(), view["jobs"]["completed"]
+        last_s, before = self._last
+        self._rates.append(max(0, completed - before) / max(now_s - last_s, 0.001))
+        self._last = now_s, completed
         running = sorted(self._store.processing.values(), key=lambda job: job.started_at or "")
-        return {**view, "running": running, "failed": self._failed, "rates": rates}
+        return {**view, "running": running, "failed": self._failed, "rates": list(self._rates)}
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -3967,7 +3965,8 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
-    if going := [parent.id for parent in earlier if parent.state not in OVER]:
+    going = [parent.id for parent in earlier if parent.state not in OVER]
+    if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         noun = "job" if len(going) == 1 else "jobs"
         return f"waiting for {noun} {', '.join(going[:3])}{more}"
@@ -3995,7 +3994,8 @@ def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
 
 def run_of_attempt(job: Job, attempt: int) -> int:
     """The newest run with that attempt number. Refuses a number that is not on record."""
-    runs = [entry.get("run", 0) for entry in job.history or () if entry.get("attempt") == attempt]
+    history = job.history or []
+    runs = [entry.get("run", 0) for entry in history if entry.get("attempt") == attempt]
     if job.state == "processing" and job.attempts == attempt:
         runs.append(job.runs)
     if not runs:
@@ -4015,7 +4015,7 @@ def orphan_among(store: Store, ids: Collection[str]) -> str | None:
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
     None, did not)."""
-    if all(job is not None and job.state == "completed" for job in jobs):
+    if {job and job.state for job in jobs} <= {"completed"}:
         return 0
     job = jobs[0] if single else None
     if job is None:
@@ -4060,9 +4060,9 @@ class Tally:
         if not self._since:
             failed = max(failed, job.attempts - (job.state in ("completed", "processing")))
         self._counts["failed_attempts"] += failed
-        if job.state in OVER and (job.finished_at or "") >= self._since:
+        if job.finished_at is not None and job.finished_at >= self._since:
             self._counts[job.state] += 1
-            self._counts["cancelled"] += job.state == "dead" and job.cancelled_at is not None
+            self._counts["cancelled"] += job.cancelled_at is not None
 
     def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
         """Count an attempt; whether it failed. Times are not negative: a clock may be set back."""
@@ -4174,7 +4174,8 @@ def _examine_files(store: Store) -> Iterator[str]:
     journal = store.journal
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
-    if journal is None and store.records and os.path.exists(store.home.lock_path):
+    was_used = store.records and os.path.exists(store.home.lock_path)
+    if journal is None and was_used:
         yield f"'{store.journal_path}' is missing: {_NO_JOURNAL} is lost."
     for name, snapshot in store.snapshots.items():
         if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
