@@ -1351,11 +1351,7 @@ class Home:
     def write_settings(self, values: Mapping[str, object]) -> None:
         """Replace config.json, whole and atomically. Under the lock."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        temporary = os.path.join(self.dir, "config.json.new")
-        with new_file(temporary) as fd:
-            write_whole(fd, text.encode("utf-8", "replace"))
-            os.fsync(fd)
-        os.rename(temporary, self.config_path)
+        self._put(self.config_path, text.encode("utf-8", "replace"))
         try:
             sync_dir(self.path)
         except OSError as error:
@@ -1430,9 +1426,10 @@ class Home:
             return None
 
     def forget_worker(self, name: str) -> None:
-        """Remove the files of a dead worker."""
-        for ending in ("", ".wake", ".stop", ".stop.new"):
-            with contextlib.suppress(FileNotFoundError):
+        """Remove the files of a worker that is dead or leaves. Without the first of them nobody would
+        look for the others, so it goes last."""
+        for ending in (".stop", ".wake", ""):
+            with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.workers_dir, name + ending))
 
     def wake_workers(self, but: str = "") -> None:
@@ -1449,7 +1446,7 @@ class Home:
         """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
         path = os.path.join(self.workers_dir, name + ".stop")
         try:
-            put_file(path, how.encode())
+            self._put(path, how.encode())
         except OSError as error:
             pid = name.partition("-")[0]
             raise StoreError(
@@ -1475,7 +1472,15 @@ class Home:
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         with self.locked(most_s):
-            put_file(self._clock_path, encode_json(mark._asdict()))
+            self._put(self._clock_path, encode_json(mark._asdict()))
+
+    def _put(self, path: str, data: bytes) -> None:
+        """Replace a small file of ours, whole and synced."""
+        new = os.path.join(self.dir, os.path.basename(path) + ".new")
+        with new_file(new) as fd:
+            write_whole(fd, data)
+            os.fsync(fd)
+        os.rename(new, path)
 
     def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
         """Copy a file's bytes from `start` on to a new file under .queuectl/aside; its path."""
@@ -1499,9 +1504,8 @@ class WorkerFile:
     """
 
     ROW_BYTES: Final = 256
-    SPARE_BYTES: Final = (
-        8 * TROUBLE_CHARS
-    )  # for the times and the trouble that the header will hold
+    # For the times and the trouble that the header will hold.
+    SPARE_BYTES: Final = 8 * TROUBLE_CHARS
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
@@ -1544,10 +1548,7 @@ class WorkerFile:
             os.write(self.wake_fd, b"\n")
 
     def close(self) -> None:
-        """Remove the files, then unlock: nobody finds them unlocked while this process lives."""
-        for ending in (".stop", ".wake", ""):
-            with contextlib.suppress(OSError):
-                os.unlink(self.path + ending)
+        """Unlock the file; until then nobody takes this worker for dead."""
         os.close(self.wake_fd)
         os.close(self.fd)
 
@@ -1640,13 +1641,6 @@ def new_file(path: str) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
-
-
-def put_file(path: str, data: bytes) -> None:
-    """A small file of ours, replaced whole; not synced."""
-    with new_file(path + ".new") as fd:
-        write_whole(fd, data)
-    os.rename(path + ".new", path)
 
 
 def make_dir(path: str) -> None:
@@ -2304,8 +2298,7 @@ class Store:
             if is_change:
                 for raw in records_of(body):
                     self.put_record(raw)
-                for id in rest.get("del", ()):
-                    self._delete(id)
+                self.records |= dict.fromkeys(rest.get("del", ()))
             elif known is None:
                 return  # a fold that did not come to its end; the arrays are as they were seen
             else:
@@ -2330,10 +2323,6 @@ class Store:
             self.processing.pop(id, None)
         for listener in self.listeners:
             listener.put(raw, id, state, seq)
-
-    def _delete(self, id: str) -> None:
-        self.records[id] = None
-        self.processing.pop(id, None)  # no listener has it: only a job that is over is deleted
 
     # -- Changing
 
@@ -2382,8 +2371,7 @@ class Store:
         if self.state == "full":
             for raw, job in puts:
                 self.put_record(raw, job)
-            for id in deleted:
-                self._delete(id)
+            self.records |= dict.fromkeys(deleted)
 
     def append(self, body: bytes) -> None:
         """Append a line to the journal. Memory is the caller's."""
@@ -2406,9 +2394,8 @@ class Store:
             elif raws := list(make(self.home.now(), self.n)):
                 counts, n = list(self.counts), self.n
                 for _, state, seq in map(head_of, raws):
-                    counts[NUMBER_OF[state]] += (
-                        seq > self.n
-                    )  # else a job that was there is put again
+                    # One with a lower seq was there before, and is only put again.
+                    counts[NUMBER_OF[state]] += seq > self.n
                     n = max(n, seq)
                 self._write_change([(raw, None) for raw in raws], (), counts, n)
         if self.home.last_config().fsync == "always":
@@ -5299,7 +5286,7 @@ class Worker:
         started = _started([threading.Thread(target=loop, daemon=True) for loop in loops])
         if len(started) < len(loops):
             self._give_up(Refused(NO_THREADS))
-        tick_at, woken = 0.0, True
+        tick_at = 0.0
         while len(self._ended) < len(started) - others:
             now_s = time.monotonic()
             is_tick = now_s >= tick_at
@@ -5308,9 +5295,8 @@ class Worker:
             try:
                 self._obey_signals()
                 self._end_attempts(now_s)
-                if woken or is_tick:
-                    self._look()
-                    self._end_attempts(now_s)
+                self._look()
+                self._end_attempts(now_s)
                 if is_tick:
                     self._keep_house(now_s)
                     self._set_trouble("housekeeping fails", None)
@@ -5326,8 +5312,7 @@ class Worker:
                 self._call_slots()
             events = [one.next_event() for one in list(self._executor.running.values())]
             timeout_s = min(tick_at, self._due_at, *events) - time.monotonic()
-            woken = bool(poll.poll(max(0.0, timeout_s) * 1000))
-            if woken:
+            if poll.poll(max(0.0, timeout_s) * 1000):
                 os.read(self.file.wake_fd, WAKE_BYTES)
         self._leaving.set()
         for thread in started:
@@ -5539,6 +5524,7 @@ class Worker:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
+            self.home.forget_worker(self.name)
             self.file.close()
         self.say(f"Worker {self.name} stopped.")
         if self._error is not None:
@@ -6002,7 +5988,7 @@ def say_duration(seconds: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{round(seconds, 1 if seconds < 10 else 0):g} s"
 
 
 def say_when(instant: str, now: str) -> str:
@@ -6065,8 +6051,8 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     if job.outcome and has_ended_itself:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     output = clean(last_output or job.command)
-    text = f"{job.attempts:>3}  {clean(why):<21}  {say_when(job.finished_at or now, now):>11}  {output}"
-    return clean(job.id), text
+    when = say_when(job.finished_at or now, now)
+    return clean(job.id), f"{job.attempts:>3}  {clean(why):<21}  {when:>11}  {output}"
 
 
 def attempt_line(job: Job) -> str:
@@ -6076,11 +6062,10 @@ def attempt_line(job: Job) -> str:
         return f"{job.id} completed in {took_s:.2f} s"
     if job.state == "failed":
         why = (job.reason or "").partition(";")[0]  # `show` has the rest
-        again = say_when(job.run_at or job.updated_at, job.updated_at)
-        return (
-            f"{job.id} failed (attempt {job.attempts} of {job.max_retries}: {why}), again {again}"
-        )
-    state = "handed back" if job.state == "pending" else f"{job.state}"
+        wait_s = instant_s(job.run_at or job.updated_at) - instant_s(job.updated_at)
+        made = f"attempt {job.attempts} of {job.max_retries}"
+        return f"{job.id} failed ({made}: {why}), again in {round(wait_s, 2):g} s"
+    state = "handed back" if job.state == "pending" else job.state
     return f"{job.id} {state}: {job.reason}"
 
 
@@ -6195,14 +6180,14 @@ def _columns_of(*values: object) -> str:
 
 def _say_quantiles(times: Mapping[str, Any]) -> str:
     values = [times[name] for name in QUANTILES]
-    return _columns_of(*("-" if value is None else say_duration(value) for value in values))
+    return _columns_of(*("-" if value is None else f"{value:g} s" for value in values))
 
 
 def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A histogram's lines: `   up to 1 s  ########## 12`."""
     most = max(bar["count"] for bar in histogram) or 1
     for bar in histogram:
-        bound = "longer" if bar["le"] is None else f"up to {say_duration(bar['le'])}"
+        bound = "longer" if bar["le"] is None else f"up to {bar['le']:g} s"
         yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
 
 
@@ -6313,25 +6298,8 @@ def watch_line(view: Mapping[str, Any], now: str) -> str:
 # returns is its exit code (None: 0).
 
 POLL_S: Final = 0.03  # between two looks of a command that waits
-WATCH_LEAST_S: Final = 0.1
 
 Words = tuple[str, ...]  # what stands for several ids, states or tags
-
-
-class App:
-    """What the commands of one call share: the store, and what has been changed so far, which an
-    error names."""
-
-    def __init__(self, home: str) -> None:
-        self.store = open_store(home, lambda text: _say(f"Warning: {text}"))
-        self.made = ""
-
-    def done(self, lines: Sequence[str], made: str = "") -> None:
-        """The change is stored: put it on the disk, then print what is now true. `made` says it to
-        somebody who sees an error instead."""
-        self.made = made or " ".join(lines[:3])
-        self.store.settle()
-        _echo_all(lines)
 
 
 def _say(*lines: str) -> None:
@@ -6345,6 +6313,22 @@ def _echo_all(lines: Iterable[str]) -> None:
     rest = iter(lines)
     while piece := list(itertools.islice(rest, 200)):
         click.echo("\n".join(piece))
+
+
+MADE: Final = "queuectl.made"  # in Click's context: what this call has changed so far
+
+
+def _keep_made(made: str) -> None:
+    """From here on, an error or Ctrl+C says that this change was made."""
+    click.get_current_context().meta[MADE] = made
+
+
+def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
+    """The change is stored: put it on the disk, then print what is now true. `made` says it to
+    somebody who sees an error instead."""
+    _keep_made(made or " ".join(lines[:3]))
+    store.settle()
+    _echo_all(lines)
 
 
 class Group(click.Group):
@@ -6381,7 +6365,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
-            return _fail(error, ctx.obj.made if isinstance(ctx.obj, App) else "")
+            return _fail(error, ctx.meta.get(MADE, ""))
 
 
 def _fail(error: BaseException, made: str) -> int:
@@ -6458,18 +6442,19 @@ def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[.
 
 # What several commands take.
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
-_app = click.make_pass_decorator(App)
+_store = click.make_pass_decorator(Store)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
 _json = _switch("--json", "in_json", help="Print one JSON value.")
-_match = click.option("--match", metavar="TEXT", help="Only jobs whose id or command holds TEXT.")
+_match = click.option("--match", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option(
     "--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs."
 )
-_tags = click.option(
-    "--tag", "tags", multiple=True, metavar="T", help="Only jobs with that tag (repeatable)."
-)
+_tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
+_timeout = click.option(
+    "--timeout", type=duration, default=DURATION_MAX_S, help="Do not wait longer. [for ever]"
+)
 _older_than = click.option(
     "--older-than", type=duration, help="Only jobs that have been over for that long."
 )
@@ -6478,10 +6463,6 @@ _older_than = click.option(
 def _check_ids_or_all(ids: Words, every: bool) -> None:
     if bool(ids) == every:
         raise click.UsageError("Give job ids, or --all.")
-
-
-def _deadline(timeout: float | None) -> float:
-    return time.monotonic() + (math.inf if timeout is None else timeout)
 
 
 def _width() -> float:
@@ -6507,12 +6488,7 @@ def _progress(length: int, label: str) -> Any:
         "token_normalize_func": lambda word: word.replace("_", "-"),
     },
 )
-@click.option(
-    "--home",
-    metavar="DIR",
-    type=PATH,
-    help="The queue's directory (else QUEUECTL_HOME).",
-)
+@click.option("--home", type=PATH, help="The queue's directory (else QUEUECTL_HOME).")
 @click.version_option(__version__, prog_name="queuectl")
 @click.pass_context
 def cli(ctx: click.Context, home: str | None) -> None:
@@ -6529,8 +6505,8 @@ def cli(ctx: click.Context, home: str | None) -> None:
         ctx.color = True
     if home == "":
         raise click.UsageError("--home is empty. Give a directory.")
-    ctx.obj = App(find_home(home))
-    ctx.call_on_close(ctx.obj.store.close)
+    ctx.obj = open_store(find_home(home), lambda text: _say(f"Warning: {text}"))
+    ctx.call_on_close(ctx.obj.close)
 
 
 # -- enqueue
@@ -6571,7 +6547,7 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
         click.option("--timeout", type=duration,
                      help="An attempt's limit, 0 = none. [new: job_timeout]"),
-        click.option("--command", metavar="TEXT", help="The shell line, whatever it starts with."),
+        click.option("--command", help="The shell line, whatever it starts with."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -6579,17 +6555,18 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options gave, checked as those of JSON are."""
-    fields = {name: value for name, value in given.items() if value not in (None, ())}
+    fields: dict[str, Any] = {}
+    for name, value in given.items():
+        if value not in (None, ()):
+            fields[name] = list(value) if isinstance(value, tuple) else value
     if "at" in fields:
         fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
     if "env" in fields:
         fields["env"] = dict(map(_env_pair, fields["env"]))
-    if "tags" in fields:
-        fields["tags"] = list(fields["tags"])
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
         fields["cwd"] = os.path.join(_here(), cwd)
     after_any = [{"id": id, "any": True} for id in fields.pop("after_any", ())]
-    if after := [*fields.pop("after", ()), *after_any]:
+    if after := fields.pop("after", []) + after_any:
         fields["after"] = after
     for name, value in fields.items():
         if name in FIELD_CHECKS and value != MADE_KEY:  # Click has checked the delay
@@ -6620,10 +6597,10 @@ def _here() -> str:
 @cli.command(cls=EnqueueCommand, context_settings={"allow_interspersed_args": False})
 @click.argument("words", nargs=-1, metavar="JOB...")
 @_change_options
-@click.option("--id", metavar="ID", help="Its id. [made]")
+@click.option("--id", help="Its id. [made]")
 @click.option("--delay", type=duration, help="Start that much later.")
-@click.option("--cwd", metavar="DIR", type=PATH, help="Where it runs. [here]")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag (repeatable).")
+@click.option("--cwd", type=PATH, help="Where it runs. [here]")
+@click.option("--tag", "tags", multiple=True, help="A tag (repeatable).")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
 )
@@ -6644,16 +6621,15 @@ def _here() -> str:
 @click.option(
     "--file",
     "path",
-    metavar="FILE",
     type=PATH,
     help="One job a line, - for stdin; all or nothing.",
 )
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
 @_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
-@_app
+@_store
 def enqueue(
-    app: App,
+    store: Store,
     /,
     words: Words,
     path: str | None,
@@ -6692,34 +6668,33 @@ def enqueue(
     is_command = sources == 0 and not has_key
     if is_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
-    now = app.store.home.now()
+    now = store.home.now()
     options = _given_fields(now, given)
     defaults = options if "cwd" in options else {"cwd": _here(), **options}
     if stream:
-        return _enqueue_stream(app, defaults)
+        return _enqueue_stream(store, defaults)
     if path is not None:
-        return _enqueue_file(app, path, defaults, in_json)
+        return _enqueue_file(store, path, defaults, in_json)
     fields = {} if "command" in options else _parse_words(words, now)
     fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
-    return _enqueue_one(app, make_spec(fields), wait_, in_json)
+    return _enqueue_one(store, make_spec(fields), wait_, in_json)
 
 
-def _enqueue_one(app: App, spec: Spec, wait_: bool, in_json: bool) -> int:
-    job, is_duplicate = enqueue_job(app.store, spec)
+def _enqueue_one(store: Store, spec: Spec, wait_: bool, in_json: bool) -> int:
+    job, is_duplicate = enqueue_job(store, spec)
     if wait_:
-        app.done(
-            [], f"job {job.id} stays in the queue. See it with: queuectl logs {job.id} --follow"
-        )
+        hint = f"See it with: queuectl logs {job.id} --follow"
+        _done(store, [], f"job {job.id} stays in the queue. {hint}")
         _say(job.id)
-        if sys.stderr.isatty() and not app.store.home.has_live_worker():
+        if sys.stderr.isatty() and not store.home.has_live_worker():
             _say("No worker is running, so this waits for one: queuectl worker start")
-        job = _jobs_now(app.store, [job.id])[0]
-        job = _print_output(app.store, job, max(1, job.runs), math.inf)
+        job = _jobs_now(store, [job.id])[0]
+        job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
     record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
-    app.done([as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
+    _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
 
 
@@ -6739,7 +6714,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
     return {"command": parse_command(shlex.join(words))}
 
 
-def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -> int:
+def _enqueue_file(store: Store, path: str, options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     with _progress(size, "Reading") as bar:
@@ -6753,13 +6728,13 @@ def _enqueue_file(app: App, path: str, options: dict[str, Any], in_json: bool) -
         if first in (b"[", b"{") or first.startswith(b"[{"):  # no command begins so
             lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
             head.clear()
-        bulk = enqueue_bulk(app.store, itertools.chain(head, lines), options, in_json, unit)
+        bulk = enqueue_bulk(store, itertools.chain(head, lines), options, in_json, unit)
     jobs = [
         {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
         for raw, is_duplicate in bulk.records
     ]
     out = [as_json(jobs)] if in_json else bulk.ids
-    app.done(out, f"{bulk.added} jobs are in the queue.")
+    _done(store, out, f"{bulk.added} jobs are in the queue.")
     return 0
 
 
@@ -6787,17 +6762,17 @@ def _parse_whole(data: bytes) -> Iterator[bytes]:
         yield encode_json(record)
 
 
-def _enqueue_stream(app: App, options: dict[str, Any]) -> int:
+def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
     """Accept each line of stdin at once and print its id. A bad line is an error, and exit 1 at the
     end."""
     code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            fields = parse_job_line(line, app.store.home.now())
+            fields = parse_job_line(line, store.home.now())
             if fields is None:
                 continue
-            id = enqueue_job(app.store, make_spec(merge_fields(options, fields))).job.id
-            app.done([id], f"job {id} is in the queue.")
+            id = enqueue_job(store, make_spec(merge_fields(options, fields))).job.id
+            _done(store, [id], f"job {id} is in the queue.")
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
             _say(f"Error: In line {number}: {error}")
@@ -6826,9 +6801,9 @@ def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
 @_switch("--reverse", help="The newest first.")
 @_json
 @_switch("--ids", "only_ids", help="Print the ids alone.")
-@_app
+@_store
 def list_(
-    app: App,
+    store: Store,
     states: Words,
     tags: Words,
     match: str | None,
@@ -6845,10 +6820,10 @@ def list_(
     """
     if in_json and only_ids:
         raise click.UsageError("Give --json or --ids, not both.")
-    app.store.read()
-    arrived = app.store.jobs(reverse, states or STATES)
+    store.read()
+    arrived = store.jobs(reverse, states or STATES)
     found = (job for job in arrived if matches(job, match, tags))
-    jobs, now = itertools.islice(found, limit), app.store.home.now()
+    jobs, now = itertools.islice(found, limit), store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
     elif in_json:
@@ -6869,15 +6844,15 @@ def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
 @cli.command()
 @_ids
 @_json
-@_app
-def show(app: App, ids: Words, in_json: bool) -> None:
+@_store
+def show(store: Store, ids: Words, in_json: bool) -> None:
     """Show jobs whole, their attempts, and why they are not running.
 
     \b
     Example:
       queuectl show job1
     """
-    _show_jobs(app.store, _jobs_now(app.store, ids), in_json)
+    _show_jobs(store, _jobs_now(store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -6904,8 +6879,8 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
     help="A live screen, drawn again every so often. [1]",
 )
 @_json
-@_app
-def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
+@_store
+def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> int:
     """Show the counts, the workers and the settings.
 
     --watch shows bars per state, throughput, what runs and for how long, and the last failures,
@@ -6918,11 +6893,11 @@ def status_(app: App, check: bool, watch: float | None, in_json: bool) -> int:
     if watch is not None:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
-        return _watch(app.store, max(watch, WATCH_LEAST_S))
-    view, now = status(app.store), app.store.home.now()
+        return _watch(store, max(watch, POLL_S))
+    view, now = status(store), store.home.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
     if check and is_work_left_alone(view, now):
-        app.store.home.warn("jobs are due and no worker is alive. Start one: queuectl worker start")
+        store.home.warn("jobs are due and no worker is alive. Start one: queuectl worker start")
         return EXIT_REFUSED
     return 0
 
@@ -7005,8 +6980,10 @@ def _other_screen() -> Iterator[Callable[[str], None]]:
 )
 @_json
 @_switch("--prometheus", help="In the format of Prometheus' textfile collector.")
-@_app
-def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometheus: bool) -> None:
+@_store
+def stats_(
+    store: Store, since: float | None, by: str | None, in_json: bool, prometheus: bool
+) -> None:
     """Count what completed and failed, and how long it took.
 
     Wait is the time from enqueue to the first start. Of a job's attempts the last five are known
@@ -7018,11 +6995,11 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
     """
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
-    view = stats(app.store, since, by)
+    view = stats(store, since, by)
     if in_json:
         click.echo(as_json(view))
     else:
-        now = app.store.home.now()
+        now = store.home.now()
         click.echo(stats_as_prometheus(view) if prometheus else stats_page(view, now))
 
 
@@ -7034,9 +7011,9 @@ def stats_(app: App, since: float | None, by: str | None, in_json: bool, prometh
 @_switch("--follow", help="Go on as output comes, until the job is over.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
 @_switch("--path", "show_path", help="Print the file's path instead.")
-@_app
+@_store
 def logs(
-    app: App, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool
+    store: Store, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool
 ) -> None:
     """Print a job's output, bytes as it wrote them.
 
@@ -7049,7 +7026,6 @@ def logs(
     Example:
       queuectl logs job1 --follow
     """
-    store = app.store
     job = _jobs_now(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
@@ -7065,11 +7041,10 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     """Print what a run wrote (of a tail, its last lines), and go on as more comes and with the runs
     after it, until the run `last` or the job is over; 0: only what is there now. Gives the job as
     it is then."""
-    out, at, warned = sys.stdout.buffer, None, False
+    out, warned = sys.stdout.buffer, False
+    at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
         path, running = _log_of(store, job, run)
-        if at is None:
-            at = 0 if tail is None else tail_start(path, tail)
         for offset, piece in read_log(path, at):
             if running:
                 # A slot's file serves run after run. It is believed only if the record, read
@@ -7085,7 +7060,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
         if running and _log_of(store, job, run) != (path, running):
             continue
         if not running and run < min(job.runs, last):
-            run, at, tail = run + 1, None, None  # the next attempt
+            run, at = run + 1, 0
             continue
         is_over = not running and (run >= last or job.state in OVER)
         if is_over or not last:
@@ -7110,23 +7085,22 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 @cli.command()
 @_some_ids
 @_switch("--all", "every", help="All jobs that are not over now.")
-@click.option("--timeout", type=duration, help="Give up after that time, with exit code 124.")
+@_timeout
 @_json
-@_app
-def wait(app: App, ids: Words, every: bool, timeout: float | None, in_json: bool) -> int:
+@_store
+def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -> int:
     """Wait until jobs are completed or dead.
 
     With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where
-    all completed.
+    all completed. It is 124 when the time was over first.
 
     \b
     Example:
       queuectl wait job1 --timeout 10m
     """
     _check_ids_or_all(ids, every)
-    store = app.store
     store.read()
-    deadline = _deadline(timeout)
+    deadline = time.monotonic() + timeout
     jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
@@ -7177,8 +7151,8 @@ def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
 
 @cli.command()
 @_ids
-@_app
-def cancel(app: App, ids: Words) -> None:
+@_store
+def cancel(store: Store, ids: Words) -> None:
     """Cancel waiting jobs, and stop running ones.
 
     They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
@@ -7187,43 +7161,43 @@ def cancel(app: App, ids: Words) -> None:
     Example:
       queuectl cancel job1 job2
     """
-    jobs = cancel_jobs(app.store, ids)
-    app.made = f"{say_count(len(jobs), 'job')} cancelled."
+    jobs = cancel_jobs(store, ids)
+    _keep_made(f"{say_count(len(jobs), 'job')} cancelled.")
     running = {job.id for job in jobs if job.state == "processing"}
     if running:
-        recover_now(app.store, running, _say)
+        recover_now(store, running, _say)
     lines = []
     for cancelled in jobs:
-        job = app.store.get(cancelled.id) or cancelled
+        job = store.get(cancelled.id) or cancelled
         what = "cancelled" if job.id in ids else f"dead: {job.reason}"
         if job.state == "processing":
             what = "running: stopping it"
         lines.append(f"Job {job.id} is {what}.")
-    app.done(lines)
+    _done(store, lines)
 
 
 @cli.command()
 @_ids
-@_app
-def retry(app: App, ids: Words) -> None:
+@_store
+def retry(store: Store, ids: Words) -> None:
     """Make failed jobs due now, bring dead ones back.
 
     \b
     Example:
       queuectl retry job3
     """
-    jobs = retry_jobs(app.store, ids)
+    jobs = retry_jobs(store, ids)
     lines = [
         f"Job {job.id} is {'due now' if job.state == 'failed' else 'pending again'}."
         for job in jobs
     ]
-    app.done(lines)
+    _done(store, lines)
 
 
 @cli.command()
 @_ids
-@_app
-def rerun(app: App, ids: Words) -> None:
+@_store
+def rerun(store: Store, ids: Words) -> None:
     """Add a new job like that one and print its id.
 
     It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state,
@@ -7233,15 +7207,15 @@ def rerun(app: App, ids: Words) -> None:
     Example:
       queuectl rerun job1
     """
-    jobs = rerun_jobs(app.store, ids)
-    app.done([job.id for job in jobs], "the new jobs are in the queue.")
+    jobs = rerun_jobs(store, ids)
+    _done(store, [job.id for job in jobs], "the new jobs are in the queue.")
 
 
 @cli.command()
 @_ids
 @_change_options
-@_app
-def edit(app: App, /, ids: Words, **given: Any) -> None:
+@_store
+def edit(store: Store, /, ids: Words, **given: Any) -> None:
     """Change jobs that are pending or failed.
 
     A dead one is changed on its way back: 'dlq retry' takes the same options.
@@ -7250,41 +7224,41 @@ def edit(app: App, /, ids: Words, **given: Any) -> None:
     Example:
       queuectl edit job1 --timeout 10m --priority 5
     """
-    changes = _given_fields(app.store.home.now(), given)
+    changes = _given_fields(store.home.now(), given)
     if not changes:
         raise click.UsageError(
             "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
         )
-    jobs = edit_jobs(app.store, ids, changes)
+    jobs = edit_jobs(store, ids, changes)
     what = ", ".join(changes)
-    app.done([f"Job {job.id} is changed: {what}." for job in jobs])
+    _done(store, [f"Job {job.id} is changed: {what}." for job in jobs])
 
 
 @cli.command()
-@_app
-def pause(app: App) -> None:
+@_store
+def pause(store: Store) -> None:
     """Start no more jobs until 'resume'; running ones go on.
 
     \b
     Example:
       queuectl pause
     """
-    set_setting(app.store, "paused", "true")
+    set_setting(store, "paused", "true")
     text = "The queue is paused: running jobs go on, no other starts. Go on with: queuectl resume"
-    app.done([text])
+    _done(store, [text])
 
 
 @cli.command()
-@_app
-def resume(app: App) -> None:
+@_store
+def resume(store: Store) -> None:
     """Start jobs again after 'pause'.
 
     \b
     Example:
       queuectl resume
     """
-    set_setting(app.store, "paused", "false")
-    app.done(["The queue is no longer paused."])
+    set_setting(store, "paused", "false")
+    _done(store, ["The queue is no longer paused."])
 
 
 @cli.command()
@@ -7298,8 +7272,8 @@ def resume(app: App) -> None:
 @_older_than
 @_switch("--dry-run", help="Say what would go, change nothing.")
 @_yes
-@_app
-def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
+@_store
+def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
     """Delete finished jobs and their output for good.
 
     \b
@@ -7308,12 +7282,12 @@ def purge(app: App, states: Words, older_than: float | None, dry_run: bool, yes:
     """
     states = states or OVER
     if dry_run:
-        app.store.read()
-        purged = choose_purged(app.store, states, older_than, app.store.home.now())
+        store.read()
+        purged = choose_purged(store, states, older_than, store.home.now())
         _say_purged(purged, "would be purged")
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
-    _finish_purge(app, purge_jobs(app.store, states, older_than))
+    _finish_purge(store, purge_jobs(store, states, older_than))
 
 
 def _confirm(yes: bool, question: str) -> None:
@@ -7326,12 +7300,12 @@ def _confirm(yes: bool, question: str) -> None:
         raise Refused("The answer was no. Nothing was changed.")
 
 
-def _finish_purge(app: App, purged: Purged) -> None:
+def _finish_purge(store: Store, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
-    app.made = f"{say_count(len(purged.gone), 'job')} purged."
-    app.store.settle()
+    _keep_made(f"{say_count(len(purged.gone), 'job')} purged.")
+    store.settle()
     for job in purged.gone:
-        remove_logs(app.store.home.logs_dir, job.id, job.runs)
+        remove_logs(store.home.logs_dir, job.id, job.runs)
     _say_purged(purged, "purged")
 
 
@@ -7359,8 +7333,8 @@ def dlq() -> None:
 @_json
 @_limit
 @_match
-@_app
-def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> None:
+@_store
+def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) -> None:
     """List the dead letters.
 
     A line has the id, attempts made, last outcome, when that was, and the last line of output.
@@ -7369,7 +7343,6 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
     Example:
       queuectl dlq list --match backup
     """
-    store = app.store
     store.read()
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
     jobs, now = itertools.islice(found, limit), store.home.now()
@@ -7380,15 +7353,15 @@ def dlq_list(app: App, in_json: bool, limit: int | None, match: str | None) -> N
 @dlq.command("show")
 @_ids
 @_json
-@_app
-def dlq_show(app: App, ids: Words, in_json: bool) -> None:
+@_store
+def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
     """Show dead letters whole.
 
     \b
     Example:
       queuectl dlq show job3
     """
-    _show_jobs(app.store, list(map(check_dead, _jobs_now(app.store, ids))), in_json)
+    _show_jobs(store, list(map(check_dead, _jobs_now(store, ids))), in_json)
 
 
 @dlq.command("retry")
@@ -7398,9 +7371,9 @@ def dlq_show(app: App, ids: Words, in_json: bool) -> None:
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
 @click.option("--spread", type=duration, help="Let them start spread over that time.")
 @_change_options
-@_app
+@_store
 def dlq_retry(
-    app: App,
+    store: Store,
     /,
     ids: Words,
     every: bool,
@@ -7419,13 +7392,13 @@ def dlq_retry(
     is_choice = match is not None or cancelled
     if is_choice and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
-    changes = _given_fields(app.store.home.now(), given)
+    changes = _given_fields(store.home.now(), given)
     if every:
-        jobs = revive_all(app.store, match, cancelled, changes, spread)
+        jobs = revive_all(store, match, cancelled, changes, spread)
     else:
-        jobs = revive_jobs(app.store, ids, changes, spread)
+        jobs = revive_jobs(store, ids, changes, spread)
     if jobs:
-        app.done([f"Job {job.id} is pending again." for job in jobs])
+        _done(store, [f"Job {job.id} is pending again." for job in jobs])
     else:
         _say("No dead letter fits; cancelled ones come back with --cancelled only.")
 
@@ -7435,8 +7408,8 @@ def dlq_retry(
 @_switch("--all", "every", help="All dead letters.")
 @_older_than
 @_yes
-@_app
-def dlq_purge(app: App, ids: Words, every: bool, older_than: float | None, yes: bool) -> None:
+@_store
+def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, yes: bool) -> None:
     """Delete dead letters and their output for good.
 
     \b
@@ -7447,10 +7420,10 @@ def dlq_purge(app: App, ids: Words, every: bool, older_than: float | None, yes: 
         raise click.UsageError("Give job ids, or --all, or --older-than.")
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
     if ids:
-        purged = purge_dead(app.store, ids)
+        purged = purge_dead(store, ids)
     else:
-        purged = purge_jobs(app.store, ("dead",), older_than)
-    _finish_purge(app, purged)
+        purged = purge_jobs(store, ("dead",), older_than)
+    _finish_purge(store, purged)
 
 
 # -- config
@@ -7468,72 +7441,73 @@ def config() -> None:
 
 @config.command("show")
 @_json
-@_app
-def config_show(app: App, in_json: bool) -> None:
+@click.pass_context
+def config_show(ctx: click.Context, in_json: bool) -> None:
     """Show every setting in force.
 
     \b
     Example:
       queuectl config show
     """
-    app.store.home.check()
-    values = settings_in_force(app.store)
-    _echo_all([as_json(values)] if in_json else itertools.starmap(_say_setting, values.items()))
+    ctx.invoke(config_get, key=None, in_json=in_json)
 
 
 @config.command("get")
 @click.argument("key", required=False)
 @_json
-@click.pass_context
-def config_get(ctx: click.Context, key: str | None, in_json: bool) -> None:
+@_store
+def config_get(store: Store, key: str | None, in_json: bool) -> None:
     """Print the value of one setting, alone.
 
     \b
     Example:
       queuectl config get max-retries
     """
-    if key is None:
-        ctx.invoke(config_show, in_json=in_json)
-        return
-    ctx.obj.store.home.check()
-    value = settings_in_force(ctx.obj.store)[known_setting(key)]
-    click.echo(as_json(value) if in_json else clean(say_value(value)))
+    store.home.check()
+    values = settings_in_force(store)
+    shown = values if key is None else values[known_setting(key)]
+    if in_json:
+        click.echo(as_json(shown))
+    elif key is None:
+        _echo_all(itertools.starmap(_say_setting, values.items()))
+    else:
+        click.echo(clean(say_value(shown)))
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("key")
 @click.argument("value")
-@_app
-def config_set(app: App, key: str, value: str) -> None:
+@_store
+def config_set(store: Store, key: str, value: str) -> None:
     """Change one setting; running workers follow at once.
 
     \b
     Example:
       queuectl config set backoff-base 3
     """
-    _change_setting(app, key, value)
+    _change_setting(store, key, value)
 
 
 @config.command("unset")
 @click.argument("key")
-@_app
-def config_unset(app: App, key: str) -> None:
+@_store
+def config_unset(store: Store, key: str) -> None:
     """Set one setting back to its default.
 
     \b
     Example:
       queuectl config unset backoff-base
     """
-    _change_setting(app, key, None)
+    _change_setting(store, key, None)
 
 
 def _say_setting(name: str, value: object) -> str:
     return f"{name} = {clean(say_value(value))}"
 
 
-def _change_setting(app: App, key: str, text: str | None) -> None:
-    value = set_setting(app.store, key, text)
-    app.done([_say_setting(known_setting(key), value)])
+def _change_setting(store: Store, key: str, text: str | None) -> None:
+    value = set_setting(store, key, text)
+    _done(store, [_say_setting(known_setting(key), value)])
 
 
 # -- worker
@@ -7552,14 +7526,12 @@ def worker() -> None:
 @worker.command("start")
 @click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
 @_tags
-@click.option(
-    "--not-tag", "not_tags", multiple=True, metavar="T", help="No jobs with that tag (repeatable)."
-)
+@click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
 @_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
 @_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
-@_app
+@_store
 def worker_start(
-    app: App,
+    store: Store,
     count: int | None,
     tags: Words,
     not_tags: Words,
@@ -7574,7 +7546,6 @@ def worker_start(
     Example:
       queuectl worker start --count 4
     """
-    store = app.store
     store.home.prepare()
     threads = count or store.home.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
@@ -7616,33 +7587,32 @@ def _detach(store: Store, options: list[str]) -> None:
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
-    while child.pid not in (
-        names := {info.header["pid"]: info.name for info in store.home.live_workers()}
-    ):
+    while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
         if child.poll() is not None or time.monotonic() > deadline:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
     child.returncode = 0  # it outlives us: no warning that it still runs
-    _say(f"Worker {names[child.pid]} started in the background, log in {log}.")
+    _say(f"A worker started in the background (pid {child.pid}), log in {log}.")
 
 
 @worker.command("stop")
 @_switch("--now", help="End the running jobs and hand them back.")
-@click.option("--timeout", type=duration, help="Do not wait longer than that; exit 1.")
-@_app
-def worker_stop(app: App, now: bool, timeout: float | None) -> None:
+@_timeout
+@_store
+def worker_stop(store: Store, now: bool, timeout: float) -> None:
     """Stop all workers of this queue and wait until they are gone.
+
+    Exit code 1 where some are not gone in time.
 
     \b
     Example:
       queuectl worker stop --timeout 1m
     """
-    store = app.store
     store.home.check()
     names = {info.name for info in store.home.live_workers()}
     for name in names:
         store.home.request_stop(name, "now" if now else "stop")
-    deadline = _deadline(timeout)
+    deadline = time.monotonic() + timeout
     while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
@@ -7651,23 +7621,23 @@ def worker_stop(app: App, now: bool, timeout: float | None) -> None:
             )
         time.sleep(POLL_S)
     if names:
-        app.done([f"{say_count(len(names), 'worker')} stopped."])
+        _done(store, [f"{say_count(len(names), 'worker')} stopped."])
     else:
         click.echo("No worker was running.")
 
 
 @worker.command("list")
 @_json
-@_app
-def worker_list(app: App, in_json: bool) -> None:
+@_store
+def worker_list(store: Store, in_json: bool) -> None:
     """List the live workers and what they run.
 
     \b
     Example:
       queuectl worker list
     """
-    app.store.home.check()
-    views = [worker_view(info, app.store.home.clock()) for info in app.store.home.live_workers()]
+    store.home.check()
+    views = [worker_view(info, store.home.clock()) for info in store.home.live_workers()]
     _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
 
 
@@ -7676,8 +7646,8 @@ def worker_list(app: App, in_json: bool) -> None:
 
 @cli.command()
 @_switch("--fix", help="Repair what can be repaired; the files as they were are kept.")
-@_app
-def doctor(app: App, fix: bool) -> None:
+@_store
+def doctor(store: Store, fix: bool) -> None:
     """Check every store and the journal for damage.
 
     Changes nothing without --fix, which keeps every job whose line is whole, and copies of the
@@ -7689,14 +7659,14 @@ def doctor(app: App, fix: bool) -> None:
     Example:
       queuectl doctor --fix
     """
-    problems, lost = examine(app.store), ""
+    problems, lost = examine(store), ""
     _echo_all(map(clean, problems))
     if problems and fix:
-        copies, lost = mend(app.store)
+        copies, lost = mend(store)
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
-        problems = examine(app.store)
+        problems = examine(store)
         _echo_all(map(clean, problems))
-    home = app.store.home.path
+    home = store.home.path
     if problems:
         found = say_count(len(problems), "problem")
         raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")

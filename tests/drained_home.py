@@ -9,20 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 
-def _fill(
-    run: Callable[..., Any],
-    process: Callable[..., Any],
-    start: Callable[..., Any],
-    jobs: Callable[[], dict[str, dict[str, Any]]],
-    eventually: Callable[..., Any],
-) -> None:
+def _fill(run, process, start, jobs, eventually) -> None:
     run("config", "set", "backoff-base", "0.01")
     run("enqueue", "--id", "ok", "--tag", "report", "echo one; echo two >&2; echo three")
     run("enqueue", "--id", "quiet", "true")
@@ -48,16 +40,7 @@ def _fill(
 
 
 @pytest.fixture
-def drained(
-    home: Path,
-    run: Callable[..., Any],
-    process: Callable[..., Any],
-    start: Callable[..., Any],
-    jobs: Callable[[], dict[str, dict[str, Any]]],
-    eventually: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+def drained(home, run, process, start, jobs, eventually, tmp_path_factory, monkeypatch) -> Path:
     """The shared home, in QUEUECTL_HOME. Never change it: other tests read it too."""
     shared = tmp_path_factory.getbasetemp() / "drained-home"
     ready = shared.with_suffix(".ready")

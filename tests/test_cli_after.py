@@ -37,56 +37,17 @@ def family(enqueue: Call) -> None:
 @pytest.mark.parametrize(
     "options, stored",
     [
-        (["--after", "a"], ["a"]),
-        (["--after", "b", "--after", "a"], ["b", "a"]),
-        (["--after-any", "a"], [ANY_A]),
-        (["--after", "b", "--after-any", "a"], ["b", ANY_A]),
-        (["--after", "a", "--after", "a"], ["a"]),
-        (["--after-any", "a", "--after", "a"], ["a"]),
-        (["--after_any", "a"], [ANY_A]),
+        (["--after", "a"], ["a"]), (["--after", "b", "--after", "a"], ["b", "a"]), (["--after-any", "a"], [ANY_A]),
+        (["--after", "b", "--after-any", "a"], ["b", ANY_A]), (["--after", "a", "--after", "a"], ["a"]),
+        (["--after-any", "a", "--after", "a"], ["a"]), (["--after_any", "a"], [ANY_A]),
     ],
-)
+)  # fmt: skip
 def test_the_options_are_stored_as_the_field_after(run, enqueue, jobs, options, stored):
     for name in "abc":
         enqueue(name, "true")
     enqueue("x", "true", *options)
     run("enqueue", *options, '{"id": "y", "command": "true", "after": ["c"]}')  # an option beats the field
     assert jobs()["x"]["after"] == jobs()["y"]["after"] == stored
-
-
-@pytest.mark.parametrize(
-    "after, stored",
-    [
-        (["a"], ["a"]),
-        ([{"id": "a"}], ["a"]),
-        ([{"id": "a", "any": False}], ["a"]),
-        ([ANY_A], [ANY_A]),
-        (["a", ANY_A], ["a"]),
-        ([ANY_A, "a"], ["a"]),
-        ([], None),
-        (None, None),
-    ],
-)
-def test_the_json_field_is_stored_in_one_form(run, enqueue, jobs, after, stored):
-    enqueue("a", "true")
-    record = json.dumps({"id": "x", "command": "true", "after": after})
-    assert run("enqueue", record).lines == ["x"]
-    assert jobs()["x"].get("after") == stored
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        "a", 1, True, {}, {"id": "a"}, [1], [None], [["a"]], [{}], [{"any": True}], [{"id": 1}],
-        [{"id": "a", "any": 1}], [{"id": "a", "any": "yes"}], [{"id": "a", "all": True}],
-        ["no id"], [""], ["../a"], ["a"] * 10_001,
-    ],
-)  # fmt: skip
-def test_what_is_no_list_of_ids_is_refused(run, enqueue, jobs, after):
-    enqueue("a", "true")
-    answer = run("enqueue", json.dumps({"command": "true", "after": after}), code=2)
-    assert answer.err.startswith("Error:") and "'after'" in answer.err
-    assert list(jobs()) == ["a"]
 
 
 @pytest.mark.parametrize("option", ["--after", "--after-any"])

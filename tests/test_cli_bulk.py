@@ -16,7 +16,6 @@ from conftest import PROGRAM
 
 pytest_plugins = ["worker_fixtures"]
 
-Call = Callable[..., Any]
 Jobs = Callable[[], dict[str, dict[str, Any]]]
 
 
@@ -39,33 +38,27 @@ def commands(jobs: Jobs) -> list[str]:
 # ---- lines ----
 
 
-def test_a_file_holds_one_command_a_line(run, jobs, listed):
-    run("enqueue", "--file", listed("echo one\necho two | wc\necho three\n"))
-    assert commands(jobs) == ["echo one", "echo two | wc", "echo three"]
-
-
-def test_a_file_prints_the_ids_one_a_line_in_its_order(run, listed):
-    printed = run("enqueue", "--file", listed("echo one\necho two\n")).out
-    assert printed == run("list", "--ids").out
-
-
-def test_a_line_that_is_a_json_object_is_a_job(run, listed):
-    text = '{"id":"a","command":"true"}\n{"id":"b","command":"false"}\n'
-    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
-
-
-def test_commands_and_json_objects_may_stand_in_one_file(run, jobs, listed):
-    run("enqueue", "--file", listed('echo one\n{"command":"echo two","priority":4}\necho three\n'))
-    assert [(job["command"], job["priority"]) for job in jobs().values()] == [
-        ("echo one", 0),
-        ("echo two", 4),
-        ("echo three", 0),
-    ]
-
-
-def test_standard_input_is_read_for_a_dash(run):
-    text = '# nightly\n{"id":"a","command":"true"}\n\n{"id":"b","command":"false"}\n'
-    assert run("enqueue", "--file", "-", input=text).out == "a\nb\n"
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("echo one\necho two | wc\n", ["echo one", "echo two | wc"]),
+        ("echo one\necho two", ["echo one", "echo two"]),
+        # reading: a list that was written on Windows means the same jobs; `echo one\r` never does.
+        ("echo one\r\necho two\r\n", ["echo one", "echo two"]),
+        ("# first\n\necho one # two\n\n#echo two\n# last", ["echo one # two"]),
+        ("echo a\u2028b\u0085c\x0bd\x0ce\n", ["echo a\u2028b\u0085c\x0bd\x0ce"]),
+        ("[ -d / ] && echo yes\n[ 1 ]\n", ["[ -d / ] && echo yes", "[ 1 ]"]),
+        ("\ufeffecho one\n", ["echo one"]),
+        ('echo one\n{"command":"echo two","priority":4}\n', ["echo one", "echo two"]),
+        # reading: a script whose list happens to be empty has nothing to do, which is not a failure.
+        *[(text, []) for text in ("", "\n\n", "# nothing today\n", "[\n]\n")],
+    ],
+)
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_a_file_holds_one_job_a_line_and_its_ids_are_printed_in_order(run, jobs, listed, text, expected, source):
+    words = ["enqueue", "--file", listed(text) if source == "file" else "-"]
+    printed = run(*words, input=text.encode() if source == "stdin" else None)
+    assert commands(jobs) == expected and printed.lines == list(jobs())
 
 
 def test_typed_jobs_end_with_one_ctrl_d(run, terminal, eventually):
@@ -77,48 +70,6 @@ def test_typed_jobs_end_with_one_ctrl_d(run, terminal, eventually):
     assert run("list", "--ids").out.strip() in shell.screen() and shell.child.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["# first\necho one\n", "echo one\n# last\n", "\n\necho one\n\n", "#\n#echo two\necho one\n"],
-    ids=["comment first", "comment last", "empty lines", "commented command"],
-)
-def test_comments_and_empty_lines_are_no_jobs(run, jobs, listed, text):
-    run("enqueue", "--file", listed(text))
-    assert commands(jobs) == ["echo one"]
-
-
-def test_a_hash_inside_a_line_belongs_to_the_command(run, jobs, listed):
-    run("enqueue", "--file", listed("echo one # two\n"))
-    assert commands(jobs) == ["echo one # two"]
-
-
-def test_the_last_line_needs_no_newline(run, jobs, listed):
-    run("enqueue", "--file", listed("echo one\necho two"))
-    assert commands(jobs) == ["echo one", "echo two"]
-
-
-def test_a_carriage_return_at_the_end_of_a_line_is_no_part_of_the_command(run: Call, jobs: Jobs, listed: Call) -> None:
-    # reading: a list that was written on Windows means the same jobs; `echo one\r` never does.
-    run("enqueue", "--file", listed("echo one\r\necho two\r\n"))
-    assert commands(jobs) == ["echo one", "echo two"]
-
-
-def test_only_a_newline_ends_a_line(run, jobs, listed):
-    run("enqueue", "--file", listed("echo a\u2028b\u0085c\x0bd\x0ce\n"))
-    assert commands(jobs) == ["echo a\u2028b\u0085c\x0bd\x0ce"]
-
-
-def test_a_line_that_begins_with_a_bracket_is_a_command(run, jobs, listed):
-    run("enqueue", "--file", listed("[ -d / ] && echo yes\n[ 1 ]\n"))
-    assert commands(jobs) == ["[ -d / ] && echo yes", "[ 1 ]"]
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "# nothing today\n"], ids=["empty", "blank", "comment"])
-def test_a_file_without_jobs_adds_none_and_is_no_error(run: Call, listed: Call, text: str) -> None:
-    # reading: a script whose list happens to be empty has nothing to do, which is not a failure.
-    assert run("enqueue", "--file", listed(text)).out == ""
-
-
 def test_a_large_file_is_accepted_whole(run, listed):
     run("enqueue", "--file", listed("true\n" * 20_001))
     assert run("status", "--json").json["jobs"]["pending"] == 20_001
@@ -127,33 +78,23 @@ def test_a_large_file_is_accepted_whole(run, listed):
 # ---- a whole JSON value ----
 
 
-def test_a_file_that_begins_with_a_bracket_alone_is_one_json_array(run, listed):
-    text = json.dumps([{"id": "a", "command": "true"}, {"id": "b", "command": "false"}], indent=2)
-    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
-
-
-def test_an_array_with_one_job_a_line_is_read_too(run, listed):
-    text = '[\n{"id":"a","command":"true"},\n{"id":"b","command":"false"}\n]\n'
-    assert run("enqueue", "--file", listed(text)).out == "a\nb\n"
-
-
-def test_a_file_that_begins_with_a_brace_alone_is_one_json_object(run, listed):
-    text = json.dumps({"id": "a", "command": "true"}, indent=2)
-    assert run("enqueue", "--file", listed(text)).out == "a\n"
+ARRAY = json.dumps([{"id": "a", "command": "true"}, {"id": "b", "command": "false"}], indent=2)
 
 
 @pytest.mark.parametrize(
-    "text",
+    "text, out",
     [
-        '[{"id":"a","command":"true"}]',
-        '# nightly\n\n[\n{"id":"a","command":"true"}\n]',
-        '\ufeff[\n{"id":"a","command":"true"}]',
+        (ARRAY, "a\nb\n"),
+        ('[\n{"id":"a","command":"true"},\n{"id":"b","command":"false"}\n]\n', "a\nb\n"),
+        (json.dumps({"id": "a", "command": "true"}, indent=2), "a\n"),
+        # reading: `[` alone and `[{...` are no commands, so taking them for jobs would only make dead ones.
+        ('[{"id":"a","command":"true"}]', "a\n"),
+        (f"# nightly\n\n{ARRAY}", "a\nb\n"),
+        (f"\ufeff{ARRAY}", "a\nb\n"),
     ],
-    ids=["on one line", "after a comment", "after a byte order mark"],
 )
-def test_an_array_is_known_where_no_command_can_be_meant(run: Call, listed: Call, text: str) -> None:
-    # reading: `[` alone and `[{...` are no commands, so taking them for jobs would only make dead ones.
-    assert run("enqueue", "--file", listed(text)).out == "a\n"
+def test_a_file_may_be_one_json_value(run, listed, text, out):
+    assert run("enqueue", "--file", listed(text)).out == out
 
 
 def test_an_error_in_an_array_names_the_element(run, listed):
@@ -161,36 +102,13 @@ def test_an_error_in_an_array_names_the_element(run, listed):
     assert "In element 2: There is no field 'comand'" in run("enqueue", "--file", listed(text), code=2).err
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_command(run, jobs, listed):
-    run("enqueue", "--file", listed("\ufeffecho one\n"))
-    assert commands(jobs) == ["echo one"]
-
-
-def test_an_array_may_come_from_standard_input(run):
-    text = json.dumps([{"id": "a", "command": "true"}], indent=2)
-    assert run("enqueue", "--file", "-", input=text).out == "a\n"
-
-
-def test_an_empty_array_adds_nothing(run: Call, listed: Call) -> None:
-    # reading: like an empty file.
-    assert run("enqueue", "--file", listed("[\n]\n")).out == ""
-
-
 # ---- --json ----
 
 
-def test_json_prints_one_array_of_the_jobs(run, listed):
-    printed = run("enqueue", "--json", "--file", listed("echo one\necho two\n")).json
-    assert printed == run("list", "--json").json
-
-
-def test_json_of_a_file_with_one_line_is_still_an_array(run, listed):
-    printed = run("enqueue", "--json", "--file", listed('{"id":"a","command":"true"}\n')).json
-    assert [job["id"] for job in printed] == ["a"]
-
-
-def test_json_of_a_file_without_jobs_is_an_empty_array(run, listed):
-    assert run("enqueue", "--json", "--file", listed("# nothing\n")).json == []
+@pytest.mark.parametrize("text, count", [("echo one\necho two\n", 2), ('{"command":"true"}\n', 1), ("# nothing\n", 0)])
+def test_json_prints_one_array_of_the_jobs(run, listed, text, count):
+    printed = run("enqueue", "--json", "--file", listed(text)).json
+    assert printed == run("list", "--json").json and len(printed) == count
 
 
 # ---- options are defaults ----
@@ -199,15 +117,12 @@ def test_json_of_a_file_without_jobs_is_an_empty_array(run, listed):
 @pytest.mark.parametrize(
     "arguments, field, value",
     [
-        (["--priority", "5"], "priority", 5),
-        (["--max-retries", "1"], "max_retries", 1),
-        (["--timeout", "2m"], "timeout", 120),
-        (["--tag", "night"], "tags", ["night"]),
-        (["--cwd", "/"], "cwd", "/"),
+        (["--priority", "5"], "priority", 5), (["--max-retries", "1"], "max_retries", 1),
+        (["--timeout", "2m"], "timeout", 120), (["--tag", "night"], "tags", ["night"]), (["--cwd", "/"], "cwd", "/"),
         (["--env", "A=1"], "env", {"A": "1"}),
         (["--at", "2099-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
     ],
-)
+)  # fmt: skip
 def test_an_option_holds_for_every_line(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed('echo one\n{"command":"echo two"}\n'))
     assert [job.get(field) for job in jobs().values()] == [value, value]
@@ -216,15 +131,12 @@ def test_an_option_holds_for_every_line(run, jobs, listed, arguments, field, val
 @pytest.mark.parametrize(
     "arguments, field, value",
     [
-        (["--priority", "5"], "priority", 1),
-        (["--priority", "5"], "priority", 0),
-        (["--max-retries", "9"], "max_retries", 2),
-        (["--timeout", "2m"], "timeout", 7),
-        (["--cwd", "/"], "cwd", "/tmp"),
-        (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
+        (["--priority", "5"], "priority", 1), (["--priority", "5"], "priority", 0),
+        (["--max-retries", "9"], "max_retries", 2), (["--timeout", "2m"], "timeout", 7),
+        (["--cwd", "/"], "cwd", "/tmp"), (["--at", "2098-01-01T00:00:00Z"], "run_at", "2099-01-01T00:00:00.000Z"),
         (["--unique"], "unique", "mine"),
     ],
-)
+)  # fmt: skip
 def test_a_field_of_a_line_beats_the_option(run, jobs, listed, arguments, field, value):
     run("enqueue", *arguments, "--file", listed(json.dumps({"command": "true", field: value}) + "\n"))
     assert [job[field] for job in jobs().values()] == [value]
@@ -264,7 +176,7 @@ def test_one_bad_line_keeps_the_whole_file_out(run, listed, line, code):
     assert run("list", "--ids").out == "taken\n"
 
 
-def test_the_error_for_a_bad_line_names_its_number(run: Call, listed: Call) -> None:
+def test_the_error_for_a_bad_line_names_its_number(run, listed):
     # reading: lines are counted as an editor counts them, comments and empty ones included.
     error = run("enqueue", "--file", listed('# head\n\necho one\n{"command":5}\n'), code=2).err
     assert "line 4" in error
@@ -283,38 +195,23 @@ def test_a_stream_takes_the_same_lines_as_a_file(run, jobs):
     assert commands(jobs) == ["echo one", "echo two", "echo three"]
 
 
-def test_a_stream_prints_the_id_of_each_job(run):
-    text = '{"id":"a","command":"true"}\n{"id":"b","command":"true"}\n'
-    assert run("enqueue", "--stream", input=text).out == "a\nb\n"
-
-
-def test_an_empty_stream_is_no_error(run):
+@pytest.mark.parametrize(
+    "bad, word", [('{"id":', "JSON"), ('{"command":"x","colour":1}', "colour"), ('{"id":"a","command":"x"}', "'a'")]
+)
+def test_a_bad_line_in_a_stream_is_an_error_and_leaves_the_others_accepted(run, bad, word):
+    text = f'{{"id":"a","command":"true"}}\n{bad}\n{{"id":"b","command":"true"}}\n'
+    answer = run("enqueue", "--stream", input=text, code=1)
+    assert answer.out == "a\nb\n" and "Error: In line 2" in answer.err and word in answer.err
     assert run("enqueue", "--stream", input="").out == ""
 
 
-def test_a_bad_line_in_a_stream_leaves_the_others_accepted(run):
-    text = '{"id":"a","command":"true"}\n{"id":\n{"id":"b","command":"true"}\n'
-    assert run("enqueue", "--stream", input=text, code=1).out == "a\nb\n"
-
-
-def test_a_bad_line_in_a_stream_is_an_error_on_stderr(run):
-    text = 'echo one\n{"command":"true","colour":"red"}\n'
-    error = run("enqueue", "--stream", input=text, code=1).err
-    assert "Error:" in error and "colour" in error
-
-
-def test_a_taken_id_in_a_stream_is_a_bad_line(run):
-    text = '{"id":"a","command":"true"}\n{"id":"a","command":"false"}\n'
-    assert run("enqueue", "--stream", input=text, code=1).out == "a\n"
-
-
-def test_options_hold_for_every_line_of_a_stream(run: Call, jobs: Jobs) -> None:
+def test_options_hold_for_every_line_of_a_stream(run, jobs):
     # reading: "the same from stdin" includes that options are defaults.
     run("enqueue", "--priority", "5", "--stream", input='echo one\n{"command":"true","priority":1}\n')
     assert [job["priority"] for job in jobs().values()] == [5, 1]
 
 
-def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home: Path, jobs: Jobs) -> None:
+def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home, jobs):
     # `process` gives its whole input at once, so this one talks to the program itself. Where the caller's
     # Python is told not to buffer, an answer that the program forgot to flush would come all the same.
     with subprocess.Popen(

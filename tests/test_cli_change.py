@@ -44,19 +44,6 @@ def test_cancel_of_a_job_that_waits_for_its_retry_makes_it_dead(run, jobs, drain
     assert (jobs()["flaky"]["state"], jobs()["flaky"]["reason"]) == ("dead", "cancelled")
 
 
-@pytest.mark.parametrize("names", [["a", "nosuch"], ["nosuch", "a"], ["a", "b"], ["b", "a"]])
-def test_cancel_of_several_jobs_is_all_or_none(run, jobs, names):
-    enqueue(run, "a", "b")
-    run("cancel", "b")
-    run("cancel", *names, code=1)
-    assert states(jobs, "a") == ["pending"]
-
-
-@pytest.mark.parametrize("name", ["ok", "boom", "gone"])
-def test_cancel_refuses_a_job_that_is_over(run, drained, name):
-    assert name in run("cancel", name, code=1).err
-
-
 # ---- retry ----
 
 
@@ -77,18 +64,6 @@ def test_retry_revives_dead_jobs_in_their_old_places(run, jobs, drained_copy):
     # reading: whoever revives a job wants it to run, also if it was cancelled during its delay.
     assert not {"finished_at", "cancelled_at", "reason", "run_at"} & {name for job in revived for name in job}
     assert run("list", "--ids").lines == IN_ORDER and states(jobs, "killed") == ["dead"]
-
-
-@pytest.mark.parametrize("other", ["nosuch", "ok", "waiting"])
-def test_retry_of_several_jobs_is_all_or_none(run, jobs, drained_copy, other):
-    run("retry", "boom", other, code=1)
-    assert states(jobs, "boom") == ["dead"]
-
-
-@pytest.mark.parametrize("name", ["ok", "waiting"])
-def test_retry_refuses_a_job_that_did_not_fail(run: Call, drained: Path, name: str) -> None:
-    # reading: a pending job has nothing to be retried, even one that is delayed.
-    assert name in run("retry", name, code=1).err
 
 
 # ---- rerun ----
@@ -112,13 +87,7 @@ def test_reruns_come_last_in_the_order_they_were_named(run, jobs, drained_copy):
     assert [after[id]["command"] for id in new] == [before[id]["command"] for id in ("twice", "ok")]
 
 
-def test_rerun_of_several_jobs_is_all_or_none(run, jobs, drained_copy):
-    before = jobs()
-    assert run("rerun", "ok", "nosuch", code=1).out == ""
-    assert jobs() == before
-
-
-def test_a_rerun_holds_the_unique_key_of_its_job(run: Call, drained_copy: Path) -> None:
+def test_a_rerun_holds_the_unique_key_of_its_job(run, drained_copy):
     # reading: "a new job like that one"; so what cron enqueues does not run beside it.
     (new,) = run("rerun", "once").lines
     assert run("enqueue", "--unique=nightly", "true").lines == [new]
@@ -165,39 +134,6 @@ def test_edit_of_a_failed_job_puts_off_its_retry(run, jobs, drained_copy):
     assert after["state"] == "failed" and after["run_at"] > before["run_at"]
 
 
-@pytest.mark.parametrize("number", ["0", "1"])
-def test_edit_refuses_no_more_attempts_than_were_made(run, jobs, drained_copy, number):
-    before = jobs()["flaky"]
-    assert "flaky" in run("edit", "flaky", "--max-retries", number, "--priority", "9", code=1).err
-    assert jobs()["flaky"] == before
-
-
-@pytest.mark.parametrize("name", ["ok", "boom", "gone"])
-def test_edit_refuses_a_job_that_is_over(run, jobs, drained_copy, name):
-    before = jobs()[name]
-    assert name in run("edit", name, "--priority", "1", code=1).err
-    assert jobs()[name] == before
-
-
-def test_edit_of_several_jobs_is_all_or_none(run, jobs, drained_copy):
-    before = jobs()
-    run("edit", "waiting", "ok", "--priority", "1", code=1)
-    assert jobs() == before
-    run("edit", "waiting", "later", "--priority", "1")
-    assert [jobs()[name]["priority"] for name in ("waiting", "later")] == [1, 1]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [[], ["--command", ""], ["--at", "soon"], ["--timeout", "-1"], ["--env", "NOSUCHVARIABLE"], ["--max-retries", "x"]],
-)
-def test_edit_refuses_what_cannot_be_meant(run, jobs, options):
-    enqueue(run, "a")
-    before = jobs()
-    run("edit", "a", *options, code=2)
-    assert jobs() == before
-
-
 # ---- pause and resume ----
 
 
@@ -242,13 +178,6 @@ def test_purge_removes_the_logs_of_its_jobs_and_no_others(run, drained_copy):
     assert log.exists()
     assert run("purge", "--state", "completed", "--yes").out == f"{len(COMPLETED)} jobs purged.\n"
     assert not log.exists() and run("logs", "boom").out == "first words\nboom went off\n"
-
-
-@pytest.mark.parametrize("answer", ["", "y\n", "yes\n"])
-def test_purge_without_a_terminal_needs_yes(run, jobs, drained_copy, answer):
-    before = jobs()
-    run("purge", code=2, input=answer)
-    assert jobs() == before
 
 
 @pytest.mark.parametrize(

@@ -4,41 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.test_packaging import DEFAULTS
 
-Call = Callable[..., Any]
-Jobs = Callable[[], dict[str, dict[str, Any]]]
-
 # A setting, what `config set` gets, and what config.json then holds.
 SETTABLE: list[tuple[str, str, Any]] = [
-    ("max_retries", "0", 0),
-    ("backoff_base", "0.01", 0.01),
-    ("backoff_base", "1", 1),
-    ("backoff_max", "60", 60),
-    ("backoff_jitter", "0.5", 0.5),
-    ("job_timeout", "0", 0),
-    ("job_timeout", "1.5m", "1.5m"),
-    ("no_retry_on", "2,64-78", "2,64-78"),
-    ("grace_period", "0.5", 0.5),
-    ("worker_count", "4", 4),
-    ("limits", "gpu=1,net=4", "gpu=1,net=4"),
-    ("limits", "", ""),
-    ("runner", "srun --quiet --ntasks=1 sh -c", "srun --quiet --ntasks=1 sh -c"),
-    ("fsync", "always", "always"),
-    ("lock_timeout", "2", 2),
-    ("keep_completed", "0", "0"),
-    ("keep_completed", "7d", "7d"),
-    ("log_max", "1G", "1G"),
+    ("max_retries", "0", 0), ("backoff_base", "0.01", 0.01), ("backoff_base", "1", 1), ("backoff_max", "60", 60),
+    ("backoff_jitter", "0.5", 0.5), ("job_timeout", "0", 0), ("job_timeout", "1.5m", "1.5m"),
+    ("no_retry_on", "2,64-78", "2,64-78"), ("grace_period", "0.5", 0.5), ("worker_count", "4", 4),
+    ("limits", "gpu=1,net=4", "gpu=1,net=4"), ("limits", "", ""),
+    ("runner", "srun --quiet --ntasks=1 sh -c", "srun --quiet --ntasks=1 sh -c"), ("fsync", "always", "always"),
+    ("lock_timeout", "2", 2), ("keep_completed", "0", "0"), ("keep_completed", "7d", "7d"), ("log_max", "1G", "1G"),
     ("on_dead", "mail -s 'a job died' me", "mail -s 'a job died' me"),
-    ("on_finish", "logger queuectl", "logger queuectl"),
-    ("paused", "true", True),
-    ("paused", "false", False),
-]
+    ("on_finish", "logger queuectl", "logger queuectl"), ("paused", "true", True), ("paused", "false", False),
+]  # fmt: skip
 BOTH_SPELLINGS = pytest.mark.parametrize("key", ["max-retries", "max_retries", "MAX_RETRIES"])
 
 
@@ -58,7 +40,7 @@ def test_an_alias_of_config_show_prints_the_same(run, alias):
     assert run("config", *alias).out == run("config", "show").out
 
 
-def test_config_get_prints_the_default_alone(run: Call) -> None:
+def test_config_get_prints_the_default_alone(run):
     # reading: a text stands bare, an empty one is an empty line, paused is true or false.
     for key, value in DEFAULTS.items():
         spelled = value if isinstance(value, str) else json.dumps(value)
@@ -110,13 +92,6 @@ def test_config_json_is_pretty_printed(run, home):
     assert re.search(r'^  "max_retries": 5,?$', (home / "config.json").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("text, seconds", [("10m", 600), ("2h", 7200), ("90s", 90), ("1.5m", 90)])
-def test_a_duration_may_be_set_in_any_spelling(run, jobs, text, seconds):
-    run("config", "set", "job-timeout", text)
-    run("enqueue", "--id", "a", "true")
-    assert jobs()["a"]["timeout"] == seconds
-
-
 @pytest.mark.parametrize("key, near", [("max-retry", "max.retries"), ("worker_cuont", "worker.count")])
 @pytest.mark.parametrize("command", [["get"], ["set"], ["unset"]])
 def test_an_unknown_key_is_refused_with_the_nearest_name(run, command, key, near):
@@ -124,7 +99,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(run, command, key, near
     assert re.search(near, run("config", *arguments, code=2).err)
 
 
-def test_config_unset_of_a_setting_that_was_never_set_is_no_error(run: Call) -> None:
+def test_config_unset_of_a_setting_that_was_never_set_is_no_error(run):
     # reading: what it asks for is true already.
     run("config", "unset", "max-retries", code=0)
 

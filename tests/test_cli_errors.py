@@ -22,16 +22,13 @@ USAGE, REFUSED, STORAGE = 2, 1, 3
 
 # Where a call may be made, besides an ordinary place: (variables set, None for those taken away; what stdout is).
 PLACES: dict[str, tuple[dict[str, str | None], str | None]] = {
-    "no HOME": ({"HOME": None}, None),
-    "no TERM": ({"TERM": None}, None),
+    "no HOME": ({"HOME": None}, None), "no TERM": ({"TERM": None}, None),
     "a dumb terminal": ({"TERM": "dumb", "COLUMNS": "1"}, None),
     "the locale C": ({"LC_ALL": "C", "LANG": None}, None),
     "the locale C without UTF-8": ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
-    "an ASCII stdout": ({"PYTHONIOENCODING": "ascii"}, None),
-    "colours forced": ({"FORCE_COLOR": "1"}, None),
-    "closed stdout": ({}, "closed"),
-    "/dev/full": ({}, "/dev/full"),
-}
+    "an ASCII stdout": ({"PYTHONIOENCODING": "ascii"}, None), "colours forced": ({"FORCE_COLOR": "1"}, None),
+    "closed stdout": ({}, "closed"), "/dev/full": ({}, "/dev/full"),
+}  # fmt: skip
 
 # What to do next, in our own words or in Click's.
 NEXT = re.compile(
@@ -184,6 +181,14 @@ REFUSALS = [
         Bad(f"{command}, a pending job", command.split(), "waiting", REFUSED)
         for command in ("retry waiting", "dlq show waiting", "dlq retry gone waiting", "dlq purge waiting --yes")
     ],
+    *[  # all or none: the first of two would do
+        Bad(f"{command} of a job in another state", command.split(), command.split()[-1], REFUSED)
+        for command in (
+            "cancel waiting ok", "cancel flaky boom", "retry boom ok", "dlq retry boom flaky", "dlq retry boom ok",
+            "dlq purge --yes boom flaky", "dlq purge --yes boom ok", "edit --priority 1 waiting ok",
+            "edit --priority 1 gone", "dlq show ok", "dlq show flaky", "edit --priority 9 --max-retries 1 flaky",
+        )
+    ],
     # reading: an id that no job can have is unknown (1), not wrong usage (2).
     Bad("show of an impossible id", ["show", "../jobs"], "jobs", REFUSED),
     Bad("logs of an attempt that was never made", ["logs", "waiting", "--attempt", "7"], "7", REFUSED),
@@ -209,6 +214,13 @@ BAD_USAGE = [
     *[
         Bad(f"{args}, a word too many", [*args.split(), "more"], "more")
         for args in ("list", "pause", "worker start", "config show", "config set runner sh")
+    ],
+    *[
+        Bad(f"edit {' '.join(options)}", ["edit", "waiting", *options], word)
+        for word, *options in [
+            ("what",), ("command", "--command", ""), ("at", "--at", "soon"), ("timeout", "--timeout", "-1"),
+            ("NOSUCHVARIABLE", "--env", "NOSUCHVARIABLE"),
+        ]
     ],
     *[
         Bad(f"{args} without an id", args.split(), "ID")
@@ -239,6 +251,7 @@ BAD_USAGE = [
     Bad("--wait with --stream", ["enqueue", "--wait", "--stream"], "--wait", stdin="true\n"),
     Bad("--stream with --json", ["enqueue", "--json", "--stream"], "--stream", stdin="true\n"),
     Bad("dlq retry --cancelled without --all", ["dlq", "retry", "gone", "--cancelled"], "--all"),
+    Bad("dlq retry of what matches", ["dlq", "retry", "--match", "exit"], "--all"),
     Bad("dlq retry of ids and of all", ["dlq", "retry", "gone", "--all"], "--all"),
     Bad("dlq retry with an empty command", ["dlq", "retry", "gone", "--command", ""], "command"),
     Bad("dlq purge of ids and of all", ["dlq", "purge", "gone", "--all", "--yes"], "--all"),
@@ -420,20 +433,9 @@ IN_PLACES += [
 ]
 
 TABLE = [
-    *BAD_JSON,
-    *BAD_COMMANDS,
-    *BAD_FIELDS,
-    *BAD_OPTIONS,
-    *BAD_LISTS,
-    *REFUSALS,
-    *BAD_USAGE,
-    *BAD_SETTINGS,
-    *BAD_BYTES,
-    *BAD_IDS,
-    *BAD_NUMBERS,
-    *BAD_NAMES,
-    *IN_PLACES,
-]
+    *BAD_JSON, *BAD_COMMANDS, *BAD_FIELDS, *BAD_OPTIONS, *BAD_LISTS, *REFUSALS, *BAD_USAGE, *BAD_SETTINGS, *BAD_BYTES,
+    *BAD_IDS, *BAD_NUMBERS, *BAD_NAMES, *IN_PLACES,
+]  # fmt: skip
 
 
 def tree(home: Path) -> dict[str, bytes]:

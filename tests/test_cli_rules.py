@@ -8,12 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PROGRAM
-
-Call = Callable[..., Any]
 
 # ---- help ----
 
@@ -114,27 +111,17 @@ def test_a_stop_that_could_not_be_told_is_told_in_the_error(process, home):
     assert done.returncode == 3 and "1 worker stopped" in done.stderr
 
 
-def test_an_empty_home_option_is_refused(run: Call) -> None:
-    # reading: a script's variable that is not set must not lead to another queue.
-    assert "--home" in run("--home", "", "list", code=2).err
-
-
 # ---- one value, one program ----
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["enqueue", "--json", "true"],
-        ["list", "--json"],
-        ["show", "a", "--json"],
-        ["status", "--json"],
-        ["dlq", "list", "--json"],
-        ["config", "show", "--json"],
-        ["worker", "list", "--json"],
+        ["enqueue", "--json", "true"], ["list", "--json"], ["show", "a", "--json"], ["status", "--json"],
+        ["dlq", "list", "--json"], ["config", "show", "--json"], ["worker", "list", "--json"],
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_json_is_one_value_and_nothing_else(run, arguments):
     run("enqueue", "--id", "a", "true")
     run("pause")

@@ -68,10 +68,6 @@ def test_metrics_is_another_name(run):
     assert run("metrics").out == run("stats").out
 
 
-def test_stats_prints_one_format(run):
-    run("stats", "--json", "--prometheus", code=2)
-
-
 def test_wait_and_run_times_and_the_rate(store):
     enqueue(store, "a")
     enqueue(store, "b")

@@ -83,9 +83,3 @@ def test_a_reader_that_goes_away_is_told_that_the_job_is_there(worker, home):
     child.stdout = None
     _, err = child.communicate(timeout=30)
     assert child.returncode == 1 and b"job a stays in the queue" in err
-
-
-@pytest.mark.parametrize("options", [["--json", "true"], ["--file", "-"], ["--stream"]])
-def test_it_is_for_one_job_and_its_output(run, jobs, options):
-    run("enqueue", "--wait", *options, code=2, input="true\n")
-    assert not jobs()

@@ -259,17 +259,24 @@ def test_slurm_runs_two_hundred_jobs(slurm, process, run, jobs, tmp_path, quick)
     assert "on n1 as " in printed and "on n2 as " in printed
 
 
-@pytest.mark.parametrize("script", [SLEEP, DEAF])
-def test_slurm_ends_the_remote_work_of_a_cancelled_job(
-    script: str, slurm: None, quick: None, run: Call, enqueue: Call, worker: Call, written: Call, eventually: Call,
-    reaches: Call, tmp_path: Path,
-) -> None:  # fmt: skip
-    cancel = lambda: run("cancel", "a")  # noqa: E731
-    stopped_remotely(cancel, script, enqueue, worker, written, eventually, tmp_path)
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> None:
+    """The queue's commands go through that engine: `slurm`, or `ssh` with a terminal, whose end hangs up."""
+    use = request.getfixturevalue(request.param)
+    if request.param == "ssh":
+        use("-tt")
+
+
+@pytest.mark.parametrize(("engine", "script"), [("slurm", SLEEP), ("slurm", DEAF), ("ssh", SLEEP)], indirect=["engine"])
+def test_the_remote_work_of_a_cancelled_job_ends(
+    engine, script, quick, run, enqueue, worker, written, eventually, reaches, tmp_path
+):
+    stopped_remotely(lambda: run("cancel", "a"), script, enqueue, worker, written, eventually, tmp_path)
     assert reaches("a", "dead")["reason"] == "cancelled"
 
 
-def test_slurm_ends_the_remote_work_at_the_time_limit(slurm, quick, enqueue, drain, written, job, eventually, tmp_path):
+@pytest.mark.parametrize("engine", ["slurm", "ssh"], indirect=True)
+def test_the_remote_work_ends_at_the_time_limit(engine, quick, enqueue, drain, written, job, eventually, tmp_path):
     note = tmp_path / "pid"
     enqueue("a", unmarked(f"{noted(note)}; {SLEEP}"), "--timeout", "2", "--max-retries", "1")
     drain(code=1)
@@ -278,14 +285,10 @@ def test_slurm_ends_the_remote_work_at_the_time_limit(slurm, quick, enqueue, dra
     eventually(lambda: not is_alive(pid), 40)
 
 
-@pytest.mark.parametrize("engine", ["slurm", "ssh"])
+@pytest.mark.parametrize("engine", ["slurm", "ssh"], indirect=True)
 def test_the_remote_work_of_a_worker_that_was_killed_ends(
-    engine: str, quick: None, enqueue: Call, worker: Call, written: Call, eventually: Call, tmp_path: Path, job: Call,
-    request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
-    use = request.getfixturevalue(engine)
-    if engine == "ssh":
-        use("-tt")
+    engine, quick, enqueue, worker, written, eventually, tmp_path, job
+):
     note = tmp_path / "pid"
     enqueue("a", unmarked(f"{noted(note)}; {SLEEP}"), "--timeout", "0")
     first = worker()
@@ -302,27 +305,6 @@ def test_ssh_runs_two_hundred_jobs(ssh, process, run, jobs, tmp_path, quick):
     assert "on port " in printed and " no" not in printed  # ssh passes no variables on
 
 
-def test_ssh_with_a_terminal_ends_the_remote_work_of_a_cancelled_job(
-    ssh: Call, quick: None, run: Call, enqueue: Call, worker: Call, written: Call, eventually: Call, reaches: Call,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    ssh("-tt")
-    stopped_remotely(lambda: run("cancel", "a"), SLEEP, enqueue, worker, written, eventually, tmp_path)
-    assert reaches("a", "dead")["reason"] == "cancelled"
-
-
-def test_ssh_with_a_terminal_ends_the_remote_work_at_the_time_limit(
-    ssh, quick, enqueue, drain, written, job, eventually, tmp_path
-):
-    ssh("-tt")
-    note = tmp_path / "pid"
-    enqueue("a", unmarked(f"{noted(note)}; {SLEEP}"), "--timeout", "2", "--max-retries", "1")
-    drain(code=1)
-    assert (job("a")["state"], job("a")["outcome"]) == ("dead", "timed_out")
-    pid = int(written(note))
-    eventually(lambda: not is_alive(pid), 40)
-
-
 def test_ssh_with_a_terminal_passes_the_exit_code_on_and_ends_lines_as_terminals_do(
     ssh, quick, enqueue, drain, job, process
 ):
@@ -335,9 +317,8 @@ def test_ssh_with_a_terminal_passes_the_exit_code_on_and_ends_lines_as_terminals
 
 @pytest.mark.parametrize(("options", "script"), [([], SLEEP), (["-tt"], DEAF)])
 def test_ssh_leaves_remote_work_that_nothing_hangs_up(
-    options: list[str], script: str, ssh: Call, quick: None, run: Call, enqueue: Call, worker: Call, written: Call,
-    reaches: Call, tmp_path: Path,
-) -> None:  # fmt: skip
+    options, script, ssh, quick, run, enqueue, worker, written, reaches, tmp_path
+):
     """What the README warns of: plain ssh hangs nothing up, and a hang-up can be ignored."""
     ssh(*options)
     note = tmp_path / "pid"

@@ -71,8 +71,8 @@ def purged(store: q.Store, seconds: float) -> list[str]:
 
 @pytest.mark.usefixtures("old")
 def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known_the_clock_for_an_hour(
-    store: Watched, clock: Clock, boot: Clock
-) -> None:
+    store, clock, boot
+):
     worker = house(store)
     worker._keep_house(0)
     passes(clock, boot, 3599)
@@ -84,7 +84,7 @@ def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known
 
 
 @pytest.mark.usefixtures("old")
-def test_zero_keeps_everything(store: Watched, clock: Clock, boot: Clock) -> None:
+def test_zero_keeps_everything(store, clock, boot):
     q.set_setting(store, "keep_completed", "0")
     for _ in range(2):
         house(store)._keep_house(0)
@@ -94,9 +94,7 @@ def test_zero_keeps_everything(store: Watched, clock: Clock, boot: Clock) -> Non
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("step_s", [2, DAY_S, 20 * 365 * DAY_S, -2, -DAY_S])
-def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(
-    store: Watched, clock: Clock, boot: Clock, step_s: float
-) -> None:
+def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock, boot, step_s):
     worker = house(store)
     worker._keep_house(0)
     passes(clock, boot, 3500)
@@ -113,9 +111,7 @@ def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("how", ["stepped", "restarted"])
-def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(
-    store: Watched, clock: Clock, boot: Clock, how: str
-) -> None:
+def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, clock, boot, how):
     house(store)._keep_house(0)
     passes(clock, boot, 3700)
     if how == "stepped":
@@ -143,13 +139,16 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, mon
 
 
 @pytest.mark.usefixtures("old")
-def test_one_pass_an_hour_is_enough_for_all_workers(
-    store: Watched, clock: Clock, boot: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypatch):
     one, two = house(store), house(store)
     one._keep_house(0)
     looks: list[str] = []
-    monkeypatch.setattr(q, "any_completed_before", lambda store, before: looks.append(before))
+
+    def looked(store: q.Store, before: str, most_s: float) -> list[q.Job]:
+        looks.append(before)
+        return []
+
+    monkeypatch.setattr(q, "purge_completed", looked)
     for hours in (1, 2):
         passes(clock, boot, 3600)
         for worker in (one, two, one):
@@ -159,7 +158,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"boot_id": "b", "offset_s": "x", "purge_at_s": null}'])
 @pytest.mark.usefixtures("old")
-def test_a_damaged_mark_is_made_anew(store: Watched, home: Path, damage: bytes) -> None:
+def test_a_damaged_mark_is_made_anew(store, home, damage):
     path = home / ".queuectl" / "clock"
     path.write_bytes(damage)
     house(store)._keep_house(0)
@@ -170,16 +169,16 @@ def test_a_damaged_mark_is_made_anew(store: Watched, home: Path, damage: bytes) 
 
 
 @pytest.mark.usefixtures("old")
-def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(
-    store: Watched, home: Path, clock: Clock, boot: Clock
-) -> None:
+def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(store, home, clock, boot):
     logs = {}
     for id in ("done", "lost", "new", "last"):
         logs[id] = Path(q.log_path(store.home.logs_dir, id, 1))
         logs[id].parent.mkdir(exist_ok=True)
         logs[id].write_text("output")
-    purged = q.purge_jobs(store, lambda job, now: job.id == "done")  # and killed before it removed the output
-    assert [job.id for job in purged.gone] == ["done"]
+    with store.transaction() as change:  # a purge that was killed before it removed the output
+        job = change.job("done")
+        assert job is not None
+        change.delete(job)
     store.fold()
     (home / "dlq.json").write_text("[]\n")  # a hand edit
     worker = house(store)

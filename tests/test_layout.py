@@ -33,24 +33,24 @@ HOMES = {
     "os.rename os.replace": {4, 5, 8, 9},
     "os.fsync": {4, 5},
     "os.ftruncate": {5, 9},
-    "os.unlink os.mkdir os.urandom": {4, 8, 9},
+    "os.unlink os.mkdir": {4, 8, 9},
+    "os.urandom": {4, 9, 10},
     "os.write os.mkfifo os.utime": {4},
     "os.pwrite": {4, 10},  # 10: writes into the file of a dead worker that it is dead
     "random": {7},
-    "secrets": {10},
     "time.sleep": {4, 9, 10, 12},
     "time.time": {4, 6},  # 6: the clock of a store that is given none
     "time.monotonic": {4, 7, 9, 10, 12},  # 7: the rate that the live screen shows
-    "print datetime.now": set(),
+    "print datetime.now secrets": set(),
 }
 
 # What a reader has to carry: tokens without comments and docstrings; lines with three of `if`, `for`, `and`, `or`;
-# branches of a function on average; methods of a class; lines of a function. The goal: 46_000, 40, 4.0, 45, 70.
-MASS_MAX = [53_600, 51, 4.1, 49, 70]
+# branches of a function on average; methods of a class; lines of a function. The goal: 46,000 tokens.
+MASS_MAX = [51_043, 32, 4.0, 46, 70]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
-# What vulture cannot see the use of: click and subprocess have it.
-USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps"}
+# What vulture cannot see the use of: click, subprocess, signal; and a field taken by its place.
+USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "frame", "duplicate"}
 
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 SOURCE = PROGRAM.read_text(encoding="utf-8")

@@ -99,7 +99,7 @@ def test_the_installed_command_is_there(source, project):
     assert "main" in functions
 
 
-def test_only_the_module_is_shipped(project: dict[str, Any]) -> None:
+def test_only_the_module_is_shipped(project):
     # A store beside the installed module would make site-packages the home of every user of that Python.
     settings = project["tool"]["setuptools"]
     assert settings["py-modules"] == ["queuectl"]
@@ -119,7 +119,7 @@ def test_the_top_level_holds_nothing_more():
     assert not extra, f"{sorted(extra)}: the top level is fixed; put it below tests/ or .ci/"
 
 
-def test_no_two_test_files_share_a_name() -> None:
+def test_no_two_test_files_share_a_name():
     # tests/ are no packages, so pytest collects only the first of two; each by itself would still pass.
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(names) == len(set(names)), f"twice: {sorted({name for name in names if names.count(name) > 1})}"

@@ -119,25 +119,6 @@ def test_the_owners_demo_works_word_for_word(checkout, demo, eventually):
     assert (back["state"], back["attempts"]) == ("pending", 0)
 
 
-def test_a_checkout_is_its_own_home_from_any_directory(checkout, demo, tmp_path):
-    demo("enqueue", '{"id":"job1","command":"echo test"}')
-    environment = {key: value for key, value in os.environ.items() if key != "QUEUECTL_HOME"}
-    words = [sys.executable, str(checkout / "queuectl.py"), "list", "--ids"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
-    assert done.stdout == b"job1\n"
-
-
-def test_the_waits_between_attempts_are_two_and_four_seconds_by_default(run, enqueue, worker, job, reaches, eventually):
-    enqueue("a", "exit 1")
-    worker()
-    first = reaches("a", "failed")
-    run("retry", "a")  # due now, so that the test need not wait; the attempts stand
-    eventually(lambda: job("a")["attempts"] == 2 and job("a")["state"] == "failed")
-    second = job("a")
-    waits = [seconds_between(one["history"][-1]["finished_at"], one["run_at"]) for one in (first, second)]
-    assert waits == pytest.approx([2, 4], abs=0.5)
-
-
 def test_the_three_files_are_true_within_a_second_under_a_worker(home, run, enqueue, worker, eventually, quick):
     worker()
     enqueue("good", "echo test")

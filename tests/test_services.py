@@ -238,9 +238,8 @@ def systemctl(unit: Path, account: Path, tmp_path: Path, eventually: Call) -> It
 
 @pytest.mark.engines
 def test_the_unit_under_a_running_systemd(
-    systemctl: Call, unit: Path, account: Path, monkeypatch: pytest.MonkeyPatch, enqueue: Call, run: Call, job: Call,
-    reaches: Call, written: Call, eventually: Call, tmp_path: Path,
-) -> None:  # fmt: skip
+    systemctl, unit, account, monkeypatch, enqueue, run, job, reaches, written, eventually, tmp_path
+):
     monkeypatch.setenv("QUEUECTL_HOME", str(account / "queue"))
     unit.write_text(unit.read_text().replace("TimeoutStopSec=90", "TimeoutStopSec=2"))
     systemctl("daemon-reload")

@@ -113,9 +113,8 @@ def test_ctrl_c_ten_times_at_once_is_a_second_stop_and_no_more(busy_terminal, ev
 
 
 def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
-    held: Call, terminal: Call, gate: Gate, eventually: Call, job: Call, enqueue: Call, worker: Call, reaches: Call,
-    process: Call,
-) -> None:  # fmt: skip
+    held, terminal, gate, eventually, job, enqueue, worker, reaches, process
+):
     is_running = held("a")
     shell = terminal("worker", "start", within=("/bin/sh", "-mc", '"$0" "$@"; echo has-halted; read line; fg'))
     pid = is_running()
@@ -178,18 +177,6 @@ def test_hanging_up_stops_the_worker_and_lets_the_running_job_finish(busy_termin
 # -- a worker without one
 
 
-def test_sighup_stops_a_worker_and_lets_the_running_job_finish(held, worker, gate, eventually, job):
-    is_running = held("a")
-    child = worker()
-    pid = is_running()
-    child.send_signal(signal.SIGHUP)
-    eventually(lambda: "Stopping" in said(child))
-    assert is_alive(pid)
-    gate.open()
-    assert child.wait(20) == 0
-    assert job("a")["state"] == "completed"
-
-
 def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker, enqueue, reaches):
     with started_with(signal.SIG_IGN, signal.SIGHUP):
         child = worker(default_signals=(signal.SIGINT,))
@@ -203,8 +190,8 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored(worker, enqueue, r
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL])
 def test_a_signal_that_ends_a_job_together_with_its_workers_stop_is_not_a_failed_attempt(
-    number: signal.Signals, enqueue: Call, worker: Call, written: Call, tmp_path: Path, job: Call
-) -> None:
+    number, enqueue, worker, written, tmp_path, job
+):
     note = tmp_path / "pid"
     enqueue("a", f"echo $$ >> {shlex.quote(str(note))}; sleep 300")
     child = worker(start_new_session=True)
@@ -295,12 +282,6 @@ def test_wait_ends_with_130_on_ctrl_c_and_leaves_the_job_alone(enqueue, terminal
     assert job("a")["state"] == "pending"
 
 
-def test_wait_for_a_job_that_runs_meanwhile_ends_with_the_jobs_own_exit_code(enqueue, worker, process):
-    worker()
-    enqueue("a", "exit 7", "--max-retries", "1")
-    process("wait", "a", code=7)
-
-
 def test_ctrl_c_during_worker_stop_ends_only_the_waiting(held, worker, terminal, gate, eventually, job):
     is_running = held("a")
     child = worker()
@@ -356,9 +337,3 @@ def test_from_cron_text_beyond_ascii_is_kept_though_no_locale_is_set(cron):
     cron("worker", "start", "--drain")
     assert cron("logs", "a") == "grün 漢字\n"
     assert "grün 漢字" in cron("list")
-
-
-def test_from_cron_a_unique_job_is_added_once_while_it_waits(cron):
-    first = cron("enqueue", "--unique=nightly", "true")
-    assert cron("enqueue", "--unique=nightly", "true") == first
-    assert len(cron("list", "--ids").splitlines()) == 1

@@ -1288,9 +1288,7 @@ def test_fields_inside_an_unknown_field_are_not_the_jobs(home, opened):
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(
-    home: Path, opened: Opener, folded: bool
-) -> None:
+def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(home, opened, folded):
     store = opened()
     for id, after in (("a", None), ("b", ["a"]), ("c", ["b"])):
         enqueue(store, id, after=after)
@@ -1307,7 +1305,7 @@ def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(
     assert report(store, store.processing["b"], OK) is not None and run_next(store).id == "c"
 
 
-def test_a_chain_longer_than_the_stack_dies_in_one_line_after_an_edit_too(home: Path, opened: Opener) -> None:
+def test_a_chain_longer_than_the_stack_dies_in_one_line_after_an_edit_too(home, opened):
     store = opened()
     bulk(store, *[json.dumps({"id": f"c{n}", "command": "x", "after": [f"c{n - 1}"] * (n > 0)}) for n in range(1500)])
     store.fold()
@@ -1375,7 +1373,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(home, opened, is_new_job, wo
     assert report(store, second, OK) is not None and report(store, second, BAD) is None
 
 
-def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened, monkeypatch):
     store = opened()
     store.home.prepare()
     before = os.listdir("/proc/self/fd")
@@ -1387,18 +1385,3 @@ def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened: Opener, mon
     with pytest.raises(q.StoreError, match="No space left"):
         q.Spool(store.home, [b"true\n"])
     assert os.listdir("/proc/self/fd") == before
-
-
-# -- Settings
-
-
-def test_a_worker_goes_on_with_the_last_good_settings(home: Path, opened: Opener) -> None:
-    store = opened()
-    q.set_setting(store, "max_retries", "7")
-    enqueue(store, "a")
-    store.home.keeps_settings = True
-    (home / "config.json").write_text("{")
-    assert [store.home.config().max_retries for _ in range(3)] == [7, 7, 7]
-    assert claim(store) is not None
-    (home / "config.json").write_text('{"max_retries": 2}')
-    assert store.home.config().max_retries == 2

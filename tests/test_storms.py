@@ -354,17 +354,8 @@ queuectl.main()
 def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(allowed, enqueue, jobs, run):
     for name in "abc":
         enqueue(name, "sleep 0.2")
-    words = [
-        sys.executable,
-        "-c",
-        THREADS_REFUSED,
-        str(PROGRAM.parent),
-        str(allowed),
-        "worker",
-        "start",
-        "--count",
-        "3",
-    ]
+    program = [sys.executable, "-c", THREADS_REFUSED, str(PROGRAM.parent), str(allowed)]
+    words = [*program, "worker", "start", "--count", "3"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Error: The system starts no more threads" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr

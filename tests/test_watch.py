@@ -89,7 +89,7 @@ def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
     assert "█" not in lines[4] + lines[5]
 
 
-def test_both_lists_get_room() -> None:
+def test_both_lists_get_room():
     lines = frame(view(40, 40), rows=24)
     assert len(lines) == 24
     assert lines.index("last failures") - lines.index("running") == 8
@@ -260,13 +260,3 @@ def test_in_a_pipe_it_is_a_line_each_time(run, start, eventually):
     )
     child.send_signal(signal.SIGINT)
     assert child.wait(10) == 130
-
-
-@pytest.mark.parametrize("words", [["--json"], ["--check"]])
-def test_it_goes_with_neither_json_nor_check(run, words):
-    run("status", "--watch", *words, code=2)
-
-
-@pytest.mark.parametrize("words", [["--watch", "nonsense"], ["--watch", "-1"]])
-def test_a_time_that_is_none_is_refused(run, words):
-    run("status", *words, code=2)

@@ -506,14 +506,16 @@ def work(q: ModuleType, store: Any) -> Iterator[None]:
     claimed = _turn(q, store).claimed
     yield
     file.write_row(0, {"job": claimed.id, "run": claimed.runs})
-    file.show_life()
+    file.write_header()
     second = _turn(q, store, (claimed, exit_code(q, 0))).claimed
     yield
     _turn(q, store, (second, exit_code(q, 1)))
     yield
     store.sync()
-    file.drain_wakes()
+    file.wake()
+    os.read(file.wake_fd, q.WAKE_BYTES)
     store.fold()
+    store.home.forget_worker(WORKER)
     file.close()
 
 

@@ -91,7 +91,7 @@ PROVED_BY = {
         test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one
     """,
     "config damaged under a worker": """
-        test_a_worker_goes_on_with_the_last_good_settings_and_warns_once
+        test_a_worker_goes_on_with_the_last_good_settings
     """,
     "read-only home": """
         test_a_home_that_may_only_be_read_is_read
@@ -108,7 +108,7 @@ PROVED_BY = {
         test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time
     """,
     "TERM to the whole service, HUP, stderr gone": """
-        test_sigterm_to_the_whole_service_is_not_a_failed_attempt
+        test_a_signal_that_ends_a_job_together_with_its_workers_stop_is_not_a_failed_attempt
         test_hanging_up_stops_the_worker_and_lets_the_running_job_finish
         test_a_worker_goes_on_when_nobody_reads_its_stderr
     """,
