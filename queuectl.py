@@ -3803,20 +3803,16 @@ def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
 
 
 def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
-    """Delete jobs that were completed by then and that no waiting one names; PURGE_JOBS at most. They are
-    looked for in jobs.json without the lock."""
+    """Delete jobs that were completed by then and that no waiting one comes after, at most
+    PURGE_JOBS. They are looked for in jobs.json without the lock."""
     with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
         old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
         ids = list(itertools.islice(old, PURGE_JOBS))
     if not ids:
         return []
     with store.transaction(most_s=most_s) as change:
-        jobs = store.find_jobs(ids).values()
-        gone = [
-            job
-            for job in jobs
-            if job.state == "completed" and not is_needed(store, job.id, job.seq)
-        ]
+        completed = [job for job in store.find_jobs(ids).values() if job.state == "completed"]
+        gone = [job for job in completed if not is_needed(store, job.id, job.seq)]
         for job in gone:
             change.delete(job)
     return gone
