@@ -3356,14 +3356,15 @@ class Bulk:
         ms, encoded_times, times = int(instant_s(now) * 1000), _times(self._encoded_at), _times(now)
         yield from self._look_up()
         for number, rest in enumerate(lines, 1):
-            spec = self._special.get(number, _COMMAND_ALONE)
-            raw = self._holders.get(spec.unique or "", b"")
-            is_there = bool(raw)
             if not rest:
                 continue
+            spec = self._special.get(number, _COMMAND_ALONE)
+            raw = self._holders.get(spec.unique or "", b"")
+            is_there = raw != b""
             if is_there:
-                self._stands_for[spec.id or ""] = id_of(raw)
-                self._states[id_of(raw)] = "pending"
+                id = id_of(raw)
+                self._stands_for[spec.id or id] = id
+                self._states[id] = "pending"
             else:
                 n += 1
                 id = spec.id or make_id(ms, n)
@@ -3372,39 +3373,40 @@ class Bulk:
                     raw = self._check(number, spec, id, raw, now)
                 self.added += 1
                 yield raw
-            self.ids.append(id_of(raw))
+            self.ids.append(id)
             if self._keep_records:
                 self.records.append((raw, is_there))
 
     def _look_up(self) -> Iterator[bytes]:
-        """Find the jobs that the lines name; gives those that must be put again."""
+        """Find the jobs that the lines name; gives the records that must be put again."""
         store, specs = self._store, self._special.values()
-        given = {spec.id for spec in specs if spec.id is not None}
-        self._taken = set(store.find_raws(given))
         keys = {spec.unique for spec in specs if spec.unique is not None}
         self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
         self._stands_for: dict[
             str, str
         ] = {}  # the job that has the key of a line, by the line's id
-        self._states: dict[str, str] = {}  # of the jobs that can be named as parents
-        for parent in store.find_jobs(self.parents).values():
-            self._states[parent.id] = parent.state
-            if store.change_of(parent.id) is None:
-                yield encode_job(parent)
+        self._states: dict[str, str] = {}  # of the jobs that are there
+        given = {spec.id for spec in specs if spec.id is not None}
+        for job in store.find_jobs(given | self.parents).values():
+            self._states[job.id] = job.state
+            if job.id in self.parents and store.change_of(job.id) is None:
+                yield encode_job(job)
 
     def _check(self, number: int, spec: Spec, id: str, raw: bytes, now: str) -> bytes:
         """The record of a line that has an id, a key or parents. Refuses a taken id, and a parent
         that is not there."""
         try:
-            if id in self._taken:
-                raise _taken(id)
+            if id in self._states:
+                raise Refused(
+                    f"Job '{id}' is there already. Nothing was added. Give another id, or leave the "
+                    "id out and one is made."
+                )
             if spec.after:
                 raw = encode_job(self._follow(trust_job(raw), now))
         except Refused as error:
             raise Refused(
                 f"In {self._unit} {number}: {error}" if self._unit else str(error)
             ) from None
-        self._taken.add(id)
         self._states[id] = state = head_of(raw)[1]
         if spec.unique is not None and state != "dead":
             self._holders[spec.unique] = raw
@@ -3432,13 +3434,6 @@ def _times(now: str) -> bytes:
     """How the times of a new job stand in its record. No text of a user holds these bytes, since
     quotes inside a text are escaped."""
     return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
-
-
-def _taken(id: str) -> Refused:
-    return Refused(
-        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
-        "and one is made."
-    )
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3873,6 +3868,8 @@ def status(store: Store) -> dict[str, Any]:
 
 def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | None, str | None]:
     """As `waiting_times`: from a worker's file if there is one, else from the queue."""
+    if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
+        return None, None
     for info in workers:
         if "oldest" in info.header:
             return info.header["oldest"], info.header["next_run_at"]
