@@ -2913,14 +2913,14 @@ class Followers:
     followers, children   by id; the ids of each parent's followers
     waiting               the followers of a job that wait
     is_held               whether one of a job's parents is not over
-    on_freed              is called with the id of a follower whose last parent is over
+    on_freed              is called with the id and offset of a follower whose last parent is over
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
-        self.on_freed: Callable[[str], None] = lambda id: None
+        self.on_freed: Callable[[str, int], None] = lambda id, offset: None
         for raw in filter(None, store.records.values()):
             if _AFTER in raw:
                 self._add(raw, -1)
@@ -2953,7 +2953,7 @@ class Followers:
         elif id in follower.left:
             follower.left.remove(id)
             if not follower.left:
-                self.on_freed(child)
+                self.on_freed(child, follower.offset)
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
@@ -3054,7 +3054,7 @@ class ClaimOrder:
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
         self.clock_offset_s = 0.0  # wall clock less the clock since boot
         self._followers = followers_of(store)
-        self._followers.on_freed = self._enter_freed
+        self._followers.on_freed = self._enter_again
         if "jobs" in store.snapshots:
             self._read(store.snapshots["jobs"])
         for raw in filter(None, store.records.values()):
@@ -3123,8 +3123,8 @@ class ClaimOrder:
         else:
             heapq.heappush(self._timed, (job.run_at or "", job.seq, job.id, offset))
 
-    def _enter_freed(self, id: str) -> None:
-        offset = self._followers.followers[id].offset
+    def _enter_again(self, id: str, offset: int) -> None:
+        """Enter a job that was held, or whose time has come."""
         if (job := self._job(id, offset)) is not None:
             self._enter(job, offset)
 
@@ -3147,8 +3147,7 @@ class ClaimOrder:
         self._now = now
         while self._timed and self._timed[0][0] <= now:
             _, _, id, offset = heapq.heappop(self._timed)
-            if (job := self._job(id, offset)) is not None:
-                self._enter(job, offset)
+            self._enter_again(id, offset)
 
     def first(
         self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
@@ -4390,12 +4389,8 @@ def mend(store: Store) -> tuple[list[str], str]:
         found = Salvage(store)
         copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(path, _OPEN)
-                try:
-                    copies.append(home.keep_aside(os.path.basename(path), fd))
-                finally:
-                    os.close(fd)
+            with contextlib.suppress(FileNotFoundError), opened(path, _OPEN) as fd:
+                copies.append(home.keep_aside(os.path.basename(path), fd))
         if not has_settings:
             _mend_settings(home)
         store.forget()
