@@ -2857,11 +2857,12 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
 
 
 # ======== 6. CLAIM ORDER ========
-# Which jobs wait, and in which order they are claimed: higher priority first, then order of arrival.
-# It uses the store's records, writes no file and reads no clock but the one it is given.
+# Which jobs wait, and in which order they are claimed: higher priority first, then order of
+# arrival. It uses the store's records, writes no file and reads no clock but the one it is given.
 #
-# C1  The order is a list of places to look, never the truth. An entry whose job has changed since is
-#     dropped when it comes up, so nothing has to be removed, and a claim that failed does no harm.
+# C1  The order is a list of places to look, never the truth. An entry whose job has changed since
+#     is dropped when it comes up, so nothing has to be removed, and a claim that failed does no
+#     harm.
 # C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
 #     would be stranded when the clock steps back.
 # C3  A job that comes after others has no entry before the last of them is over.
@@ -2946,7 +2947,8 @@ class Followers:
             self._update(child, id, state, seq)
 
     def _update(self, child: str, id: str, state: str, seq: int) -> None:
-        """A parent is in that state now. A job of its name that came after the child is another job."""
+        """A parent is in that state now. A job of its name that arrived later than the child is
+        another job."""
         follower = self.followers[child]
         if state not in OVER and seq < follower.seq:
             follower.left.add(id)
@@ -2972,8 +2974,8 @@ class Followers:
                 del self.children[parent]
 
     def waiting(self, id: str, seq: int) -> Iterator[Job]:
-        """The followers of that job that wait. Those that are older than the job came after an earlier
-        job of its name, which is gone."""
+        """The followers of that job that wait. A follower that is older than the job came after an
+        earlier job of its name, which is gone."""
         for child in self.children.get(id, ()):
             follower = self.followers[child]
             raw = waiting_record(self._store, child, follower.offset)
@@ -3085,8 +3087,8 @@ class ClaimOrder:
             self._enter_next(lane)
 
     def _is_plain(self, raw: bytes) -> bool:
-        """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that matter.
-        The first `priority` is the job's own: quotes inside a text are escaped."""
+        """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that
+        matter. The first `priority` is the job's own: quotes inside a text are escaped."""
         at = raw.find(b'"priority": ') + len(b'"priority": ')
         if not raw.startswith(b"0,", at) or b'"run_at": ' in raw:
             return False
@@ -3238,7 +3240,8 @@ def open_store(
 
 # ======== 7. OPERATIONS ========
 # What can be done to a queue: one function, one transaction each. It decides with JOBS, writes with
-# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and never sleeps.
+# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and it never
+# sleeps.
 #
 # O1  One operation, one transaction.
 # O2  A refused operation changes nothing: every id is looked at before the first job is changed.
@@ -3264,8 +3267,8 @@ class Accepted(NamedTuple):
 
 
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
-    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to come
-    after a job that is not there. A job that needs a dead one is dead from the start."""
+    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and a
+    parent that is not there. A job that needs a dead one is dead from the start."""
     bulk = Bulk(store, keep_records=True)
     line = bulk.encode_job(1, spec)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
@@ -3397,8 +3400,8 @@ class Bulk:
         try:
             if id in self._states:
                 raise Refused(
-                    f"Job '{id}' is there already. Nothing was added. Give another id, or leave the "
-                    "id out and one is made."
+                    f"Job '{id}' is there already. Nothing was added. Give another id, or leave "
+                    "the id out and one is made."
                 )
             if spec.after:
                 raw = encode_job(self._follow(trust_job(raw), now))
@@ -3421,9 +3424,9 @@ class Bulk:
         for parent in parents_of(job):
             if parent not in self._states:
                 raise Refused(
-                    f"There is no job '{parent}' to come after; only a job that is there, or stands "
-                    "in an earlier line, can be named. Nothing was added. See them all with: "
-                    "queuectl list."
+                    f"There is no job '{parent}' to come after; only a job that is there, or "
+                    "stands in an earlier line, can be named. Nothing was added. See them all "
+                    "with: queuectl list."
                 )
         dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
         return die_after(job, dead[0], now) if dead else job
@@ -3452,8 +3455,8 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own fields over those given for all; a job's `run_at` takes the place of a common delay
-    too."""
+    """The job's own fields over those given for all. A job's own `run_at` or `delay` takes the place
+    of either."""
     if fields.keys() & {"run_at", "delay"}:
         options = {name: options[name] for name in options if name not in ("run_at", "delay")}
     return {**options, **fields}
@@ -3464,8 +3467,8 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 class Turn(NamedTuple):
     """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed, the
-    hooks to run (which take the slot's time first, so nothing is claimed then), and whether the report
-    may have left other workers a job to claim."""
+    hooks to run (they come first, so nothing is claimed then), and whether the report may have left
+    other workers a job to claim."""
 
     reported: Job | None
     claimed: Job | None
@@ -3493,7 +3496,8 @@ def take_turn(
         done_id = done[0].id if done is not None else ""
         for held in list(store.processing.values()):
             if (held.worker, held.slot) == (worker, slot) and held.id != done_id:
-                # The claim was written and its sync failed: nothing runs in a slot that takes its turn.
+                # The claim was written and its sync failed. A slot that takes its turn runs
+                # nothing.
                 outcome = Outcome("handed_back", reason="its claim failed")
                 change.put(held, give_back(held, outcome, change.now))
         if done is not None:
@@ -3516,7 +3520,8 @@ def take_turn(
 
 
 def _may_free(store: Store, job: Job, config: Config) -> bool:
-    """Whether others may have a job to claim now: a follower of this one, or one with a limited tag."""
+    """Whether others may have a job to claim now: a follower of this one, or one with a limited
+    tag."""
     if not config.limits.keys().isdisjoint(job.tags or ()):
         return True
     return job.state in OVER and is_needed(store, job.id, job.seq)
@@ -3562,14 +3567,15 @@ def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
 
 
 def _is_run(job: Job, run: Job) -> bool:
-    """Whether the job is still in that run of it (O3). Another job that was given its id since has a
-    `seq` of its own."""
+    """Whether the job is still in that run (O3). Another job that was given its id since has another
+    `seq`."""
     same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
     return same and job.state == "processing"
 
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
-    """Take back the job of a dead worker, of whose run nothing lives any more. None where it was not its own."""
+    """Take back the job of a dead worker when nothing of its run lives any more. None if the job is
+    in another run, or over."""
     with _change(store) as change:
         job = change.job(orphan.id)
         if job is None or not _is_run(job, orphan):
@@ -3657,8 +3663,8 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
 
 
 def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """A new job like each of these, whatever its state; gives the new ones. The key is theirs too, as a revived job's
-    is: whoever enqueues with it while one of them is active finds that one."""
+    """A new job like each of these, whatever its state; gives the new ones. They have the same
+    unique key, as a revived job has: an enqueue with that key finds one that is active."""
     out = []
     with _change(store) as change:
         ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
@@ -3748,7 +3754,8 @@ def _revive(
 
 
 class Purged(NamedTuple):
-    """The jobs that a purge deletes, and those that it keeps because a waiting job comes after them."""
+    """The jobs that a purge deletes, and those that it keeps because a waiting job comes after
+    them."""
 
     gone: list[Job]
     kept: list[Job]
@@ -3822,8 +3829,8 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
 
 
 def set_setting(store: Store, name: str, text: str | None) -> object:
-    """Change one setting (None: back to its default); gives its new value as stored. Raises BadValue before anything
-    is written."""
+    """Change one setting (None: back to its default). Gives its new value as stored. Raises BadValue
+    before anything is written."""
     key = known_setting(name)
     default, check = SETTINGS[key]
     value = default if text is None else setting_from_text(key, text)
@@ -3848,8 +3855,8 @@ COMPLETED_MAX: Final = 100  # and so many of them
 
 
 def status(store: Store) -> dict[str, Any]:
-    """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is not
-    read: its file says what waits."""
+    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue is
+    not read: the worker's file says what waits."""
     store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
     oldest, next_run_at = _waiting_times(store, workers)
@@ -4117,13 +4124,13 @@ def _size(view: Mapping[str, Any]) -> int:
 
 
 # ======== 8. DAMAGE ========
-# What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It reads
-# STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a home
-# that is not damaged.
+# What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It
+# reads STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a
+# home that is not damaged.
 #
 # D1  Every file is copied aside before it is replaced.
-# D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be the
-#     one that was given.
+# D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be
+#     the one that was given.
 # D3  A job that comes after a lost one does not run by itself.
 
 NAMED_MAX: Final = 20  # ids that a sentence names
