@@ -35,7 +35,7 @@ Sections, each using only those above it; in a section, lines that begin with `#
     6 CLAIM ORDER           ClaimOrder: which jobs wait, in which order; Followers of other jobs
     7 OPERATIONS            enqueue, claim and report, revive ...: one function, one transaction
     8 DAMAGE                what `doctor` finds in a home and repairs
-    9 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends what is left
+    9 EXECUTION             Executor runs a command, SlotLog keeps its output, Fence ends the rest
     10 WORKER               Worker: threads, time limits, housekeeping, stop, drain; recovery
     11 PRESENTATION         records to text
     12 COMMANDS             the Click command group; errors to exits
@@ -93,9 +93,10 @@ except (
     TypeError,
 ) as error:  # a checkout without its set-up, or with a system's older packages
     sys.exit(
-        f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the packages of "
-        "requirements.txt. Set up: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt, then use "
-        ".venv/bin/python; or: uv run queuectl.py"
+        f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the "
+        "packages of requirements.txt. Set up: python3 -m venv .venv && "
+        ".venv/bin/pip install -r requirements.txt, then use .venv/bin/python; or: "
+        "uv run queuectl.py"
     )
 
 __version__ = "0.1.0"
@@ -1320,8 +1321,8 @@ class Home:
         return self._config
 
     def settings_problem(self) -> str | None:
-        """Read config.json where it has changed. What is wrong with it, else None; the settings that
-        were read last, or the defaults, then stay in force."""
+        """Read config.json where it has changed. What is wrong with it, else None; the settings
+        that were read last, or the defaults, then stay in force."""
         path = self.config_path
         try:
             info = os.stat(path)
@@ -1426,8 +1427,8 @@ class Home:
             return None
 
     def forget_worker(self, name: str) -> None:
-        """Remove the files of a worker that is dead or leaves. Without the first of them nobody would
-        look for the others, so it goes last."""
+        """Remove the files of a worker that is dead or leaves. Without the first of them nobody
+        would look for the others, so it goes last."""
         for ending in (".stop", ".wake", ""):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.workers_dir, name + ending))
@@ -1529,8 +1530,8 @@ class WorkerFile:
         self._write(0, self._header_bytes, self.header)
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
-        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the slot
-        is idle."""
+        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the
+        slot is idle."""
         self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
@@ -1685,36 +1686,38 @@ def boot_id() -> str:
 
 
 def boot_clock_s() -> float:
-    """Seconds on the clock that nobody sets. It runs from boot; processes' start times are on it."""
+    """Seconds on the clock that nobody sets. It runs from boot; processes' start times are on
+    it."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
 
 # ======== 5. STORE ========
-# Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and `json`
-# through HOME's helpers. It knows what a record looks like and not what should become of a job: what
-# it needs to know of that, it is given (`end_followers`).
+# Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and
+# `json` through HOME's helpers. It knows what a record looks like and not what should become of a
+# job: what it needs to know of that, it is given (`end_followers`).
 #
 #   jobs.json, dlq.json   the *snapshot*: `[`, one record a line in `seq` order, `]`
-#   .queuectl/journal.jsonl, what changed since the snapshot was written; each line is `CRC32HEX JSON`:
+#   .queuectl/journal.jsonl, what changed since the snapshot was written; a line is `CRC32HEX JSON`:
 #     header   {"format": 2, "boot": BOOT ID, "jobs": MARK, "dlq": MARK}: the arrays it goes with
-#     change   {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [3, 1, 4, 0, 2], "n": 10}
+#     change   {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [3, 1, 4, 0, 2],
+#              "n": 10}
 #     intent   {"intent": {"jobs": MARK, "dlq": MARK}, "counts": [...], "n": 10}: a fold is about to
 #              rename these arrays into place
 #
-# A transaction is one change: a whole line with its checksum and newline, or nothing. The first change
-# after the header repeats every processing job. `counts` has the jobs in each of STATES, `n` the last
-# `seq` given. A MARK is [inode, size, mtime_ns, crc] of an array. A raw tab stands nowhere else in our
-# JSON, so records are split without being parsed.
+# A transaction is one change: a whole line with its checksum and newline, or nothing. The first
+# change after the header repeats every processing job. `counts` has the jobs in each of STATES, `n`
+# the last `seq` given. A MARK is [inode, size, mtime_ns, crc] of an array. A raw tab stands nowhere
+# else in our JSON, so records are split without being parsed.
 #
 # The truth about a job is its last record in the journal, else its line in the snapshot.
 #
 # A fold: (1) write the arrays that change to temporary files, fsync; (2) append the intent, fsync;
-# (3) see that the arrays on disk are still the known ones; (4) rename dlq.json, then jobs.json, fsync
-# the home; (5) write the new journal, fsync, rename, fsync. The rename of jobs.json is the commit point.
-# A crash before it leaves the old jobs.json, after it the new one and the counts of the intent. Replaying
-# the journal over old or new arrays, or one of each, gives the same jobs, since a put is the whole
-# record: so no step needs undoing.
+# (3) see that the arrays on disk are still the known ones; (4) rename dlq.json, then jobs.json,
+# fsync the home; (5) write the new journal, fsync, rename, fsync. The rename of jobs.json is the
+# commit point. A crash before it leaves the old jobs.json, after it the new one and the counts of
+# the intent. Replaying the journal over old or new arrays, or one of each, gives the same jobs,
+# since a put is the whole record: so no step needs undoing.
 #
 # What this process knows of the queue is one of these; `state` names it:
 #
@@ -1722,18 +1725,19 @@ def boot_clock_s() -> float:
 #   unread   no             no                  look: full; light look: light
 #   light    yes            no                  a look that needs records: full
 #   full     yes            yes                 an error while reading, or a fold: unread
-#   broken   -              -                   never: an earlier change may be lost, no more are made
+#   broken   -              -                   never: a change may be lost, so no more are made
 #
-# A look without the lock opens the arrays before the journal: an array that a fold has renamed is then
-# named by the journal's intent. With the lock a look also repairs: a torn tail is kept aside and cut
-# off, a hand edit is appended and folded, a home without a journal gets one.
-# Not promised: network file systems; power loss with fsync `never`, folds apart.
+# A look without the lock opens the arrays before the journal: an array that a fold has renamed is
+# then named by the journal's intent. With the lock a look also repairs: a torn tail is kept aside
+# and cut off, a hand edit is appended and folded, a home without a journal gets one. Not promised:
+# network file systems; power loss with fsync `never`, folds apart.
 #
 # S1  Snapshot and journal show each id exactly once.
 # S2  No byte of a store changes without the lock.
 # S3  An array is replaced whole or not at all; the journal only grows until a fold replaces it.
-# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited for.
-# S5  A file that cannot be understood is never overwritten, and what is cut off or overruled is kept.
+# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited
+#     for.
+# S5  A file that cannot be understood is never overwritten; what is cut off or overruled is kept.
 # S6  Memory changes only after the line is whole in the journal.
 # S7  Nothing is appended to a journal that is no longer at its path, or on which a sync failed.
 
@@ -1941,7 +1945,8 @@ class Snapshot:
 
 
 class Journal:
-    """The journal, open. `end` is of the last line that was read, `start` of the changes since the fold.
+    """The journal, open. `end` is of the last line that was read, `start` of the changes since the
+    fold.
 
     lines, last_change       its lines from an offset on; what the last one says of the whole queue
     last_record, ids_with    a search for bytes, where nothing was replayed
@@ -1973,8 +1978,8 @@ class Journal:
         return {name: Mark(*self.header[name]) for name in ARRAYS}
 
     def is_of_this_boot(self) -> bool:
-        """Whether it was begun since the machine started. An older one may have a hole that a power loss
-        left, before lines that are whole."""
+        """Whether it was begun since the machine started. An older one may have a hole that a power
+        loss left, before lines that are whole."""
         return bool(self.header["boot"] == boot_id())
 
     def lines(self, start: int) -> Iterator[bytes]:
@@ -2001,7 +2006,8 @@ class Journal:
         return rest_of(body)
 
     def last_record(self, id: str) -> bytes | None:
-        """Its last word on a job: the record, b"" where it was deleted, None where there is none."""
+        """Its last word on a job: the record, b"" where it was deleted, None where there is
+        none."""
         text, gone = self._read_text(), b'\t], "del": ['
         put = text.rfind(b'\t{"id": "%s", "state": "' % id.encode())
         at, quoted = text.find(gone, put + 1), b'"%s"' % id.encode()
@@ -2062,8 +2068,8 @@ class Store:
     fold, fold_due, sync, settle
     counts, n, processing    true after a look; `records` after a full one
 
-    `records` holds what the journal says of a job since the snapshot was written: its record, or None
-    where it was deleted. Everything else is read from the snapshot when it is asked for.
+    `records` holds what the journal says of a job since the snapshot was written: its record, or
+    None where it was deleted. Everything else is read from the snapshot when it is asked for.
     """
 
     def __init__(
@@ -2125,8 +2131,8 @@ class Store:
             self.look(locked=True)
 
     def look(self, light: bool = False, locked: bool = False) -> None:
-        """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a look
-        repair (a torn tail, a hand edit, a first start)."""
+        """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a
+        look repair (a torn tail, a hand edit, a first start)."""
         if locked and self.state == "broken":
             raise StoreError(self._why_broken)
         try:
@@ -2219,8 +2225,8 @@ class Store:
         return self.journal
 
     def _begin(self) -> None:
-        """First start: settings and arrays where there are none, then a journal that knows no arrays, so
-        that they are taken in as a hand edit is."""
+        """First start: settings and arrays where there are none, then a journal that knows no
+        arrays, so that they are taken in as a hand edit is."""
         if self.home.has_live_worker():  # it runs what the lost journal says
             raise StoreError(
                 f"'{self.journal_path}' is missing while a worker lives. Nothing was changed. "
@@ -2245,8 +2251,8 @@ class Store:
             except FileNotFoundError:
                 if os.path.exists(self.journal_path):
                     raise StoreError(
-                        f"'{path}' is missing beside a journal. Nothing was changed. Put it back (an "
-                        "empty one holds: [ ]), or make do without: queuectl doctor --fix."
+                        f"'{path}' is missing beside a journal. Nothing was changed. Put it back "
+                        "(an empty one holds: [ ]), or make do without: queuectl doctor --fix."
                     ) from None
 
     def _are_arrays_known(self) -> bool:
@@ -2261,15 +2267,15 @@ class Store:
         return True
 
     def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
-        """Replay the whole journal. Gives the arrays that neither header nor intent name: a person's
-        work."""
+        """Replay the whole journal. Gives the arrays that neither header nor intent name: a
+        person's work."""
         known = {name: [mark] for name, mark in journal.marks().items()}
         self._replay(journal, locked, known)
         return [name for name in ARRAYS if not any(map(self.snapshots[name].is_same, known[name]))]
 
     def _replay(self, journal: Journal, locked: bool, known: dict[str, list[Mark]] | None) -> None:
-        """Apply the journal from its `end` on. A line that is not whole is a torn tail where no whole
-        one follows. The marks that an intent names go into `known`."""
+        """Apply the journal from its `end` on. A line that is not whole is a torn tail where no
+        whole one follows. The marks that an intent names go into `known`."""
         end, bad = journal.end, -1
         for line in journal.lines(end):
             body = body_of(line)
@@ -2330,8 +2336,8 @@ class Store:
     def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
         """One change of the queue, whole or not at all: the lock, a look, the block, one line.
 
-        What the block raises leaves everything as it was. `light` is for blocks that only add jobs and
-        look others up. With fsync `always` it returns when the change is on the disk.
+        What the block raises leaves everything as it was. `light` is for blocks that only add jobs
+        and look others up. With fsync `always` it returns when the change is on the disk.
         """
         with self.home.locked(most_s):
             self.look(light, locked=True)
@@ -2382,9 +2388,10 @@ class Store:
     def add_bulk(
         self, size: int, may_fold: bool, make: Callable[[str, int], Iterable[bytes]]
     ) -> None:
-        """Add the new jobs whose records `make(now, n)` gives, all or nothing; `size` is about how many
-        bytes they take. They are one line of the journal. A bulk that would make the journal due for a
-        fold at once goes straight into a new jobs.json, where all of it is pending (`may_fold`)."""
+        """Add the new jobs whose records `make(now, n)` gives, all or nothing; `size` is about how
+        many bytes they take. They are one line of the journal. A bulk that would make the journal
+        due for a fold at once goes straight into a new jobs.json, where all of it is pending
+        (`may_fold`)."""
         with self.home.locked():
             self.look(light=True, locked=True)
             arrays = sum(mark.size for mark in self._marks.values())
@@ -2405,8 +2412,8 @@ class Store:
 
     def fold_due(self, quiet_s: float) -> bool:
         """Whether the journal should be folded: while the arrays are small always, else when it has
-        reached a quarter of them, so that the cost of a change stays bounded. `quiet_s` is for how long
-        nothing happened: an idle worker does not rewrite a large queue for each new job."""
+        reached a quarter of them, so that the cost of a change stays bounded. `quiet_s` is for how
+        long nothing happened: an idle worker does not rewrite a large queue for each new job."""
         journal = self.journal
         if journal is None:
             return False
@@ -2434,7 +2441,8 @@ class Store:
             self.home.warn(f"The change is stored; writing the arrays anew did not work: {text}")
 
     def settle(self) -> None:
-        """At the end of a one-shot command that changed something: fold where that is due, else sync."""
+        """At the end of a one-shot command that changed something: fold where that is due, else
+        sync."""
         if self.fold_due(quiet_s=0) and not self.home.has_live_worker():
             with self._fold_may_fail():
                 self.fold()
@@ -2442,8 +2450,8 @@ class Store:
             self.sync()
 
     def _fold(self, added: Iterable[bytes] = ()) -> None:
-        """The five steps of the section's head. Under the lock, after a full look; the store is unread
-        after it. `added` are records of new pending jobs."""
+        """The five steps of the section's head. Under the lock, after a full look; the store is
+        unread after it. `added` are records of new pending jobs."""
         assert self.journal is not None
         counts, n = list(self.counts), self.n
         mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
@@ -2487,8 +2495,8 @@ class Store:
             if snapshot.is_overruled:
                 path = self.home.keep_aside(f"{name}.json.edited", snapshot.fd)
                 self.home.warn(
-                    f"{name}.json was edited while jobs in it were changing; those stay as the queue "
-                    f"has them, and the edited file is kept as '{path}'."
+                    f"{name}.json was edited while jobs in it were changing; those stay as the "
+                    f"queue has them, and the edited file is kept as '{path}'."
                 )
         if not self._are_arrays_known():
             raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
@@ -2521,8 +2529,9 @@ class Store:
     def sync(self) -> None:
         """See that what was appended is on the disk. Raises StoreError: it may have been stored.
 
-        After a failed fsync the system may call the lost pages clean, also to the next process. So that
-        journal is never synced again: it is copied to a fresh file while its pages are still in memory.
+        After a failed fsync the system may call the lost pages clean, also to the next process. So
+        that journal is never synced again: it is copied to a fresh file while its pages are still
+        in memory.
         """
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
@@ -2549,7 +2558,8 @@ class Store:
                 os.close(fd)
 
     def _renew_journal(self, fd: int, error: OSError) -> None:
-        """After a sync of that journal failed: see that all it holds is on the disk in fresh files."""
+        """After a sync of that journal failed: see that all it holds is on the disk in fresh
+        files."""
         try:
             with self.home.locked():
                 if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
@@ -2563,7 +2573,8 @@ class Store:
             raise _unconfirmed(error) from error
 
     def _copy_journal(self, fd: int) -> None:
-        """Put a synced copy of that journal in its place. Where that fails, no more changes are made."""
+        """Put a synced copy of that journal in its place. Where that fails, no more changes are
+        made."""
         try:
             with new_file(self.temporary("journal")) as copy:
                 for piece in pieces(fd):
@@ -2597,7 +2608,8 @@ class Store:
         return {id: raw for id in ids if (raw := found.get(id))}
 
     def change_of(self, id: str) -> bytes | None:
-        """What the journal says of a job: its record, b"" where it was deleted, None for nothing."""
+        """What the journal says of a job: its record, b"" where it was deleted, None for
+        nothing."""
         if self.state == "light":
             return self._searchable().last_record(id)
         return self.records[id] or b"" if id in self.records else None
@@ -2614,7 +2626,8 @@ class Store:
         }
 
     def _records_with(self, needle: bytes) -> list[bytes]:
-        """The latest record of each job of jobs.json and the journal, where it holds these bytes."""
+        """The latest record of each job of jobs.json and the journal, where it holds these
+        bytes."""
         if self.state == "light":
             mine = list(self.find_raws(self._searchable().ids_with(needle)).values())
         else:
@@ -2653,8 +2666,8 @@ class Store:
 
 
 class Transaction:
-    """One change in the making. `now` was read once, under the lock; `changes` maps an id to the job
-    before and after."""
+    """One change in the making. `now` was read once, under the lock; `changes` maps an id to the
+    job before and after."""
 
     def __init__(self, store: Store, now: str) -> None:
         self.store = store
@@ -2666,8 +2679,8 @@ class Transaction:
         return self.changes[id][1] if id in self.changes else self.store.get(id)
 
     def put(self, old: Job | None, new: Job) -> None:
-        """Add a job (`old` is None) or put its next state in its place. The followers of a job that dies
-        die too."""
+        """Add a job (`old` is None) or put its next state in its place. The followers of a job that
+        dies die too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
         if new.state == "dead" and old is not None and old.state != "dead":
@@ -2689,9 +2702,9 @@ class Transaction:
 def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
     """Put what a person made of these arrays under what the journal says, and then into it.
 
-    Only jobs that the journal does not hold are appended: a job that the edit moved between the arrays
-    would be lost in a crash, and others would be appended again at every look while the fold cannot be
-    done.
+    Only jobs that the journal does not hold are appended: a job that the edit moved between the
+    arrays would be lost in a crash, and others would be appended again at every look while the fold
+    cannot be done.
     """
     journal = dict(store.records)
     taken: dict[str, Job] = {}
@@ -2757,8 +2770,8 @@ def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
 
 def edited_job(store: Store, name: str, number: int, record: Any, mark: Mark) -> Job:
     """A job from a hand-written record; what is missing gets the defaults of an enqueue. A made id
-    depends only on the file's time and the place in its own array, so that every look makes the same
-    one. Raises BadValue."""
+    depends only on the file's time and the place in its own array, so that every look makes the
+    same one. Raises BadValue."""
     if not isinstance(record, dict) or "command" not in record:
         raise BadValue("it is no job: an object with a 'command'")
     config, saved_s = store.home.config(), mark.mtime_ns / 1e9
@@ -2793,8 +2806,9 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
 def merge_records(
     snapshot: Snapshot, mine: Sequence[tuple[int, bytes]], changed: Collection[str]
 ) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine` (seq,
-    record), which are sorted, in their places. A piece in which nothing changes is passed on."""
+    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine`
+    (seq, record), which are sorted, in their places. A piece in which nothing changes is passed
+    on."""
     done, gone = 0, {id.encode() for id in changed}
     for _, blob in snapshot.blobs():
         raws = blob.split(BETWEEN)
@@ -2832,8 +2846,8 @@ def check_format(header: Mapping[str, Any], path: str) -> None:
     """Refuse a journal of another format."""
     if header.get("format") == 1:
         raise StoreError(
-            f"'{path}' was written by version 1. Nothing was changed. Stop its workers with version 1, "
-            "let one command of it write the arrays, then remove that file."
+            f"'{path}' was written by version 1. Nothing was changed. Stop its workers with "
+            "version 1, let one command of it write the arrays, then remove that file."
         )
     if header.get("format") != FORMAT:
         raise StoreError(
@@ -2850,8 +2864,8 @@ def _unconfirmed(error: OSError) -> StoreError:
 
 
 def is_completed_before(raw: bytes, instant: str) -> bool:
-    """Whether the job was completed by then. It never changed since, and the first `updated_at` is its
-    own: what stands before it is no object, and quotes inside a text are escaped."""
+    """Whether the job was completed by then. It never changed since, and the first `updated_at` is
+    its own: what stands before it is no object, and quotes inside a text are escaped."""
     at = raw.find(b'"updated_at": "') + 15
     return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
 
@@ -3455,8 +3469,8 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own fields over those given for all. A job's own `run_at` or `delay` takes the place
-    of either."""
+    """The job's own fields over those given for all. A job's own `run_at` or `delay` takes the
+    place of either."""
     if fields.keys() & {"run_at", "delay"}:
         options = {name: options[name] for name in options if name not in ("run_at", "delay")}
     return {**options, **fields}
@@ -3466,9 +3480,9 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 
 class Turn(NamedTuple):
-    """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed, the
-    hooks to run (they come first, so nothing is claimed then), and whether the report may have left
-    other workers a job to claim."""
+    """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed,
+    the hooks to run (they come first, so nothing is claimed then), and whether the report may have
+    left other workers a job to claim."""
 
     reported: Job | None
     claimed: Job | None
@@ -3567,8 +3581,8 @@ def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
 
 
 def _is_run(job: Job, run: Job) -> bool:
-    """Whether the job is still in that run (O3). Another job that was given its id since has another
-    `seq`."""
+    """Whether the job is still in that run (O3). Another job that was given its id since has
+    another `seq`."""
     same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
     return same and job.state == "processing"
 
@@ -3829,8 +3843,8 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
 
 
 def set_setting(store: Store, name: str, text: str | None) -> object:
-    """Change one setting (None: back to its default). Gives its new value as stored. Raises BadValue
-    before anything is written."""
+    """Change one setting (None: back to its default). Gives its new value as stored. Raises
+    BadValue before anything is written."""
     key = known_setting(name)
     default, check = SETTINGS[key]
     value = default if text is None else setting_from_text(key, text)
@@ -3855,8 +3869,8 @@ COMPLETED_MAX: Final = 100  # and so many of them
 
 
 def status(store: Store) -> dict[str, Any]:
-    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue is
-    not read: the worker's file says what waits."""
+    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue
+    is not read: the worker's file says what waits."""
     store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
     oldest, next_run_at = _waiting_times(store, workers)
@@ -4125,8 +4139,8 @@ def _size(view: Mapping[str, Any]) -> int:
 
 # ======== 8. DAMAGE ========
 # What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It
-# reads STORE's files itself, since a store refuses to open what is damaged, and touches nothing in a
-# home that is not damaged.
+# reads STORE's files itself, since a store refuses to open what is damaged, and touches nothing in
+# a home that is not damaged.
 #
 # D1  Every file is copied aside before it is replaced.
 # D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be
@@ -5377,8 +5391,8 @@ class Worker:
         self.file.wake()
 
     def _give_up(self, error: QueueError) -> None:
-        """End the running jobs and leave. Nothing of them can be stored any more; whoever finds this
-        worker's claims takes the jobs back."""
+        """End the running jobs and leave. Nothing of them can be stored any more; whoever finds
+        this worker's claims takes the jobs back."""
         if self._error is None:
             self._error = error
             self.say(f"Error: {error}")
@@ -5487,8 +5501,8 @@ class Worker:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
     def _set_trouble(self, who: int | str, error: Exception | str | None) -> None:
-        """Say once why this slot claims nothing, or which chore fails, and show it in `status`; None
-        ends it."""
+        """Say once why this slot claims nothing, or which chore fails, and show it in `status`;
+        None ends it."""
         what = "not claiming" if isinstance(who, int) else who
         text = f"{what}: {_say_why(error)}" if error else None
         if text == self._troubles.get(who):
@@ -5531,8 +5545,8 @@ class Worker:
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A slot for the worker's whole life. After a fault of ours it begins anew, and what it held
-        is given back."""
+        """A slot for the worker's whole life. After a fault of ours it begins anew, and what it
+        held is given back."""
         while slot not in self._ended:
             try:
                 self._slot(slot)
@@ -7582,12 +7596,15 @@ def _detach(store: Store, options: list[str]) -> None:
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     deadline = time.monotonic() + 30
-    while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
+    names: list[str] = []
+    while not names:
         if child.poll() is not None or time.monotonic() > deadline:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
+        workers = store.home.live_workers()
+        names = [info.name for info in workers if info.header["pid"] == child.pid]
     child.returncode = 0  # it outlives us: no warning that it still runs
-    _say(f"A worker started in the background (pid {child.pid}), log in {log}.")
+    _say(f"Worker {names[0]} started in the background, log in {log}.")
 
 
 @worker.command("stop")
