@@ -2872,8 +2872,9 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
 # Which jobs wait, and in which order they are claimed: higher priority first, then order of
 # arrival. It uses the store's records, writes no file and reads no clock but the one it is given.
 #
-# C1  The order is a list of places to look, never the truth. An entry whose job has changed
-#     since is dropped when it comes up: nothing has to be removed, and a failed claim is harmless.
+# C1  The order is a list of places to look, never the truth. An entry whose job has changed since
+#     is dropped when it comes up, so nothing has to be removed, and a claim that failed does no
+#     harm.
 # C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
 #     would be stranded when the clock steps back.
 # C3  A job that comes after others has no entry before the last of them is over.
@@ -2888,11 +2889,11 @@ class TagFilter(NamedTuple):
     tags: tuple[str, ...] = ()
     not_tags: tuple[str, ...] = ()
 
-    def takes(self, tags: Collection[str]) -> bool:
+    def takes(self, tags: Collection[str] | None) -> bool:
         """Whether jobs with these tags are taken."""
-        if self.tags and set(self.tags).isdisjoint(tags):
+        if self.tags and set(self.tags).isdisjoint(tags or ()):
             return False
-        return set(self.not_tags).isdisjoint(tags)
+        return set(self.not_tags).isdisjoint(tags or ())
 
 
 ALL_JOBS: Final = TagFilter()
@@ -2925,14 +2926,14 @@ class Followers:
     followers, children   by id; the ids of each parent's followers
     waiting               the followers of a job that wait
     is_held               whether one of a job's parents is not over
-    on_freed              is called with the id of a follower whose last parent is over
+    on_freed              is called with the id and offset of a follower whose last parent is over
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
-        self.on_freed: Callable[[str], None] = lambda id: None
+        self.on_freed: Callable[[str, int], None] = lambda id, offset: None
         for raw in filter(None, store.records.values()):
             if _AFTER in raw:
                 self._add(raw, -1)
@@ -2958,15 +2959,15 @@ class Followers:
             self._update(child, id, state, seq)
 
     def _update(self, child: str, id: str, state: str, seq: int) -> None:
-        """A parent is in that state now. A job of its name that came after the child is another
-        job."""
+        """A parent is in that state now. A job of its name that arrived later than the child is
+        another job."""
         follower = self.followers[child]
         if state not in OVER and seq < follower.seq:
             follower.left.add(id)
         elif id in follower.left:
             follower.left.remove(id)
             if not follower.left:
-                self.on_freed(child)
+                self.on_freed(child, follower.offset)
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
@@ -2985,7 +2986,7 @@ class Followers:
                 del self.children[parent]
 
     def waiting(self, id: str, seq: int) -> Iterator[Job]:
-        """The followers of that job that wait. Those that are older than the job came after an
+        """The followers of that job that wait. A follower that is older than the job came after an
         earlier job of its name, which is gone."""
         for child in self.children.get(id, ()):
             follower = self.followers[child]
@@ -3021,7 +3022,8 @@ def end_followers(change: Transaction, dead: Job | None) -> None:
         parent, seq = to_do.pop()
         for job in followers.waiting(parent, seq):
             old, new = change.changes.get(job.id, (job, job))
-            if new is not None and new.state in WAITING and parent in needed_by(new):
+            assert new is not None
+            if new.state in WAITING and parent in needed_by(new):
                 change.changes[job.id] = (old, die_after(new, parent, change.now))
                 to_do.append((job.id, job.seq))
 
@@ -3066,7 +3068,7 @@ class ClaimOrder:
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
         self.clock_offset_s = 0.0  # wall clock less the clock since boot
         self._followers = followers_of(store)
-        self._followers.on_freed = self._enter_freed
+        self._followers.on_freed = self._enter_again
         if "jobs" in store.snapshots:
             self._read(store.snapshots["jobs"])
         for raw in filter(None, store.records.values()):
@@ -3086,10 +3088,11 @@ class ClaimOrder:
                         end = raw.partition(b', "attempts": ')[2] or raw
                         like = None if self._is_plain(raw) else trust_job(raw)
                         lane = self._lane_of(like)
-                    if like is None or not (like.run_at or like.after):
+                    id, _, seq = head_of(raw)
+                    if like is None or (like.run_at, like.after) == (None, None):
                         lane.offsets.append(offset)
-                    elif (id := id_of(raw)) not in self._store.records:
-                        self._enter(like._replace(id=id, seq=head_of(raw)[2]), offset)
+                    elif id not in self._store.records:
+                        self._enter(like._replace(id=id, seq=seq), offset)
                 offset += len(raw) + len(BETWEEN)
         for lane in self._lanes.values():
             lane.offsets.reverse()
@@ -3099,9 +3102,9 @@ class ClaimOrder:
         """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that
         matter. The first `priority` is the job's own: quotes inside a text are escaped."""
         at = raw.find(b'"priority": ') + len(b'"priority": ')
-        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw or _AFTER in raw:
+        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw:
             return False
-        return not self.named or b'"tags": ' not in raw
+        return _AFTER not in raw and not (self.named and b'"tags": ' in raw)
 
     def _lane_of(self, job: Job | None) -> Lane:
         """The lane of such a job; None stands for a plain one."""
@@ -3134,8 +3137,8 @@ class ClaimOrder:
         else:
             heapq.heappush(self._timed, (job.run_at or "", job.seq, job.id, offset))
 
-    def _enter_freed(self, id: str) -> None:
-        offset = self._followers.followers[id].offset
+    def _enter_again(self, id: str, offset: int) -> None:
+        """Enter a job that was held, or whose time has come."""
         if (job := self._job(id, offset)) is not None:
             self._enter(job, offset)
 
@@ -3158,8 +3161,7 @@ class ClaimOrder:
         self._now = now
         while self._timed and self._timed[0][0] <= now:
             _, _, id, offset = heapq.heappop(self._timed)
-            if (job := self._job(id, offset)) is not None:
-                self._enter(job, offset)
+            self._enter_again(id, offset)
 
     def first(
         self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
@@ -3170,10 +3172,9 @@ class ClaimOrder:
         for priority, tags in list(self._keys):
             if best is not None and priority > -best.priority:
                 break
-            if full.isdisjoint(tags) and only.takes(tags):
-                top = self._top((priority, tags))
-                if top is not None and (best is None or top.seq < best.seq):
-                    best = top
+            fits = full.isdisjoint(tags) and only.takes(tags)
+            top = self._top((priority, tags)) if fits else None
+            best = min(filter(None, (best, top)), key=lambda job: job.seq, default=None)
         return best
 
     def _top(self, key: LaneKey) -> Job | None:
@@ -3182,12 +3183,11 @@ class ClaimOrder:
         while lane.heap:
             _, id, offset = lane.heap[0]
             job = self._job(id, offset)
-            is_here = job is not None and self._key_of(job) == key
-            if job is not None and is_here and is_ready(job, self._now, self._backoff_max_s):
-                return job
+            if job is not None and self._key_of(job) == key:
+                if is_ready(job, self._now, self._backoff_max_s):
+                    return job
+                heapq.heappush(self._timed, (job.run_at or "", job.seq, id, offset))
             heapq.heappop(lane.heap)
-            if job is not None and is_here:
-                self._enter(job, offset)  # among the timed ones
             if offset >= 0:
                 self._enter_next(lane)
         del self._lanes[key]
@@ -3219,7 +3219,7 @@ class ClaimOrder:
         held = [(id, follower.offset) for id, follower in self._followers.followers.items()]
         for id, offset in timed + held:
             raw = waiting_record(self._store, id, offset)
-            if raw is not None and only.takes(trust_job(raw).tags or ()):
+            if raw is not None and only.takes(trust_job(raw).tags):
                 return True
         return False
 
@@ -3252,7 +3252,7 @@ def open_store(
 
 # ======== 7. OPERATIONS ========
 # What can be done to a queue: one function, one transaction each. It decides with JOBS, writes with
-# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and never
+# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and it never
 # sleeps.
 #
 # O1  One operation, one transaction.
@@ -3279,8 +3279,8 @@ class Accepted(NamedTuple):
 
 
 def enqueue_job(store: Store, spec: Spec) -> Accepted:
-    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and to
-    come after a job that is not there. A job that needs a dead one is dead from the start."""
+    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and a
+    parent that is not there. A job that needs a dead one is dead from the start."""
     bulk = Bulk(store, keep_records=True)
     line = bulk.encode_job(1, spec)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
@@ -3358,7 +3358,7 @@ class Bulk:
 
     def encode_job(self, number: int, spec: Spec) -> bytes:
         """The record of a line's job from behind `seq` on."""
-        if spec.id or spec.unique or spec.after:
+        if any((spec.id, spec.unique, spec.after)):
             self._special[number] = spec
             self.parents.update(parents_of(spec))
         raw = encode_job(new_job(spec, "", 0, self._config, self._encoded_at))
@@ -3370,14 +3370,15 @@ class Bulk:
         ms, encoded_times, times = int(instant_s(now) * 1000), _times(self._encoded_at), _times(now)
         yield from self._look_up()
         for number, rest in enumerate(lines, 1):
-            spec = self._special.get(number, _COMMAND_ALONE)
-            raw = self._holders.get(spec.unique or "", b"")
-            is_there = bool(raw)
             if not rest:
                 continue
+            spec = self._special.get(number, _COMMAND_ALONE)
+            raw = self._holders.get(spec.unique or "", b"")
+            is_there = raw != b""
             if is_there:
-                self._stands_for[spec.id or ""] = id_of(raw)
-                self._states[id_of(raw)] = "pending"
+                id = id_of(raw)
+                self._stands_for[spec.id or id] = id
+                self._states[id] = "pending"
             else:
                 n += 1
                 id = spec.id or make_id(ms, n)
@@ -3386,39 +3387,40 @@ class Bulk:
                     raw = self._check(number, spec, id, raw, now)
                 self.added += 1
                 yield raw
-            self.ids.append(id_of(raw))
+            self.ids.append(id)
             if self._keep_records:
                 self.records.append((raw, is_there))
 
     def _look_up(self) -> Iterator[bytes]:
-        """Find the jobs that the lines name; gives those that must be put again."""
+        """Find the jobs that the lines name; gives the records that must be put again."""
         store, specs = self._store, self._special.values()
-        given = {spec.id for spec in specs if spec.id is not None}
-        self._taken = set(store.find_raws(given))
         keys = {spec.unique for spec in specs if spec.unique is not None}
         self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
         self._stands_for: dict[
             str, str
         ] = {}  # the job that has the key of a line, by the line's id
-        self._states: dict[str, str] = {}  # of the jobs that can be named as parents
-        for parent in store.find_jobs(self.parents).values():
-            self._states[parent.id] = parent.state
-            if store.change_of(parent.id) is None:
-                yield encode_job(parent)
+        self._states: dict[str, str] = {}  # of the jobs that are there
+        given = {spec.id for spec in specs if spec.id is not None}
+        for job in store.find_jobs(given | self.parents).values():
+            self._states[job.id] = job.state
+            if job.id in self.parents and store.change_of(job.id) is None:
+                yield encode_job(job)
 
     def _check(self, number: int, spec: Spec, id: str, raw: bytes, now: str) -> bytes:
         """The record of a line that has an id, a key or parents. Refuses a taken id, and a parent
         that is not there."""
         try:
-            if id in self._taken:
-                raise _taken(id)
+            if id in self._states:
+                raise Refused(
+                    f"Job '{id}' is there already. Nothing was added. Give another id, or leave "
+                    "the id out and one is made."
+                )
             if spec.after:
                 raw = encode_job(self._follow(trust_job(raw), now))
         except Refused as error:
             raise Refused(
                 f"In {self._unit} {number}: {error}" if self._unit else str(error)
             ) from None
-        self._taken.add(id)
         self._states[id] = state = head_of(raw)[1]
         if spec.unique is not None and state != "dead":
             self._holders[spec.unique] = raw
@@ -3435,8 +3437,8 @@ class Bulk:
             if parent not in self._states:
                 raise Refused(
                     f"There is no job '{parent}' to come after; only a job that is there, or "
-                    "stands in an earlier line, can be named. Nothing was added. See them with: "
-                    "queuectl list."
+                    "stands in an earlier line, can be named. Nothing was added. See them all "
+                    "with: queuectl list."
                 )
         dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
         return die_after(job, dead[0], now) if dead else job
@@ -3446,13 +3448,6 @@ def _times(now: str) -> bytes:
     """How the times of a new job stand in its record. No text of a user holds these bytes, since
     quotes inside a text are escaped."""
     return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
-
-
-def _taken(id: str) -> Refused:
-    return Refused(
-        f"Job '{id}' is there already. Nothing was added. Give another id, or leave the id out "
-        "and one is made."
-    )
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
@@ -3472,8 +3467,8 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
 
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own fields over those given for all; a job's `run_at` takes the place of a common
-    delay too."""
+    """The job's own fields over those given for all. A job's own `run_at` or `delay` takes the
+    place of either."""
     if fields.keys() & {"run_at", "delay"}:
         options = {name: options[name] for name in options if name not in ("run_at", "delay")}
     return {**options, **fields}
@@ -3484,8 +3479,8 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 class Turn(NamedTuple):
     """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed,
-    the hooks to run (which take the slot's time first, so nothing is claimed then), and whether the
-    report may have left other workers a job to claim."""
+    the hooks to run (they come first, so nothing is claimed then), and whether the report may have
+    left other workers a job to claim."""
 
     reported: Job | None
     claimed: Job | None
@@ -3510,10 +3505,11 @@ def take_turn(
     hooks: Mapping[str, str] = {}
     with store.transaction() as change:
         config = store.home.config()
+        done_id = done[0].id if done is not None else ""
         for held in list(store.processing.values()):
-            if held.worker == worker and held.slot == slot and (not done or held.id != done[0].id):
-                # The claim was written and its sync failed: nothing runs in a slot that takes its
-                # turn.
+            if (held.worker, held.slot) == (worker, slot) and held.id != done_id:
+                # The claim was written and its sync failed. A slot that takes its turn runs
+                # nothing.
                 outcome = Outcome("handed_back", reason="its claim failed")
                 change.put(held, give_back(held, outcome, change.now))
         if done is not None:
@@ -3523,7 +3519,8 @@ def take_turn(
                 reported = report_job(job, done[1], config, spread, change.now)
                 change.put(job, reported)
                 hooks = hooks_of(reported, config)
-        if claim and not hooks and not config.paused:
+        may_claim = claim and not config.paused
+        if may_claim and not hooks:
             full = full_tags(config.limits, change.running()) if config.limits else frozenset()
             order = claim_order(store, change.now, only)
             ready = order.first(change.now, full, only)
@@ -3537,7 +3534,7 @@ def take_turn(
 def _may_free(store: Store, job: Job, config: Config) -> bool:
     """Whether others may have a job to claim now: a follower of this one, or one with a limited
     tag."""
-    if config.limits and not config.limits.keys().isdisjoint(job.tags or ()):
+    if not config.limits.keys().isdisjoint(job.tags or ()):
         return True
     return job.state in OVER and is_needed(store, job.id, job.seq)
 
@@ -3555,7 +3552,7 @@ def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str
     with store.transaction(most_s=most_s) as change:
         now, config = change.now, store.home.config()
         order = claim_order(store, now, only)
-        is_running = any(only.takes(job.tags or ()) for job in store.processing.values())
+        is_running = any(only.takes(job.tags) for job in store.processing.values())
         if not is_running and not order.has_waiting(now, only):
             return True, None
         if config.paused:
@@ -3576,20 +3573,21 @@ def jobs_left(store: Store) -> int:
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
-    dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags or ()))
-    return any(job.cancelled_at is None and (job.finished_at or "") >= instant for job in dead)
+    dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags))
+    ends = [job.finished_at for job in dead if job.cancelled_at is None]
+    return max(filter(None, ends), default="") >= instant
 
 
 def _is_run(job: Job, run: Job) -> bool:
-    """Whether the job is still in that run of it (O3). Another job that was given its id since has
-    a `seq` of its own."""
+    """Whether the job is still in that run (O3). Another job that was given its id since has
+    another `seq`."""
     same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
     return same and job.state == "processing"
 
 
 def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
-    """Take back the job of a dead worker, of whose run nothing lives any more. None where it was
-    not its own."""
+    """Take back the job of a dead worker when nothing of its run lives any more. None if the job is
+    in another run, or over."""
     with _change(store) as change:
         job = change.job(orphan.id)
         if job is None or not _is_run(job, orphan):
@@ -3659,7 +3657,7 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
                 out.append(retry_now(job, change.now))
                 change.put(job, out[-1])
         dead = [job for job in jobs if job.state == "dead"]
-        return out + _revive_chosen(change, dead, {}, None)
+        return out + _revive(change, dead, {}, None, refuses=True)
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
@@ -3677,8 +3675,8 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
 
 
 def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """A new job like each of these, whatever its state; gives the new ones. The key is theirs too,
-    as a revived job's is: whoever enqueues with it while one of them is active finds that one."""
+    """A new job like each of these, whatever its state; gives the new ones. They have the same
+    unique key, as a revived job has: an enqueue with that key finds one that is active."""
     out = []
     with _change(store) as change:
         ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
@@ -3708,7 +3706,7 @@ def revive_jobs(
     stays dead. `spread_s` lets them start evenly over that time."""
     with _change(store) as change:
         jobs = [check_dead(job) for job in find_all(store, ids)]
-        return _revive_chosen(change, jobs, changes or {}, spread_s)
+        return _revive(change, jobs, changes or {}, spread_s, refuses=True)
 
 
 def revive_all(
@@ -3721,33 +3719,25 @@ def revive_all(
     """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
     ones come only if asked for, since somebody did not want them."""
     with _change(store) as change:
-        dead = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
-        chosen = [job for job in dead if cancelled or job.cancelled_at is None]
-        revived, _ = _revive(change, chosen, changes, spread_s)
-    return revived
-
-
-def _revive_chosen(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
-) -> list[Job]:
-    revived, blocked = _revive(change, jobs, changes, spread_s)
-    for id, parent in blocked.items():
-        why = f"comes after '{parent}', which is dead"
-        hint = "Bring that one back, and this one comes with it if it died for nothing else"
-        raise _refusal(id, why, f"{hint}: queuectl dlq retry {parent}.")
-    return revived
+        chosen = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
+        if not cancelled:
+            chosen = [job for job in chosen if job.cancelled_at is None]
+        return _revive(change, chosen, changes, spread_s, refuses=False)
 
 
 def _revive(
-    change: Transaction, jobs: Sequence[Job], changes: Mapping[str, Any], spread_s: float | None
-) -> tuple[list[Job], dict[str, str]]:
-    """Revive these dead letters with these changes, and those that died only because of them. Gives
-    them, and by id of those that need one that stays dead, that parent."""
+    change: Transaction,
+    jobs: Sequence[Job],
+    changes: Mapping[str, Any],
+    spread_s: float | None,
+    refuses: bool,
+) -> list[Job]:
+    """Revive these dead letters with these changes, and those that died only because of them. A job
+    that needs one that stays dead is refused, or left out."""
     chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
     revived: dict[str, Job] = {}
     stays: set[str] = set()
-    blocked: dict[str, str] = {}
     for raw in change.store.raws(arrays=("dlq",)):  # parents come first (J5)
         id = id_of(raw)
         stays.add(id)
@@ -3756,20 +3746,23 @@ def _revive(
         job = trust_job(raw)
         needed = needed_by(job)
         dead = [parent for parent in needed if parent in stays]
+        if dead and refuses and id in chosen:
+            why = f"comes after '{dead[0]}', which is dead"
+            hint = "Bring that one back, and this one comes with it if it died for nothing else"
+            raise _refusal(id, why, f"{hint}: queuectl dlq retry {dead[0]}.")
         died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        if dead or not (id in chosen or died_with_one):
+            continue
         new = revive_job(job, change.now)
+        if spread_s and id in chosen:
+            run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
+            changes = {**changes, "run_at": run_at}
         if id in chosen:
-            if dead:
-                blocked[id] = dead[0]
-            if spread_s:
-                run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
-                changes = {**changes, "run_at": run_at}
             new = edit_job(new, changes, 0, change.now)
-        if not dead and (id in chosen or died_with_one):
-            revived[id] = new
-            stays.remove(id)
-            change.put(job, new)
-    return list(revived.values()), blocked
+        revived[id] = new
+        stays.remove(id)
+        change.put(job, new)
+    return list(revived.values())
 
 
 class Purged(NamedTuple):
@@ -3785,8 +3778,9 @@ def choose_purged(
 ) -> Purged:
     """What a purge would do with the jobs in those states that have been over for so long."""
     purged = Purged([], [])
+    latest = "9999" if over_for_s is None else add_seconds(now, -over_for_s)
     for job in store.jobs(states=states):
-        if over_for_s is None or add_seconds(job.finished_at or now, over_for_s) <= now:
+        if (job.finished_at or "") <= latest:
             is_kept = is_needed(store, job.id, job.seq)
             (purged.kept if is_kept else purged.gone).append(job)
     return purged
@@ -3817,25 +3811,21 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
 def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
     """Those of these jobs that are over, or (None) that are not there any more."""
     jobs = store.find_jobs(ids)
-    ended: dict[str, Job | None] = {id: None for id in ids if id not in jobs}
-    return ended | {id: job for id, job in jobs.items() if job.state in OVER}
+    found = {id: jobs.get(id) for id in ids}
+    return {id: job for id, job in found.items() if job is None or job.state in OVER}
 
 
 def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
-    """Delete jobs that were completed by then and that no waiting one names; PURGE_JOBS at most.
-    They are looked for in jobs.json without the lock."""
+    """Delete jobs that were completed by then and that no waiting one comes after, at most
+    PURGE_JOBS. They are looked for in jobs.json without the lock."""
     with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
         old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
         ids = list(itertools.islice(old, PURGE_JOBS))
     if not ids:
         return []
     with store.transaction(most_s=most_s) as change:
-        jobs = store.find_jobs(ids).values()
-        gone = [
-            job
-            for job in jobs
-            if job.state == "completed" and not is_needed(store, job.id, job.seq)
-        ]
+        completed = [job for job in store.find_jobs(ids).values() if job.state == "completed"]
+        gone = [job for job in completed if not is_needed(store, job.id, job.seq)]
         for job in gone:
             change.delete(job)
     return gone
@@ -3851,7 +3841,7 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
 
 
 def set_setting(store: Store, name: str, text: str | None) -> object:
-    """Change one setting (None: back to its default); gives its new value as stored. Raises
+    """Change one setting (None: back to its default). Gives its new value as stored. Raises
     BadValue before anything is written."""
     key = known_setting(name)
     default, check = SETTINGS[key]
@@ -3877,8 +3867,8 @@ COMPLETED_MAX: Final = 100  # and so many of them
 
 
 def status(store: Store) -> dict[str, Any]:
-    """Counts, workers, what waits longest, the next retry, settings. Beside a worker the queue is
-    not read: its file says what waits."""
+    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue
+    is not read: the worker's file says what waits."""
     store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
     oldest, next_run_at = _waiting_times(store, workers)
@@ -3896,6 +3886,8 @@ def status(store: Store) -> dict[str, Any]:
 
 def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | None, str | None]:
     """As `waiting_times`: from a worker's file if there is one, else from the queue."""
+    if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
+        return None, None
     for info in workers:
         if "oldest" in info.header:
             return info.header["oldest"], info.header["next_run_at"]
@@ -3913,7 +3905,8 @@ class Watch:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._failed: list[Job] = []
-        self._looks: list[tuple[float, int]] = []  # when, and how many jobs were completed by then
+        self._rates = collections.deque[float](maxlen=self.LOOKS_MAX)
+        self._last: tuple[float, float] = (0.0, math.inf)  # when, and how many were completed
 
     def look(self) -> dict[str, Any]:
         """`status` as it is now, with what runs, what died last (newest first), and how many jobs
@@ -3924,14 +3917,12 @@ class Watch:
             failed = [job for job in newest if job.cancelled_at is None]
             self._failed = sorted(failed, key=lambda job: job.finished_at or "", reverse=True)
         view = status(self._store)
-        look = time.monotonic(), view["jobs"]["completed"]
-        self._looks = [*self._looks, look][-self.LOOKS_MAX :]
-        rates = [
-            max(0, after - before) / max(end_s - start_s, 0.001)  # a purge lowers the count
-            for (start_s, before), (end_s, after) in itertools.pairwise(self._looks)
-        ]
+        now_s, completed = time.monotonic(), view["jobs"]["completed"]
+        last_s, before = self._last
+        self._rates.append(max(0, completed - before) / max(now_s - last_s, 0.001))
+        self._last = now_s, completed
         running = sorted(self._store.processing.values(), key=lambda job: job.started_at or "")
-        return {**view, "running": running, "failed": self._failed, "rates": rates}
+        return {**view, "running": running, "failed": self._failed, "rates": list(self._rates)}
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -3972,7 +3963,8 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
-    if going := [parent.id for parent in earlier if parent.state not in OVER]:
+    going = [parent.id for parent in earlier if parent.state not in OVER]
+    if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         noun = "job" if len(going) == 1 else "jobs"
         return f"waiting for {noun} {', '.join(going[:3])}{more}"
@@ -4000,7 +3992,8 @@ def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
 
 def run_of_attempt(job: Job, attempt: int) -> int:
     """The newest run with that attempt number. Refuses a number that is not on record."""
-    runs = [entry.get("run", 0) for entry in job.history or () if entry.get("attempt") == attempt]
+    history = job.history or []
+    runs = [entry.get("run", 0) for entry in history if entry.get("attempt") == attempt]
     if job.state == "processing" and job.attempts == attempt:
         runs.append(job.runs)
     if not runs:
@@ -4014,7 +4007,7 @@ def run_of_attempt(job: Job, attempt: int) -> int:
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
     None, did not)."""
-    if all(job is not None and job.state == "completed" for job in jobs):
+    if {job and job.state for job in jobs} <= {"completed"}:
         return 0
     job = jobs[0] if single else None
     if job is None:
@@ -4059,9 +4052,9 @@ class Tally:
         if not self._since:
             failed = max(failed, job.attempts - (job.state in ("completed", "processing")))
         self._counts["failed_attempts"] += failed
-        if job.state in OVER and (job.finished_at or "") >= self._since:
+        if job.finished_at is not None and job.finished_at >= self._since:
             self._counts[job.state] += 1
-            self._counts["cancelled"] += job.state == "dead" and job.cancelled_at is not None
+            self._counts["cancelled"] += job.cancelled_at is not None
 
     def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
         """Count an attempt; whether it failed. Times are not negative: a clock may be set back."""
@@ -4173,7 +4166,8 @@ def _examine_files(store: Store) -> Iterator[str]:
     journal = store.journal
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
-    if journal is None and store.records and os.path.exists(store.home.lock_path):
+    was_used = store.records and os.path.exists(store.home.lock_path)
+    if journal is None and was_used:
         yield f"'{store.journal_path}' is missing: {_NO_JOURNAL} is lost."
     for name, snapshot in store.snapshots.items():
         if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
@@ -4408,12 +4402,8 @@ def mend(store: Store) -> tuple[list[str], str]:
         found = Salvage(store)
         copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(path, _OPEN)
-                try:
-                    copies.append(home.keep_aside(os.path.basename(path), fd))
-                finally:
-                    os.close(fd)
+            with contextlib.suppress(FileNotFoundError), opened(path, _OPEN) as fd:
+                copies.append(home.keep_aside(os.path.basename(path), fd))
         if not has_settings:
             _mend_settings(home)
         store.forget()
