@@ -42,8 +42,8 @@ a cancelled job completes: test_a_job_being_cancelled_dies_as_cancelled_whatever
 a cancelled job is dead before it is gone: test_an_event_in_a_state_that_allows_it_keeps_the_rules
 -    if job.state == "processing":
 -        return job._replace(cancelled_at=now, updated_at=now)
--    return _let_die(job, "cancelled", now)._replace(cancelled_at=now)
-+    return _let_die(job, "cancelled", now)._replace(cancelled_at=now)
+-    return let_die(job, "cancelled", now)._replace(cancelled_at=now)
++    return let_die(job, "cancelled", now)._replace(cancelled_at=now)
 
 a job is recovered for ever: test_a_job_recovered_more_than_five_times_is_dead
 -        recoveries += 1
@@ -209,7 +209,7 @@ control characters reach a person: test_nothing_of_a_job_reaches_the_terminal_ra
 +        click.echo("\n".join(lines), err=True)
 
 a doubtful job runs by itself: test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides
--    return known or _let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
+-    return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 +    return known or job
 
 a home is mended under a worker: test_nothing_is_mended_while_a_worker_lives
