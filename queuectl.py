@@ -1674,7 +1674,6 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
-@functools.cache  # to read it takes 0.1 ms, and a worker asks each second
 def boot_id() -> str:
     """What this boot of the machine is called; "" where the system does not say."""
     try:
@@ -1964,6 +1963,8 @@ class Journal:
                 raise self.damaged(0 if body is None else len(header))
             self.header: dict[str, Any] = json.loads(body)
             check_format(self.header, path)
+            # An older one may have a hole that a power loss left, before lines that are whole.
+            self.is_of_this_boot = self.header["boot"] == boot_id()
             self.inode = os.fstat(self.fd).st_ino  # no other file has it while this one is open
         except BaseException:
             os.close(self.fd)
@@ -1974,11 +1975,6 @@ class Journal:
     def marks(self) -> dict[str, Mark]:
         """The arrays that it goes with."""
         return {name: Mark(*self.header[name]) for name in ARRAYS}
-
-    def is_of_this_boot(self) -> bool:
-        """Whether it was begun since the machine started. An older one may have a hole that a power
-        loss left, before lines that are whole."""
-        return bool(self.header["boot"] == boot_id())
 
     def lines(self, start: int) -> Iterator[bytes]:
         """Its lines from there on with their newlines; the last one may have none."""
@@ -2173,7 +2169,7 @@ class Store:
         """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
         self.forget()
         journal = self._open_journal(locked)
-        if journal is None or not journal.is_of_this_boot():
+        if journal is None or not journal.is_of_this_boot:
             return False
         self._marks = journal.marks()
         return self._are_arrays_known() and self._read_last_change(journal)
@@ -2415,7 +2411,7 @@ class Store:
         journal = self.journal
         if journal is None:
             return False
-        if not journal.is_of_this_boot() or not are_same_files(self._marks, journal.marks()):
+        if not journal.is_of_this_boot or not are_same_files(self._marks, journal.marks()):
             return True  # until then no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
         is_small = arrays <= max(SMALL_BYTES, 4 * journal.end, quiet_s * FOLD_BYTES_S)
