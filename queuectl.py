@@ -1195,15 +1195,7 @@ class Home:
             return False
         except OSError as error:
             raise storage_error(error, self.path) from error
-        if not stat.S_ISDIR(info.st_mode):
-            raise StoreError(
-                f"The home '{self.path}' is not a directory. Give another with --home."
-            )
-        if info.st_uid != os.geteuid():
-            raise StoreError(
-                f"The home '{self.path}' belongs to another user. Nothing was changed. "
-                "Use a home of your own: --home DIR."
-            )
+        _check_own_dir(self.path, info)
         if info.st_mode & stat.S_IWOTH:
             raise StoreError(
                 f"The home '{self.path}' can be written by everyone, who could then run commands "
@@ -1219,9 +1211,7 @@ class Home:
         try:
             for path in (self.path, self.dir):
                 make_dir(path)
-            info = os.lstat(self.dir)
-            if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
-                raise StoreError(f"'{self.dir}' is not a directory of yours. Nothing was changed.")
+            _check_own_dir(self.dir, os.lstat(self.dir))
             for path in (self.workers_dir, self.logs_dir):
                 make_dir(path)
             if existed:
@@ -1235,8 +1225,7 @@ class Home:
     def _take_group_write(self) -> None:
         """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
         taken = []
-        names = ("", ".queuectl", "jobs.json", "dlq.json", "config.json")
-        for name in names:
+        for name in ("", ".queuectl", "jobs.json", "dlq.json", "config.json"):
             with contextlib.suppress(FileNotFoundError):
                 path = os.path.join(self.path, name)
                 mode = os.lstat(path).st_mode
@@ -1589,6 +1578,14 @@ class Spool:
 # -- Small files
 
 
+def _check_own_dir(path: str, info: os.stat_result) -> None:
+    if info.st_uid != os.geteuid() or not stat.S_ISDIR(info.st_mode):
+        raise StoreError(
+            f"'{path}' is not a directory of yours. Nothing was changed. Use a home of your own: "
+            "--home DIR."
+        )
+
+
 def storage_error(error: OSError, path: str) -> StoreError:
     """An OSError as a person should read it."""
     where = os.fsdecode(error.filename or path)
@@ -1677,6 +1674,7 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
+@functools.cache  # to read it takes 0.1 ms, and a worker asks each second
 def boot_id() -> str:
     """What this boot of the machine is called; "" where the system does not say."""
     try:
@@ -4007,12 +4005,6 @@ def run_of_attempt(job: Job, attempt: int) -> int:
     return int(max(runs))
 
 
-def orphan_among(store: Store, ids: Collection[str]) -> str | None:
-    """One of these jobs that is processing although no worker lives; None if there is none."""
-    held = [id for id in ids if id in store.processing]
-    return held[0] if held and not store.home.has_live_worker() else None
-
-
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
     None, did not)."""
@@ -6056,13 +6048,12 @@ def job_row(job: Job, now: str) -> Row:
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
     """One dead letter: id, attempts, last outcome, when, last line of output."""
-    why = job.reason or ""
-    has_ended_itself = job.cancelled_at is None and not has_died_after(job)
-    if job.outcome and has_ended_itself:
+    why = clean(job.reason or "")
+    if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     output = clean(last_output or job.command)
     when = say_when(job.finished_at or now, now)
-    return clean(job.id), f"{job.attempts:>3}  {clean(why):<21}  {when:>11}  {output}"
+    return clean(job.id), f"{job.attempts:>3}  {why:<21.21}  {when:>11}  {output}"
 
 
 def attempt_line(job: Job) -> str:
@@ -6209,7 +6200,6 @@ _GAUGES: Final = {  # name of the figure and of the metric: meaning
     "success_rate": "Share of completed jobs among those that ended uncancelled.",
     "jobs_per_s": "Jobs that ended, from the first start to the last end.",
 }
-_TIMES: Final = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
 
 
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
@@ -6224,7 +6214,8 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     for name, meaning in _GAUGES.items():
         samples = [f"{{{label}}} {part[name]}" for label, part in parts.items()]
         rows += _family(name, "gauge", meaning, samples)
-    for name, meaning in _TIMES.items():
+    meanings = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
+    for name, meaning in meanings.items():
         samples = []
         for label, part in parts.items():
             times = part[f"{name}_s"]
@@ -6256,15 +6247,15 @@ def watch_frame(
     """The live screen: at most `rows` lines of at most `columns` characters, the most important
     first. `outputs` maps the ids of failed jobs to their last line of output.
     """
-    lines = [cut(line, columns) for line in _watch_head(view, columns, now)]
+    lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
     failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
     half = (rows - len(lines)) // 2 - 2  # an empty line and a title stand above each list
     shown = running[: max(half, 0)] if failed else running
     for title, part in (("running", shown), ("last failures", failed)):
         if part:
-            lines += ["", cut(paint(title, _BOLD), columns), *table(part, columns)]
-    return lines[:rows]
+            lines += ["", paint(title, _BOLD), *table(part, columns)]
+    return [cut(line, columns) for line in lines[:rows]]
 
 
 def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
@@ -6273,10 +6264,9 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
     if view["paused"]:
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
-    wide = len(f"{most:,}")
     for state, count in view["jobs"].items():
-        bar = "█" * math.ceil(max(columns - wide - 14, 0) * count / most)
-        yield f"{paint_state(state)}  {count:>{wide},}  {paint(bar, _COLOURS[state])}"
+        bar = "█" * math.ceil(max(columns - 23, 0) * count / most)
+        yield f"{paint_state(state)}  {count:>9,}  {paint(bar, _COLOURS[state])}"
     recent = view["rates"][-10:] or [0]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
     spark = _spark(view["rates"], columns - len(speed) - 14)
@@ -6289,7 +6279,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
 
 def _spark(rates: Sequence[float], room: int) -> str:
     """The newest rates, as many as there is room for; the newest on the right."""
-    shown = rates[-room:] if room > 0 else []
+    shown = rates[-max(room, 1) :]
     most = max(shown, default=0) or 1
     # 7 * rate / most may be above 7.
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
@@ -6312,10 +6302,10 @@ POLL_S: Final = 0.03  # between two looks of a command that waits
 Words = tuple[str, ...]  # what stands for several ids, states or tags
 
 
-def _say(*lines: str) -> None:
-    """Messages to the person, on stderr. A stderr that is closed or full ends nothing."""
+def _say(text: str) -> None:
+    """A message to the person, on stderr. A stderr that is closed or full ends nothing."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo("\n".join(map(clean, lines)), err=True)
+        click.echo("\n".join(map(clean, text.split("\n"))), err=True)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6427,17 +6417,17 @@ def duration(text: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final[dict[str, Collection[str]]] = {  # the states of the jobs that a command takes
+_COMPLETES: Final = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
-    **dict.fromkeys(("dlq show", "dlq retry", "dlq purge"), ("dead",)),
+    "dlq": ("dead",),
 }
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
-    states = _COMPLETES.get(ctx.command_path.partition(" ")[2], STATES)
+    states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
         store.read()
@@ -6446,9 +6436,7 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
         return []
 
 
-def _switch(*names: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, is_flag=True, help=help)
-
+_switch = functools.partial(click.option, is_flag=True)
 
 # What several commands take.
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
@@ -6668,8 +6656,6 @@ def enqueue(
          "--wait is for one job's output: leave --file, --stream and --json out."),
         (stream and in_json,
          "--stream prints ids as they come, not one JSON value: leave --json out."),
-        (path is not None and given["id"] is not None,
-         "--id is for one job: with --file give an id in each line."),
         (given["at"] is not None and given["delay"] is not None,
          "Give --at or --delay, not both."),
     ):  # fmt: skip
@@ -6691,19 +6677,19 @@ def enqueue(
 
 
 def _enqueue_one(store: Store, spec: Spec, wait_: bool, in_json: bool) -> int:
-    job, is_duplicate = enqueue_job(store, spec)
+    accepted = enqueue_job(store, spec)
+    job = accepted.job
     if wait_:
         hint = f"See it with: queuectl logs {job.id} --follow"
         _done(store, [], f"job {job.id} stays in the queue. {hint}")
         _say(job.id)
-        if sys.stderr.isatty() and not store.home.has_live_worker():
-            _say("No worker is running, so this waits for one: queuectl worker start")
-        job = _jobs_now(store, [job.id])[0]
         job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
-    record = {**job_to_dict(job), **({"duplicate": True} if is_duplicate else {})}
+    record = job_to_dict(job)
+    if accepted.duplicate:
+        record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
 
@@ -6714,14 +6700,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if len(words) == 1 and words[0].startswith("{"):
-        hint = " For a shell line that begins with '{' use: --command TEXT."
-        return parse_spec(parse_json(words[0], "The job", hint), now)
-    if len(words) == 1:
-        return {"command": parse_command(words[0])}
-    import shlex
+    if len(words) > 1:
+        import shlex
 
-    return {"command": parse_command(shlex.join(words))}
+        return {"command": parse_command(shlex.join(words))}
+    if not words[0].startswith("{"):
+        return {"command": parse_command(words[0])}
+    hint = " For a shell line that begins with '{' use: --command TEXT."
+    return parse_spec(parse_json(words[0], "The job", hint), now)
 
 
 def _enqueue_file(store: Store, path: str, options: dict[str, Any], in_json: bool) -> int:
@@ -6965,12 +6951,12 @@ def _other_screen() -> Iterator[Callable[[str], None]]:
             write("\033[?7h\033[?25h\033[?1049l")
             termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
-    def pause(number: int, frame: object) -> None:
+    def pause(*_: object) -> None:
         leave()
         halt()
         enter()
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, _: object) -> None:
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTSTP, pause)
@@ -7006,11 +6992,8 @@ def stats_(
     if in_json and prometheus:
         raise click.UsageError("Give --json or --prometheus, not both.")
     view = stats(store, since, by)
-    if in_json:
-        click.echo(as_json(view))
-    else:
-        now = store.home.now()
-        click.echo(stats_as_prometheus(view) if prometheus else stats_page(view, now))
+    text = as_json(view) if in_json else stats_page(view, store.home.now())
+    click.echo(stats_as_prometheus(view) if prometheus else text)
 
 
 @cli.command()
@@ -7054,6 +7037,7 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     out, warned = sys.stdout.buffer, False
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
+        job = _jobs_now(store, [job.id])[0]
         path, running = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
@@ -7075,9 +7059,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
         is_over = not running and (run >= last or job.state in OVER)
         if is_over or not last:
             return job
-        warned = warned or _warn_of_orphan(store, [job.id])
+        warned = warned or _warn_without_worker(store)
         time.sleep(POLL_S)
-        job = _jobs_now(store, [job.id])[0]
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
@@ -7123,14 +7106,13 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
                 left = [id for id in left if id not in ended]
             if not left or time.monotonic() >= deadline:
                 break
-            warned = warned or _warn_of_orphan(store, left)
+            warned = warned or _warn_without_worker(store)
             time.sleep(POLL_S)
             changed = store.refresh()
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left:
-        what = f"Not over yet: {len(left)} of {len(wanted)}."
-        _say(f"Error: {what} Wait longer, or see: queuectl list.")
+        _say(f"Error: {len(left)} of {len(wanted)} are not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
@@ -7145,14 +7127,11 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
     return exit_code_of(list(ended.values()), single)
 
 
-def _warn_of_orphan(store: Store, ids: Collection[str]) -> bool:
-    """Whether one of these jobs was left by a dead worker and no worker lives; says so."""
-    if (orphan := orphan_among(store, ids)) is None:
+def _warn_without_worker(store: Store) -> bool:
+    """Whether no worker lives; says so."""
+    if store.home.has_live_worker():
         return False
-    store.home.warn(
-        f"Job '{orphan}' was left by a dead worker and no worker lives to take it back. "
-        "Start one: queuectl worker start"
-    )
+    store.home.warn("no worker is running. Start one: queuectl worker start")
     return True
 
 
@@ -7426,8 +7405,7 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
     Example:
       queuectl dlq purge --older-than 30d --yes
     """
-    if bool(ids) == (every or older_than is not None):
-        raise click.UsageError("Give job ids, or --all, or --older-than.")
+    _check_ids_or_all(ids, every or older_than is not None)
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
     if ids:
         purged = purge_dead(store, ids)
@@ -7495,7 +7473,7 @@ def config_set(store: Store, key: str, value: str) -> None:
     Example:
       queuectl config set backoff-base 3
     """
-    _change_setting(store, key, value)
+    _done(store, [_say_setting(known_setting(key), set_setting(store, key, value))])
 
 
 @config.command("unset")
@@ -7508,16 +7486,11 @@ def config_unset(store: Store, key: str) -> None:
     Example:
       queuectl config unset backoff-base
     """
-    _change_setting(store, key, None)
+    _done(store, [_say_setting(known_setting(key), set_setting(store, key, None))])
 
 
 def _say_setting(name: str, value: object) -> str:
     return f"{name} = {clean(say_value(value))}"
-
-
-def _change_setting(store: Store, key: str, text: str | None) -> None:
-    value = set_setting(store, key, text)
-    _done(store, [_say_setting(known_setting(key), value)])
 
 
 # -- worker
@@ -7541,12 +7514,7 @@ def worker() -> None:
 @_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
-    store: Store,
-    count: int | None,
-    tags: Words,
-    not_tags: Words,
-    drain: bool,
-    detach: bool,
+    store: Store, count: int | None, tags: Words, not_tags: Words, drain: bool, detach: bool
 ) -> int:
     """Run jobs, in the foreground until stopped.
 
@@ -7560,20 +7528,17 @@ def worker_start(
     threads = count or store.home.config().worker_count
     only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
     if detach:
-        filters = [f"--tag={tag}" for tag in only.tags]
-        filters += [f"--not-tag={tag}" for tag in only.not_tags]
-        _detach(store, [f"--count={threads}", *filters, *["--drain"] * drain])
+        options = [f"--count={threads}", *["--drain"] * drain]
+        options += [f"--tag={tag}" for tag in only.tags]
+        options += [f"--not-tag={tag}" for tag in only.not_tags]
+        _detach(store, options)
         return 0
     has_bar = drain and not any(only) and sys.stderr.isatty()
-    say = _drain_bar(store) if has_bar else _say_lines
+    say = _drain_bar(store) if has_bar else _say
     code = Worker(store, threads, only, drain, say, attempt_line).run()
     if has_bar:
         _say("")  # the cursor stands behind the bar
     return code
-
-
-def _say_lines(text: str) -> None:
-    _say(*text.split("\n"))
 
 
 def _drain_bar(store: Store) -> Callable[[str], None]:
@@ -7586,7 +7551,7 @@ def _drain_bar(store: Store) -> Callable[[str], None]:
         bar.make_step(max(0, bar.length - left - bar.pos))
         with contextlib.suppress(OSError, ValueError):
             click.echo("\r\033[K", nl=False, err=True)
-            _say_lines(text)
+            _say(text)
             click.echo(bar.format_progress_line(), nl=False, err=True)
 
     return say
@@ -7596,16 +7561,11 @@ def _detach(store: Store, options: list[str]) -> None:
     """Start a worker in the background; return when it is ready."""
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
-    deadline = time.monotonic() + 30
-    names: list[str] = []
-    while not names:
-        if child.poll() is not None or time.monotonic() > deadline:
+    while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
+        if child.poll() is not None:
             raise Refused(f"The worker did not start. See why in '{log}'.")
         time.sleep(POLL_S)
-        workers = store.home.live_workers()
-        names = [info.name for info in workers if info.header["pid"] == child.pid]
-    child.returncode = 0  # it outlives us: no warning that it still runs
-    _say(f"Worker {names[0]} started in the background, log in {log}.")
+    _say(f"Worker process {child.pid} started in the background, log in {log}.")
 
 
 @worker.command("stop")
@@ -7679,11 +7639,11 @@ def doctor(store: Store, fix: bool) -> None:
         click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
         problems = examine(store)
         _echo_all(map(clean, problems))
-    home = store.home.path
     if problems:
         found = say_count(len(problems), "problem")
-        raise StoreError(f"{found} in '{home}'. Repair it with: queuectl doctor --fix.")
-    click.echo(f"Lost: {lost}." if lost else f"All is well with '{clean(home)}'.")
+        raise StoreError(f"{found} in '{store.home.path}'. Repair it with: queuectl doctor --fix.")
+    all_is_well = clean(f"All is well with '{store.home.path}'.")
+    click.echo(f"Lost: {lost}." if lost else all_is_well)
 
 
 @cli.command()
@@ -7699,11 +7659,9 @@ def completion(shell: str) -> None:
     Example:
       queuectl completion bash
     """
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import shell_complete
 
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(cli, {}, "queuectl", "_QUEUECTL_COMPLETE").source(), nl=False)
+    shell_complete(cli, {}, "queuectl", "_QUEUECTL_COMPLETE", f"{shell}_source")
 
 
 def main() -> None:
@@ -7712,8 +7670,7 @@ def main() -> None:
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         # None stands for a descriptor that was closed.
         stream = getattr(sys, name) or open(fd, "w" if fd else "r", encoding="utf-8")
-        with contextlib.suppress(AttributeError, ValueError):  # a test puts other things there
-            stream.reconfigure(errors="backslashreplace")
+        stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream)
     try:
         cli(prog_name="queuectl")

@@ -38,18 +38,9 @@ def near(moment: datetime, expected: datetime) -> bool:
 # ---- the forms ----
 
 
-def test_enqueue_of_a_json_object_prints_the_given_id_alone(run):
-    assert run("enqueue", '{"id":"job1","command":"echo test"}').out == "job1\n"
-
-
 def test_enqueue_of_one_word_prints_a_made_id_alone(run):
     made = {run("enqueue", "true").out for _ in range(20)}
     assert len(made) == 20 and all(re.fullmatch(r"[a-z0-9]{12}\n", id) for id in made)
-
-
-def test_one_word_is_a_shell_line_and_kept_as_it_is(run, jobs):
-    run("enqueue", "tar c /srv | gzip > /backup/srv.tgz")
-    assert only(jobs)["command"] == "tar c /srv | gzip > /backup/srv.tgz"
 
 
 @pytest.mark.parametrize(

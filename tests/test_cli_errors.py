@@ -63,8 +63,6 @@ BAD_JSON = [
     Bad("an object cut short", ["enqueue", '{"command":"true"'], "JSON"),
     Bad("words after the object", ["enqueue", '{"command":"true"} x'], "JSON"),
     Bad("a shell group", ["enqueue", "{ echo a; }"], "JSON"),
-    Bad("single quotes", ["enqueue", "{'command': 'true'}"], "JSON"),
-    Bad("a comma too many", ["enqueue", '{"command":"true",}'], "JSON"),
     Bad("a raw newline in a string", ["enqueue", '{"command":"echo a\necho b"}'], "JSON"),
     # reading: a word that starts with `{` is JSON or refused, wherever it stands without `--`.
     Bad("two objects", ["enqueue", '{"command":"true"}', '{"command":"true"}'], "JSON|one|--"),
@@ -143,7 +141,6 @@ BAD_OPTIONS = [
     Bad("--file and --stream", ["enqueue", "--file", "/dev/null", "--stream"], "--file|--stream"),
     Bad("--stream and a word", ["enqueue", "--stream", "true"], "--stream", stdin=""),
     # reading: one id cannot be the default of many lines.
-    Bad("--file and --id", ["enqueue", "--id", "a", "--file", "/dev/null"], "--id"),
 ]  # fmt: skip
 
 BAD_LISTS = [
@@ -167,7 +164,6 @@ BAD_LISTS = [
 
 REFUSALS = [
     Bad("an id that is taken", ["enqueue", "--id", "waiting", "true"], "waiting", REFUSED),
-    Bad("an id that is taken by a dead job", ["enqueue", "--id", "gone", "true"], "gone", REFUSED),
     Bad("a JSON id that is taken", ["enqueue", '{"id":"waiting","command":"a"}'], "waiting", REFUSED),
     *[
         Bad(f"{command} of an unknown id", [*command.split(), "nosuch"], "nosuch", REFUSED)
@@ -192,7 +188,6 @@ REFUSALS = [
     # reading: an id that no job can have is unknown (1), not wrong usage (2).
     Bad("show of an impossible id", ["show", "../jobs"], "jobs", REFUSED),
     Bad("logs of an attempt that was never made", ["logs", "waiting", "--attempt", "7"], "7", REFUSED),
-    Bad("cancel of a dead job", ["cancel", "gone"], "gone", REFUSED),
 ]  # fmt: skip
 
 BAD_USAGE = [
@@ -332,14 +327,6 @@ BAD_IDS = [
     *[Bad(f"{command} of an empty id", [command, ""], "no job", REFUSED) for command in ("show", "logs", "cancel")],
     Bad("dlq purge of a path", ["dlq", "purge", "../../jobs.json", "--yes"], "jobs.json", REFUSED),
     Bad("edit of an unknown id", ["edit", "nosuch", "--priority", "1"], "nosuch", REFUSED),
-    Bad("edit of a dead job", ["edit", "boom", "--priority", "1"], "boom", REFUSED),
-    Bad("edit of a completed job", ["edit", "ok", "--priority", "1"], "ok", REFUSED),
-    Bad("edit below the attempts made", ["edit", "flaky", "--max-retries", "1"], "flaky", REFUSED),
-    Bad("edit of a pending and a dead job", ["edit", "waiting", "boom", "--priority", "1"], "boom", REFUSED),
-    Bad("edit of nothing", ["edit", "waiting"], "--priority"),
-    Bad("edit to an empty command", ["edit", "waiting", "--command", ""], "command"),
-    Bad("retry of a completed job", ["retry", "ok"], "completed", REFUSED),
-    Bad("cancel of a completed job", ["cancel", "ok"], "completed", REFUSED),
 ]
 
 BAD_NUMBERS = [
@@ -349,7 +336,6 @@ BAD_NUMBERS = [
     Bad("an attempt of nought", ["logs", "ok", "--attempt", "0"], "--attempt"),
     Bad("an attempt beyond all bounds", ["logs", "ok", "--attempt", "9" * 30], "attempt", REFUSED),
     Bad("a top level NaN in a line", ["enqueue", "--file", "-"], "NaN|object|JSON", stdin="[\nNaN\n]"),
-    Bad("deep nesting in a line", ["enqueue", "--file", "-"], "deeply", stdin=line('{"a":' * 100_000)),
     Bad("deep nesting in an array", ["enqueue", "--file", "-"], "deeply|JSON", stdin="[\n" + "[" * 100_000),
     Bad("after an unknown job", ["enqueue", "--after", "nosuch", "true"], "nosuch", REFUSED),
     Bad("after any end of an unknown job", ["enqueue", "--after-any", "nosuch", "true"], "nosuch", REFUSED),
@@ -367,18 +353,10 @@ BAD_NUMBERS = [
 BAD_NAMES = [
     Bad(f"{wrong} for {right}", [*command, wrong, "1"], re.escape(right))
     for command, wrong, right in [
-        (["enqueue"], "--priorty", "--priority"), (["enqueue"], "--max-retrys", "--max-retries"),
-        (["enqueue"], "--timout", "--timeout"), (["enqueue"], "--uniqe", "--unique"),
-        (["enqueue"], "--dealy", "--delay"), (["enqueue"], "--tags", "--tag"), (["enqueue"], "--envs", "--env"),
-        (["enqueue"], "--comand", "--command"),
-        (["enqueue"], "--no-retry", "--no-retry-on"), (["enqueue"], "--streams", "--stream"),
-        (["list"], "--stat", "--state"), (["list"], "--revers", "--reverse"), (["list"], "--matches", "--match"),
-        (["logs", "ok"], "--folow", "--follow"), (["logs", "ok"], "--attempts", "--attempt"),
-        (["wait", "ok"], "--time-out", "--timeout"), (["purge"], "--older", "--older-than"),
-        (["purge"], "--dryrun", "--dry-run"), (["dlq", "retry"], "--spred", "--spread"),
-        (["worker", "start"], "--counts", "--count"), (["worker", "start"], "--drian", "--drain"),
-        (["worker", "stop"], "--noww", "--now"), (["status"], "--chek", "--check"),
-        (["edit", "ok"], "--prio", "--priority"),
+        (["enqueue"], "--priorty", "--priority"), (["enqueue"], "--no-retry", "--no-retry-on"),
+        (["enqueue"], "--tags", "--tag"), (["list"], "--stat", "--state"), (["logs", "ok"], "--folow", "--follow"),
+        (["wait", "ok"], "--time-out", "--timeout"), (["dlq", "retry"], "--spred", "--spread"),
+        (["worker", "start"], "--drian", "--drain"), (["edit", "ok"], "--prio", "--priority"),
     ]
 ]  # fmt: skip
 BAD_NAMES += [

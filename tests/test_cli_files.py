@@ -240,10 +240,10 @@ def test_reading_an_empty_home_creates_nothing(run, home, arguments):
 
 @pytest.mark.parametrize("arguments", [["list"], ["status"], ["show", "a"], ["dlq", "list"]], ids=" ".join)
 def test_a_home_that_may_only_be_read_is_read(run, two, arguments):
-    expected = run(*arguments).out.splitlines()[0]
+    expected = run(*arguments).out.split()[:3]
     two.chmod(0o500)
     try:
-        assert run(*arguments).out.splitlines()[0] == expected
+        assert run(*arguments).out.split()[:3] == expected
     finally:
         two.chmod(0o700)
 

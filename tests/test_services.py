@@ -144,7 +144,7 @@ def long_job(run: Call, tmp_path: Path, written: Call) -> Call:
     def call() -> int:
         return int(written(note))
 
-    call.command = f"[ ! -e {path} ] || exit 0; echo $$ > {path}; sleep 600"  # type: ignore[attr-defined]
+    call.command = f"[ ! -e {path} ] || exit 0; echo $$ > {path}; exec sleep 600"  # type: ignore[attr-defined]
     return call
 
 

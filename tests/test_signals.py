@@ -84,21 +84,6 @@ def test_ctrl_c_twice_hands_the_running_job_back(busy_terminal, eventually, job)
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
 
 
-def test_ctrl_c_pressed_until_the_worker_is_gone_leaves_all_in_good_order(busy_terminal, eventually, job, process):
-    shell, pid = busy_terminal
-
-    def pressed_once_more() -> bool:
-        with contextlib.suppress(OSError):
-            shell.type(CTRL_C)
-        return shell.ended()
-
-    eventually(pressed_once_more)
-    quiet(shell.screen())
-    assert not is_alive(pid)
-    assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
-    process("doctor", code=0)
-
-
 def test_ctrl_c_ten_times_at_once_is_a_second_stop_and_no_more(busy_terminal, eventually, job, process):
     shell, pid = busy_terminal
     shell.type(CTRL_C * 10)

@@ -140,7 +140,7 @@ MUTANTS = (
     ),
     Mutant(
         "the settings are written in place",
-        (("with new_file(temporary) as fd:", "with new_file(temporary := self.config_path) as fd:"),),
+        (('        new = os.path.join(self.dir, os.path.basename(path) + ".new")\n', "        new = path\n"),),
         "points.py", "config set", "killed",
     ),
     Mutant(
@@ -328,8 +328,7 @@ MUTANTS = (
     ),
     Mutant(
         "the worker keeps its copy of the log",
-        (("        attempt.job_id = job.id\n        log.release()\n",
-          "        attempt.job_id = job.id\n"),), "storm.py", "",
+        (("        log.release()\n        return self._explain", "        return self._explain"),), "storm.py", "",
     ),
     Mutant(
         "every worker is taken for dead",
@@ -347,9 +346,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs are claimed without room for their output",
-        (("""raise HostFault(
-                        f"no space is left for output under '{self.store.home.logs_dir}'"
-                    )""", "pass"),),
+        (("            if not self._has_room:\n", "            if False:\n"),),
         "limits.py", "full disk",
     ),
     Mutant(
@@ -358,14 +355,14 @@ MUTANTS = (
     ),
     Mutant(
         "files that were read are left open",
-        (("        return b\"\".join(pieces(fd))\n    finally:\n        os.close(fd)\n",
-          "        return b\"\".join(pieces(fd))\n    finally:\n        pass\n"),),
+        (("        yield fd\n    finally:\n        os.close(fd)\n\n\ndef bytes_of",
+          "        yield fd\n    finally:\n        pass\n\n\ndef bytes_of"),),
         "soak.py", "",
     ),
     Mutant(
         "a setting is renamed past the wrapper",
-        (("        os.rename(temporary, self.config_path)\n",
-          '        __import__("posix").rename(temporary, self.config_path)\n'),),
+        (("        os.rename(new, path)\n\n    def keep_aside",
+          '        __import__("posix").rename(new, path)\n\n    def keep_aside'),),
         "outside.py", "config set",
     ),
 )  # fmt: skip

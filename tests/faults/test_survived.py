@@ -91,7 +91,7 @@ PROVED_BY = {
         test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one
     """,
     "config damaged under a worker": """
-        test_a_worker_goes_on_with_the_last_good_settings
+        test_a_worker_goes_on_with_the_last_good_settings_and_warns_once
     """,
     "read-only home": """
         test_a_home_that_may_only_be_read_is_read
