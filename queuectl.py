@@ -3390,6 +3390,7 @@ class Bulk:
     def _look_up(self) -> Iterator[bytes]:
         """Find the jobs that the lines name; gives the records that must be put again."""
         store, specs = self._store, self._special.values()
+        store.home.config()  # a first start has made it: read it while nothing is stored yet
         keys = {spec.unique for spec in specs if spec.unique is not None}
         self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
         self._stands_for: dict[
