@@ -162,7 +162,7 @@ class Disk:
                 self._place[fd] = 0
                 return bool(new)
             case ("dup", fd, new):
-                self._open[new] = self._open[fd]
+                self._open[new], self._place[new] = self._open[fd], self._place[fd]
                 return False
             case ("write", fd, data):
                 number, _, appends = self._open[fd]

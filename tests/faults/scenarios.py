@@ -513,7 +513,7 @@ def work(q: ModuleType, store: Any) -> Iterator[None]:
     yield
     store.sync()
     file.wake()
-    os.read(file.wake_fd, q.WAKE_BYTES)
+    q.os.read(file.wake_fd, q.WAKE_BYTES)
     store.fold()
     store.home.forget_worker(WORKER)
     file.close()
