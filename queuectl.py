@@ -5883,10 +5883,9 @@ def _read_dead(store: Store, name: str, lock_fd: int | None) -> WorkerInfo:
     if info is None or lock_fd is None:
         return WorkerInfo(name, {}, [], 0.0)
     header = encode_json({**info.header, "dead": True})
-    width = os.pread(lock_fd, CHUNK_BYTES, 0).find(b"\n")
-    if width > 0:  # else the file was cut in its header
-        with contextlib.suppress(OSError):
-            os.pwrite(lock_fd, header[:width].ljust(width), 0)
+    width = len(os.pread(lock_fd, CHUNK_BYTES, 0).partition(b"\n")[0])
+    with contextlib.suppress(OSError):
+        os.pwrite(lock_fd, header[:width].ljust(width), 0)
     return info
 
 

@@ -230,6 +230,13 @@ def test_an_orphan_that_cannot_be_given_back_holds_up_no_other(orphans, monkeypa
     all_back(recovery, eventually)
 
 
+def test_a_dead_workers_file_that_was_cut_keeps_no_job(orphans, eventually):
+    (name,) = orphans.home.worker_names()
+    path = Path(orphans.home.workers_dir) / name
+    path.write_bytes(path.read_bytes().partition(b"\n")[0])
+    all_back(queuectl.Recovery(orphans, "", print), eventually)
+
+
 def test_a_log_that_cannot_be_kept_does_not_keep_the_job(orphans, eventually):
     for name in "ab":
         folder = Path(queuectl.log_path(orphans.home.logs_dir, name, 1)).parent
