@@ -2922,14 +2922,14 @@ class Followers:
     followers, children   by id; the ids of each parent's followers
     waiting               the followers of a job that wait
     is_held               whether one of a job's parents is not over
-    on_freed              is called with the id and offset of a follower whose last parent is over
+    freed                 id and offset of those whose last parent is over, for the claim order
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
-        self.on_freed: Callable[[str, int], None] = lambda id, offset: None
+        self.freed: list[tuple[str, int]] = []
         for raw in filter(None, store.records.values()):
             if _AFTER in raw:
                 self._add(raw, -1)
@@ -2963,7 +2963,7 @@ class Followers:
         elif id in follower.left:
             follower.left.remove(id)
             if not follower.left:
-                self.on_freed(child, follower.offset)
+                self.freed.append((child, follower.offset))
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
@@ -3064,7 +3064,7 @@ class ClaimOrder:
         self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
         self.clock_offset_s = 0.0  # wall clock less the clock since boot
         self._followers = followers_of(store)
-        self._followers.on_freed = self._enter_again
+        self._followers.freed.clear()
         if "jobs" in store.snapshots:
             self._read(store.snapshots["jobs"])
         for raw in filter(None, store.records.values()):
@@ -3153,8 +3153,11 @@ class ClaimOrder:
         return None if raw is None or self._followers.is_held(id) else trust_job(raw)
 
     def _release(self, now: str) -> None:
-        """Move the entries whose time has come to their lanes."""
+        """Enter the jobs that were freed or whose time has come."""
         self._now = now
+        for id, offset in self._followers.freed:
+            self._enter_again(id, offset)
+        self._followers.freed.clear()
         while self._timed and self._timed[0][0] <= now:
             _, _, id, offset = heapq.heappop(self._timed)
             self._enter_again(id, offset)
@@ -3199,6 +3202,7 @@ class ClaimOrder:
 
     def next_run_at(self) -> str | None:
         """The earliest time that a job waits for."""
+        self._release(self._now)
         while self._timed:
             run_at, _, id, offset = self._timed[0]
             job = self._job(id, offset)
