@@ -3217,11 +3217,8 @@ class ClaimOrder:
             return True
         timed = [(id, offset) for _, _, id, offset in self._timed]
         held = [(id, follower.offset) for id, follower in self._followers.followers.items()]
-        for id, offset in timed + held:
-            raw = waiting_record(self._store, id, offset)
-            if raw is not None and only.takes(trust_job(raw).tags):
-                return True
-        return False
+        raws = (waiting_record(self._store, id, offset) for id, offset in timed + held)
+        return any(only.takes(trust_job(raw).tags) for raw in raws if raw)
 
 
 def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:

@@ -155,6 +155,7 @@ def journal(home: Path) -> Path:
 
 def check_times(store: q.Store, now: str) -> None:
     """The next job to claim, the oldest that waits and the next time that one waits for, from every record anew."""
+    limits = store.home.config().limits  # as a claim does: read before the order is asked for
     order = q.claim_order(store, now)
     going = {job.id: job.seq for job in store.jobs() if job.state not in q.OVER}
     free = [job for job in store.jobs() if all(going.get(id, job.seq) >= job.seq for id in q.parents_of(job))]
@@ -162,7 +163,7 @@ def check_times(store: q.Store, now: str) -> None:
     ready = [job for job in waiting if q.is_ready(job, now, store.home.config().backoff_max)]
     first = min(ready, key=lambda job: job.seq, default=None)
     assert order.oldest(now) == (first.created_at if first else None)
-    limits, tags = store.home.config().limits, [tag for job in store.processing.values() for tag in job.tags or ()]
+    tags = [tag for job in store.processing.values() for tag in job.tags or ()]
     full = frozenset(tag for tag, most in limits.items() if tags.count(tag) >= most)
     best = min(
         (job for job in ready if full.isdisjoint(job.tags or ())),

@@ -179,7 +179,8 @@ MUTANTS = (
     ),
     Mutant(
         "a copied array is taken for an edit",
-        (("        return (self.mark.size, self.mark.crc) == (known.size, known.crc)\n", "        return self.mark[:3] == known[:3]\n"),),
+        (("        return (self.mark.size, self.mark.crc) == (known.size, known.crc)\n",
+          "        return self.mark[:3] == known[:3]\n"),),
         "points.py", "copied home", "killed",
     ),
     Mutant(
