@@ -3201,8 +3201,7 @@ class ClaimOrder:
         return None if oldest is None else oldest.created_at
 
     def next_run_at(self) -> str | None:
-        """The earliest time that a job waits for."""
-        self._release(self._now)
+        """The earliest time that a job waits for, as of the last call of `first` or `oldest`."""
         while self._timed:
             run_at, _, id, offset = self._timed[0]
             job = self._job(id, offset)
