@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import itertools
 import json
 import os
 import shutil
@@ -55,9 +54,9 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
-@pytest.fixture
-def opened(home: Path) -> Iterator[Opener]:
-    """`opened()`: one more store of this test's home, closed at the end."""
+@contextlib.contextmanager
+def opener(home: Path) -> Iterator[Opener]:
+    """`opened()`: one more store of that home, closed at the end."""
     begun: list[Watched] = []
 
     def call(clock: Clock | None = None, at: Path | None = None) -> Watched:
@@ -67,6 +66,13 @@ def opened(home: Path) -> Iterator[Opener]:
     yield call
     for store in begun:
         store.close()
+
+
+@pytest.fixture
+def opened(home: Path) -> Iterator[Opener]:
+    """As `opener`, of this test's home."""
+    with opener(home) as call:
+        yield call
 
 
 @pytest.fixture
@@ -581,37 +587,40 @@ SCENES: dict[str, tuple[Callable[[Path, Watched], object], Callable[[Watched], o
 }
 
 
-@pytest.mark.parametrize("act", [dies, IO_ERROR], ids=["killed", "EIO"])
-@pytest.mark.parametrize("scene", SCENES)
-def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(tmp_path, opened, faulty, scene, act):
+def stop_at(number: int, home: Path, faulty: Any, scene: str, act: Any) -> int:
+    """Stop the scene at that effect, and look at what holds afterwards. The number of effects that came."""
     prepare, begin, adds = SCENES[scene]
-    for number in itertools.count(1):
-        home = tmp_path / f"n{number}"
-        home.mkdir(mode=0o700)
-        store = opened(at=home)
-        prepare(home, store)
-        before, failed = seen(opened(at=home)), ""
-        store = opened(at=home)
-        effects = faulty(lambda name, args: False, act)
-        effects.when = lambda name, args, effects=effects, at=number: effects.count == at
+    home.mkdir(mode=0o700)
+    with opener(home) as opened:
+        prepare(home, opened())
+        before, failed = seen(opened()), ""
+        store = opened()
+        effects: Effects = faulty(lambda name, args: effects.count == number, act)
         try:
             begin(store)
         except (q.StoreError, Died) as error:
             failed = str(error) or "killed"
         effects.undo()
-        after = seen(opened(at=home))
+        after = seen(opened())
         added = len(after) - len(before)
         assert {id: after[id] for id in before} == before and added in (0, len(adds))
         assert added or failed or not adds
         if failed not in ("", "killed") and "may have been stored" not in failed:
             assert not added or scene == "settle", f"failed with '{failed}', but the jobs are there"
-        store = opened(at=home)
+        store = opened()
         assert enqueue(store, "next").seq > max((job.seq for job in after.values()), default=0)
         store.fold()
         assert store.warned == [], "nobody's edit, and no torn line"
-        assert list(seen(opened(at=home))) == [*after, "next"] and q.examine(opened(at=home)) == []
-        if effects.count < number:
-            break
+        assert list(seen(opened())) == [*after, "next"] and q.examine(opened()) == []
+    return effects.count
+
+
+@pytest.mark.parametrize("act", [dies, IO_ERROR], ids=["killed", "EIO"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(tmp_path, faulty, scene, act):
+    number = 1
+    while stop_at(number, tmp_path / f"n{number}", faulty, scene, act) >= number:
+        number += 1
     assert number > 10
 
 
