@@ -3393,9 +3393,8 @@ class Bulk:
         store.home.config()  # a first start has made it: read it while nothing is stored yet
         keys = {spec.unique for spec in specs if spec.unique is not None}
         self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
-        self._stands_for: dict[
-            str, str
-        ] = {}  # the job that has the key of a line, by the line's id
+        # By a line's id, the job that has its key.
+        self._stands_for: dict[str, str] = {}
         self._states: dict[str, str] = {}  # of the jobs that are there
         given = {spec.id for spec in specs if spec.id is not None}
         for job in store.find_jobs(given | self.parents).values():
@@ -3821,7 +3820,8 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
     if not ids:
         return []
     with store.transaction(most_s=most_s) as change:
-        completed = [job for job in store.find_jobs(ids).values() if job.state == "completed"]
+        raws = store.find_raws(ids).values()  # an id may be another job's by now
+        completed = [trust_job(raw) for raw in raws if is_completed_before(raw, instant)]
         gone = [job for job in completed if not is_needed(store, job.id, job.seq)]
         for job in gone:
             change.delete(job)

@@ -234,3 +234,13 @@ def test_a_real_worker_purges_job_and_log(run, drain, worker, enqueue, eventuall
     (home / ".queuectl" / "clock").write_text(json.dumps(mark | {"purge_at_s": 0}))  # an hour later
     worker()
     eventually(lambda: list(jobs()) == ["b"] and not log.exists())
+
+
+@pytest.mark.usefixtures("old")
+def test_a_job_that_was_given_an_old_ones_id_is_not_purged_for_it(store):
+    """jobs.json still has the old one, and only the journal what became of it."""
+    purge = q.purge_jobs(store, ["completed"], 30 * DAY_S)
+    assert [job.id for job in purge.gone] == ["done"]
+    enqueue(store, "done")
+    run_next(store, q.Outcome("exited", 0))
+    assert purged(store, 30 * DAY_S) == []
