@@ -1402,9 +1402,6 @@ class Home:
                 found.append(self.read_worker(name, fd) or WorkerInfo(name, unread, [], 0.0))
         return found
 
-    def has_live_worker(self) -> bool:
-        return bool(self.live_workers())
-
     def read_worker(self, name: str, fd: int) -> WorkerInfo | None:
         """What a worker's file says; None where it says nothing usable."""
         lines = os.pread(fd, CHUNK_BYTES, 0).split(b"\n")
@@ -2221,7 +2218,7 @@ class Store:
     def _begin(self) -> None:
         """First start: settings and arrays where there are none, then a journal that knows no
         arrays, so that they are taken in as a hand edit is."""
-        if self.home.has_live_worker():  # it runs what the lost journal says
+        if self.home.live_workers():  # it runs what the lost journal says
             raise StoreError(
                 f"'{self.journal_path}' is missing while a worker lives. Nothing was changed. "
                 "Stop the worker first: queuectl worker stop."
@@ -2437,7 +2434,7 @@ class Store:
     def settle(self) -> None:
         """At the end of a one-shot command that changed something: fold where that is due, else
         sync."""
-        if self.fold_due(quiet_s=0) and not self.home.has_live_worker():
+        if self.fold_due(quiet_s=0) and not self.home.live_workers():
             with self._fold_may_fail():
                 self.fold()
         if self.home.config().fsync != "never":
@@ -4392,7 +4389,7 @@ def mend(store: Store) -> tuple[list[str], str]:
     home.keeps_settings = True
     has_settings = home.settings_problem() is None
     with home.locked():
-        if home.has_live_worker():
+        if home.live_workers():
             raise StoreError(
                 "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
             )
@@ -7125,7 +7122,7 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
 
 def _warn_without_worker(store: Store) -> bool:
     """Whether no worker lives; says so."""
-    if store.home.has_live_worker():
+    if store.home.live_workers():
         return False
     store.home.warn("no worker is running. Start one: queuectl worker start")
     return True

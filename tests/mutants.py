@@ -213,7 +213,7 @@ a doubtful job runs by itself: test_a_damaged_line_in_the_middle_leaves_what_is_
 +    return known or job
 
 a home is mended under a worker: test_nothing_is_mended_while_a_worker_lives
--        if home.has_live_worker():
+-        if home.live_workers():
 -            raise StoreError(
 -                "A worker lives
 +        if not home.path:
