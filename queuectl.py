@@ -4808,18 +4808,14 @@ def _ancestors() -> set[int]:
 def _is_log_held(path: str) -> bool:
     """Whether some process holds that log open as its output: it then shares the log's lock."""
     try:
-        fd = os.open(path, _READ_LOG)
+        with opened(path, _READ_LOG) as fd:
+            if not lock_descriptor(fd, blocking=False):
+                return True
+            unlock_descriptor(fd)
     except OSError as error:
-        if error.errno in NO_FILE:
-            return False
-        raise
-    try:
-        if not lock_descriptor(fd, blocking=False):
-            return True
-        unlock_descriptor(fd)
-        return False
-    finally:
-        os.close(fd)
+        if error.errno not in NO_FILE:
+            raise
+    return False
 
 
 def _writes_to(pid: int, path: str) -> bool:
@@ -4930,17 +4926,11 @@ class SlotLog:
 
         Raises OSError.
         """
-        try:
-            fd = os.open(self.path, _APPEND_LOG)
-        except FileNotFoundError:
-            return True
-        try:
-            if trim_log(fd, most):
-                return True
-            os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
-            return False
-        finally:
-            os.close(fd)
+        with contextlib.suppress(FileNotFoundError), opened(self.path, _APPEND_LOG) as fd:
+            if not trim_log(fd, most):
+                os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
+                return False
+        return True
 
     def _keep(self, path: str) -> None:
         try:
@@ -5009,11 +4999,10 @@ def keep_orphan_log(
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
     """Remove the empty logs that a dead worker's idle slots left."""
-    for name in os.listdir(logs_dir):
-        path = os.path.join(logs_dir, name)
-        with contextlib.suppress(FileNotFoundError):
-            if name.startswith(f"{worker}.") and os.stat(path).st_size == 0:
-                os.unlink(path)
+    with os.scandir(logs_dir) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{worker}.") and entry.stat().st_size == 0:
+                os.unlink(entry.path)
 
 
 def remove_logs(logs_dir: str, id: str, runs: int) -> None:
@@ -5044,24 +5033,13 @@ def sweep_logs(
                 os.unlink(os.path.join(path, name))
 
 
-def _open_log(path: str) -> int | None:
-    """A descriptor to read a log by; None where there is none."""
-    try:
-        return os.open(path, _READ_LOG)
-    except FileNotFoundError:
-        return None
-
-
 def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a log's output from `start` on, as far as there is any now.
 
     An offset beyond what was asked for, or read before, says that the output between was left out;
     the reading then goes on at the next line. A log that was truncated is read from its beginning.
     """
-    fd = _open_log(path)
-    if fd is None:
-        return
-    try:
+    with contextlib.suppress(FileNotFoundError), opened(path, _READ_LOG) as fd:
         end = os.fstat(fd).st_size  # a command may print faster than anybody reads
         start = start if start <= end else 0
         was_left_out = False
@@ -5075,32 +5053,23 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
                 start, chunk, was_left_out = start + line_at, chunk[line_at:], False
             yield start, chunk
             start += len(chunk)
-    finally:
-        os.close(fd)
 
 
 def tail_start(path: str, lines: int) -> int:
     """The offset at which the last `lines` lines of a log begin; 0 where it holds no more."""
-    fd = _open_log(path)
-    if fd is None:
-        return 0
-    try:
+    with contextlib.suppress(FileNotFoundError), opened(path, _READ_LOG) as fd:
         size, first = os.fstat(fd).st_size, _first_data(fd)
         if lines == 0:
             return size
         end = size - 1  # a newline at the very end begins no line
         while end > first:
             start = max(first, end - CHUNK_BYTES)
-            chunk = os.pread(fd, end - start, start)
-            cut = len(chunk)
-            while (cut := chunk.rfind(b"\n", 0, cut)) >= 0:
-                lines -= 1
-                if lines == 0:
-                    return start + cut + 1
+            before, *found = os.pread(fd, end - start, start).rsplit(b"\n", lines)
+            lines -= len(found)
+            if lines == 0:
+                return start + len(before) + 1
             end = start
-        return 0
-    finally:
-        os.close(fd)
+    return 0
 
 
 def last_lines(path: str, lines: int, bytes_max: int) -> str:
