@@ -4479,18 +4479,13 @@ class Attempt:
     def __init__(self, pid: int, trace: Trace, deadline: float) -> None:
         self.pid = pid
         self.trace = trace
-        self.deadline = deadline  # when its time limit strikes; inf where it has none
+        # When the main thread acts next: its time limit strikes or, once it is being ended, SIGTERM
+        # has had its grace. inf: there is nothing to do.
+        self.deadline = deadline
         self.ending: OutcomeKind | None = None  # once we have begun to end it: its outcome
         self.reason: str | None = None  # of that outcome
-        self.kill_at = math.inf  # when SIGTERM has had its grace
-        self.killed = False
+        self.kill_at = math.inf  # when what is left of it gets SIGKILL
         self.job_id = ""  # of a hook: none
-
-    def next_event(self) -> float:
-        """When the main thread has to look at this attempt again."""
-        if self.ending is None:
-            return self.deadline
-        return math.inf if self.killed else self.kill_at
 
 
 def run_mark(lock_id: str, worker: str, id: str, run: int, hook: str = "") -> str:
@@ -4633,7 +4628,7 @@ class Executor:
             if _has_exited(attempt.pid):
                 return
             attempt.ending, attempt.reason = why, reason
-            attempt.kill_at = time.monotonic() + grace_s
+            attempt.deadline = attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
             _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes SIGTERM only then
 
@@ -4643,8 +4638,8 @@ class Executor:
 
         with self._table:
             for attempt in list(self.running.values()):  # a slot may start one meanwhile
-                if attempt.kill_at <= now_s and not attempt.killed:
-                    attempt.killed = True
+                if attempt.ending is not None and attempt.deadline <= now_s:
+                    attempt.deadline = math.inf
                     _signal_group(attempt.pid, signal.SIGKILL)
 
 
@@ -5274,8 +5269,8 @@ class Worker:
             if self._due_at <= now_s:
                 self._due_at = math.inf
                 self._call_slots()
-            events = [one.next_event() for one in list(self._executor.running.values())]
-            timeout_s = min(tick_at, self._due_at, *events) - time.monotonic()
+            deadlines = [one.deadline for one in list(self._executor.running.values())]
+            timeout_s = min(tick_at, self._due_at, *deadlines) - time.monotonic()
             if poll.poll(max(0.0, timeout_s) * 1000):
                 os.read(self.file.wake_fd, WAKE_BYTES)
         self._leaving.set()

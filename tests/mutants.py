@@ -139,8 +139,8 @@ a time limit never strikes: test_a_job_over_its_time_limit_gets_sigterm_first
 +            elif attempt.deadline <= 0:
 
 no SIGKILL follows: test_a_job_that_ignores_sigterm_is_killed_after_the_grace_period
--                if attempt.kill_at <= now_s and not attempt.killed:
-+                if attempt.kill_at <= 0 and not attempt.killed:
+-                if attempt.ending is not None and attempt.deadline <= now_s:
++                if attempt.ending is not None and attempt.deadline <= 0:
 
 an ended attempt is over with its leader: test_the_time_limit_of_a_job_ends_a_child_that_called_setsid
 -        if attempt.ending is not None:

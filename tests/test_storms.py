@@ -157,12 +157,9 @@ def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main
     executor = queuectl.Executor({})
 
     class Begins:
-        killed = True
-
         @property
-        def kill_at(self) -> float:
+        def ending(self) -> None:
             executor.running[1] = executor.running[0]
-            return 0.0
 
     executor.running[0] = Begins()  # type: ignore[assignment]
     executor.kill_late(1.0)
