@@ -4467,7 +4467,6 @@ class Trace(NamedTuple):
     """What the processes of one run are known by; `session` only where its worker wrote it down."""
 
     mark: str
-    home: bytes
     logs: tuple[str, ...]
     session: int | None = None
     start_s: float | None = None  # of the session's leader, on the clock that counts from boot
@@ -4525,8 +4524,8 @@ class Executor:
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own; a `limit_s` of 0 is no limit.
 
-        Its output goes to `log_fd`; its stdin is empty unless one is given. QUEUECTL_HOME and
-        QUEUECTL_RUN in `env`, and the files `logs`, say how the run is found again.
+        Its output goes to `log_fd`; its stdin is empty unless one is given. QUEUECTL_RUN in `env`,
+        and the files `logs`, say how the run is found again.
         An Outcome (not_started) where the job itself cannot be started; raises HostFault where
         that is not the job's fault.
         """
@@ -4548,8 +4547,7 @@ class Executor:
                 self._runners.pop(runner, None)  # look for it again before the next claim
                 raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
             deadline = time.monotonic() + (limit_s or math.inf)
-            mark, home = env[b"QUEUECTL_RUN"].decode(), env[b"QUEUECTL_HOME"]
-            trace = Trace(mark, home, logs, pid, boot_clock_s())
+            trace = Trace(env[b"QUEUECTL_RUN"].decode(), logs, pid, boot_clock_s())
             attempt = self.running[slot] = Attempt(pid, trace, deadline)
         return attempt
 
@@ -4735,19 +4733,10 @@ class Fence:
             return False
         if is_in_session and self._session_known:
             return True
-        if self._has_mark(_read_proc(pid, "environ").split(b"\0")):
+        mark = f"QUEUECTL_RUN={self.trace.mark}".encode()
+        if mark in _read_proc(pid, "environ").split(b"\0"):
             return True
         return held and any(_writes_to(pid, path) for path in self.trace.logs)
-
-    def _has_mark(self, variables: list[bytes]) -> bool:
-        mark = self.trace.mark.encode()
-        if b"QUEUECTL_RUN=" + mark in variables:
-            return True
-        # The lock's inode is another where .queuectl was deleted; a copied home has another path.
-        if b"QUEUECTL_HOME=" + self.trace.home not in variables:
-            return False
-        rest = mark[mark.index(b"/") :]
-        return any(word.startswith(b"QUEUECTL_RUN=") and word.endswith(rest) for word in variables)
 
     def _send(self, pid: int, held: bool, number: int) -> None:
         """Signal a process by a pidfd, after making sure that the pid is still its own (X1)."""
@@ -5873,7 +5862,7 @@ def _trace(store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[s
     """How the run in a row is found: by no session after a reboot, and in a copied home."""
     lock_id, header = store.home.lock_id(), info.header
     mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
-    trace = Trace(mark, os.fsencode(store.home.path), logs)
+    trace = Trace(mark, logs)
     if (header.get("lock"), header.get("boot_id")) != (lock_id, boot_id()):
         return trace
     return trace._replace(session=row.get("session"), start_s=row.get("start"))

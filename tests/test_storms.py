@@ -84,21 +84,6 @@ def alone(folder: Path) -> str:
     return f"{told}; [ $(wc -l < {note}) -gt 1 ]"
 
 
-def test_a_run_is_ended_before_it_is_repeated_though_the_queues_own_directory_was_deleted(
-    home, enqueue, worker, written, reaches, eventually, tmp_path
-):
-    note = tmp_path / "note"
-    enqueue("a", f"{alone(tmp_path)} || sleep 30")
-    worker()
-    written(note)
-    eventually(lambda: '"processing"' in (home / "jobs.json").read_text())  # what was not folded is lost with it
-    os.rename(home / ".queuectl", tmp_path / "gone")
-    second = worker()
-    reaches("a", "completed")
-    assert set(note.read_text().split()) == {"alone"}
-    second.terminate()
-
-
 @pytest.mark.parametrize(
     ("words", "closed"),
     [
@@ -267,7 +252,7 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
 def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monkeypatch):
     child = subprocess.Popen(["sleep", "60"], env={"QUEUECTL_RUN": "lock/w/a/1"})
     try:
-        fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", b"/home", ()), 0.0)
+        fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", ()), 0.0)
         monkeypatch.setattr(queuectl, "_ancestors", lambda: {os.getpid(), child.pid})
         assert not any([fence.step() for _ in range(3)]) and fence.living == [child.pid]
         assert child.poll() is None
@@ -300,13 +285,11 @@ def test_without_proc_the_group_is_ended_and_the_job_comes_back(orphans, monkeyp
 def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        trace = queuectl.Trace("mark", b"/home", (), child.pid, queuectl.boot_clock_s())
+        trace = queuectl.Trace("mark", (), child.pid, queuectl.boot_clock_s())
         fence = queuectl.Fence(trace, 0.0)
         fence.look()
         assert fence.living == [child.pid]
-        fence.trace = queuectl.Trace(
-            "mark", b"/home", (), child.pid, queuectl.boot_clock_s() - 100
-        )  # ours had begun long before
+        fence.trace = queuectl.Trace("mark", (), child.pid, queuectl.boot_clock_s() - 100)  # ours had begun long before
         fence.look()
         assert fence.living == []
     finally:
