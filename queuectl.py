@@ -4555,20 +4555,10 @@ class Executor:
         self, path: bytes, words: list[bytes], env: dict[bytes, bytes], fds: tuple[int, int, int]
     ) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(fds)]
-        try:
-            return os.posix_spawn(
-                path, words, env, file_actions=actions, setsid=True, setsigmask=(),
-                setsigdef=self._defaults,
-            )  # fmt: skip
-        except NotImplementedError:  # no setsid in this system's posix_spawn
-            import subprocess
-
-            child = subprocess.Popen(
-                words, executable=path, env=env, stdin=fds[0], stdout=fds[1], stderr=fds[2],
-                start_new_session=True, restore_signals=True,
-            )  # fmt: skip
-            child.returncode = 0  # it is waited for below, not by its object
-            return child.pid
+        return os.posix_spawn(
+            path, words, env, file_actions=actions, setsid=True, setsigmask=(),
+            setsigdef=self._defaults,
+        )  # fmt: skip
 
     def find_runner(self, runner: tuple[str, ...]) -> bytes:
         """The path of a runner's program. Raises HostFault where there is none."""
@@ -4836,7 +4826,7 @@ def has_room(logs_dir: str) -> bool:
         os.mkdir(logs_dir, 0o700)  # not its parents: without those the queue is gone
         os.chmod(logs_dir, 0o700)
     disk = os.statvfs(logs_dir)
-    return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize >= ROOM_BYTES
+    return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
 
 
 def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
