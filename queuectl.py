@@ -3559,11 +3559,6 @@ def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str
         return False, f"{why} Change it with: queuectl config set limits"
 
 
-def jobs_left(store: Store) -> int:
-    """How many jobs are not over."""
-    return sum(store.counts[NUMBER_OF[state]] for state in STATES if state not in OVER)
-
-
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
     """Whether a job that fits died since then, other than by being cancelled."""
     dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags))
@@ -7469,28 +7464,7 @@ def worker_start(
         options += [f"--not-tag={tag}" for tag in only.not_tags]
         _detach(store, options)
         return 0
-    has_bar = drain and not any(only) and sys.stderr.isatty()
-    say = _drain_bar(store) if has_bar else _say
-    code = Worker(store, threads, only, drain, say, attempt_line).run()
-    if has_bar:
-        _say("")  # the cursor stands behind the bar
-    return code
-
-
-def _drain_bar(store: Store) -> Callable[[str], None]:
-    """Prints what a drain says above a progress bar of what the queue still holds."""
-    bar = _progress(1, "Draining")
-
-    def say(text: str) -> None:
-        left = jobs_left(store)
-        bar.length = max(bar.length, left)
-        bar.make_step(max(0, bar.length - left - bar.pos))
-        with contextlib.suppress(OSError, ValueError):
-            click.echo("\r\033[K", nl=False, err=True)
-            _say(text)
-            click.echo(bar.format_progress_line(), nl=False, err=True)
-
-    return say
+    return Worker(store, threads, only, drain, _say, attempt_line).run()
 
 
 def _detach(store: Store, options: list[str]) -> None:

@@ -188,9 +188,7 @@ def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run):
 BAR = re.compile(r"\[[#-]{10,}\] +\d+%")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["enqueue", "--file", "FILE"], ["wait", "a", "b"], ["worker", "start", "--drain"]], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["enqueue", "--file", "FILE"], ["wait", "a", "b"]], ids=" ".join)
 def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(run, process, tmp_path, arguments):
     (tmp_path / "jobs.txt").write_text("true\n" * 5)
     words = [str(tmp_path / "jobs.txt") if word == "FILE" else word for word in arguments]
@@ -199,21 +197,11 @@ def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(run, process, tmp_path,
             run("enqueue", "--id", name, "true")
         process("worker", "start", "--drain")
     for where in ("terminal", "pipe"):
-        if "worker" in words:
-            run("enqueue", "true")
         if where == "terminal":
             assert BAR.search(on_a_terminal(*words))
         else:
             found = process(*words)
-            assert not re.search(r"[\x1b\r%]|Reading|Waiting|Draining", found.out + found.err)
-
-
-def test_the_bar_of_a_drain_is_no_wider_than_the_terminal(run):
-    run("enqueue", "true")
-    run("enqueue", "true")
-    lines = re.split(r"[\r\n]+", on_a_terminal("worker", "start", "--drain", COLUMNS="40"))
-    bars = [line for line in lines if line.startswith("Draining")]
-    assert bars and all(len(line) < 40 for line in bars), bars
+            assert not re.search(r"[\x1b\r%]|Reading|Waiting", found.out + found.err)
 
 
 # ---- show ----
