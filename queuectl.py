@@ -75,7 +75,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
+from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 
 gc.set_threshold(
     50_000
@@ -6401,15 +6401,6 @@ def _width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
-def _progress(length: int, label: str) -> Any:
-    """Click's progress bar, which fits into 40 columns; an invisible one where stderr is no
-    terminal."""
-    return click.progressbar(
-        length=length, label=label, width=10, file=sys.stderr, update_min_steps=length // 100 + 1,
-        hidden=not length or not sys.stderr.isatty(),
-    )  # fmt: skip
-
-
 @click.group(
     cls=Group,
     context_settings={
@@ -6547,12 +6538,7 @@ def _here() -> str:
     metavar="[KEY]",
     help="Not while a job with KEY is active.",
 )
-@click.option(
-    "--file",
-    "path",
-    type=PATH,
-    help="One job a line, - for stdin; all or nothing.",
-)
+@click.option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
 @_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
@@ -6561,7 +6547,7 @@ def enqueue(
     store: Store,
     /,
     words: Words,
-    path: str | None,
+    file: IO[bytes] | None,
     stream: bool,
     wait_: bool,
     in_json: bool,
@@ -6579,8 +6565,8 @@ def enqueue(
       queuectl enqueue '{"id":"job1","command":"echo test"}'
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
     """
-    sources = sum(map(bool, (words, given["command"], path, stream)))
-    many = stream or path is not None
+    sources = sum(map(bool, (words, given["command"], file, stream)))
+    many = stream or file is not None
     for is_wrong, message in (
         (sources > 1, "Give the job once: as words, with --command, --file or --stream."),
         (wait_ and (in_json or many),
@@ -6600,8 +6586,8 @@ def enqueue(
     defaults = options if "cwd" in options else {"cwd": _here(), **options}
     if stream:
         return _enqueue_stream(store, defaults)
-    if path is not None:
-        return _enqueue_file(store, path, defaults, in_json)
+    if file is not None:
+        return _enqueue_file(store, file, defaults, in_json)
     fields = {} if "command" in options else _parse_words(words, now)
     fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
     return _enqueue_one(store, make_spec(fields), wait_, in_json)
@@ -6641,21 +6627,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
     return parse_spec(parse_json(words[0], "The job", hint), now)
 
 
-def _enqueue_file(store: Store, path: str, options: dict[str, Any], in_json: bool) -> int:
+def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
-    size = os.path.getsize(path) if os.path.isfile(path) else 0
-    with _progress(size, "Reading") as bar:
-        lines, unit = _lines_of(path, bar), "line"
-        head = []  # up to the first job: comments and blank lines have numbers too
-        for line in lines:
-            head.append(line)
-            if line.strip()[:1] not in (b"", b"#"):
-                break
-        first = head[-1].strip() if head else b""
-        if first in (b"[", b"{") or first.startswith(b"[{"):  # no command begins so
-            lines, unit = _parse_whole(b"".join([head.pop(), *lines])), "element"
-            head.clear()
-        bulk = enqueue_bulk(store, itertools.chain(head, lines), options, in_json, unit)
+    data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
+    lines, unit = iter(data.split(b"\n")), "line"
+    # A file that begins so, comments apart, is one JSON value; no command begins so.
+    if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\{|[\[{]\s*$)", data):
+        lines, unit = _parse_whole(data[begin.start(1) :]), "element"
+    bulk = enqueue_bulk(store, lines, options, in_json, unit)
     jobs = [
         {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
         for raw, is_duplicate in bulk.records
@@ -6663,19 +6642,6 @@ def _enqueue_file(store: Store, path: str, options: dict[str, Any], in_json: boo
     out = [as_json(jobs)] if in_json else bulk.ids
     _done(store, out, f"{bulk.added} jobs are in the queue.")
     return 0
-
-
-def _lines_of(path: str, bar: Any) -> Iterator[bytes]:
-    """The lines of a file or (`-`) of stdin."""
-    try:
-        with click.open_file(path, "rb") as stream:
-            for line in stream:
-                bar.update(len(line))
-                yield line.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
-    except OSError as error:
-        raise BadValue(
-            f"'{path}' cannot be read: {error.strerror}. Give a file, or - for stdin."
-        ) from error
 
 
 def _parse_whole(data: bytes) -> Iterator[bytes]:
@@ -7029,7 +6995,10 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     wanted = [job.id for job in jobs]
     ended: dict[str, Job | None] = {}
     left, changed, warned = wanted, True, False
-    with _progress(len(wanted), "Waiting") as bar:
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(
+        length=len(wanted), label="Waiting", width=10, file=sys.stderr, hidden=hidden
+    ) as bar:
         while True:
             if changed:
                 ended |= find_ended(store, left)
