@@ -401,7 +401,7 @@ def setting_from_text(name: str, text: str) -> object:
 # If you add a state, also change: State, WAITING or OVER, the drawing at the top of this file,
 # check_job, the colour in PRESENTATION, the state machine's test, FORMAT (the journal counts the
 # jobs of each state), and what `Waiting` searches an array for.
-# If you add a field, also change: FIELD_CHECKS and, if a user may give the field, Spec, `new_job`
+# If you add a field, also change: FIELD_CHECKS and, if a user may give the field, NEW_JOB_FIELDS
 # and the option.
 
 
@@ -581,7 +581,8 @@ parse_cwd: Final = _rule(
 )
 
 
-def parse_env(value: Any, name: str = "env") -> dict[str, str]:
+def parse_env(value: Any, name: str = "env") -> dict[str, str] | None:
+    """Names and values of variables; None for none."""
     wanted = f"an object of at most {ENV_MAX} texts in UTF-8 without NUL, and no '=' in a name"
     if not isinstance(value, dict) or len(value) > ENV_MAX:
         raise unfit(value, name, wanted)
@@ -589,25 +590,25 @@ def parse_env(value: Any, name: str = "env") -> dict[str, str]:
         is_name = is_text(variable, TEXT_BYTES_MAX) and variable and "=" not in variable
         if not is_name or not is_text(text):
             raise unfit({variable: text}, name, wanted)
-    return dict(value)
+    return dict(value) or None
 
 
-def parse_tags(value: Any, name: str = "tags") -> list[str]:
-    """A list of tags, each once."""
+def parse_tags(value: Any, name: str = "tags") -> list[str] | None:
+    """A list of tags, each once; None for no tags."""
     is_list = isinstance(value, list) and len(value) <= TAGS_MAX
     if not is_list or not all(map(_is_tag, value)):
         tags = f"{TAGS_MAX} tags of 1 to {TAG_CHARS_MAX} characters"
         raise unfit(value, name, f"a list of at most {tags} without space, ',' or '='")
-    return list(dict.fromkeys(value))
+    return list(dict.fromkeys(value)) or None
 
 
 def _is_tag(value: Any) -> bool:
     return is_text(value) and re.fullmatch(TAG, value) is not None
 
 
-def parse_after(value: Any, name: str = "after") -> list[Any]:
-    """`["a7", {"id": "b2", "any": true}]`, each job once. A job that is named in both ways has to
-    be completed."""
+def parse_after(value: Any, name: str = "after") -> list[Any] | None:
+    """`["a7", {"id": "b2", "any": true}]`, each job once; None for no job. A job that is named in
+    both ways has to be completed."""
     if not isinstance(value, list) or len(value) > AFTER_MAX:
         raise unfit(value, name, f"a list of at most {AFTER_MAX} ids")
     parents: dict[str, bool] = {}
@@ -618,7 +619,8 @@ def parse_after(value: Any, name: str = "after") -> list[Any]:
             raise unfit(item, name, 'an id or {"id": ID, "any": true}')
         id = parse_id(given.get("id"), name)
         parents[id] = any_end and parents.get(id, True)
-    return [{"id": id, "any": True} if any_end else id for id, any_end in parents.items()]
+    items = [{"id": id, "any": True} if any_end else id for id, any_end in parents.items()]
+    return items or None
 
 
 def parse_history(value: Any, name: str) -> list[dict[str, Any]]:
@@ -780,27 +782,11 @@ _PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
 # -- What a user may say of a new job
 
 
-class Spec(NamedTuple):
-    """A new job as the user asks for it, checked; None where the user says nothing.
-
-    At most one of `run_at` and `delay` (in seconds) is given.
-    """
-
-    command: str
-    id: str | None = None
-    unique: str | None = None
-    max_retries: int | None = None
-    priority: int | None = None
-    timeout: float | None = None
-    run_at: str | None = None
-    cwd: str | None = None
-    env: dict[str, str] | None = None
-    tags: list[str] | None = None
-    after: list[Any] | None = None
-    no_retry_on: str | None = None
-    delay: float | None = None
-
-
+NEW_JOB_FIELDS: Final = (
+    "command", "id", "unique", "max_retries", "priority", "timeout", "run_at", "cwd", "env", "tags",
+    "after", "no_retry_on", "delay",
+)  # fmt: skip
+MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
 _WRONG_NAMES: Final = {  # what other programs call the field
     "command": "cmd script shell",
     "id": "name job_id",
@@ -813,13 +799,13 @@ _WRONG_NAMES: Final = {  # what other programs call the field
     "tags": "label labels",
     "after": "depends_on",
 }
-_SPEC_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
+_NEW_JOB_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
 _IGNORED: Final = ("created_at", "updated_at")
-_NEW_JOB: Final = {"state": '"pending"', "attempts": "0", "runs": "0"}  # in JSON
+_NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}
 
 
 def parse_spec(record: object, now: str) -> dict[str, Any]:
-    """The fields of a Spec from a user's JSON object, checked. Raises BadValue naming the field.
+    """The fields of a new job from a user's JSON object, checked. Raises BadValue naming the field.
 
     A field that belongs to the queue may hold what each new job has anyway.
     """
@@ -828,20 +814,18 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
     out: dict[str, Any] = {}
     for name, value in record.items():
-        if name not in _SPEC_CHECKS:
+        if name not in _NEW_JOB_CHECKS:
             raise BadValue(_unknown_field(name))
-        is_as_new = name in _NEW_JOB and _shown(value) == _NEW_JOB[name]
-        says_nothing = value is None or name in _IGNORED
-        if says_nothing or is_as_new:
+        if name in _IGNORED or value in (None, _NEW_JOB.get(name)):
             continue
-        if name not in Spec._fields:
+        if name not in NEW_JOB_FIELDS:
             raise BadValue(
                 f"The field '{name}' belongs to the queue and cannot be given. Leave it out."
             )
         if name == "run_at":
             out[name] = parse_instant(value, name, now)
         else:
-            out[name] = _SPEC_CHECKS[name](value, name)
+            out[name] = _NEW_JOB_CHECKS[name](value, name)
     if out.keys() >= {"run_at", "delay"}:
         raise BadValue("Give 'run_at' or 'delay', not both.")
     if "command" not in out:
@@ -852,32 +836,41 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
 def _unknown_field(name: str) -> str:
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", name).lower()
     plain = re.sub(r"_(s|secs?|seconds|ms)$", "", plain)
-    hint = _nearest(plain, Spec._fields)
-    for right in Spec._fields:
+    hint = _nearest(plain, NEW_JOB_FIELDS)
+    for right in NEW_JOB_FIELDS:
         if plain in (right, *_WRONG_NAMES.get(right, "").split()):
             hint = f" Its name is '{right}'."
-    return f"There is no field '{name}'.{hint} The fields are: {', '.join(Spec._fields)}."
+    return f"There is no field '{name}'.{hint} The fields are: {', '.join(NEW_JOB_FIELDS)}."
 
 
-def new_job(spec: Spec, id: str, seq: int, config: Config, now: str) -> Job:
-    """The record of an accepted job: settings copied into it, its delay made an instant."""
-    run_at = spec.run_at if spec.delay is None else add_seconds(now, spec.delay)
-    return Job(
-        id=id, state="pending", seq=seq, unique=spec.unique, command=spec.command,
-        attempts=0, runs=0,
-        max_retries=config.max_retries if spec.max_retries is None else spec.max_retries,
-        priority=spec.priority or 0,
-        timeout=config.job_timeout if spec.timeout is None else spec.timeout,
-        created_at=now, updated_at=now, run_at=run_at if run_at and run_at > now else None,
-        cwd=spec.cwd, env=spec.env or None,
-        tags=spec.tags or None, after=spec.after or None, no_retry_on=spec.no_retry_on,
-    )  # fmt: skip
+def default_fields(config: Config, now: str) -> dict[str, Any]:
+    """What the record of a new job holds where a user does not say otherwise."""
+    return {
+        "id": "", "state": "pending", "seq": 0, "unique": None, "attempts": 0, "runs": 0,
+        "max_retries": config.max_retries, "priority": 0, "timeout": config.job_timeout,
+        "created_at": now, "updated_at": now,
+    }  # fmt: skip
+
+
+def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
+    """A new job from its fields (NEW_JOB_FIELDS), which were checked. It has no `seq` yet, and no
+    id where none is given. A key that is made stands for the command in its directory."""
+    values = {**default_fields(config, now), **fields}
+    delay_s = values.pop("delay", None)
+    if delay_s is not None:
+        values["run_at"] = add_seconds(now, delay_s)
+    if values.get("run_at", "") <= now:
+        values["run_at"] = None
+    if values["unique"] == MADE_KEY:
+        text = f"{values['cwd']}\0{values['command']}"
+        values["unique"] = hashlib.sha256(text.encode()).hexdigest()[:24]
+    return Job(**values)
 
 
 # -- What a job comes after
 
 
-def parents_of(job: Job | Spec) -> dict[str, bool]:
+def parents_of(job: Job) -> dict[str, bool]:
     """The jobs that this job comes after, each with whether it may end in any way."""
     return {
         item["id"] if isinstance(item, dict) else item: isinstance(item, dict)
@@ -2770,12 +2763,10 @@ def edited_job(store: Store, name: str, number: int, record: Any, mark: Mark) ->
     state = record.get("state", "dead" if name == "dlq" else "pending")
     made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
     known = store.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
-    defaults: dict[str, Any] = {
-        "id": made_id, "state": state,
-        "seq": head_of(known)[2] if known else store.n + 1, "attempts": 0,
-        "runs": record.get("attempts", 0), "max_retries": config.max_retries, "priority": 0,
-        "timeout": config.job_timeout, "created_at": at, "updated_at": at,
-        "cwd": store.home.path,
+    defaults = {
+        **default_fields(config, at),
+        "id": made_id, "state": state, "seq": head_of(known)[2] if known else store.n + 1,
+        "runs": record.get("attempts", 0), "cwd": store.home.path,
     }  # fmt: skip
     if state in OVER:
         defaults["finished_at"] = at
@@ -3253,17 +3244,6 @@ def open_store(
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
-
-
-def make_spec(fields: Mapping[str, Any]) -> Spec:
-    """The Spec of checked fields. A key that is made stands for the command in its directory."""
-    if fields.get("unique") != MADE_KEY:
-        return Spec(**fields)
-    text = f"{fields['cwd']}\0{fields['command']}"
-    return Spec(**{**fields, "unique": hashlib.sha256(text.encode()).hexdigest()[:24]})
-
-
 class Accepted(NamedTuple):
     """The job of an enqueue, and whether it was there before: its unique key is in use."""
 
@@ -3271,11 +3251,11 @@ class Accepted(NamedTuple):
     duplicate: bool
 
 
-def enqueue_job(store: Store, spec: Spec) -> Accepted:
+def enqueue_job(store: Store, fields: Mapping[str, Any]) -> Accepted:
     """Add one job, or find the active one that holds its unique key. Refuses a taken id, and a
     parent that is not there. A job that needs a dead one is dead from the start."""
     bulk = Bulk(store, keep_records=True)
-    line = bulk.encode_job(1, spec)
+    line = bulk.encode_job(fields)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
     if bulk.added:
         store.home.wake_workers()
@@ -3290,16 +3270,18 @@ def enqueue_bulk(
     keep_records: bool,
     unit: str = "line",
 ) -> Bulk:
-    """Add one job per line, all or nothing.
+    """Add one job per line, all or nothing; an error names the number of the `unit`.
 
-    Every line is checked and encoded before the lock is taken. `options` are a Spec's fields that
-    hold for every line that does not say otherwise, `cwd` always among them.
+    Every line is checked and encoded before the lock is taken. `options` are the fields of every
+    line that does not say otherwise, `cwd` always among them.
     """
-    bulk = Bulk(store, keep_records, unit)
-    spool = Spool(store.home, bulk.encode(lines, options))
+    bulk = Bulk(store, keep_records)
+    spool = Spool(store.home, bulk.encode(lines, options, unit))
     try:
         may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
         store.add_bulk(spool.size, may_fold, functools.partial(bulk.number, spool.lines()))
+    except Refused as error:
+        raise Refused(f"In {unit} {bulk.line}: {error}") from None
     finally:
         spool.close()
     if bulk.added:
@@ -3307,125 +3289,98 @@ def enqueue_bulk(
     return bulk
 
 
-_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d'
-_COMMAND_ALONE: Final = Spec("")
+_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d, "command": '
+_NO_HEAD: Final = _HEAD % (b"", 0)
 
 
 class Bulk:
     """New jobs on their way into the queue: encoded without the lock, numbered under it.
 
     added    how many jobs are new
+    line     the number of the line that is numbered now, for an error
     ids      for each line the id of its job; a unique key may name one that was there before
     records  if they are kept: for each line the record of its job, and whether it was there before
+    parents  the ids of the jobs that some line comes after
     """
 
-    def __init__(self, store: Store, keep_records: bool, unit: str = "") -> None:
+    def __init__(self, store: Store, keep_records: bool) -> None:
         self.added = 0
+        self.line = 0
         self.ids: list[str] = []
         self.records: list[tuple[bytes, bool]] = []
         self.parents: set[str] = set()
         self._store = store
         self._keep_records = keep_records
-        self._unit = unit  # of which an error names the number
         self._config = store.home.config()
-        self._encoded_at = store.home.now()
-        self._special: dict[int, Spec] = {}  # by line: jobs that have an id, a key or parents
+        self._now = store.home.now()
+        self._given: set[str] = set()  # ids
+        self._keys: set[str] = set()
 
-    def encode(self, lines: Iterable[bytes], options: Mapping[str, Any]) -> Iterator[bytes]:
-        """A line for each line: its job as `encode_job` has it, or nothing."""
-        tail = b""  # of the record of a line that is a command alone
+    def encode(
+        self, lines: Iterable[bytes], options: Mapping[str, Any], unit: str
+    ) -> Iterator[bytes]:
+        """A line for each line: the record of its job, or nothing."""
         for number, line in enumerate(lines, 1):
             try:
-                fields = parse_job_line(line, self._encoded_at)
+                fields = parse_job_line(line, self._now)
             except BadValue as error:
-                raise BadValue(f"In {self._unit} {number}: {error}") from None
-            if fields is None:
-                yield b"\n"
-            elif tail and len(fields) == 1:
-                yield b', "command": ' + encode_json(fields["command"]) + tail
-            else:
-                raw = self.encode_job(number, make_spec(merge_fields(options, fields))) + b"\n"
-                yield raw
-                if len(fields) == 1 and number not in self._special:
-                    tail = raw[raw.index(b', "attempts": ') :]
+                raise BadValue(f"In {unit} {number}: {error}") from None
+            yield (self.encode_job(merge_fields(options, fields)) if fields else b"") + b"\n"
 
-    def encode_job(self, number: int, spec: Spec) -> bytes:
-        """The record of a line's job from behind `seq` on."""
-        if any((spec.id, spec.unique, spec.after)):
-            self._special[number] = spec
-            self.parents.update(parents_of(spec))
-        raw = encode_job(new_job(spec, "", 0, self._config, self._encoded_at))
-        return raw.removeprefix(_HEAD % (b"", 0))
+    def encode_job(self, fields: Mapping[str, Any]) -> bytes:
+        """The record of a new job, without its `seq`, and without an id where none is given."""
+        job = new_job(fields, self._config, self._now)
+        self._given.add(job.id)
+        self._keys.add(job.unique or "")
+        self.parents.update(parents_of(job))
+        return encode_job(job)
 
     def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
-        """The new records, with id, seq and time. Parents that only the arrays have come first, so
-        that no worker has to search the arrays for them. Under the lock."""
-        ms, encoded_times, times = int(instant_s(now) * 1000), _times(self._encoded_at), _times(now)
+        """The new records, with id and seq. Parents that only the arrays have come first, so that
+        no worker has to search the arrays for them. Under the lock."""
+        ms = int(instant_s(now) * 1000)
         yield from self._look_up()
-        for number, rest in enumerate(lines, 1):
-            if not rest:
+        for self.line, raw in enumerate(lines, 1):
+            if not raw:
                 continue
-            spec = self._special.get(number, _COMMAND_ALONE)
-            raw = self._holders.get(spec.unique or "", b"")
-            is_there = raw != b""
-            if is_there:
-                id = id_of(raw)
-                self._stands_for[spec.id or id] = id
-                self._states[id] = "pending"
+            is_new = True
+            if raw.startswith(_NO_HEAD) and _AFTER not in raw:
+                id = make_id(ms, n + 1)
+                raw = _HEAD % (id.encode(), n + 1) + raw.removeprefix(_NO_HEAD)
             else:
+                job = trust_job(raw)
+                holder = self._holders.get(job.unique or "")
+                is_new = holder is None
+                made = job._replace(id=job.id or make_id(ms, n + 1), seq=n + 1)
+                job = holder or self._admit(made)
+                id, raw = job.id, encode_job(job)
+            if is_new:
                 n += 1
-                id = spec.id or make_id(ms, n)
-                raw = _HEAD % (id.encode(), n) + rest.replace(encoded_times, times, 1)
-                if number in self._special:
-                    raw = self._check(number, spec, id, raw, now)
                 self.added += 1
                 yield raw
             self.ids.append(id)
             if self._keep_records:
-                self.records.append((raw, is_there))
+                self.records.append((raw, not is_new))
 
     def _look_up(self) -> Iterator[bytes]:
         """Find the jobs that the lines name; gives the records that must be put again."""
-        store, specs = self._store, self._special.values()
+        store = self._store
         store.home.config()  # a first start has made it: read it while nothing is stored yet
-        keys = {spec.unique for spec in specs if spec.unique is not None}
-        self._holders = {key: encode_job(job) for key, job in store.holders(keys).items()}
-        # By a line's id, the job that has its key.
-        self._stands_for: dict[str, str] = {}
-        self._states: dict[str, str] = {}  # of the jobs that are there
-        given = {spec.id for spec in specs if spec.id is not None}
-        for job in store.find_jobs(given | self.parents).values():
-            self._states[job.id] = job.state
-            if job.id in self.parents and store.change_of(job.id) is None:
-                yield encode_job(job)
+        self._holders = store.holders(self._keys - {""})
+        named = store.find_jobs((self._given | self.parents) - {""})
+        self._states = {id: job.state for id, job in named.items()}
+        for id in self.parents & named.keys():
+            if store.change_of(id) is None:
+                yield encode_job(named[id])
 
-    def _check(self, number: int, spec: Spec, id: str, raw: bytes, now: str) -> bytes:
-        """The record of a line that has an id, a key or parents. Refuses a taken id, and a parent
-        that is not there."""
-        try:
-            if id in self._states:
-                raise Refused(
-                    f"Job '{id}' is there already. Nothing was added. Give another id, or leave "
-                    "the id out and one is made."
-                )
-            if spec.after:
-                raw = encode_job(self._follow(trust_job(raw), now))
-        except Refused as error:
+    def _admit(self, job: Job) -> Job:
+        """A new job that has an id, a key or parents; dead where one that it needs is. Refuses a
+        taken id, and a parent that is not there."""
+        if job.id in self._states:
             raise Refused(
-                f"In {self._unit} {number}: {error}" if self._unit else str(error)
-            ) from None
-        self._states[id] = state = head_of(raw)[1]
-        if spec.unique is not None and state != "dead":
-            self._holders[spec.unique] = raw
-        return raw
-
-    def _follow(self, job: Job, now: str) -> Job:
-        """The new job, after the jobs that stand for its parents; dead if one that it needs is."""
-        after = [
-            {"id": self._stands_for.get(id, id), "any": any_end}
-            for id, any_end in parents_of(job).items()
-        ]
-        job = job._replace(after=parse_after(after))
+                f"Job '{job.id}' is there already. Nothing was added. Give another id, or leave "
+                "the id out and one is made."
+            )
         for parent in parents_of(job):
             if parent not in self._states:
                 raise Refused(
@@ -3434,18 +3389,17 @@ class Bulk:
                     "with: queuectl list."
                 )
         dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
-        return die_after(job, dead[0], now) if dead else job
-
-
-def _times(now: str) -> bytes:
-    """How the times of a new job stand in its record. No text of a user holds these bytes, since
-    quotes inside a text are escaped."""
-    return f'"created_at": "{now}", "updated_at": "{now}"'.encode()
+        if dead:
+            job = die_after(job, dead[0], self._now)
+        elif job.unique is not None:
+            self._holders[job.unique] = job
+        self._states[job.id] = job.state
+        return job
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
-    """A Spec's fields from one line: a JSON object, else a command; None for a blank line or a `#`
-    comment."""
+    """The fields of a new job from one line: a JSON object, else a command; None for a blank line
+    or a `#` comment."""
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
@@ -6590,11 +6544,11 @@ def enqueue(
         return _enqueue_file(store, file, defaults, in_json)
     fields = {} if "command" in options else _parse_words(words, now)
     fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
-    return _enqueue_one(store, make_spec(fields), wait_, in_json)
+    return _enqueue_one(store, fields, wait_, in_json)
 
 
-def _enqueue_one(store: Store, spec: Spec, wait_: bool, in_json: bool) -> int:
-    accepted = enqueue_job(store, spec)
+def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: bool) -> int:
+    accepted = enqueue_job(store, fields)
     job = accepted.job
     if wait_:
         hint = f"See it with: queuectl logs {job.id} --follow"
@@ -6664,7 +6618,7 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
             fields = parse_job_line(line, store.home.now())
             if fields is None:
                 continue
-            id = enqueue_job(store, make_spec(merge_fields(options, fields))).job.id
+            id = enqueue_job(store, merge_fields(options, fields)).job.id
             _done(store, [id], f"job {id} is in the queue.")
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
@@ -7426,7 +7380,7 @@ def worker_start(
     """
     store.home.prepare()
     threads = count or store.home.config().worker_count
-    only = TagFilter(tuple(parse_tags(list(tags))), tuple(parse_tags(list(not_tags))))
+    only = TagFilter(tuple(parse_tags(list(tags)) or ()), tuple(parse_tags(list(not_tags)) or ()))
     if detach:
         options = [f"--count={threads}", *["--drain"] * drain]
         options += [f"--tag={tag}" for tag in only.tags]

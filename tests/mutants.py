@@ -118,7 +118,7 @@ a death stops at the next of kin: test_the_line_that_ends_a_job_ends_who_needs_i
 +                pass
 
 two lines with one key are two jobs: test_two_lines_with_one_unique_key_are_one_job
--            self._holders[spec.unique] = raw
+-            self._holders[job.unique] = job
 +            pass
 
 a cancelled job runs on_dead: test_a_job_that_was_cancelled_while_it_ran_is_told_by_on_finish_alone

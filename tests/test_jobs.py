@@ -299,8 +299,8 @@ def test_made_ids_are_usable_and_differ_with_time_or_number(ms, n, ms2, n2):
 
 GOOD_FIELDS: list[tuple[str, object]] = [
     *[("id", id) for id in ("a", "job1", "A.b_c-d:e", "_x", ":x", "0", "x" * 128)],
-    *[("env", env) for env in ({}, {"A": "1"}, {"A_b": "", "ü": "ß"}, {f"V{n}": "" for n in range(1000)})],
-    *[("tags", tags) for tags in ([], ["b", "a", "é:x/1"], ["x" * 64])],
+    *[("env", env) for env in ({"A": "1"}, {"A_b": "", "ü": "ß"}, {f"V{n}": "" for n in range(1000)})],
+    *[("tags", tags) for tags in (["b", "a", "é:x/1"], ["x" * 64])],
     ("command", "x" * 131_071), ("cwd", "/"), ("unique", "k" * 4096), ("priority", -1_000_000), ("timeout", 0),
     ("after", ["a", {"id": "b", "any": True}]),
 ]  # fmt: skip
@@ -342,7 +342,12 @@ def test_a_bad_field_is_refused_with_its_name(name):
 def test_what_is_given_twice_is_kept_once():
     assert q.parse_tags(["b", "a", "b"]) == ["b", "a"]
     both = ["a", {"id": "a", "any": True}, {"id": "b", "any": True}]
-    assert q.parse_after(both) == q.parse_after(both[::-1])[::-1] == ["a", {"id": "b", "any": True}]
+    assert q.parse_after(both) == ["a", {"id": "b", "any": True}]
+    assert q.parse_after(both[::-1]) == [{"id": "b", "any": True}, "a"]
+
+
+def test_an_empty_list_or_object_is_no_value():
+    assert [q.parse_tags([]), q.parse_env({}), q.parse_after([])] == [None, None, None]
 
 
 # -- What a user may say of a new job
@@ -364,7 +369,7 @@ def test_what_a_new_job_has_anyway_may_be_said(state):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("state", "completed"), ("state", "Pending"), ("attempts", 1), ("attempts", False), ("attempts", "0"),
+        ("state", "completed"), ("state", "Pending"), ("attempts", 1), ("attempts", "0"),
         ("runs", 1), ("seq", 1), ("worker", "w"), ("slot", 0), ("started_at", NOW), ("finished_at", NOW),
         ("cancelled_at", NOW), ("outcome", "exited"), ("exit_code", 0), ("signal", 9), ("reason", "x"),
         ("recoveries", 0), ("history", []),
@@ -391,22 +396,21 @@ def test_a_bad_job_is_refused(given, word):
 
 def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant():
     config = q.parse_settings({"max_retries": 7, "job_timeout": "1m"})
-    made = q.new_job(q.Spec("true", delay=60, env={}, tags=[]), "a", 5, config, NOW)
-    assert made == job(seq=5, max_retries=7, timeout=60, run_at="2026-11-24T08:16:30.123Z")
-    said = q.new_job(q.Spec("true", max_retries=0, timeout=0, priority=3), "a", 5, config, NOW)
+    made = q.new_job(dict(command="true", id="a", seq=1, delay=60), config, NOW)
+    assert made == job(max_retries=7, timeout=60, run_at="2026-11-24T08:16:30.123Z")
+    said = q.new_job(dict(command="true", max_retries=0, timeout=0, priority=3), config, NOW)
     assert (said.max_retries, said.timeout, said.priority, said.run_at) == (0, 0, 3, None)
-    assert q.new_job(q.Spec("true", run_at="2020-01-01T00:00:00.000Z"), "a", 5, config, NOW).run_at is None
+    assert q.new_job(dict(command="true", run_at="2020-01-01T00:00:00.000Z"), config, NOW).run_at is None
     assert q.check_job(made) is None
 
 
 def test_whatever_may_be_said_of_a_new_job_stands_in_its_record():
-    spec = q.Spec(
-        "true", id="a", unique="k", max_retries=5, priority=3, timeout=7, run_at="2030-01-01T00:00:00.000Z", cwd="/",
-        env={"A": "1"}, tags=["t"], after=["b"], no_retry_on="2",
+    said: dict[str, Any] = dict(
+        command="true", id="a", unique="k", max_retries=5, priority=3, timeout=7, run_at="2030-01-01T00:00:00.000Z",
+        cwd="/", env={"A": "1"}, tags=["t"], after=["b"], no_retry_on="2",
     )  # fmt: skip
-    said = {name: value for name, value in spec._asdict().items() if value is not None}
-    assert q.Spec._fields == (*said, "delay"), "a new field is said here too; a delay becomes run_at, as above"
-    made = q.new_job(spec, "a", 5, CONFIG, NOW)
+    assert q.NEW_JOB_FIELDS == (*said, "delay"), "a new field is said here too; a delay becomes run_at, as above"
+    made = q.new_job(said, CONFIG, NOW)
     assert {name: getattr(made, name) for name in said} == said
 
 

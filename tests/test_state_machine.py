@@ -208,7 +208,7 @@ class Queue(RuleBasedStateMachine):
         there = self.holders(key)
         if there:
             reached(f"a unique key is held{' by more than one' * (len(there) > 1)}")
-            answer = q.enqueue_job(store, q.Spec("true", id=id, unique=key, cwd="/"))
+            answer = q.enqueue_job(store, dict(command="true", id=id or "", unique=key, cwd="/"))
             assert answer.duplicate and answer.job.id in there and answer.job.state == self.rows[answer.job.id].state
         elif id in self.rows:
             reached("an id is taken")

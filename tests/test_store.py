@@ -999,9 +999,10 @@ for round in range(int(sys.argv[3])):
         for id in ("left", "right"):
             old = change.job(id)
             seq = old.seq if old else store.n + 1 + len(change.changes)
-            change.put(old, q.new_job(q.Spec("true", priority=round), id, seq, store.home.config(), change.now))
+            fields = dict(command="true", priority=round, id=id, seq=seq)
+            change.put(old, q.new_job(fields, store.home.config(), change.now))
     if round % 3 == 0:
-        q.enqueue_job(store, q.Spec("true", id=f"j{round}"))
+        q.enqueue_job(store, dict(command="true", id=f"j{round}"))
     if round % 4 == 0:
         q.cancel_jobs(store, ["left", "right"])
         store.fold()
@@ -1108,7 +1109,7 @@ def test_a_unique_key_is_held_by_an_active_job_alone(home, opened, folded, key):
         if folded:
             store.fold()
         one = opened()
-        answer = q.enqueue_job(one, q.Spec("probe", id="probe", unique=key))
+        answer = q.enqueue_job(one, dict(command="probe", id="probe", unique=key))
         if answer.duplicate:
             return answer.job.id
         q.cancel_jobs(one, ["probe"])
@@ -1243,7 +1244,7 @@ def step(store: Watched, clock: Clock, event: str, number: int) -> None:
     jobs = [job for job in store.jobs() if job.state in OF_STATES.get(event, ())]
     if event in OF_STATES and not jobs:
         return
-    one = jobs[number % len(jobs)] if jobs else q.new_job(q.Spec("x"), "", 0, store.home.config(), store.home.now())
+    one = jobs[number % len(jobs)] if jobs else q.new_job(dict(command="x"), store.home.config(), store.home.now())
     at = q.format_instant(clock.at + number)
     outcomes = {"succeed": OK, "fail": BAD, "give-back": HANDED_BACK}
     changes: dict[str, Callable[[], object]] = {

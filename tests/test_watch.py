@@ -33,7 +33,7 @@ ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 def job(name: str, state: q.State, seconds: int, **more: Any) -> q.Job:
     """A job whose last change was that many seconds before NOW."""
     at = q.add_seconds(NOW, -seconds)
-    plain = q.new_job(q.Spec(f"command of {name}"), name, 1, q.parse_settings({}), at)
+    plain = q.new_job({"command": f"command of {name}", "id": name}, q.parse_settings({}), at)
     return plain._replace(state=state, started_at=at, updated_at=at, **more)
 
 

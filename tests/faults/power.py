@@ -319,7 +319,7 @@ class PowerWalk(points.Walk):
             q.boot_id = lambda: "another boot"  # type: ignore[attr-defined]
             with standing_in(q, FaultyOs(lock_descriptor)):
                 store = open_store(q, self.home)
-                q.enqueue_job(store, q.Spec("true", id="next", cwd="/"))
+                q.enqueue_job(store, dict(command="true", id="next", cwd="/"))
                 store.settle()
                 close_store(store)
                 seen = self.look()

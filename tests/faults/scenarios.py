@@ -106,13 +106,13 @@ def exit_code(q: ModuleType, code: int) -> Any:
 def fill(q: ModuleType, store: Any) -> None:
     """One or two jobs in each state; `run` is processing for a worker that is dead."""
     for id, retries, code in (("done", 3, 0), ("gone", 3, 0), ("fail", 3, 1), ("dead", 1, 7), ("rip", 1, 9)):
-        q.enqueue_job(store, q.Spec("true", id=id, max_retries=retries, unique=f"key-{id}", cwd="/"))
+        q.enqueue_job(store, dict(command="true", id=id, max_retries=retries, unique=f"key-{id}", cwd="/"))
         _turn(q, store, (_turn(q, store).claimed, exit_code(q, code)), claim=False)
-    q.enqueue_job(store, q.Spec("sleep 1", id="run", unique="key-run", cwd="/"))
+    q.enqueue_job(store, dict(command="sleep 1", id="run", unique="key-run", cwd="/"))
     _turn(q, store)
-    q.enqueue_job(store, q.Spec("true", id="a", unique="key-a", tags=["t"], env={"A": "ä"}, cwd="/"))
-    q.enqueue_job(store, q.Spec("true", id="b", priority=0, delay=60, cwd="/"))
-    q.enqueue_job(store, q.Spec('echo "x\ty"', id="c", cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="a", unique="key-a", tags=["t"], env={"A": "ä"}, cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="b", priority=0, delay=60, cwd="/"))
+    q.enqueue_job(store, dict(command='echo "x\ty"', id="c", cwd="/"))
 
 
 def small(q: ModuleType, home: str) -> None:
@@ -127,11 +127,11 @@ def family(q: ModuleType, home: str) -> None:
     """`run` is processing; others come after it and after each other, some in the arrays and some in the journal."""
     small(q, home)
     store = open_store(q, home)
-    q.enqueue_job(store, q.Spec("true", id="child", after=["run"], tags=["gpu"], cwd="/"))
-    q.enqueue_job(store, q.Spec("true", id="any", after=[{"id": "run", "any": True}], tags=["gpu"], cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="child", after=["run"], tags=["gpu"], cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="any", after=[{"id": "run", "any": True}], tags=["gpu"], cwd="/"))
     store.fold()
-    q.enqueue_job(store, q.Spec("true", id="grandchild", after=["child"], cwd="/"))
-    q.enqueue_job(store, q.Spec("true", id="stillborn", after=["dead"], cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="grandchild", after=["child"], cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="stillborn", after=["dead"], cwd="/"))
     close_store(store)
 
 
@@ -146,7 +146,7 @@ def unfolded(q: ModuleType, home: str) -> None:
     """All states in the arrays, and in the journal changes to both."""
     small(q, home)
     store = open_store(q, home)
-    q.enqueue_job(store, q.Spec("true", id="new", cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="new", cwd="/"))
     q.cancel_jobs(store, ["a"])
     q.revive_jobs(store, ["dead"])
     q.purge_dead(store, ["rip"])
@@ -266,7 +266,7 @@ def restored(q: ModuleType, home: str) -> None:
     q.cancel_jobs(store, ["b"])
     q.revive_jobs(store, ["rip"])
     store.fold()
-    q.enqueue_job(store, q.Spec("true", id="new", cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="new", cwd="/"))
     q.cancel_jobs(store, ["c"])
     close_store(store)
     for name, data in old.items():
@@ -324,7 +324,7 @@ def live_worker(q: ModuleType, store: Any) -> Any:
 
 
 def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
-    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
+    q.enqueue_job(store, dict(command="echo one", cwd="/"))
     yield
     store.settle()
 
@@ -332,27 +332,27 @@ def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
 def enqueue_twice(q: ModuleType, store: Any) -> Iterator[None]:
     """As `--stream` does: after a failure the same store goes on."""
     for command in ("echo one", "echo two"):
-        q.enqueue_job(store, q.Spec(command, cwd="/"))
+        q.enqueue_job(store, dict(command=command, cwd="/"))
         yield
         store.sync()
     store.settle()
 
 
 def enqueue_id(q: ModuleType, store: Any) -> Iterator[None]:
-    q.enqueue_job(store, q.Spec("echo one", id="given", unique="key-given", cwd="/"))
+    q.enqueue_job(store, dict(command="echo one", id="given", unique="key-given", cwd="/"))
     yield
     store.settle()
 
 
 def enqueue_duplicate(q: ModuleType, store: Any) -> Iterator[None]:
-    assert q.enqueue_job(store, q.Spec("echo one", unique="key-a", cwd="/")).duplicate
+    assert q.enqueue_job(store, dict(command="echo one", unique="key-a", cwd="/")).duplicate
     yield
     store.settle()
 
 
 def enqueue_freed(q: ModuleType, store: Any) -> Iterator[None]:
     """The key's holder is over: a new job gets it."""
-    assert not q.enqueue_job(store, q.Spec("echo one", unique="key-done", cwd="/")).duplicate
+    assert not q.enqueue_job(store, dict(command="echo one", unique="key-done", cwd="/")).duplicate
     yield
     store.settle()
 
@@ -364,10 +364,10 @@ def enqueue_cli(q: ModuleType, store: Any) -> Iterator[None]:
 
 def enqueue_after(q: ModuleType, store: Any) -> Iterator[None]:
     """After a job of the arrays, which goes into the line too, and one of the journal; dead from the start."""
-    q.enqueue_job(store, q.Spec("echo one", after=["done", "grandchild"], cwd="/"))
+    q.enqueue_job(store, dict(command="echo one", after=["done", "grandchild"], cwd="/"))
     yield
     store.sync()
-    q.enqueue_job(store, q.Spec("echo two", after=["stillborn"], cwd="/"))
+    q.enqueue_job(store, dict(command="echo two", after=["stillborn"], cwd="/"))
     yield
     store.settle()
 
@@ -405,7 +405,7 @@ def bulk_of_two(q: ModuleType, store: Any) -> Iterator[None]:
 
 def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
     """The disk refuses the first sync: the journal is copied to a fresh file."""
-    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
+    q.enqueue_job(store, dict(command="echo one", cwd="/"))
     q.os.refuses_sync = True
     store.sync()
     yield
@@ -439,7 +439,7 @@ def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
         close_store(other)
     assert os.stat(store.journal_path).st_size == size, "the journal grows at each look"
     yield
-    q.enqueue_job(store, q.Spec("echo one", cwd="/"))
+    q.enqueue_job(store, dict(command="echo one", cwd="/"))
     yield
     q.os.open = real
     store.settle()

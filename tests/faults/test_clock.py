@@ -34,7 +34,7 @@ SAMPLE = 10  # per scenario
 
 
 def enqueues(store):
-    q.enqueue_job(store, q.Spec("true", cwd="/"))
+    q.enqueue_job(store, dict(command="true", cwd="/"))
 
 
 def fails_once(store):

@@ -119,7 +119,7 @@ def test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time(h
 def test_a_store_that_loads_after_it_only_added_still_syncs(home, run):
     run("enqueue", "true")
     store = queuectl.open_store(str(home), print)
-    queuectl.enqueue_job(store, queuectl.Spec("true", cwd="/"))
+    queuectl.enqueue_job(store, dict(command="true", cwd="/"))
     store.follow()
     with standing_in(queuectl, FaultyOs(lock_descriptor)) as effects:
         store.sync()
@@ -129,7 +129,7 @@ def test_a_store_that_loads_after_it_only_added_still_syncs(home, run):
 def test_a_fold_after_one_whose_directory_sync_failed_syncs_the_directory(home, run):
     run("enqueue", "true")
     store = queuectl.open_store(str(home), print)
-    queuectl.enqueue_job(store, queuectl.Spec("true", cwd="/"))
+    queuectl.enqueue_job(store, dict(command="true", cwd="/"))
     store.follow()
     looks: list[int] = []
 
@@ -165,7 +165,7 @@ def test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who
     os.rename(home / ".queuectl", home / "moved")
     run("enqueue", "--id", "b", "true")  # another lock: nothing keeps the two apart any more
     with pytest.raises(queuectl.StoreError, match="deleted or replaced"):
-        queuectl.enqueue_job(store, queuectl.Spec("true", id="c", cwd="/"))
+        queuectl.enqueue_job(store, dict(command="true", id="c", cwd="/"))
     store.close()
 
 
@@ -174,7 +174,7 @@ def in_journal(home: Path, *ids: str) -> queuectl.Store:
     store = queuectl.open_store(str(home), print)
     store.follow()
     for id in ids:
-        queuectl.enqueue_job(store, queuectl.Spec("true", id=id, cwd="/"))
+        queuectl.enqueue_job(store, dict(command="true", id=id, cwd="/"))
     store.follow()
     return store
 
@@ -274,7 +274,7 @@ def test_an_id_that_was_purged_and_given_again_stands_in_order_after_a_fold(home
     assert job is not None and job.id == "a"
     queuectl.take_turn(store, "9-dead", 0, (job, queuectl.Outcome("exited", 0)), False, queuectl.TagFilter())
     queuectl.purge_jobs(store, ("completed",))
-    queuectl.enqueue_job(store, queuectl.Spec("true", id="a", cwd="/"))
+    queuectl.enqueue_job(store, dict(command="true", id="a", cwd="/"))
     store.follow()
     store.fold()
     store.close()

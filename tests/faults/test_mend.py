@@ -163,7 +163,7 @@ def test_a_doubtful_line_never_makes_a_known_job_another(template, copy, run):
 def test_a_lost_record_of_the_journal_is_named_unless_the_job_is_known_or_was_purged(copy, run):
     store = open_store(q, copy)
     for id, after in (("x1", [{"id": "c", "any": True}]), ("x2", None)):
-        q.enqueue_job(store, q.Spec("true", id=id, after=after, cwd="/"))
+        q.enqueue_job(store, dict(command="true", id=id, after=after, cwd="/"))
     q.cancel_jobs(store, ["c"])
     close_store(store)
     lines = [line.replace(b'"command"', b'"commend"') if b'"x' in line else line for line in lines_of(copy)]
@@ -254,7 +254,7 @@ def test_settings_that_are_missing_are_the_defaults(template, copy, run):
 def test_a_fold_that_died_is_not_taken_back(template, copy, run):
     """The arrays are the new ones, the journal is the old one and damaged: its earlier lines are no news."""
     store = open_store(q, copy)
-    q.enqueue_job(store, q.Spec("true", id="x"))
+    q.enqueue_job(store, dict(command="true", id="x"))
     q.cancel_jobs(store, ["x"])
     q.purge_dead(store, ["x"])
     *old, purge = lines_of(copy)
