@@ -6217,18 +6217,7 @@ def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
 
 
 class Group(click.Group):
-    """A group of commands, some of which have second names. It turns every error into an exit."""
-
-    group_class = type
-    aliases: Final = {
-        "cli metrics": "stats",
-        "dlq clear": "purge",
-        "dlq delete": "purge",
-        "config list": "show",
-    }
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, self.aliases.get(f"{self.name} {cmd_name}", cmd_name))
+    """The command group. It turns every error into an exit."""
 
     def main(self, *args: Any, **more: Any) -> Any:
         """As Click's own, but what cannot be printed (help, an error where stderr is full) keeps
@@ -6348,6 +6337,10 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
         raise click.UsageError("Give job ids, or --all.")
 
 
+# What Click looks for where no command has the name that was typed.
+SYNONYMS: Final = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
+
+
 def _width() -> float:
     """The width of the terminal; a pipe is infinitely wide."""
     import shutil
@@ -6359,7 +6352,7 @@ def _width() -> float:
     cls=Group,
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda word: word.replace("_", "-"),
+        "token_normalize_func": lambda word: SYNONYMS.get(word, word.replace("_", "-")),
     },
 )
 @click.option("--home", type=PATH, help="The queue's directory (else QUEUECTL_HOME).")
@@ -6410,21 +6403,25 @@ class EnqueueCommand(click.Command):
         return rest
 
 
-def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a job is, shared by enqueue, edit and `dlq retry`."""
-    priority, retries = click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), click.IntRange(0, RETRIES_MAX)
-    for option in (
-        click.option("--env", multiple=True, metavar="KEY[=VALUE]",
-                     help="A variable for the job; KEY alone copies yours."),
-        click.option("--at", "--run-at", metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
-        click.option("--priority", type=priority, help="Higher starts first. [new: 0]"),
-        click.option("--max-retries", type=retries, help="Attempts in all. [new: max_retries]"),
-        click.option("--timeout", type=duration,
-                     help="An attempt's limit, 0 = none. [new: job_timeout]"),
-        click.option("--command", help="The shell line, whatever it starts with."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+# The options that say what a job is, of enqueue, edit and `dlq retry`.
+_CHANGES: Final = [
+    click.Option(["--command"], help="The shell line, whatever it starts with."),
+    click.Option(["--timeout"], type=duration, help="Of an attempt; 0: none. [new: job_timeout]"),
+    click.Option(
+        ["--max-retries"],
+        type=click.IntRange(0, RETRIES_MAX),
+        help="Attempts in all. [new: max_retries]",
+    ),
+    click.Option(
+        ["--priority"],
+        type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+        help="Higher starts first. [new: 0]",
+    ),
+    click.Option(["--at", "--run-at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
+    click.Option(
+        ["--env"], multiple=True, metavar="KEY[=VALUE]", help="For the job; KEY alone copies yours."
+    ),
+]
 
 
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -6468,9 +6465,10 @@ def _here() -> str:
         raise Refused(f"{why} Give another: --cwd DIR.") from error
 
 
-@cli.command(cls=EnqueueCommand, context_settings={"allow_interspersed_args": False})
+@cli.command(
+    cls=EnqueueCommand, params=[*_CHANGES], context_settings={"allow_interspersed_args": False}
+)
 @click.argument("words", nargs=-1, metavar="JOB...")
-@_change_options
 @click.option("--id", help="Its id. [made]")
 @click.option("--delay", type=duration, help="Start that much later.")
 @click.option("--cwd", type=PATH, help="Where it runs. [here]")
@@ -7054,9 +7052,8 @@ def rerun(store: Store, ids: Words) -> None:
     _done(store, [job.id for job in jobs], "the new jobs are in the queue.")
 
 
-@cli.command()
+@cli.command(params=[*_CHANGES])
 @_ids
-@_change_options
 @_store
 def edit(store: Store, /, ids: Words, **given: Any) -> None:
     """Change jobs that are pending or failed.
@@ -7207,13 +7204,12 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
     _show_jobs(store, list(map(check_dead, _jobs_now(store, ids))), in_json)
 
 
-@dlq.command("retry")
+@dlq.command("retry", params=[*_CHANGES])
 @_some_ids
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
 @click.option("--spread", type=duration, help="Let them start spread over that time.")
-@_change_options
 @_store
 def dlq_retry(
     store: Store,
