@@ -1733,7 +1733,7 @@ ARRAYS: Final = ("jobs", "dlq")
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
 FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
-AHEAD_BYTES: Final = 1 << 14  # of an array, read with one line: claims go in its order
+RECORD_BYTES: Final = 1 << 10  # most records are shorter
 TAIL_BYTES: Final = 1 << 14  # of the journal, read at first for its last line
 SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
 LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
@@ -1827,9 +1827,8 @@ def rest_of(body: bytes) -> dict[str, Any]:
 class Snapshot:
     """One array on the disk, open. What we wrote ourselves is read without a parser.
 
-    blobs, raws      its records, in pieces or one by one
-    line_at          the record at an offset
-    search, find     the records that hold some bytes; those of some ids
+    blobs, records, raws   in pieces; one by one, each with its offset or without
+    record_at, find        the record at an offset; those of some ids
     """
 
     def __init__(self, path: str) -> None:
@@ -1839,7 +1838,6 @@ class Snapshot:
         self.end = max(2, self.mark.size - 3)  # of the last record
         self.is_edited = False
         self.is_overruled = False  # the journal says something else of an edited job
-        self._ahead, self._ahead_at = b"", 0
 
     def is_same(self, known: Mark) -> bool:
         """Whether it is the array of that mark, or a copy of it (touched, copied or restored)."""
@@ -1867,68 +1865,50 @@ class Snapshot:
 
     def blobs(self) -> Iterator[tuple[int, bytes]]:
         """Pieces of whole records with what stands between them, each with its offset."""
-        at, size = 2, CHUNK_BYTES
-        while at < self.end:
-            piece = os.pread(self.fd, min(size, self.end - at), at)
-            if not piece:
-                raise StoreError(_CHANGED)
-            cut = len(piece) if at + len(piece) == self.end else piece.rfind(BETWEEN)
-            if cut < 0:
-                size *= 2  # one record is longer than the piece
-            else:
-                yield at, piece[:cut]
-                at += cut + len(BETWEEN)
+        at, rest = 2, b""
+        for piece in pieces(self.fd, at, self.end):
+            blob, cut, rest = (rest + piece).rpartition(BETWEEN)
+            if cut:
+                yield at, blob
+                at += len(blob) + len(BETWEEN)
+        if at + len(rest) != self.end:
+            raise StoreError(_CHANGED)
+        if rest:
+            yield at, rest
+
+    def records(self, needle: bytes = b"") -> Iterator[tuple[int, bytes]]:
+        """The records that hold these bytes, each with its offset."""
+        for at, blob in self.blobs():
+            for raw in blob.split(BETWEEN) if needle in blob else ():
+                if needle in raw:
+                    yield at, raw
+                at += len(raw) + len(BETWEEN)
 
     def raws(self, reverse: bool = False) -> Iterator[bytes]:
         """The records, from the first or from the last."""
         if not reverse:
-            for _, blob in self.blobs():
-                yield from blob.split(BETWEEN)
-            return
-        end, size = self.end, CHUNK_BYTES
-        while end > 2:
-            start = max(2, end - size)
-            piece = os.pread(self.fd, end - start, start)
-            cut = 0 if start == 2 else piece.find(BETWEEN) + len(BETWEEN)
-            if start > 2 and cut < len(BETWEEN):
-                size *= 2
-            else:
-                yield from reversed(piece[cut:].split(BETWEEN))
-                end = start + cut - len(BETWEEN)
+            return (raw for _, raw in self.records())
+        spans = [(at, len(blob)) for at, blob in self.blobs()]
+        blobs = (os.pread(self.fd, size, at) for at, size in reversed(spans))
+        return (raw for blob in blobs for raw in reversed(blob.split(BETWEEN)))
 
-    def line_at(self, offset: int) -> bytes:
+    def record_at(self, offset: int) -> bytes:
         """The record that begins there."""
-        at, size = offset - self._ahead_at, AHEAD_BYTES
-        end = self._ahead.find(b"\n", at) if at >= 0 else -1
-        while end < 0 and size < 2 * self.mark.size + AHEAD_BYTES:
-            self._ahead, self._ahead_at, at = os.pread(self.fd, size, offset), offset, 0
-            end = self._ahead.find(b"\n")
-            size *= 2
-        raw = self._ahead[at:end].removesuffix(b",")
+        data, at = b"", offset
+        while b"\n" not in data and (piece := os.pread(self.fd, RECORD_BYTES, at)):
+            data += piece
+            at += len(piece)
+        raw = data.partition(b"\n")[0].removesuffix(b",")
         if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
             raise StoreError(_CHANGED)
         return raw
 
-    def search(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
-        """The records that hold these bytes, each with its offset."""
-        for offset, blob in self.blobs():
-            at = blob.find(needle)
-            while at >= 0:
-                start, end = blob.rfind(b"\n", 0, at) + 1, blob.find(b"\n", at)
-                end = len(blob) if end < 0 else end
-                yield offset + start, blob[start:end].removesuffix(b",")
-                at = blob.find(needle, end)
-
     def find(self, ids: Collection[str]) -> Iterator[bytes]:
         """The records of those of these jobs that stand here."""
-        if len(ids) > SEARCH_MAX:
-            yield from (raw for raw in self.raws() if id_of(raw) in ids)
-            return
-        for id in ids:
-            needle = b'{"id": "%s", "state": "' % id.encode()
+        needles = [b'{"id": "%s", "state": "' % id.encode() for id in ids]
+        for needle in needles if len(ids) <= SEARCH_MAX else [b""]:
             # A hit inside a record, in a field of the user's, is not meant.
-            found = (raw for _, raw in self.search(needle) if raw.startswith(needle))
-            yield from itertools.islice(found, 1)
+            yield from (raw for _, raw in self.records(needle) if id_of(raw) in ids)
 
 
 class Journal:
@@ -2618,7 +2598,7 @@ class Store:
             mine = [raw for raw in self.records.values() if raw]
         raws = [raw for raw in mine if needle in raw]
         if "jobs" in self.snapshots:
-            hits = self.snapshots["jobs"].search(needle)
+            hits = self.snapshots["jobs"].records(needle)
             raws += [raw for _, raw in hits if self.change_of(id_of(raw)) is None]
         return raws
 
@@ -2891,7 +2871,7 @@ def waiting_record(store: Store, id: str, offset: int) -> bytes | None:
     if id in store.records:
         raw = store.records[id]
     else:
-        raw = store.snapshots["jobs"].line_at(offset)
+        raw = store.snapshots["jobs"].record_at(offset)
     return raw if raw and is_waiting(raw) else None
 
 
@@ -2922,7 +2902,7 @@ class Followers:
             if _AFTER in raw:
                 self._add(raw, -1)
         snapshot = store.snapshots.get("jobs")
-        for offset, raw in snapshot.search(_AFTER) if snapshot is not None else ():
+        for offset, raw in snapshot.records(_AFTER) if snapshot is not None else ():
             if id_of(raw) not in store.records:
                 self._add(raw, offset)
         for raw in store.find_raws(self.children).values():
@@ -3130,7 +3110,7 @@ class ClaimOrder:
         """Move the next job of the snapshot to the lane's heap."""
         while lane.offsets:
             offset = lane.offsets.pop()
-            id, _, seq = head_of(self._store.snapshots["jobs"].line_at(offset))
+            id, _, seq = head_of(self._store.snapshots["jobs"].record_at(offset))
             if id not in self._store.records:
                 heapq.heappush(lane.heap, (seq, id, offset))
                 return
