@@ -31,6 +31,10 @@ WILDCARD = "..."
 # The README's first screen: whoever reads no further has seen these lines.
 FIRST_LINES = 40
 
+# A README that one reads to the end, an ARCHITECTURE.md of about two pages.
+README_LINES_MAX = 300
+ARCHITECTURE_LINES_MAX = 150
+
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Every command below this one, with its words."""
@@ -67,16 +71,19 @@ def section(text: str, title: str) -> str:
     return found[1]
 
 
-def usage_in_readme(path: tuple[str, ...]) -> str:
-    """What the README says of one command: its list item, else the part under its heading."""
-    commands = section(README, "Commands")
-    start = re.escape("`queuectl " + " ".join(path)) + r"(?=[ `])"
-    item = re.search(rf"^- {start}.*$", commands, re.MULTILINE)
-    if item:
-        return item[0]
-    part = re.search(rf"^### [^\n]*{start}.*?(?=^### |\Z)", commands, re.DOTALL | re.MULTILINE)
-    assert part, f"the README says nothing of 'queuectl {' '.join(path)}'"
-    return part[0]
+def command_rows() -> dict[tuple[str, ...], str]:
+    """The README's table of commands: the words of each command, and its row."""
+    rows = re.findall(r"^\| (`[^|]*) \| .+ \|$", section(README, "Commands"), re.MULTILINE)
+    usages = [usage for cell in rows for usage in re.findall(r"`([^`]+)`", cell)]
+    paths = [tuple(re.findall(r"^[a-z ]+[a-z]", usage)[0].split()) for usage in usages]
+    assert len(paths) == len(set(paths)), "a command has two rows"
+    return dict(zip(paths, usages, strict=True))
+
+
+def headings(text: str) -> set[str]:
+    """What a link within the document may name."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 # -- Help
@@ -143,24 +150,24 @@ def test_the_first_lines_of_the_readme_hold_set_up_and_session():
     assert start.count("```") == 6, "the session's end comes later"
 
 
-@pytest.mark.parametrize(("path", "command"), [case for case in COMMANDS if case.values[0]])
-def test_every_command_and_its_options_stand_in_the_readme(path, command):
-    if isinstance(command, click.Group):
-        assert f"`queuectl {' '.join(path)} " in section(README, "Commands")
-        return
-    said = usage_in_readme(path)
-    for option in options_of(command):
-        assert re.search(rf"(?<![\w-]){option}(?![\w-])", said), f"the README leaves out {option} of {' '.join(path)}"
+def test_the_table_of_the_readme_has_each_command_once_and_no_other():
+    there = {path for path, command in walk(queuectl.cli) if not isinstance(command, click.Group)}
+    assert set(command_rows()) == there
 
 
-def test_the_options_of_the_program_itself_stand_in_the_readme():
-    for option in options_of(queuectl.cli):
-        assert option in section(README, "Commands")
+@pytest.mark.parametrize(("path", "command"), COMMANDS)
+def test_help_says_what_each_option_means(path, command):
+    silent = [param.name for param in command.params if isinstance(param, click.Option) and not param.help]
+    assert not silent, f"no help for {silent}: the README leaves options to --help"
 
 
-def test_the_readme_names_no_option_that_is_not_there():
+@pytest.mark.parametrize("title", ["How it works", "Commands", "Recipes", "Settings and files", "Promises and limits"])
+def test_the_readme_names_no_option_that_is_not_there(title):
     known = {option for _, command in walk(queuectl.cli) for option in (*options_of(command), "--help")}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section(README, "Commands")))
+    spans = re.findall(r"`([^`\n]+)`", section(README, title))
+    foreign = ("srun", "systemctl", "journalctl", "docker", "loginctl")
+    ours = [span for span in spans if not span.startswith(foreign) and "srun" not in span]
+    named = {option for span in ours for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
     assert named <= known, f"not (yet) options of the program: {sorted(named - known)}"
 
 
@@ -174,19 +181,18 @@ def test_the_readme_names_no_command_that_is_not_there():
                 command = found
 
 
-@pytest.mark.parametrize("title", ["Beside its peers", "Troubleshooting"])
-def test_what_the_readme_tells_to_type_is_no_usage_error(title, home, monkeypatch):
+def test_what_the_readme_tells_to_type_is_no_usage_error(home, monkeypatch):
     (home / "commands").touch()  # a file of jobs that it names
     monkeypatch.chdir(home)
-    lines = re.findall(r"`(queuectl [^`]+)`", section(README, title))
-    assert len(lines) >= 8
+    lines = re.findall(r"`(queuectl [^`]+)`", README)
+    assert len(lines) >= 30
     for line in lines:
         parsed(line)
 
 
 def test_the_configuration_table_is_the_programs():
     rows = re.findall(
-        r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Configuration"), re.MULTILINE
+        r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Settings and files"), re.MULTILINE
     )
     table = {key: default for key, default, _, _ in rows}
     assert table == {key: queuectl.say_value(value) or '""' for key, value in queuectl.default_settings().items()}
@@ -195,21 +201,33 @@ def test_the_configuration_table_is_the_programs():
 
 
 def test_the_json_fields_of_the_readme_are_those_that_are_accepted(run):
-    part = section(README, "Commands")
-    table = part[part.index("| field | holds |") :].split("\n\n")[0]
-    fields = {
-        name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
-    }
+    (item,) = re.findall(r"^- \*\*Fields of a job in JSON:\*\* (.*?)\. ", README, re.MULTILINE)
+    fields = set(re.findall(r"`(\w+)`", item))
     refusal = run("enqueue", '{"no_such_field": 1}', code=2).err
     accepted = re.search(r"The fields are: ([\w, ]+)\.", refusal)
     assert accepted and fields == set(accepted[1].split(", "))
 
 
 def test_the_exit_codes_of_the_readme_are_the_programs():
-    cells = re.findall(r"^\| ([\d, ]+) \|", section(README, "Exit codes"), re.MULTILINE)
+    cells = re.findall(r"^\| ([\d, ]+) \|", section(README, "Promises and limits"), re.MULTILINE)
     codes = {int(code) for cell in cells for code in cell.split(", ")}
     named = {queuectl.EXIT_REFUSED, queuectl.EXIT_USAGE, queuectl.EXIT_STORAGE, queuectl.EXIT_TIMEOUT}
     assert codes == {0, 130, 143} | named
+
+
+def test_both_documents_are_short_enough_to_be_read():
+    assert len(README.splitlines()) <= README_LINES_MAX
+    assert len(ARCHITECTURE.splitlines()) <= ARCHITECTURE_LINES_MAX
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    assert set(re.findall(r"\]\(#([^)]*)\)", README)) <= headings(README)
+
+
+def test_the_suites_that_the_readme_names_for_its_promises_exist():
+    named = set(re.findall(r"`((?:faults/)?test_\w+\.py)`", section(README, "Promises and limits")))
+    assert len(named) >= 10
+    assert not [name for name in named if not (ROOT / "tests" / name).exists()]
 
 
 def session_steps() -> list[tuple[str, str]]:
