@@ -282,7 +282,8 @@ MUTANTS = (
     ),
     Mutant(
         "an entry that is not ready is dropped",
-        (("                self._enter(raw)\n            heapq.heappop(lane.heap)\n",
+        (("                heapq.heappush(self._timed, (job.run_at or \"\", job.seq, id, offset))\n"
+          "            heapq.heappop(lane.heap)\n",
           "            heapq.heappop(lane.heap)\n"),),
         "test_state_machine.py", MACHINE,
     ),
