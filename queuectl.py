@@ -5889,13 +5889,14 @@ _PARTS: Final = re.compile(r"\033\[\d+m|.")  # a change of colour, or a characte
 
 
 def cut(line: str, width: float) -> str:
-    """The line, cut to that many columns of a terminal. A pipe is infinitely wide."""
-    parts = [] if width == math.inf else _PARTS.findall(line)
-    ends = list(itertools.accumulate(map(_columns, parts)))
-    if not ends or ends[-1] <= width:
+    """The line, cut where it would reach a terminal's last column. A pipe is infinitely wide."""
+    if width == math.inf:
         return line
-    text = "".join(parts[: bisect.bisect_right(ends, width - 1)])
-    return text + ("\033[0m…" if "\033" in text else "…")
+    parts = _PARTS.findall(line)
+    for count, end in enumerate(itertools.accumulate(map(_columns, parts))):
+        if end >= width:
+            return "".join(parts[:count]) + "\033[0m…"
+    return line
 
 
 def _columns(part: str) -> int:
@@ -5904,8 +5905,6 @@ def _columns(part: str) -> int:
         return 1 if len(part) == 1 else 0
     import unicodedata
 
-    if unicodedata.combining(part):
-        return 0
     return 2 if unicodedata.east_asian_width(part) in "WF" else 1
 
 
@@ -5955,6 +5954,11 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
+_ATTEMPT: Final = (
+    "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {started_at} to {finished_at}"
+)
+
+
 def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     rows = []
@@ -5964,10 +5968,8 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
             text += f"  ({say_when(value, now)})"
         rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
-        part = collections.defaultdict(str, entry)  # one of a hand edit may lack some
-        code = part["exit_code"] if "exit_code" in part else part["signal"]
-        what = f"attempt {part['attempt']} (run {part['run']}): {part['outcome']} {code}"
-        rows.append(clean(f"{what}, {part['started_at']} to {part['finished_at']}"))
+        known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
+        rows.append(clean(_ATTEMPT.format_map(known)))
     if why:
         rows.append(f"{'now:':<14} {clean(why)}")
     if processes:
@@ -6023,8 +6025,7 @@ def say_value(value: object) -> str:
 
 def as_json(value: object) -> str:
     """One JSON value for stdout, on lines that a person can read too."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 # -- The figures of `stats`
@@ -6044,12 +6045,10 @@ def stats_page(view: Mapping[str, Any], now: str) -> str:
         f"jobs a second:   {'-' if speed is None else f'{speed:g}'}",
         "",
         _columns_of("", *QUANTILES),
-        f"wait time {_say_quantiles(view['wait_s'])}",
-        f"run time  {_say_quantiles(view['run_s'])}",
     ]
-    if view["run_s"]["count"]:
-        rows += ["", "wait time", *_bars(view["wait_s"]["histogram"])]
-        rows += ["", "run time", *_bars(view["run_s"]["histogram"])]
+    for name in ("wait", "run"):
+        times = view[f"{name}_s"]
+        rows += [f"{name + ' time':<9} {_say_quantiles(times)}", *_bars(times["histogram"])]
     if by := view.get("by"):
         names = ("completed", "failed", "dead", "run p50", "p95", "p99")
         rows += ["", f"{_columns_of(*names)}  {by}"]
@@ -6150,7 +6149,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
     for state, count in view["jobs"].items():
-        bar = "█" * math.ceil(max(columns - 23, 0) * count / most)
+        bar = "█" * math.ceil(max(columns - 24, 0) * count / most)
         yield f"{paint_state(state)}  {count:>9,}  {paint(bar, _COLOURS[state])}"
     recent = view["rates"][-10:] or [0]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"

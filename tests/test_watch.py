@@ -84,7 +84,7 @@ def test_the_highest_rate_has_the_highest_bar_whatever_it_is():
 
 def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
     lines = frame(view(1, 0), 80)
-    assert len(lines[3]) == 80 and lines[3].endswith("██")
+    assert len(lines[3]) == 79 and lines[3].endswith("██")
     assert lines[2].endswith("  █"), "one job of a million is seen"
     assert "█" not in lines[4] + lines[5]
 
