@@ -595,7 +595,7 @@ def parse_env(value: Any, name: str = "env") -> dict[str, str] | None:
 
 def parse_tags(value: Any, name: str = "tags") -> list[str] | None:
     """A list of tags, each once; None for no tags."""
-    is_list = isinstance(value, list) and len(value) <= TAGS_MAX
+    is_list = isinstance(value, (list, tuple)) and len(value) <= TAGS_MAX
     if not is_list or not all(map(_is_tag, value)):
         tags = f"{TAGS_MAX} tags of 1 to {TAG_CHARS_MAX} characters"
         raise unfit(value, name, f"a list of at most {tags} without space, ',' or '='")
@@ -2870,8 +2870,8 @@ _AFTER: Final = b'"after": '  # stands in every record of a job that comes after
 class TagFilter(NamedTuple):
     """`--tag`, `--not-tag`: which jobs a worker takes."""
 
-    tags: tuple[str, ...] = ()
-    not_tags: tuple[str, ...] = ()
+    tags: Sequence[str] = ()
+    not_tags: Sequence[str] = ()
 
     def takes(self, tags: Collection[str] | None) -> bool:
         """Whether jobs with these tags are taken."""
@@ -3783,8 +3783,8 @@ def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
 # -- Settings
 
 
-def set_setting(store: Store, name: str, text: str | None) -> object:
-    """Change one setting (None: back to its default). Gives its new value as stored. Raises
+def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]:
+    """Change one setting (None: back to its default); its key, and its new value as stored. Raises
     BadValue before anything is written."""
     key = known_setting(name)
     default, check = SETTINGS[key]
@@ -3795,7 +3795,7 @@ def set_setting(store: Store, name: str, text: str | None) -> object:
         parse_settings(values)
         store.home.write_settings(values)
     store.home.wake_workers()
-    return value
+    return key, value
 
 
 def settings_in_force(store: Store) -> dict[str, object]:
@@ -6256,13 +6256,15 @@ def _fail(error: BaseException, made: str) -> int:
         case OSError(filename=str() | bytes() as name):
             _say(f"Error: {error.strerror}: '{os.fsdecode(name)}'. {change or 'Try again.'}")
             return EXIT_STORAGE
-        case BrokenPipeError() if not made:
+        case BrokenPipeError():
+            if made:
+                _say(f"Error: Nobody read the result. {change}")
             return EXIT_REFUSED
         case OSError(strerror=why):
             _say(
                 f"Error: The result could not be printed: {why}. {change or 'Nothing was changed.'}"
             )
-            return EXIT_REFUSED if isinstance(error, BrokenPipeError) else EXIT_STORAGE
+            return EXIT_STORAGE
     if sys.stderr.isatty():
         _say("")  # the cursor stands behind "^C"
     if made:
@@ -6338,13 +6340,6 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
 
 # What Click looks for where no command has the name that was typed.
 SYNONYMS: Final = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
-
-
-def _width() -> float:
-    """The width of the terminal; a pipe is infinitely wide."""
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
 
 
 @click.group(
@@ -6425,10 +6420,7 @@ _CHANGES: Final = [
 
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options gave, checked as those of JSON are."""
-    fields: dict[str, Any] = {}
-    for name, value in given.items():
-        if value not in (None, ()):
-            fields[name] = list(value) if isinstance(value, tuple) else value
+    fields = {name: value for name, value in given.items() if value not in (None, ())}
     if "at" in fields:
         fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
     if "env" in fields:
@@ -6436,7 +6428,7 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
         fields["cwd"] = os.path.join(_here(), cwd)
     after_any = [{"id": id, "any": True} for id in fields.pop("after_any", ())]
-    if after := fields.pop("after", []) + after_any:
+    if after := [*fields.pop("after", ()), *after_any]:
         fields["after"] = after
     for name, value in fields.items():
         if name in FIELD_CHECKS and value != MADE_KEY:  # Click has checked the delay
@@ -6517,20 +6509,16 @@ def enqueue(
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
     """
     sources = sum(map(bool, (words, given["command"], file, stream)))
-    many = stream or file is not None
-    for is_wrong, message in (
-        (sources > 1, "Give the job once: as words, with --command, --file or --stream."),
-        (wait_ and (in_json or many),
-         "--wait is for one job's output: leave --file, --stream and --json out."),
-        (stream and in_json,
-         "--stream prints ids as they come, not one JSON value: leave --json out."),
-        (given["at"] is not None and given["delay"] is not None,
-         "Give --at or --delay, not both."),
-    ):  # fmt: skip
-        if is_wrong:
-            raise click.UsageError(message)
-    is_command = sources == 0 and not has_key
-    if is_command and given["unique"] not in (None, MADE_KEY):
+    if sources > 1:
+        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
+    if wait_ and any((in_json, stream, file)):
+        raise click.UsageError("Give --wait without --file, --stream and --json: it prints output.")
+    if stream and in_json:
+        raise click.UsageError("Give --stream or --json, not both.")
+    if None not in (given["at"], given["delay"]):
+        raise click.UsageError("Give --at or --delay, not both.")
+    has_command = sources > 0 or has_key
+    if not has_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = store.home.now()
     options = _given_fields(now, given)
@@ -6670,19 +6658,19 @@ def list_(
     jobs, now = itertools.islice(found, limit), store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
-    elif in_json:
-        _echo_all(_json_array(jobs))
     else:
-        _echo_all(table((job_row(job, now) for job in jobs), _width()))
+        _print_jobs(jobs, (job_row(job, now) for job in jobs), in_json)
 
 
-def _json_array(jobs: Iterable[Job]) -> Iterator[str]:
-    """One JSON array, one job a line, without holding them all."""
-    begin = "["
-    for job in jobs:
-        yield begin + encode_job(job).decode()
-        begin = ","
-    yield "[]" if begin == "[" else "]"
+def _print_jobs(jobs: Iterable[Job], rows: Iterable[Row], in_json: bool) -> None:
+    """Print jobs as a JSON array, one a line, or their rows as a table."""
+    if in_json:
+        click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
+    else:
+        import shutil
+
+        columns = shutil.get_terminal_size().columns
+        _echo_all(table(rows, columns if sys.stdout.isatty() else math.inf))
 
 
 @cli.command()
@@ -6724,7 +6712,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
 )
 @_json
 @_store
-def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> int:
+def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> None:
     """Show the counts, the workers and the settings.
 
     --watch shows bars per state, throughput, what runs and for how long, and the last failures,
@@ -6737,17 +6725,16 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> in
     if watch is not None:
         if check or in_json:
             raise click.UsageError("--watch goes with neither --json nor --check.")
-        return _watch(store, max(watch, POLL_S))
+        _watch(store, max(watch, POLL_S))
+        return
     view, now = status(store), store.home.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
     if check and is_work_left_alone(view, now):
-        store.home.warn("jobs are due and no worker is alive. Start one: queuectl worker start")
-        return EXIT_REFUSED
-    return 0
+        raise Refused("Jobs are due and no worker is running. Start one: queuectl worker start.")
 
 
-def _watch(store: Store, seconds: float) -> int:
-    """Draw the live screen until it is ended; the exit code."""
+def _watch(store: Store, seconds: float) -> None:
+    """Draw the live screen until it is ended."""
     import select
     import shutil
 
@@ -6767,7 +6754,7 @@ def _watch(store: Store, seconds: float) -> int:
             ready, _, _ = select.select([0], [], [], seconds)
             # An arrow key is more than one byte. No byte at all: the terminal is gone.
             if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
-                return 0
+                return
 
 
 def _last_output(store: Store, job: Job) -> str:
@@ -6944,26 +6931,22 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     deadline = time.monotonic() + timeout
     jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
     wanted = [job.id for job in jobs]
-    ended: dict[str, Job | None] = {}
-    left, changed, warned = wanted, True, False
+    ended, warned = find_ended(store, wanted), False
     hidden = not sys.stderr.isatty()
     with click.progressbar(
         length=len(wanted), label="Waiting", width=10, file=sys.stderr, hidden=hidden
     ) as bar:
-        while True:
-            if changed:
-                ended |= find_ended(store, left)
-                bar.update(len(left) + len(ended) - len(wanted))
-                left = [id for id in left if id not in ended]
-            if not left or time.monotonic() >= deadline:
-                break
+        bar.update(len(ended))
+        while len(ended) < len(wanted) and time.monotonic() < deadline:
             warned = warned or _warn_without_worker(store)
             time.sleep(POLL_S)
-            changed = store.refresh()
+            if store.refresh():
+                ended |= find_ended(store, [id for id in wanted if id not in ended])
+                bar.update(len(ended) - bar.pos)
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
-    if left:
-        _say(f"Error: {len(left)} of {len(wanted)} are not over yet. See them with: queuectl list.")
+    if left := len(wanted) - len(ended):
+        _say(f"Error: {left} of {len(wanted)} are not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=len(wanted) == 1 and not every)
 
@@ -7186,7 +7169,7 @@ def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) 
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
     jobs, now = itertools.islice(found, limit), store.home.now()
     rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
-    _echo_all(_json_array(jobs) if in_json else table(rows, _width()))
+    _print_jobs(jobs, rows, in_json)
 
 
 @dlq.command("show")
@@ -7311,7 +7294,7 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
         click.echo(clean(say_value(shown)))
 
 
-@config.command("set", context_settings={"ignore_unknown_options": True})
+@config.command("set")
 @click.argument("key")
 @click.argument("value")
 @_store
@@ -7322,7 +7305,7 @@ def config_set(store: Store, key: str, value: str) -> None:
     Example:
       queuectl config set backoff-base 3
     """
-    _done(store, [_say_setting(known_setting(key), set_setting(store, key, value))])
+    _done(store, [_say_setting(*set_setting(store, key, value))])
 
 
 @config.command("unset")
@@ -7335,7 +7318,7 @@ def config_unset(store: Store, key: str) -> None:
     Example:
       queuectl config unset backoff-base
     """
-    _done(store, [_say_setting(known_setting(key), set_setting(store, key, None))])
+    _done(store, [_say_setting(*set_setting(store, key, None))])
 
 
 def _say_setting(name: str, value: object) -> str:
@@ -7375,7 +7358,7 @@ def worker_start(
     """
     store.home.prepare()
     threads = count or store.home.config().worker_count
-    only = TagFilter(tuple(parse_tags(list(tags)) or ()), tuple(parse_tags(list(not_tags)) or ()))
+    only = TagFilter(parse_tags(tags) or (), parse_tags(not_tags) or ())
     if detach:
         options = [f"--count={threads}", *["--drain"] * drain]
         options += [f"--tag={tag}" for tag in only.tags]
@@ -7437,8 +7420,7 @@ def worker_list(store: Store, in_json: bool) -> None:
     Example:
       queuectl worker list
     """
-    store.home.check()
-    views = [worker_view(info, store.home.clock()) for info in store.home.live_workers()]
+    views = status(store)["workers"]
     _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
 
 
