@@ -1112,6 +1112,7 @@ def array_of(state: str) -> str:
 CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
 TROUBLE_CHARS: Final = 250  # of a worker's trouble its file shows so many
 LOCK_POLL_S: Final = 0.001
+_DEAD: Final = b'{"dead": true '  # in the place of `{"dead": false`, how a worker's header begins
 NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link there is none of our files
 # Python opens every file with O_CLOEXEC.
 _OPEN: Final = os.O_RDONLY | os.O_NONBLOCK
@@ -1131,7 +1132,7 @@ class WorkerInfo(NamedTuple):
     """A worker as its file shows it."""
 
     name: str
-    header: dict[str, Any]  # pid, started_at, boot_id, lock, threads, tags, trouble ...
+    header: dict[str, Any]  # dead, pid, started_at, boot_id, lock, threads, tags, trouble ...
     rows: list[dict[str, Any]]  # one a slot: job, run, session, start; empty where the slot is idle
     seen_s: float  # seconds since 1970 of its last sign of life
 
@@ -1368,8 +1369,8 @@ class Home:
         return file
 
     def lock_dead_worker(self, name: str) -> int | None:
-        """A locked descriptor of a dead worker's file; -1 where the file is missing, None where the
-        worker lives."""
+        """A locked descriptor of a dead worker's file, which says "dead" from now on; -1 where the
+        file is missing, None where the worker lives."""
         try:
             fd = os.open(os.path.join(self.workers_dir, name), _WRITE)
         except OSError as error:
@@ -1377,6 +1378,8 @@ class Home:
                 return -1
             raise
         if lock_descriptor(fd, blocking=False):
+            with contextlib.suppress(OSError):
+                os.pwrite(fd, _DEAD, 0)
             return fd
         os.close(fd)
         return None
@@ -1392,18 +1395,19 @@ class Home:
                     continue
                 pid = int(name.partition("-")[0])
                 unread = {"pid": pid, "threads": 0, "started_at": self.now()}
-                found.append(self.read_worker(name, fd) or WorkerInfo(name, unread, [], 0.0))
+                info = self.read_worker(name)
+                found.append(info if info.header else info._replace(header=unread))
         return found
 
-    def read_worker(self, name: str, fd: int) -> WorkerInfo | None:
-        """What a worker's file says; None where it says nothing usable."""
-        lines = os.pread(fd, CHUNK_BYTES, 0).split(b"\n")
-        try:
-            header = json.loads(lines[0])
-            rows = [json.loads(line or b"{}") for line in map(bytes.strip, lines[1:])]
-            return WorkerInfo(name, header, rows[: header["threads"]], os.fstat(fd).st_mtime)
-        except (ValueError, LookupError, TypeError):
-            return None
+    def read_worker(self, name: str) -> WorkerInfo:
+        """What the file of a live or dead worker says; no header where it says nothing usable."""
+        path = os.path.join(self.workers_dir, name)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            header, *rows = map(bytes.strip, bytes_of(path, _READ).split(b"\n"))
+            head = json.loads(header)
+            whole = [json.loads(row or b"{}") for row in rows[: head["threads"]]]
+            return WorkerInfo(name, head, whole, os.stat(path).st_mtime)
+        return WorkerInfo(name, {}, [], 0.0)
 
     def forget_worker(self, name: str) -> None:
         """Remove the files of a worker that is dead or leaves. Without the first of them nobody
@@ -1489,8 +1493,8 @@ class WorkerFile:
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
-        self.header = dict(header)
-        self._header_bytes = len(encode_json(header)) + self.SPARE_BYTES
+        self.header = {"dead": False, **header}  # in this order: see _DEAD
+        self._header_bytes = len(encode_json(self.header)) + self.SPARE_BYTES
         write_whole(fd, b"\n".rjust(self._header_bytes))
         write_whole(fd, b"\n".rjust(self.ROW_BYTES) * self.header["threads"])
         self.write_header()
@@ -5051,8 +5055,8 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # ======== 10. WORKER ========
 # One worker process. Each of its slots is a thread that reports the attempt that ended and claims
 # the next job in one transaction, runs it, and begins again. The main thread handles signals, stop
-# requests, time limits, wake-ups, folding, syncing and purging. Recovery, the trimming of logs and
-# what is said have threads of their own, since each of them may take long. It uses threads, signals
+# requests, time limits, wake-ups, folding, syncing and purging. Recovery and the trimming of logs
+# have a thread, and what is said has another, since these may take long. It uses threads, signals
 # and the monotonic clock, and all else through the sections above.
 #
 # W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is
@@ -5077,7 +5081,7 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 PURGE_S: Final = 3600.0  # between two purges, and after the clock was set or the machine started
 SWEEP_S: Final = 60.0  # between two folders of logs that an idle worker sweeps
 TICK_S: Final = 1.0  # folding, syncing, and a look for what no wake-up announced
-RECOVERY_S: Final = 2.0  # between two looks for jobs of dead workers
+CARE_S: Final = 2.0  # between two looks for jobs of dead workers and for logs above log_max
 PATIENCE_S: Final = (
     0.1  # of the main thread for the store lock: time limits and signals are its own
 )
@@ -5125,7 +5129,7 @@ class Worker:
         self._due_at = math.inf  # when the slots are to be called next, on the monotonic clock
         self._ended: set[int] = set()  # slots whose thread is done
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
-        self._told_why = False  # a drain has to wait
+        self._said: set[str] = set()  # what is not said again
         self._logs = [SlotLog(self.home.logs_dir, self.name, slot) for slot in range(threads)]
         self._has_room = True  # for output
         self._quiet_since = 0.0  # nothing runs and the counts are
@@ -5136,6 +5140,11 @@ class Worker:
         too much for these is dropped."""
         if self._unsaid.qsize() < UNSAID_MAX:
             self._unsaid.put(text.replace("\n", "\\n"))
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def _speak(self) -> None:
         """Print what is said, many lines at a time: a wake-up for each line would cost the slots a
@@ -5167,14 +5176,14 @@ class Worker:
         self._prepare()
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
-        loops: list[Callable[[], None]] = [self._recover_loop, self._trim_loop]
-        others = len(loops)
-        loops += [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
-        started = _started([threading.Thread(target=loop, daemon=True) for loop in loops])
-        if len(started) < len(loops):
+        slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
+        loops: list[Callable[[], None]] = [*slots, self._care]
+        threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
+        started = _started(threads)
+        if started != threads:
             self._give_up(Refused(NO_THREADS))
         tick_at = 0.0
-        while len(self._ended) < len(started) - others:
+        while len(self._ended) < len(started[: self.threads]):
             now_s = time.monotonic()
             is_tick = now_s >= tick_at
             if is_tick:
@@ -5324,9 +5333,8 @@ class Worker:
         if is_drained and not self._executor.running:
             self.state = "stopping"
             self._call_slots()
-        elif why and not self._told_why:
-            self._told_why = True
-            self.say(why)
+        elif why:
+            self._say_once(why)
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: show life, look for room, fold, sync, purge, sweep."""
@@ -5633,40 +5641,36 @@ class Worker:
             self._call_slots()
             self.home.wake_workers(but=self.name)
 
-    # -- Trimming logs, and recovery, each in a thread of its own: both may take long
+    # -- Recovery and the trimming of logs: a thread of their own, since either may take long
 
-    def _trim_loop(self) -> None:
-        has_warned = False
-        while not self._leaving.wait(TICK_S):
-            try:
-                most = self.home.last_config().log_max
-                whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
-                self._set_trouble("a log cannot be trimmed", None)
-            except Exception as error:  # also a fault of ours
-                self._set_trouble("a log cannot be trimmed", error)
-                continue
-            if not all(whole) and not has_warned:
-                has_warned = True
-                self.say(
-                    "Warning: this system cannot give up the beginning of a file: "
-                    "a log above log_max is truncated, and what it held is lost."
-                )
-
-    def _recover_loop(self) -> None:
+    def _care(self) -> None:
         recovery = Recovery(self.store, self.name, self.say)
         while not self._leaving.is_set():
-            pause_s = RECOVERY_S
-            try:
-                if self._error is None:
-                    recovery.step()
-                # What SIGKILL did not end may live for long, and another finder may have to end it.
-                late_s = time.monotonic() - RECOVERY_S
-                fences = [fence for of in recovery.fences.values() for fence in of.values()]
-                if any(fence.kill_at > late_s for fence in fences):
-                    pause_s = FENCE_POLL_S
-            except Exception as error:  # also a fault of ours: recovery goes on (F5)
-                self.say(f"Recovery, tried again in {RECOVERY_S:g} s: {error!r}")
-            self._leaving.wait(pause_s)
+            self._attend("recovery fails", recovery.step)
+            self._attend("a log cannot be trimmed", self._trim_logs)
+            # What SIGKILL did not end may live for long, and another finder may have to end it.
+            late_s = time.monotonic() - CARE_S
+            fences = [fence for of in recovery.fences.values() for fence in of.values()]
+            is_ending = any(fence.kill_at > late_s for fence in fences)
+            self._leaving.wait(FENCE_POLL_S if is_ending else CARE_S)
+
+    def _attend(self, chore: str, do: Callable[[], None]) -> None:
+        """Do a chore. One that fails, also by a fault of ours, is shown as trouble, and is done
+        again next time."""
+        try:
+            do()
+            self._set_trouble(chore, None)
+        except Exception as error:
+            self._set_trouble(chore, error)
+
+    def _trim_logs(self) -> None:
+        most = self.home.last_config().log_max
+        whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
+        if not all(whole):
+            self._say_once(
+                "Warning: this system cannot give up the beginning of a file: "
+                "a log above log_max is truncated, and what it held is lost."
+            )
 
 
 def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
@@ -5690,9 +5694,9 @@ class Orphan(NamedTuple):
     """A run that a dead worker left. That of a hook has no job: once it is gone, that is all."""
 
     trace: Trace
-    job: Job | None = None
-    excused: bool = False  # its worker was stopping, or the machine was: no fault of the job
-    has_begun: bool = False  # its worker wrote down that it did
+    job: Job | None
+    excused: bool  # its worker was stopping, or the machine was: no fault of the job
+    has_begun: bool  # its worker wrote down that it did
 
 
 class Recovery:
@@ -5722,7 +5726,7 @@ class Recovery:
         if lock_fd is None:
             return
         try:
-            orphans = _orphans_of(self.store, _read_dead(self.store, name, lock_fd))
+            orphans = _orphans_of(self.store, name)
             ids = self.ids
             chosen = [one for one in orphans if ids is None or (one.job and one.job.id in ids)]
             fences = self.fences.setdefault(name, {})
@@ -5766,59 +5770,44 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
         raise failed
 
 
-def _read_dead(store: Store, name: str, lock_fd: int | None) -> WorkerInfo:
-    """What a dead worker's file says, where there is one; from now on it also says "dead"."""
-    info = store.home.read_worker(name, lock_fd) if lock_fd is not None and lock_fd >= 0 else None
-    if info is None or lock_fd is None:
-        return WorkerInfo(name, {}, [], 0.0)
-    header = encode_json({**info.header, "dead": True})
-    width = len(os.pread(lock_fd, CHUNK_BYTES, 0).partition(b"\n")[0])
-    with contextlib.suppress(OSError):
-        os.pwrite(lock_fd, header[:width].ljust(width), 0)
-    return info
-
-
-def _orphans_of(store: Store, info: WorkerInfo) -> list[Orphan]:
+def _orphans_of(store: Store, name: str) -> list[Orphan]:
     """The runs that a dead worker left: of its processing jobs, and of the hooks in its rows."""
+    info = store.home.read_worker(name)
     with store.transaction():  # the worker is dead now: what it still wrote is its last word
-        jobs = [job for job in store.processing.values() if job.worker == info.name]
-    hooks = [Orphan(_trace(store, info, row, ())) for row in info.rows if "hook" in row]
-    return [*(_orphan(store, info, job) for job in jobs), *hooks]
+        jobs = [job for job in store.processing.values() if job.worker == name]
+    hooks = [_orphan(store, info, row, None) for row in info.rows if "hook" in row]
+    return [_orphan_of(store, info, job) for job in jobs] + hooks
 
 
-def _orphan(store: Store, info: WorkerInfo, job: Job) -> Orphan:
-    """What is known of a job's run, from its record and its worker's file."""
+def _orphan_of(store: Store, info: WorkerInfo, job: Job) -> Orphan:
+    """What is known of a job's run: its worker may not have written its row yet."""
     run = {"job": job.id, "run": job.runs}
     row = next((row for row in info.rows if run.items() <= row.items()), run)
-    slot_log = slot_log_path(store.home.logs_dir, info.name, job.slot or 0)
-    logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
-    rebooted = info.header.get("boot_id", boot_id()) != boot_id()
-    excused = rebooted or bool(info.header.get("stopping"))
-    return Orphan(_trace(store, info, row, logs), job, excused, "session" in row)
+    return _orphan(store, info, row, job)
 
 
-def _trace(store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...]) -> Trace:
+def _orphan(store: Store, info: WorkerInfo, row: Mapping[str, Any], job: Job | None) -> Orphan:
     """How the run in a row is found: by no session after a reboot, and in a copied home."""
-    lock_id, header = store.home.lock_id(), info.header
+    lock_id, header, logs_dir = store.home.lock_id(), info.header, store.home.logs_dir
     mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
+    logs: tuple[str, ...] = ()
+    if job is not None:
+        slot_log = slot_log_path(logs_dir, info.name, job.slot or 0)
+        logs = (slot_log, log_path(logs_dir, job.id, job.runs))
     trace = Trace(mark, logs)
-    if (header.get("lock"), header.get("boot_id")) != (lock_id, boot_id()):
-        return trace
-    return trace._replace(session=row.get("session"), start_s=row.get("start"))
+    rebooted = header.get("boot_id", boot_id()) != boot_id()
+    if header.get("lock") == lock_id and not rebooted:
+        trace = trace._replace(session=row.get("session"), start_s=row.get("start"))
+    excused = rebooted or bool(header.get("stopping"))
+    return Orphan(trace, job, excused, "session" in row)
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
     """The live processes of a job's run, for a person; [] where it is not processing."""
     if job.state != "processing":
         return []
-    name, lock_fd = job.worker or "", None
-    info = next((info for info in store.home.live_workers() if info.name == name), None)
-    with contextlib.suppress(OSError):  # a home that can only be read
-        lock_fd = None if info else store.home.lock_dead_worker(name)
-    info = info or _read_dead(store, name, lock_fd)
-    if lock_fd is not None:
-        close_fd(lock_fd)
-    fence = Fence(_orphan(store, info, job).trace, math.inf)
+    info = store.home.read_worker(job.worker or "")
+    fence = Fence(_orphan_of(store, info, job).trace, math.inf)
     fence.look()
     return fence.living
 

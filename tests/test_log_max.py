@@ -272,7 +272,7 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 sys.modules["ctypes"] = None
 import queuectl
-queuectl.TICK_S = 0.05
+queuectl.CARE_S = 0.05
 queuectl.main()
 """
 

@@ -332,8 +332,8 @@ MUTANTS = (
     ),
     Mutant(
         "every worker is taken for dead",
-        (("        if lock_descriptor(fd, blocking=False):\n            return fd\n",
-          "        return fd\n"),), "storm.py", "",
+        (("        if lock_descriptor(fd, blocking=False):\n            with",
+          "        if fd:\n            with"),), "storm.py", "",
     ),
     Mutant(
         "a hand-back uses up the attempt",
