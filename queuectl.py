@@ -1497,7 +1497,7 @@ class WorkerFile:
         self._header_bytes = len(encode_json(self.header)) + self.SPARE_BYTES
         write_whole(fd, b"\n".rjust(self._header_bytes))
         write_whole(fd, b"\n".rjust(self.ROW_BYTES) * self.header["threads"])
-        self.write_header()
+        self._write(0, self._header_bytes, self.header)
 
     def make_fifo(self) -> None:
         """Make the FIFO by which others wake this worker."""
@@ -1507,10 +1507,13 @@ class WorkerFile:
         self.wake_fd = os.open(path, _WRITE)
 
     def write_header(self, **changes: Any) -> None:
-        """Write the header, with these changes. It is also the worker's sign of life: one that is
-        halted or hangs is seen by the time of its file."""
-        self.header |= changes
-        self._write(0, self._header_bytes, self.header)
+        """Write the header with these changes; where they change nothing in it, touch the file.
+        Its time is the worker's sign of life: it tells one that is halted or hangs."""
+        if changes.items() <= self.header.items():
+            os.utime(self.fd)
+        else:
+            self.header |= changes
+            self._write(0, self._header_bytes, self.header)
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
         """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the
@@ -5079,7 +5082,7 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 #   a signal                                                      the worker's own main thread
 
 PURGE_S: Final = 3600.0  # between two purges, and after the clock was set or the machine started
-SWEEP_S: Final = 60.0  # between two folders of logs that an idle worker sweeps
+SWEEP_S: Final = 60.0  # between two looks for what is old, in the queue and in a folder of logs
 TICK_S: Final = 1.0  # folding, syncing, and a look for what no wake-up announced
 CARE_S: Final = 2.0  # between two looks for jobs of dead workers and for logs above log_max
 PATIENCE_S: Final = (
@@ -5132,6 +5135,7 @@ class Worker:
         self._said: set[str] = set()  # what is not said again
         self._logs = [SlotLog(self.home.logs_dir, self.name, slot) for slot in range(threads)]
         self._has_room = True  # for output
+        self._sweep_at = 0.0  # on the monotonic clock
         self._quiet_since = 0.0  # nothing runs and the counts are
         self._quiet_counts: list[int] = []  # these
 
@@ -5321,7 +5325,7 @@ class Worker:
         # From here on `last_config` has a changed setting.
         self._set_trouble("the last good settings stay in force", self.home.settings_problem())
         oldest, next_run_at = waiting_times(self.store, PATIENCE_S)
-        self.file.header |= {"oldest": oldest, "next_run_at": next_run_at}
+        self.file.write_header(oldest=oldest, next_run_at=next_run_at)
         self._due_at = 0.0 if oldest else math.inf
         if next_run_at and not oldest:
             # A millisecond later, since the wall clock may be a little slower than the other.
@@ -5337,19 +5341,21 @@ class Worker:
             self._say_once(why)
 
     def _keep_house(self, now_s: float) -> None:
-        """Once a second: show life, look for room, fold, sync, purge, sweep."""
-        self.file.write_header()
+        """Once a second: look for room, fold, sync; once a minute: purge, sweep."""
         self._has_room = has_room(self.home.logs_dir)
         if self._executor.running or self.store.counts != self._quiet_counts:
             self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
         quiet_s = now_s - self._quiet_since
         self._fold_and_sync(quiet_s, PATIENCE_S)
+        if now_s < self._sweep_at:
+            return
         self._purge_old()
-        if quiet_s >= SWEEP_S and quiet_s % SWEEP_S < TICK_S:
+        if quiet_s >= SWEEP_S:
             # A killed purge, or a job that is deleted by hand, leaves its output.
             with self.store.transaction(most_s=PATIENCE_S):
                 folder = int(self.home.clock() / SWEEP_S) % LOG_FOLDERS
                 sweep_logs(self.home.logs_dir, folder, self.store.find_raws)
+        self._sweep_at = now_s + SWEEP_S
 
     def _fold_and_sync(self, quiet_s: float, most_s: float = math.inf) -> None:
         try:

@@ -74,12 +74,12 @@ def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known
     store, clock, boot
 ):
     worker = house(store)
-    worker._keep_house(0)
-    passes(clock, boot, 3599)
-    worker._keep_house(0)
+    worker._keep_house(q.boot_clock_s())
+    passes(clock, boot, 3539)
+    worker._keep_house(q.boot_clock_s())
     assert "done" in listing(store)
-    passes(clock, boot, 1)
-    worker._keep_house(0)
+    passes(clock, boot, 61)
+    worker._keep_house(q.boot_clock_s())
     assert list(listing(store)) == ["lost", "new", "last"]
 
 
@@ -87,7 +87,7 @@ def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known
 def test_zero_keeps_everything(store, clock, boot):
     q.set_setting(store, "keep_completed", "0")
     for _ in range(2):
-        house(store)._keep_house(0)
+        house(store)._keep_house(q.boot_clock_s())
         passes(clock, boot, 3600)
     assert "done" in listing(store)
 
@@ -96,31 +96,32 @@ def test_zero_keeps_everything(store, clock, boot):
 @pytest.mark.parametrize("step_s", [2, DAY_S, 20 * 365 * DAY_S, -2, -DAY_S])
 def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock, boot, step_s):
     worker = house(store)
-    worker._keep_house(0)
-    passes(clock, boot, 3500)
-    worker._keep_house(0)
+    worker._keep_house(q.boot_clock_s())
+    passes(clock, boot, 3440)
+    worker._keep_house(q.boot_clock_s())
+    passes(clock, boot, 60)
     clock.at += step_s
     for _ in range(6):
-        worker._keep_house(0)
+        worker._keep_house(q.boot_clock_s())
         passes(clock, boot, 599)
     assert "done" in listing(store)
     passes(clock, boot, 6)
-    worker._keep_house(0)
+    worker._keep_house(q.boot_clock_s())
     assert "done" not in listing(store)
 
 
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("how", ["stepped", "restarted"])
 def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, clock, boot, how):
-    house(store)._keep_house(0)
+    house(store)._keep_house(q.boot_clock_s())
     passes(clock, boot, 3700)
     if how == "stepped":
         clock.at += 20
     worker = house(store, "b" if how == "stepped" else "another")
-    worker._keep_house(0)
+    worker._keep_house(q.boot_clock_s())
     assert "done" in listing(store)
     passes(clock, boot, 3700)
-    worker._keep_house(0)
+    worker._keep_house(q.boot_clock_s())
     assert "done" not in listing(store)
 
 
@@ -134,14 +135,14 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, mon
     monkeypatch.setattr(store.home, "write_clock_mark", fails)
     clock.at += 100
     with pytest.raises(q.StoreError):  # said as a trouble
-        worker._keep_house(0)
+        worker._keep_house(q.boot_clock_s())
     assert not store._unsynced and not store.fold_due(0)
 
 
 @pytest.mark.usefixtures("old")
 def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypatch):
     one, two = house(store), house(store)
-    one._keep_house(0)
+    one._keep_house(q.boot_clock_s())
     looks: list[str] = []
 
     def looked(store: q.Store, before: str, most_s: float) -> list[q.Job]:
@@ -152,7 +153,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypa
     for hours in (1, 2):
         passes(clock, boot, 3600)
         for worker in (one, two, one):
-            worker._keep_house(0)
+            worker._keep_house(q.boot_clock_s())
         assert len(looks) == hours
 
 
@@ -161,7 +162,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypa
 def test_a_damaged_mark_is_made_anew(store, home, damage):
     path = home / ".queuectl" / "clock"
     path.write_bytes(damage)
-    house(store)._keep_house(0)
+    house(store)._keep_house(q.boot_clock_s())
     assert "done" in listing(store) and path.read_bytes() != damage
 
 

@@ -506,7 +506,7 @@ def work(q: ModuleType, store: Any) -> Iterator[None]:
     claimed = _turn(q, store).claimed
     yield
     file.write_row(0, {"job": claimed.id, "run": claimed.runs})
-    file.write_header()
+    file.write_header(stopping=True)
     second = _turn(q, store, (claimed, exit_code(q, 0))).claimed
     yield
     _turn(q, store, (second, exit_code(q, 1)))
