@@ -388,7 +388,8 @@ def setting_from_text(name: str, text: str) -> object:
 # Values in, values out: no clock, no files, no random numbers, no locks. A transition takes a job
 # and `now`, and returns a new job.
 #
-# J1  The state decides which fields are set: `check_job` has one case for each state.
+# J1  The state decides which fields are set (`check_job`): a job has a `worker` while it is
+#     processing, and a `finished_at` when it is over.
 # J2  `attempts` rises only in a claim. It falls only when an attempt is given back (the worker
 #     handed it back or died). It never exceeds max(1, max_retries). `runs` counts the claims and
 #     never falls.
@@ -728,36 +729,23 @@ def trust_job(raw: bytes) -> Job:
 
 def check_job(job: Job) -> str | None:
     """The first way in which the job's fields do not fit its state (J1, J2); None if all fit."""
-    most = max(1, job.max_retries)
-    needed: tuple[str, ...] = ()
-    match job.state:
-        case "pending":
-            attempts_min, attempts_max = 0, most - 1
-        case "processing":
-            needed, attempts_min, attempts_max = ("worker", "slot", "started_at"), 1, most
-        case "failed":
-            needed, attempts_min, attempts_max = ("run_at",), 1, most - 1
-        case "completed" | "dead":
-            needed, attempts_min, attempts_max = ("finished_at",), 0, most
-    for name in needed:
-        if getattr(job, name) is None:
-            return f"a {job.state} job needs '{name}'"
     for name, states in _FIELD_STATES.items():
-        if getattr(job, name) is not None and job.state not in states:
-            return f"a {job.state} job has no '{name}'"
-    if not attempts_min <= job.attempts <= min(attempts_max, job.runs):
+        has_field = getattr(job, name) is not None
+        if has_field != (job.state in states):
+            return f"a {job.state} job {'has no' if has_field else 'needs'} '{name}'"
+    if job.cancelled_at is not None and job.state not in ("processing", "dead"):
+        return f"a {job.state} job has no 'cancelled_at'"
+    least = int(job.state in ("processing", "failed"))
+    most = max(1, job.max_retries) - (job.state in WAITING)  # one that waits has an attempt left
+    if not least <= job.attempts <= min(most, job.runs):
         return (
             f"'attempts' is {job.attempts}, but a {job.state} job with 'max_retries' "
-            f"{job.max_retries} and 'runs' {job.runs} has {attempts_min} to {attempts_max}"
+            f"{job.max_retries} and 'runs' {job.runs} has {least} to {most}"
         )
     return None
 
 
-_FIELD_STATES: Final = {  # the states in which a job may have the field
-    "worker": ("processing",),
-    "finished_at": OVER,
-    "cancelled_at": ("processing", "dead"),
-}
+_FIELD_STATES: Final = {"worker": ("processing",), "finished_at": OVER}  # where the field is set
 
 
 def make_id(ms: int, number: int) -> str:

@@ -549,8 +549,7 @@ def test_a_line_that_is_no_job_is_refused(raw):
     [
         ("pending", {"worker": "w"}, "worker"), ("pending", {"finished_at": NOW}, "finished_at"),
         ("pending", {"cancelled_at": NOW}, "cancelled_at"), ("pending", {"attempts": 1}, "attempts"),
-        ("processing", {"worker": None}, "worker"), ("processing", {"slot": None}, "slot"),
-        ("processing", {"started_at": None}, "started_at"), ("processing", {"attempts": 0}, "attempt"),
+        ("processing", {"worker": None}, "worker"), ("processing", {"attempts": 0}, "attempt"),
         ("processing", {"finished_at": NOW}, "finished_at"), ("processing", {"attempts": 4, "runs": 9}, "attempts"),
         ("processing", {"runs": 0}, "runs"), ("processing", {"max_retries": 0, "attempts": 2, "runs": 2}, "attempts"),
         ("completed", {"finished_at": None}, "finished_at"), ("completed", {"worker": "w"}, "worker"),
