@@ -749,18 +749,13 @@ _FIELD_STATES: Final = {"worker": ("processing",), "finished_at": OVER}  # where
 
 
 def make_id(ms: int, number: int) -> str:
-    """A made id: 8 base-36 digits of milliseconds and 4 of n. Both are taken under the lock, so no
-    two are equal."""
-    return _time_digits(ms) + _four_digits(number)
-
-
-@functools.lru_cache(1)  # the ids of a bulk begin alike
-def _time_digits(ms: int) -> str:
-    return _four_digits(ms // 1296**2) + _four_digits(ms)
-
-
-def _four_digits(number: int) -> str:
-    return _PAIRS[number // 1296 % 1296] + _PAIRS[number % 1296]
+    """A made id, of 12 base-36 digits: of the milliseconds, times 36**4, and n. Both are taken
+    under the lock, so no two are equal."""
+    rest, id = ms * 36**4 + number, ""
+    for _ in range(6):
+        rest, pair = divmod(rest, 36**2)
+        id = _PAIRS[pair] + id
+    return id
 
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
