@@ -532,10 +532,10 @@ def add_seconds(instant: str, seconds: float) -> str:
     return format_instant(min(instant_s(instant) + seconds, 253_402_300_799.0))
 
 
-def parse_instant(value: object, name: str, now: str) -> str:
+def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z") -> str:
     """A stored instant from ISO 8601, `HH:MM` (the next one) or `+10m`.
 
-    A time without a zone is in the local zone.
+    A time without a zone is in the local zone. For a record from a file `now` does not matter.
     """
     text = value.strip() if isinstance(value, str) else ""
     with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -554,11 +554,6 @@ def _next_time_of_day(text: str, now: str) -> str:
     # `fold` names the second of two equal times, on the day when the clocks are set back.
     times = (today, today.replace(fold=1), today + timedelta(days=1))
     return min(at for when in times if (at := format_instant(when.timestamp())) > now)
-
-
-def _parse_stored_instant(value: object, name: str) -> str:
-    """An instant of a record, which a hand edit may have in any form of ISO 8601."""
-    return parse_instant(value, name, "1970-01-01T00:00:00.000Z")
 
 
 # -- The fields of a record
@@ -659,7 +654,7 @@ FIELD_CHECKS: Final[dict[str, Check]] = {
     "max_retries": _whole(0, RETRIES_MAX),
     "priority": _whole(-PRIORITY_MAX, PRIORITY_MAX),
     "timeout": parse_duration,
-    **dict.fromkeys([name for name in JOB_FIELDS if name.endswith("_at")], _parse_stored_instant),
+    **dict.fromkeys([name for name in JOB_FIELDS if name.endswith("_at")], parse_instant),
     "cwd": parse_cwd,
     "env": parse_env,
     "tags": parse_tags,
@@ -1034,9 +1029,10 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
     )  # fmt: skip
 
 
-def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: str) -> Job:
+def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`,
-    `env`). `env` is added to the job's own."""
+    `env`). `env` is added to the job's own. A job that is given a time waits for that and no longer
+    for its retry, so it is pending."""
     max_retries = changes.get("max_retries")
     if max_retries is not None and max(1, max_retries) <= job.attempts:
         raise Refused(
@@ -1046,10 +1042,8 @@ def edit_job(job: Job, changes: Mapping[str, Any], backoff_max_s: float, now: st
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
-    if "run_at" in changes and changes["run_at"] <= now:
-        values["run_at"] = now if job.state == "failed" else None
-    elif job.state == "failed" and changes.get("run_at", "") > add_seconds(now, backoff_max_s):
-        values["state"] = "pending"  # `is_ready` takes such a wait of a failed job for a mistake
+    if "run_at" in changes:
+        values |= {"state": "pending", "run_at": max(now, changes["run_at"])}
     return job._replace(**values)
 
 
@@ -3601,7 +3595,7 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
                 why = f"is {job.state}; only a pending or failed job can be edited"
                 hint = f"Change it on its way back: queuectl dlq retry {job.id}."
                 raise _refusal(job.id, why, hint if job.state == "dead" else "")
-            out.append(edit_job(job, changes, store.home.config().backoff_max, change.now))
+            out.append(edit_job(job, changes, change.now))
             change.put(job, out[-1])
     return out
 
@@ -3690,7 +3684,7 @@ def _revive(
             run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
             changes = {**changes, "run_at": run_at}
         if id in chosen:
-            new = edit_job(new, changes, 0, change.now)
+            new = edit_job(new, changes, change.now)
         revived[id] = new
         stays.remove(id)
         change.put(job, new)

@@ -131,7 +131,8 @@ def test_edit_of_a_failed_job_puts_off_its_retry(run, jobs, drained_copy):
     before = jobs()["flaky"]
     assert run("edit", "flaky", "--at", "+30m").lines == ["Job flaky is changed: run_at."]
     after = jobs()["flaky"]
-    assert after["state"] == "failed" and after["run_at"] > before["run_at"]
+    assert (after["state"], after["attempts"]) == ("pending", before["attempts"]), "it waits for no retry any more"
+    assert after["run_at"] > before["run_at"]
 
 
 # ---- pause and resume ----

@@ -472,8 +472,7 @@ class Queue(RuleBasedStateMachine):
             return
         q.edit_jobs(self.acting(second), [id], changes)
         if wait_s is not None:
-            due = max(at, self.clock.at if row.state == "failed" else 0)
-            row = replace(row, due=due, state="pending" if wait_s > 3600 else row.state)
+            row = replace(row, due=max(at, self.clock.at), state="pending")
         row = row if priority is None else replace(row, priority=priority)
         self.rows[id] = row if max_retries is None else replace(row, max_retries=max_retries)
 
