@@ -1717,7 +1717,7 @@ ARRAYS: Final = ("jobs", "dlq")
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
 FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
-AHEAD_BYTES: Final = 1 << 14  # of an array, read with one line: claims go in its order
+RECORD_BYTES: Final = 1 << 10  # most records are shorter
 TAIL_BYTES: Final = 1 << 14  # of the journal, read at first for its last line
 SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
 LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
@@ -1811,9 +1811,8 @@ def rest_of(body: bytes) -> dict[str, Any]:
 class Snapshot:
     """One array on the disk, open. What we wrote ourselves is read without a parser.
 
-    blobs, raws      its records, in pieces or one by one
-    line_at          the record at an offset
-    search, find     the records that hold some bytes; those of some ids
+    blobs, records, raws   in pieces; one by one, each with its offset or without
+    record_at, find        the record at an offset; those of some ids
     """
 
     def __init__(self, path: str) -> None:
@@ -1823,7 +1822,6 @@ class Snapshot:
         self.end = max(2, self.mark.size - 3)  # of the last record
         self.is_edited = False
         self.is_overruled = False  # the journal says something else of an edited job
-        self._ahead, self._ahead_at = b"", 0
 
     def is_same(self, known: Mark) -> bool:
         """Whether it is the array of that mark, or a copy of it (touched, copied or restored)."""
@@ -1851,68 +1849,51 @@ class Snapshot:
 
     def blobs(self) -> Iterator[tuple[int, bytes]]:
         """Pieces of whole records with what stands between them, each with its offset."""
-        at, size = 2, CHUNK_BYTES
-        while at < self.end:
-            piece = os.pread(self.fd, min(size, self.end - at), at)
-            if not piece:
-                raise StoreError(_CHANGED)
-            cut = len(piece) if at + len(piece) == self.end else piece.rfind(BETWEEN)
-            if cut < 0:
-                size *= 2  # one record is longer than the piece
-            else:
-                yield at, piece[:cut]
-                at += cut + len(BETWEEN)
+        at, rest = 2, b""
+        for piece in pieces(self.fd, at, self.end):
+            blob, cut, rest = (rest + piece).rpartition(BETWEEN)
+            if cut:
+                yield at, blob
+                at += len(blob) + len(BETWEEN)
+        if at + len(rest) != self.end:
+            raise StoreError(_CHANGED)
+        if rest:
+            yield at, rest
+
+    def records(self, needle: bytes = b"") -> Iterator[tuple[int, bytes]]:
+        """The records that hold these bytes, each with its offset."""
+        for at, blob in self.blobs():
+            for raw in blob.split(BETWEEN) if needle in blob else ():
+                if needle in raw:
+                    yield at, raw
+                at += len(raw) + len(BETWEEN)
 
     def raws(self, reverse: bool = False) -> Iterator[bytes]:
         """The records, from the first or from the last."""
         if not reverse:
-            for _, blob in self.blobs():
-                yield from blob.split(BETWEEN)
-            return
-        end, size = self.end, CHUNK_BYTES
-        while end > 2:
-            start = max(2, end - size)
-            piece = os.pread(self.fd, end - start, start)
-            cut = 0 if start == 2 else piece.find(BETWEEN) + len(BETWEEN)
-            if start > 2 and cut < len(BETWEEN):
-                size *= 2
-            else:
-                yield from reversed(piece[cut:].split(BETWEEN))
-                end = start + cut - len(BETWEEN)
+            return (raw for _, raw in self.records())
+        spans = [(at, len(blob)) for at, blob in self.blobs()]
+        blobs = (os.pread(self.fd, size, at) for at, size in reversed(spans))
+        return (raw for blob in blobs for raw in reversed(blob.split(BETWEEN)))
 
-    def line_at(self, offset: int) -> bytes:
+    def record_at(self, offset: int) -> bytes:
         """The record that begins there."""
-        at, size = offset - self._ahead_at, AHEAD_BYTES
-        end = self._ahead.find(b"\n", at) if at >= 0 else -1
-        while end < 0 and size < 2 * self.mark.size + AHEAD_BYTES:
-            self._ahead, self._ahead_at, at = os.pread(self.fd, size, offset), offset, 0
-            end = self._ahead.find(b"\n")
+        line, size = b"", RECORD_BYTES
+        while not line and size < self.mark.size + 2 * RECORD_BYTES:
+            data = os.pread(self.fd, size, offset)
+            line = data[: data.find(b"\n") + 1]
             size *= 2
-        raw = self._ahead[at:end].removesuffix(b",")
+        raw = line.removesuffix(b"\n").removesuffix(b",")
         if not (raw.startswith(b'{"id": "') and raw.endswith(b"}")):
             raise StoreError(_CHANGED)
         return raw
 
-    def search(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
-        """The records that hold these bytes, each with its offset."""
-        for offset, blob in self.blobs():
-            at = blob.find(needle)
-            while at >= 0:
-                start, end = blob.rfind(b"\n", 0, at) + 1, blob.find(b"\n", at)
-                end = len(blob) if end < 0 else end
-                yield offset + start, blob[start:end].removesuffix(b",")
-                at = blob.find(needle, end)
-
     def find(self, ids: Collection[str]) -> Iterator[bytes]:
         """The records of those of these jobs that stand here."""
-        if len(ids) > SEARCH_MAX:
-            yield from (raw for raw in self.raws() if id_of(raw) in ids)
-            return
-        for id in ids:
-            needle = b'{"id": "%s", "state": "' % id.encode()
+        needles = [b'{"id": "%s", "state": "' % id.encode() for id in ids]
+        for needle in needles if len(ids) <= SEARCH_MAX else [b""]:
             # A hit inside a record, in a field of the user's, is not meant.
-            found = (raw for _, raw in self.search(needle) if raw.startswith(needle))
-            yield from itertools.islice(found, 1)
+            yield from (raw for _, raw in self.records(needle) if id_of(raw) in ids)
 
 
 class Journal:
@@ -2032,6 +2013,7 @@ class Store:
     read, refresh, follow    look without the lock; once more; with the lock
     transaction, add_bulk    one change; all jobs of a file
     get, find_jobs, find_raws, change_of, holders    jobs by id, or by unique key
+    search                   the records that hold some bytes
     raws, jobs               every record, or job, in order of arrival
     fold, fold_due, sync, settle
     counts, n, processing    true after a look; `records` after a full one
@@ -2587,24 +2569,22 @@ class Store:
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
             needles = [b'"unique": ']
-        raws = [raw for needle in needles for raw in self._records_with(needle)]
-        jobs = [trust_job(raw) for raw in raws]
+        jobs = [trust_job(raw) for needle in needles for _, raw in self.search(needle)]
         return {
             job.unique or "": job for job in jobs if job.unique in keys and job.state not in OVER
         }
 
-    def _records_with(self, needle: bytes) -> list[bytes]:
-        """The latest record of each job of jobs.json and the journal, where it holds these
-        bytes."""
+    def search(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
+        """The latest record of each job of jobs.json and the journal that holds these bytes, with
+        its offset in jobs.json (-1: the journal has it)."""
+        mine: Iterable[bytes | None] = self.records.values()
         if self.state == "light":
-            mine = list(self.find_raws(self._searchable().ids_with(needle)).values())
-        else:
-            mine = [raw for raw in self.records.values() if raw]
-        raws = [raw for raw in mine if needle in raw]
+            mine = self.find_raws(self._searchable().ids_with(needle)).values()
+        yield from ((-1, raw) for raw in filter(None, mine) if needle in raw)
         if "jobs" in self.snapshots:
-            hits = self.snapshots["jobs"].search(needle)
-            raws += [raw for _, raw in hits if self.change_of(id_of(raw)) is None]
-        return raws
+            for offset, raw in self.snapshots["jobs"].records(needle):
+                if self.change_of(id_of(raw)) is None:
+                    yield offset, raw
 
     def _searchable(self) -> Journal:
         """In a light store: the journal, for a search. The arrays are opened, too."""
@@ -2848,7 +2828,10 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
 # C3  A job that comes after others has no entry before the last of them is over.
 
 CLOCK_STEP_S: Final = 1.0  # a wall clock that moves more than this against the other one was set
-_AFTER: Final = b'"after": '  # stands in every record of a job that comes after others
+# Stand in every record of a job with that field; a text of a user may hold the first two.
+_AFTER: Final = b'"after": '
+_RUN_AT: Final = b'"run_at": '
+_PRIORITY: Final = b'"priority": '
 
 
 class TagFilter(NamedTuple):
@@ -2867,23 +2850,17 @@ class TagFilter(NamedTuple):
 ALL_JOBS: Final = TagFilter()
 
 
-def waiting_record(store: Store, id: str, offset: int) -> bytes | None:
-    """The record of a job as it is now, if the job waits.
-
-    `offset` is that of its line in the snapshot, which counts unless the journal has the job.
-    """
-    if id in store.records:
-        raw = store.records[id]
-    else:
-        raw = store.snapshots["jobs"].line_at(offset)
-    return raw if raw and is_waiting(raw) else None
+def waiting_record(store: Store, raw: bytes) -> bytes | None:
+    """The record of that job as it is now, if the job waits."""
+    latest = store.records.get(id_of(raw), raw)
+    return latest if latest and is_waiting(latest) else None
 
 
 class Follower(NamedTuple):
     """A job that comes after others."""
 
     seq: int
-    offset: int  # of its line in the snapshot; -1 if only the journal has it
+    raw: bytes  # its record as it was registered
     parents: Collection[str]
     left: set[str]  # those of the parents that are not over
 
@@ -2894,30 +2871,25 @@ class Followers:
     followers, children   by id; the ids of each parent's followers
     waiting               the followers of a job that wait
     is_held               whether one of a job's parents is not over
-    freed                 id and offset of those whose last parent is over, for the claim order
+    freed                 the records of those whose last parent is over, for the claim order
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
-        self.freed: list[tuple[str, int]] = []
-        for raw in filter(None, store.records.values()):
-            if _AFTER in raw:
-                self._add(raw, -1)
-        snapshot = store.snapshots.get("jobs")
-        for offset, raw in snapshot.search(_AFTER) if snapshot is not None else ():
-            if id_of(raw) not in store.records:
-                self._add(raw, offset)
+        self.freed: list[bytes] = []
+        for _, raw in store.search(_AFTER):
+            self._add(raw)
         for raw in store.find_raws(self.children).values():
             self._tell_children(*head_of(raw))
 
-    def _add(self, raw: bytes, offset: int) -> Collection[str]:
+    def _add(self, raw: bytes) -> Collection[str]:
         """Register a follower as if its parents were over; its parents."""
         job = trust_job(raw)
         parents = () if job.state in OVER else parents_of(job).keys()
         if parents:
-            self.followers[job.id] = Follower(job.seq, offset, parents, set())
+            self.followers[job.id] = Follower(job.seq, raw, parents, set())
         for parent in parents:
             self.children.setdefault(parent, {})[job.id] = None
         return parents
@@ -2935,14 +2907,14 @@ class Followers:
         elif id in follower.left:
             follower.left.remove(id)
             if not follower.left:
-                self.freed.append((child, follower.offset))
+                self.freed.append(follower.raw)
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
         if state in OVER:
             self._remove(id)
         elif _AFTER in raw and id not in self.followers:
-            for parent in self._store.find_raws(self._add(raw, -1)).values():
+            for parent in self._store.find_raws(self._add(raw)).values():
                 self._update(id, *head_of(parent))
         self._tell_children(id, state, seq)
 
@@ -2958,7 +2930,7 @@ class Followers:
         earlier job of its name, which is gone."""
         for child in self.children.get(id, ()):
             follower = self.followers[child]
-            raw = waiting_record(self._store, child, follower.offset)
+            raw = waiting_record(self._store, follower.raw)
             if raw is not None and follower.seq > seq:
                 yield trust_job(raw)
 
@@ -3001,20 +2973,32 @@ def is_needed(store: Store, id: str, seq: int) -> bool:
     return any(followers_of(store).waiting(id, seq))
 
 
+def _like(raw: bytes) -> Job:
+    """A job with the same state, time and tags. Jobs that were added together have records that end
+    alike, from the field `attempts` on, so these are decoded once."""
+    return _decode_end(head_of(raw)[1], raw.partition(b', "attempts": ')[2])
+
+
+@functools.lru_cache(maxsize=1)
+def _decode_end(state: str, end: bytes) -> Job:
+    start = b'{"id": "", "state": "%s", "seq": 0, "command": "", "attempts": '
+    return trust_job(start % state.encode() + end)
+
+
 LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
 
 
 class Lane:
     """The jobs of one priority and one set of tags that can start at any time.
 
-    `heap` has (seq, id, offset in the snapshot) of those that came later or had to wait for their
-    time, and of the first of those that stand in the snapshot. `offsets` has the others of the
-    snapshot, the last one first, at 8 bytes a job.
+    `heap` has (seq, record) of those that came later or had to wait for their time, and of the
+    first of those that stand in the snapshot. `offsets` has where the others of the snapshot stand,
+    the last one first, at 8 bytes a job.
     """
 
     def __init__(self) -> None:
         self.offsets = array("Q")
-        self.heap: list[tuple[int, str, int]] = []
+        self.heap: list[tuple[int, bytes]] = []
 
 
 class ClaimOrder:
@@ -3033,7 +3017,7 @@ class ClaimOrder:
         self._backoff_max_s = store.home.config().backoff_max
         self._lanes: dict[LaneKey, Lane] = {}
         self._keys: list[LaneKey] = []  # in claim order
-        self._timed: list[tuple[str, int, str, int]] = []  # (run_at, seq, id, offset)
+        self._timed: list[tuple[str, int, bytes]] = []  # (run_at, seq, record)
         self.clock_offset_s = 0.0  # wall clock less the clock since boot
         self._followers = followers_of(store)
         self._followers.freed.clear()
@@ -3043,96 +3027,74 @@ class ClaimOrder:
             self.put(raw, *head_of(raw))
 
     def _read(self, snapshot: Snapshot) -> None:
-        """Enter the jobs of the snapshot that wait.
-
-        Jobs that were added together have records that end alike, from the field `attempts` on. All
-        that matters here stands in such an end but id and seq, so it is decoded once.
-        """
-        end, like, lane = b"\0", None, Lane()
-        for offset, blob in snapshot.blobs():
-            for raw in blob.split(BETWEEN):
-                if is_waiting(raw):
-                    if not raw.endswith(end):
-                        end = raw.partition(b', "attempts": ')[2] or raw
-                        like = None if self._is_plain(raw) else trust_job(raw)
-                        lane = self._lane_of(like)
-                    id, _, seq = head_of(raw)
-                    if like is None or (like.run_at, like.after) == (None, None):
-                        lane.offsets.append(offset)
-                    elif id not in self._store.records:
-                        self._enter(like._replace(id=id, seq=seq), offset)
-                offset += len(raw) + len(BETWEEN)
+        """Enter the jobs of the snapshot that wait. Most are not decoded: that would take 9 s at a
+        million jobs."""
+        for offset, raw in snapshot.records():
+            if not is_waiting(raw):
+                continue
+            if _RUN_AT not in raw and _AFTER not in raw:
+                self._lane_of(raw).offsets.append(offset)
+            elif id_of(raw) not in self._store.records:
+                self._enter(raw)
         for lane in self._lanes.values():
             lane.offsets.reverse()
             self._enter_next(lane)
 
-    def _is_plain(self, raw: bytes) -> bool:
-        """Whether the job certainly has priority 0, no `run_at`, no parents and no tags that
-        matter. The first `priority` is the job's own: quotes inside a text are escaped."""
-        at = raw.find(b'"priority": ') + len(b'"priority": ')
-        if not raw.startswith(b"0,", at) or b'"run_at": ' in raw:
-            return False
-        return _AFTER not in raw and not (self.named and b'"tags": ' in raw)
+    def _key_of(self, raw: bytes) -> LaneKey:
+        """The lane of a job. The first `priority` is the job's own: quotes inside a text are
+        escaped."""
+        at = raw.index(_PRIORITY) + len(_PRIORITY)
+        priority = int(raw[at : raw.index(b",", at)])
+        if not (self.named and b'"tags": ' in raw):
+            return -priority, ()
+        return -priority, tuple(sorted(self.named.intersection(_like(raw).tags or ())))
 
-    def _lane_of(self, job: Job | None) -> Lane:
-        """The lane of such a job; None stands for a plain one."""
-        key = (0, ()) if job is None else self._key_of(job)
+    def _lane_of(self, raw: bytes) -> Lane:
+        key = self._key_of(raw)
         if key not in self._lanes:
             self._lanes[key] = Lane()
             bisect.insort(self._keys, key)
         return self._lanes[key]
 
-    def _key_of(self, job: Job) -> LaneKey:
-        if not job.tags:
-            return -job.priority, ()
-        return -job.priority, tuple(sorted(self.named.intersection(job.tags)))
-
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """A job has that record now."""
-        if state not in WAITING:
-            return
-        if self._is_plain(raw):
-            heapq.heappush(self._lane_of(None).heap, (seq, id, -1))
-        else:
-            self._enter(trust_job(raw), -1)
+        if state in WAITING:
+            self._enter(raw)
 
-    def _enter(self, job: Job, offset: int) -> None:
+    def _enter(self, raw: bytes) -> None:
         """Enter a waiting job, unless it is held: it is entered when it is freed."""
-        if self._followers.is_held(job.id):
+        id, _, seq = head_of(raw)
+        if self._followers.is_held(id):
             return
-        if is_ready(job, self._now, self._backoff_max_s):
-            heapq.heappush(self._lane_of(job).heap, (job.seq, job.id, offset))
+        job = _like(raw) if _RUN_AT in raw else None
+        if job is None or is_ready(job, self._now, self._backoff_max_s):
+            heapq.heappush(self._lane_of(raw).heap, (seq, raw))
         else:
-            heapq.heappush(self._timed, (job.run_at or "", job.seq, job.id, offset))
-
-    def _enter_again(self, id: str, offset: int) -> None:
-        """Enter a job that was held, or whose time has come."""
-        if (job := self._job(id, offset)) is not None:
-            self._enter(job, offset)
+            heapq.heappush(self._timed, (job.run_at or "", seq, raw))
 
     def _enter_next(self, lane: Lane) -> None:
         """Move the next job of the snapshot to the lane's heap."""
         while lane.offsets:
-            offset = lane.offsets.pop()
-            id, _, seq = head_of(self._store.snapshots["jobs"].line_at(offset))
+            raw = self._store.snapshots["jobs"].record_at(lane.offsets.pop())
+            id, _, seq = head_of(raw)
             if id not in self._store.records:
-                heapq.heappush(lane.heap, (seq, id, offset))
+                heapq.heappush(lane.heap, (seq, raw))
                 return
 
-    def _job(self, id: str, offset: int) -> Job | None:
-        """The job of an entry, if it still waits and is not held."""
-        raw = waiting_record(self._store, id, offset)
-        return None if raw is None or self._followers.is_held(id) else trust_job(raw)
+    def _record(self, raw: bytes) -> bytes | None:
+        """The record of an entry's job as it is now, if the job waits and is not held."""
+        return None if self._followers.is_held(id_of(raw)) else waiting_record(self._store, raw)
 
     def _release(self, now: str) -> None:
         """Enter the jobs that were freed or whose time has come."""
         self._now = now
-        for id, offset in self._followers.freed:
-            self._enter_again(id, offset)
-        self._followers.freed.clear()
+        entries, self._followers.freed = self._followers.freed, []
         while self._timed and self._timed[0][0] <= now:
-            _, _, id, offset = heapq.heappop(self._timed)
-            self._enter_again(id, offset)
+            entries.append(heapq.heappop(self._timed)[2])
+        for entered in entries:
+            raw = waiting_record(self._store, entered)
+            if raw is not None:
+                self._enter(raw)
 
     def first(
         self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
@@ -3152,15 +3114,14 @@ class ClaimOrder:
         """The first job of a lane. Entries of jobs that have changed since are dropped."""
         lane = self._lanes[key]
         while lane.heap:
-            _, id, offset = lane.heap[0]
-            job = self._job(id, offset)
-            if job is not None and self._key_of(job) == key:
+            raw = self._record(lane.heap[0][1])
+            if raw is not None and self._key_of(raw) == key:
+                job = trust_job(raw)
                 if is_ready(job, self._now, self._backoff_max_s):
                     return job
-                heapq.heappush(self._timed, (job.run_at or "", job.seq, id, offset))
+                self._enter(raw)
             heapq.heappop(lane.heap)
-            if offset >= 0:
-                self._enter_next(lane)
+            self._enter_next(lane)
         del self._lanes[key]
         self._keys.remove(key)
         return None
@@ -3175,9 +3136,9 @@ class ClaimOrder:
     def next_run_at(self) -> str | None:
         """The earliest time that a job waits for, as of the last call of `first` or `oldest`."""
         while self._timed:
-            run_at, _, id, offset = self._timed[0]
-            job = self._job(id, offset)
-            if job is not None and job.run_at == run_at:
+            run_at, _, entered = self._timed[0]
+            raw = self._record(entered)
+            if raw is not None and trust_job(raw).run_at == run_at:
                 return run_at
             heapq.heappop(self._timed)
         return None
@@ -3186,9 +3147,9 @@ class ClaimOrder:
         """Whether a job waits that such a worker takes: for a slot, its time or other jobs."""
         if self.first(now, only=only) is not None:
             return True
-        timed = [(id, offset) for _, _, id, offset in self._timed]
-        held = [(id, follower.offset) for id, follower in self._followers.followers.items()]
-        raws = (waiting_record(self._store, id, offset) for id, offset in timed + held)
+        timed = [raw for _, _, raw in self._timed]
+        held = [follower.raw for follower in self._followers.followers.values()]
+        raws = (waiting_record(self._store, raw) for raw in timed + held)
         return any(only.takes(trust_job(raw).tags) for raw in raws if raw)
 
 

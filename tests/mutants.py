@@ -78,8 +78,8 @@ a home that anyone can write is used: test_a_home_that_anyone_can_write_is_refus
 +        if info.st_mode & stat.S_ISVTX:
 
 a priority means nothing: test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival
--        return -job.priority, tuple(sorted(self.named.intersection(job.tags)))
-+        return 0, tuple(sorted(self.named.intersection(job.tags)))
+-        priority = int(raw[at : raw.index(b",", at)])
++        priority = 0
 
 of two lanes the later job goes first: test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival
 -            best = min(filter(None, (best, top)), key=lambda job: job.seq, default=None)

@@ -282,8 +282,7 @@ MUTANTS = (
     ),
     Mutant(
         "an entry that is not ready is dropped",
-        (("                heapq.heappush(self._timed, (job.run_at or \"\", job.seq, id, offset))\n"
-          "            heapq.heappop(lane.heap)\n",
+        (("                self._enter(raw)\n            heapq.heappop(lane.heap)\n",
           "            heapq.heappop(lane.heap)\n"),),
         "test_state_machine.py", MACHINE,
     ),
