@@ -1435,6 +1435,16 @@ class Home:
         with self.locked(most_s):
             self._put(self._clock_path, encode_json(mark._asdict()))
 
+    @contextlib.contextmanager
+    def unnamed_file(self, data: bytes) -> Iterator[int]:
+        """A file that has no name and these bytes, open at its start within the block."""
+        path = os.path.join(self.dir, f"unnamed.{os.getpid()}.{threading.get_ident()}")
+        with new_file(path) as fd:
+            os.unlink(path)
+            write_whole(fd, data)
+            os.lseek(fd, 0, os.SEEK_SET)
+            yield fd
+
     def _put(self, path: str, data: bytes) -> None:
         """Replace a small file of ours, whole and synced."""
         new = os.path.join(self.dir, os.path.basename(path) + ".new")
@@ -1514,38 +1524,6 @@ class WorkerFile:
     def close(self) -> None:
         """Unlock the file; until then nobody takes this worker for dead."""
         os.close(self.wake_fd)
-        os.close(self.fd)
-
-
-class Spool:
-    """Lines that are kept out of memory, in an unnamed file of the home."""
-
-    def __init__(self, home: Home, chunks: Iterable[bytes]) -> None:
-        home.prepare()
-        path = os.path.join(home.dir, f"spool.{os.getpid()}.{threading.get_ident()}")
-        buffer = bytearray()
-        try:
-            with new_file(path) as fd:
-                os.unlink(path)
-                for chunk in chunks:
-                    buffer += chunk
-                    if len(buffer) >= CHUNK_BYTES:
-                        write_whole(fd, buffer)
-                        buffer.clear()
-                write_whole(fd, buffer)
-                self.size, self.fd = os.fstat(fd).st_size, os.dup(fd)
-        except OSError as error:
-            raise storage_error(error, path) from error
-
-    def lines(self) -> Iterator[bytes]:
-        """Its lines, without their newlines."""
-        rest = b""
-        for piece in pieces(self.fd):
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
-
-    def close(self) -> None:
-        """Let the bytes go."""
         os.close(self.fd)
 
 
@@ -3221,14 +3199,13 @@ def enqueue_bulk(
     line that does not say otherwise, `cwd` always among them.
     """
     bulk = Bulk(store, keep_records)
-    spool = Spool(store.home, bulk.encode(lines, options, unit))
+    raws = list(bulk.encode(lines, options, unit))
+    size = sum(map(len, raws))
+    may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
     try:
-        may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
-        store.add_bulk(spool.size, may_fold, functools.partial(bulk.number, spool.lines()))
+        store.add_bulk(size, may_fold, functools.partial(bulk.number, raws))
     except Refused as error:
         raise Refused(f"In {unit} {bulk.line}: {error}") from None
-    finally:
-        spool.close()
     if bulk.added:
         store.home.wake_workers()
     return bulk
@@ -3264,13 +3241,13 @@ class Bulk:
     def encode(
         self, lines: Iterable[bytes], options: Mapping[str, Any], unit: str
     ) -> Iterator[bytes]:
-        """A line for each line: the record of its job, or nothing."""
+        """For each line the record of its job, or nothing."""
         for number, line in enumerate(lines, 1):
             try:
                 fields = parse_job_line(line, self._now)
             except BadValue as error:
                 raise BadValue(f"In {unit} {number}: {error}") from None
-            yield (self.encode_job(merge_fields(options, fields)) if fields else b"") + b"\n"
+            yield self.encode_job(merge_fields(options, fields)) if fields else b""
 
     def encode_job(self, fields: Mapping[str, Any]) -> bytes:
         """The record of a new job, without its `seq`, and without an id where none is given."""
@@ -5503,16 +5480,12 @@ class Worker:
             return Outcome("handed_back", reason=STOPPED)
         path = log_path(self.home.logs_dir, job.id, job.runs)
         about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
-        spool = Spool(self.home, [encode_json(about), b"\n"])
-        try:
-            os.lseek(spool.fd, 0, os.SEEK_SET)
+        with self.home.unnamed_file(encode_json(about) + b"\n") as fd:
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
             attempt = self._executor.start(
-                slot, ("sh", "-c"), command, env[b"QUEUECTL_HOME"], env, 2, (), HOOK_S, spool.fd
+                slot, ("sh", "-c"), command, env[b"QUEUECTL_HOME"], env, 2, (), HOOK_S, fd
             )
             return self._see_end(slot, job, attempt, name)
-        finally:
-            spool.close()
 
     def _variables(self, slot: int, job: Job, hook: str = "") -> dict[bytes, bytes]:
         """What a job, or its hook, finds in its environment."""

@@ -1383,7 +1383,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(home, opened, is_new_job, wo
     assert report(store, second, OK) is not None and report(store, second, BAD) is None
 
 
-def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened, monkeypatch):
+def test_an_unnamed_file_that_cannot_be_written_leaves_no_descriptor(opened, monkeypatch):
     store = opened()
     store.home.prepare()
     before = os.listdir("/proc/self/fd")
@@ -1392,6 +1392,6 @@ def test_a_spool_that_cannot_be_written_leaves_no_descriptor(opened, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(q, "write_whole", fails)
-    with pytest.raises(q.StoreError, match="No space left"):
-        q.Spool(store.home, [b"true\n"])
+    with pytest.raises(OSError, match="No space left"), store.home.unnamed_file(b"{}\n"):
+        pass
     assert os.listdir("/proc/self/fd") == before

@@ -292,7 +292,7 @@ def torn(q: ModuleType, home: str) -> None:
 def torn_bulk(q: ModuleType, home: str) -> None:
     """Half of a bulk's line at the journal's end."""
     unfolded(q, home)
-    kill_at(q, home, "write", 2, bulk_of_two, "half then killed")  # the first write is of its spool
+    kill_at(q, home, "write", 1, bulk_of_two, "half then killed")
 
 
 def crashed_in_bulk(number: int) -> Build:
