@@ -3053,7 +3053,8 @@ class ClaimOrder:
     def _enter_next(self, lane: Lane) -> None:
         """Move the next job of the snapshot to the lane's heap."""
         while lane.offsets:
-            raw = self._store.snapshots["jobs"].record_at(lane.offsets.pop())
+            raw = self._store.snapshots["jobs"].record_at(lane.offsets[-1])
+            lane.offsets.pop()  # not before: the read may fail
             id, _, seq = head_of(raw)
             if id not in self._store.records:
                 heapq.heappush(lane.heap, (seq, raw))
@@ -3098,8 +3099,8 @@ class ClaimOrder:
                 if is_ready(job, self._now, self._backoff_max_s):
                     return job
                 self._enter(raw)
+            self._enter_next(lane)  # it comes later, so this one is still the first
             heapq.heappop(lane.heap)
-            self._enter_next(lane)
         del self._lanes[key]
         self._keys.remove(key)
         return None

@@ -282,8 +282,8 @@ MUTANTS = (
     ),
     Mutant(
         "an entry that is not ready is dropped",
-        (("                self._enter(raw)\n            heapq.heappop(lane.heap)\n",
-          "            heapq.heappop(lane.heap)\n"),),
+        (("                self._enter(raw)\n            self._enter_next",
+          "            self._enter_next"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
