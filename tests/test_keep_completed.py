@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,7 +171,16 @@ def test_a_damaged_mark_is_made_anew(store, home, damage):
 
 
 @pytest.mark.usefixtures("old")
-def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(store, home, clock, boot):
+def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(store, home, clock, boot, monkeypatch):
+    """Under the lock: else a job that gets such an id meanwhile would lose its own."""
+    other, sweep = Watched(home, clock), q.sweep_logs
+
+    def checked(*args: Any) -> None:
+        with pytest.raises(q.Busy):
+            other.follow(most_s=0)
+        sweep(*args)
+
+    monkeypatch.setattr(q, "sweep_logs", checked)
     logs = {}
     for id in ("done", "lost", "new", "last"):
         logs[id] = Path(q.log_path(store.home.logs_dir, id, 1))

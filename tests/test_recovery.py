@@ -30,6 +30,10 @@ def note(what):
     os.write(file, b"%d\\n" % os.getpid())
     os.close(file)
 
+def leave_output():
+    for fd in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
 lock = os.open(name + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
 os.set_inheritable(lock, True)
 try:
@@ -44,19 +48,18 @@ if kind == "ignores SIGTERM":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 elif kind == "has a child":
     os.fork()
-elif kind == "has a child that called setsid" and os.fork() == 0:
+elif kind == "has a child that its environment alone betrays" and os.fork() == 0:
     os.setsid()
+    leave_output()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-elif kind == "called setsid itself":
-    if os.fork():
-        time.sleep(300)
-    os.setsid()
-elif kind == "cleared its environment" or kind == "left session and environment" and os.fork() == 0:
-    if kind == "left session and environment":
+elif kind == "its session alone betrays" or kind == "its output alone betrays" and os.fork() == 0:
+    if kind == "its session alone betrays":
+        leave_output()
+    else:
         os.setsid()
     note("started")
     os.execve(sys.executable, [sys.executable, "-S", "-E", "-c", "import time; time.sleep(300)"], {})
-if kind == "left session and environment":
+if kind == "its output alone betrays":
     os.wait()
 note("started")
 time.sleep(300)
@@ -91,8 +94,8 @@ def overlapped(tmp_path: Path) -> Call:
 @pytest.mark.parametrize(
     ("kind", "processes"),
     [
-        ("is an ordinary process", 1), ("has a child", 2), ("ignores SIGTERM", 1),
-        ("has a child that called setsid", 2), ("called setsid itself", 1), ("cleared its environment", 1),
+        ("is an ordinary process", 1), ("has a child", 2), ("ignores SIGTERM", 1), ("its session alone betrays", 1),
+        ("has a child that its environment alone betrays", 2),
     ],
 )  # fmt: skip
 def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
@@ -111,10 +114,10 @@ def test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again(
     run("doctor")
 
 
-def test_a_job_whose_process_left_session_and_environment_does_not_run_again_while_it_lives(
+def test_a_process_that_its_output_alone_betrays_holds_its_job_up_while_it_lives(
     victim, worker, pids_of, eventually, job, run, overlapped, reaches
 ):
-    victim("a", "left session and environment")
+    victim("a", "its output alone betrays")
     first = worker()
     (pid,) = pids_of("a")
     kill(first)

@@ -300,6 +300,26 @@ def test_a_later_job_of_that_name_is_another(opened):
     assert [run_next(store).id for _ in range(3)] == ["b", "c", "a"]
 
 
+def test_an_id_that_is_given_again_waits_for_none_of_the_old_jobs_parents(opened):
+    store = opened()
+    enqueue(store, "a", priority=-1)
+    enqueue(store, "b", after=["a"])
+    q.claim_order(store, store.home.now())
+    q.cancel_jobs(store, ["b"])
+    q.purge_dead(store, ["b"])
+    enqueue(store, "b")
+    assert run_next(store).id == "b"
+
+
+def test_an_edit_gives_a_job_another_place_at_once(opened):
+    store = opened()
+    for id in "ab":
+        enqueue(store, id)
+    q.claim_order(store, store.home.now())
+    q.edit_jobs(store, ["a"], {"priority": -1})
+    assert [run_next(store).id for _ in range(2)] == ["b", "a"]
+
+
 def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened):
     """In the index an entry of each stays where claims and hints look: it must not be believed."""
     store = opened()

@@ -227,7 +227,7 @@ class Queue(RuleBasedStateMachine):
         last = {"id": parents[-1], "any": True} if any_end else parents[-1]
         after = [*parents[:-1], last]
         reached(f"after a {self.rows[parents[0]].state} job")
-        id = f"after{self.n}"
+        id = next(id for id in (f"given{numbers[0]}", f"after{self.n}") if id not in self.rows)
         if in_bulk:
             line = {"id": id, "command": "true", "after": after, "priority": priority, "delay": wait_s}
             bulk(self.acting(second), "true", json.dumps(line))
@@ -452,7 +452,7 @@ class Queue(RuleBasedStateMachine):
 
     @precondition(lambda self: self.rows)
     @rule(number=NUMBERS, second=st.booleans(), wait_s=st.sampled_from([None, -5, 30, 4000]),
-          priority=st.sampled_from([None, 5]), max_retries=st.sampled_from([None, 1, 3, 9]))  # fmt: skip
+          priority=st.sampled_from([None, 5, -5]), max_retries=st.sampled_from([None, 1, 3, 9]))  # fmt: skip
     def edits(
         self, number: int, second: bool, wait_s: int | None, priority: int | None, max_retries: int | None
     ) -> None:

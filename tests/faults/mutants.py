@@ -102,7 +102,7 @@ MUTANTS = (
         "the arrays are cut off and written in place",
         ((ONE_RENAMED, ONE_RENAMED.replace(
             "os.rename(self.temporary(name), self.paths[name])",
-            "write_whole(create_file(self.paths[name]), bytes_of(self.temporary(name)))")),),
+            "write_whole(os.open(self.paths[name], os.O_WRONLY | os.O_TRUNC), bytes_of(self.temporary(name)))")),),
         "points.py", "fold", "killed",
     ),
     Mutant("no intent", ((INTENT, ""),), "points.py", "fold", "killed"),
@@ -125,6 +125,11 @@ MUTANTS = (
         "memory changes before the line is written",
         ((APPENDED + REMEMBERED, REMEMBERED + APPENDED),),
         "points.py", "worker that goes on after an error", "half then ENOSPC",
+    ),
+    Mutant(
+        "what a failed write left is not cut back",
+        (("                os.ftruncate(self.fd, self.end)\n", "                pass\n"),),
+        "test_store.py", "test_a_write_that_fails_half_way_changes_nothing",
     ),
     Mutant(
         "a torn tail is passed over, not cut off",
@@ -178,6 +183,37 @@ MUTANTS = (
         "points.py", "enqueue after a large bulk died before the journal's rename", "killed",
     ),
     Mutant(
+        "a light look does not look at the checksum",
+        (("        body = body_of(data[at:])\n", "        body = data[at + 9 : -1]\n"),),
+        "test_store.py", "test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer",
+    ),
+    Mutant(
+        "a light look takes an intent for a change",
+        (("        if body is None or not body.startswith(b'{\"put\"'):\n            return None\n",
+          "        if body is None:\n            return None\n"),),
+        "points.py", "enqueue after a fold died before its renames", "killed",
+    ),
+    Mutant(
+        "a look reads on in a journal that was replaced",
+        (("info.st_ino != journal.inode or not is_enough", "not is_enough"),),
+        "test_store.py", "test_a_store_goes_over_to_the_copy_of_a_journal_whose_sync_failed",
+    ),
+    Mutant(
+        "a first start is made beside a live worker",
+        (("        if self.home.live_workers():  # it runs", "        if False:  # it runs"),),
+        "test_store.py", "test_there_is_no_first_start_while_a_workers_file_is_locked",
+    ),
+    Mutant(
+        "a search does not see that a job was deleted",
+        (("        at, quoted = text.find(gone, put + 1), b", "        at, quoted = -1, b"),),
+        "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
+    ),
+    Mutant(
+        "a search takes what was added after its deletion for deleted",
+        (("        at, quoted = text.find(gone, put + 1), b", "        at, quoted = text.find(gone), b"),),
+        "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
+    ),
+    Mutant(
         "a copied array is taken for an edit",
         (("        return (self.mark.size, self.mark.crc) == (known.size, known.crc)\n",
           "        return self.mark[:3] == known[:3]\n"),),
@@ -199,6 +235,16 @@ MUTANTS = (
         "points.py", "hand edit of jobs in the journal", "killed",
     ),
     Mutant(
+        "a job that the journal holds may not stand in both arrays",
+        (("        for job in _edited_jobs(store, name):\n            if job.id in journal:\n",
+          "        for job in _edited_jobs(store, name):\n            if job.id in places:\n"
+          "                raise _unusable(store, name, 'twice')\n"
+          "            places.add(job.id)\n            if job.id in journal:\n"),
+         ("    taken: dict[str, Job] = {}\n    for name in edited:\n",
+          "    taken: dict[str, Job] = {}\n    places: set[str] = set()\n    for name in edited:\n")),
+        "test_store.py", "test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it",
+    ),
+    Mutant(
         "a made id is of the place in both arrays",
         (('make_id(int(saved_s * 1000), number if name == "jobs" else -number)',
           "make_id(int(saved_s * 1000), number)"),),
@@ -207,7 +253,7 @@ MUTANTS = (
     Mutant(
         "a bulk with jobs that are dead at once goes straight into jobs.json",
         (("may_fold = not bulk.parents", "may_fold = True"),),
-        "points.py", "bulk after others", "EIO",
+        "points.py", "bulk after others, large", "EIO",
     ),
     Mutant(
         "after a reboot the last line is believed",
@@ -290,7 +336,22 @@ MUTANTS = (
         "a follower that is over stays among the followers",
         (("        if state in OVER:\n            self._remove(id)\n",
           "        if state in OVER:\n            pass\n"),),
+        "test_schedule.py", "test_an_id_that_is_given_again_waits_for_none_of_the_old_jobs_parents",
+    ),
+    Mutant(
+        "the death of a later job of a parent's name ends its followers",
+        (("            if raw is not None and follower.seq > seq:\n", "            if raw is not None:\n"),),
         "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "an entry stays although its job has changed",
+        (("            if job is not None and self._key_of(job) == key:\n", "            if job is not None:\n"),),
+        "test_schedule.py", "test_an_edit_gives_a_job_another_place_at_once",
+    ),
+    Mutant(
+        "what was added together is decoded one by one",
+        (("                    if not raw.endswith(end):\n", "                    if True:\n"),),
+        "test_store.py", "test_what_was_added_together_is_decoded_once_for_the_index",
     ),
     Mutant(
         "a later job of a parent's name holds up its followers",
@@ -308,6 +369,11 @@ MUTANTS = (
         (("        for listener in self.listeners:\n            listener.put(",
           "        for listener in ():\n            listener.put("),),
         "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "the index is kept when other tags matter",
+        (("if named <= order.named and not was_set:", "if not was_set:"),),
+        "test_schedule.py", "test_a_limit_that_is_set_or_raised_later_holds_from_then_on",
     ),
     Mutant(
         "the index is kept when the clock was set",
@@ -418,6 +484,8 @@ def judge(mutant: Mutant) -> tuple[str, str]:
         found = walk(program, mutant)
     if not found:
         return "ALIVE", "nothing"
+    if "NameError" in found[0]:
+        return "NOT TRIED", found[0]
     return "killed", found[0]
 
 

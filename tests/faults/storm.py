@@ -12,6 +12,7 @@ problem.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -287,7 +288,8 @@ class Storm:
             child.kill()
             child.communicate()
         for pid in processes_below(self.queue.folder):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def storm(

@@ -87,12 +87,13 @@ def jump(scenario, home, step, first, second, same):
     store = q.open_store(str(home), lambda text: None, clock)
     worker = q.open_store(str(home), lambda text: None, clock)
     kept = scenario.before(q, store) if scenario.before else None
-    worker.follow()
+    q.waiting_times(worker)
     for _ in scenario.steps(q, store):
-        worker.follow()
+        q.waiting_times(worker)
     before = jobs_of(home, clock)
     clock.at += JUMPS[first]
     step(store)
+    q.waiting_times(worker)
     there = jobs_of(home, clock)
     assert before.keys() <= there.keys(), f"lost {before.keys() - there.keys()}"
     clock.at += JUMPS[second]
