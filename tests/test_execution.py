@@ -145,35 +145,6 @@ def test_a_stopped_job_is_ended_by_its_time_limit(enqueue, drain, job):
     assert job("a")["outcome"] == "timed_out"
 
 
-# A child in a session of its own, which ignores SIGTERM as well; its parent waits for it.
-LEAVES_ITS_SESSION = """
-import os, signal, sys, time
-if os.fork() == 0:
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with open(sys.argv[1], "w") as file:
-        print(os.getpid(), file=file)
-    time.sleep(300)
-os.wait()
-"""
-
-
-def test_the_time_limit_of_a_job_ends_a_child_that_called_setsid(enqueue, drain, job, tmp_path):
-    pid = tmp_path / "pid"
-    enqueue("a", python_job(tmp_path / "job.py", LEAVES_ITS_SESSION, pid), "--timeout", "1.5", *ONCE)
-    drain(code=1)
-    assert job("a")["outcome"] == "timed_out"
-    assert not is_alive(int(pid.read_text()))
-
-
-def test_the_time_limit_of_a_job_ends_a_child_that_cleared_its_environment(enqueue, drain, tmp_path):
-    pid = tmp_path / "pid"
-    child = shlex.quote(f"trap '' TERM; {note_pid(pid)}; while :; do sleep 0.1; done")
-    enqueue("a", f"env -i /bin/sh -c {child} & wait", "--timeout", "0.7", *ONCE)
-    drain(code=1)
-    assert not is_alive(int(pid.read_text()))
-
-
 # Out of the session *and* the environment; only the output that it holds says whose it is.
 KEEPS_ONLY_ITS_OUTPUT = """
 import os, sys

@@ -79,6 +79,8 @@ def test_the_crontab_of_the_readme_works(cron, account, eventually):
     eventually(lambda: nights.exists() and nights.read_text())
     assert re.fullmatch(rf"\S+ in {re.escape(str(account))}\n", nights.read_text())
     eventually(lambda: '"completed"' in cron("", "queuectl list --json"))
+    cron("", "queuectl enqueue --id words 'echo grün 漢字'; queuectl wait words")  # though no locale is set
+    assert cron("", "queuectl logs words") == "grün 漢字\n" and "grün 漢字" in cron("", "queuectl list")
     assert cron("0 * * * *") == ""
     assert sorted(path.name for path in account.iterdir()) == [".local", "bin", "nights", "queue"]
     assert "queue" in cron("", "queuectl worker stop") or not cron("", "queuectl worker list")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import shutil
@@ -34,7 +33,6 @@ from tests.storekit import (
     Effects,
     Watched,
     bulk,
-    check_times,
     claim,
     dies,
     edit,
@@ -506,124 +504,6 @@ def test_unknown_fields_survive_every_rewrite(home, opened):
             assert (job["note"], job["ticket"]) == (note, job["id"])
 
 
-def test_a_fold_renames_dlq_before_jobs_and_then_the_journal(store, faulty):
-    for id in ("a", "b"):
-        enqueue(store, id)
-    q.cancel_jobs(store, ["b"])
-    renamed: list[str] = []
-
-    def rename(name: str, real: Any, args: tuple[Any, ...]) -> Any:
-        renamed.append(Path(args[1]).name)
-        return real(*args)
-
-    faulty(is_of("", "rename"), rename)
-    store.fold()
-    assert renamed == ["dlq.json", "jobs.json", "journal.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("begin", "counts", "n"), [(lambda store: bulk(store, "x", "y"), [3, 0, 1, 0, 0], 5)], ids=["bulk"]
-)
-def test_counts_and_n_are_true_after_a_crash_between_the_renames_and_the_new_journal(opened, faulty, begin, counts, n):
-    """What a fold adds to the array or leaves out of it stands in no line but its intent."""
-    store = opened()
-    for id in ("done", "gone", "a"):
-        enqueue(store, id)
-    run_next(store)
-    q.cancel_jobs(store, ["gone"])
-    q.purge_dead(store, ["gone"])
-    store.fold()
-    effects = faulty(is_of("journal.jsonl", "rename"), dies)
-    with pytest.raises(Died):
-        begin(opened())
-    effects.undo()
-    assert len(seen(opened())) == sum(counts)
-    store = opened()
-    store.read(light=True)
-    assert (store.counts, store.n) == (counts, n)
-    assert enqueue(opened()).seq == n + 1 and q.examine(opened()) == []
-
-
-def some_jobs(home: Path, store: Watched) -> None:
-    """One runs, one died since the last fold, one was revived since."""
-    for id in ("a", "b", "c"):
-        enqueue(store, id)
-    q.cancel_jobs(store, ["c"])
-    store.fold()
-    q.revive_jobs(store, ["c"])
-    q.cancel_jobs(store, ["b"])
-    claim(store)
-
-
-def moved_by_hand(home: Path, store: Watched) -> None:
-    """Edits that move a job out of each array, add some and leave the fields out that can be."""
-    for id in ("a", "b"):
-        enqueue(store, id)
-    q.cancel_jobs(store, ["b"])
-    store.fold()
-    edit(home, lambda jobs: [{**job, "state": "dead"} for job in jobs] + [{"command": "no id"}])
-    edit(home, lambda jobs: [{"id": "b", "command": "x", "state": "pending"}], "dlq")
-
-
-def a_backup(home: Path, store: Watched) -> None:
-    (home / "jobs.json").write_text('[{"id": "a", "command": "x", "state": "dead", "seq": 700}]')
-    (home / "dlq.json").write_text('[{"id": "back", "command": "x", "state": "pending"}]')
-
-
-def enqueue_and_settle(store: Watched) -> None:
-    enqueue(store, "n0")
-    store.settle()
-
-
-LINES = ['{"id": "n0", "command": "x"}', '{"id": "n1", "command": "x", "after": ["a"]}']
-SCENES: dict[str, tuple[Callable[[Path, Watched], object], Callable[[Watched], object], list[str]]] = {
-    "fold": (some_jobs, Watched.fold, []),
-    "settle": (some_jobs, enqueue_and_settle, ["n0"]),
-    "first start": (lambda home, store: None, Watched.fold, []),
-    "first start on a backup": (a_backup, Watched.follow, []),
-    "hand edit": (moved_by_hand, Watched.follow, []),
-    "bulk into jobs.json": (some_jobs, lambda store: bulk(store, LINES[0], "x" * 10_000), ["n0", "made"]),
-    "bulk as a line": (some_jobs, lambda store: bulk(store, *LINES), ["n0", "n1"]),
-}
-
-
-def stop_at(number: int, home: Path, faulty: Any, scene: str, act: Any) -> int:
-    """Stop the scene at that effect, and look at what holds afterwards. The number of effects that came."""
-    prepare, begin, adds = SCENES[scene]
-    home.mkdir(mode=0o700)
-    with opener(home) as opened:
-        prepare(home, opened())
-        before, failed = seen(opened()), ""
-        store = opened()
-        effects: Effects = faulty(lambda name, args: effects.count == number, act)
-        try:
-            begin(store)
-        except (q.StoreError, Died) as error:
-            failed = str(error) or "killed"
-        effects.undo()
-        after = seen(opened())
-        added = len(after) - len(before)
-        assert {id: after[id] for id in before} == before and added in (0, len(adds))
-        assert added or failed or not adds
-        if failed not in ("", "killed") and "may have been stored" not in failed:
-            assert not added or scene == "settle", f"failed with '{failed}', but the jobs are there"
-        store = opened()
-        assert enqueue(store, "next").seq > max((job.seq for job in after.values()), default=0)
-        store.fold()
-        assert store.warned == [], "nobody's edit, and no torn line"
-        assert list(seen(opened())) == [*after, "next"] and q.examine(opened()) == []
-    return effects.count
-
-
-@pytest.mark.parametrize("act", [dies, IO_ERROR], ids=["killed", "EIO"])
-@pytest.mark.parametrize("scene", SCENES)
-def test_what_stops_at_any_effect_is_done_whole_or_not_at_all(tmp_path, faulty, scene, act):
-    number = 1
-    while stop_at(number, tmp_path / f"n{number}", faulty, scene, act) >= number:
-        number += 1
-    assert number > 10
-
-
 def test_a_failed_fold_does_not_fail_the_command(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
@@ -801,25 +681,6 @@ def test_an_edit_under_a_running_store_is_taken_at_its_next_look(home, opened):
     assert list(listing(store)) == ["b", "c"] == list(seen(opened()))
 
 
-@pytest.mark.parametrize("how", ["touched", "copied", "restored"])
-def test_the_same_bytes_under_another_fingerprint_are_no_edit(home, opened, how):
-    store = opened()
-    enqueue(store, "a")
-    store.settle()
-    jobs, path = seen(opened()), home / "jobs.json"
-    if how == "touched":
-        os.utime(path, (1, 1))
-    else:
-        shutil.copyfile(path, home / "copy")
-        if how == "restored":
-            os.utime(home / "copy", (1, 1))
-        os.rename(home / "copy", path)
-    assert seen(opened()) == jobs
-    store = opened()
-    store.follow()
-    assert seen(opened()) == jobs and store.warned == [] and q.examine(opened()) == []
-
-
 def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_alone(home, opened, faulty):
     store = opened()
     for id in ("a", "b"):
@@ -838,32 +699,6 @@ def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_al
     assert set(seen(opened())) == set(both), "the journal holds them now"
     opened().follow()
     assert set(seen(opened())) == set(both) and q.examine(opened()) == []
-
-
-@pytest.mark.parametrize("fault", ["open", "rename"])
-def test_an_edit_is_appended_once_although_the_fold_cannot_be_done(home, opened, faulty, fault):
-    store = opened()
-    enqueue(store, "a")
-    store.settle()
-    edit(home, lambda jobs: [{**jobs[0], "state": "dead"}, {"command": "made"}])
-    ending = "jobs.json.new" if fault == "open" else "jobs.json"
-    effects = faulty(is_of(ending, fault), NO_SPACE)
-    sizes = []
-    warned = 0
-    for _ in range(4):
-        store = opened()
-        store.follow()
-        store.follow()
-        sizes.append(len([line for line in lines_of(journal(home)) if b'"intent"' not in line[:20]]))
-        assert {job.command: job.state for job in listing(store).values()} == {"true": "dead", "made": "pending"}
-        warned += len(store.warned)
-    effects.undo()
-    assert sizes == [3] * 4, "the journal does not grow"
-    assert warned == 4 and not (home / ".queuectl" / "aside").exists()
-    store = opened()
-    store.follow()
-    assert store.warned == [] and ids_in(home, "dlq") == ["a"] and len(ids_in(home)) == 1
-    assert q.examine(opened()) == []
 
 
 BAD_EDITS = [
@@ -1222,57 +1057,6 @@ def test_a_clock_that_is_slewed_builds_no_new_index(opened):
     assert index(store) is not order
 
 
-STEPS = (
-    "add later after claim succeed fail give-back cancel retry revive edit purge time clock-back fold limits".split()
-)
-OF_STATES = {
-    "succeed": ("processing",), "fail": ("processing",), "give-back": ("processing",), "retry": ("failed",),
-    "cancel": q.WAITING, "edit": q.WAITING, "revive": ("dead",), "purge": ("dead",), "after": q.STATES,
-}  # fmt: skip
-
-
-def step(store: Watched, clock: Clock, event: str, number: int) -> None:
-    """One change; nothing where there is no job for it."""
-    jobs = [job for job in store.jobs() if job.state in OF_STATES.get(event, ())]
-    if event in OF_STATES and not jobs:
-        return
-    one = jobs[number % len(jobs)] if jobs else q.new_job(dict(command="x"), store.home.config(), store.home.now())
-    at = q.format_instant(clock.at + number)
-    outcomes = {"succeed": OK, "fail": BAD, "give-back": HANDED_BACK}
-    changes: dict[str, Callable[[], object]] = {
-        "add": lambda: enqueue(store, priority=number - 2, tags=["gpu"] * (number % 2)),
-        "later": lambda: enqueue(store, delay=number), "after": lambda: enqueue(store, after=[one.id]),
-        "claim": lambda: claim(store), "cancel": lambda: q.cancel_jobs(store, [one.id]),
-        "retry": lambda: q.retry_jobs(store, [one.id]), "purge": lambda: q.purge_dead(store, [one.id]),
-        "revive": lambda: q.revive_jobs(store, [one.id], {"run_at": at} if number % 2 else {"priority": number}),
-        "edit": lambda: q.edit_jobs(store, [one.id], {"priority": number}),
-        "time": lambda: setattr(clock, "at", clock.at + number / 2), "fold": store.fold,
-        "clock-back": lambda: setattr(clock, "at", clock.at - 10 * number),
-        "limits": lambda: q.set_setting(store, "limits", f"gpu={number}"),
-        **dict.fromkeys(outcomes, functools.partial(report, store, one, outcomes.get(event, OK))),
-    }  # fmt: skip
-    with contextlib.suppress(q.Refused):
-        changes[event]()
-
-
-@settings(deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.booleans()), min_size=5, max_size=30))
-def test_what_comes_next_equals_a_count_from_scratch_after_every_change(tmp_path_factory, steps):
-    clock, home = Clock(), tmp_path_factory.mktemp("home")
-    stores = [Watched(home, clock), Watched(home, clock)]
-    for event, number, is_second in steps:
-        store = stores[is_second]
-        store.follow()
-        step(store, clock, event, number)
-        fresh = Watched(home, clock)
-        for reader in (store, fresh):
-            reader.read()
-            check_times(reader, reader.home.now())
-        fresh.close()
-    for store in stores:
-        store.close()
-
-
 def test_fields_inside_an_unknown_field_are_not_the_jobs(home, opened):
     """Records of the array are known for plain by their bytes, and for alike by their ends."""
     store = opened()
@@ -1373,17 +1157,3 @@ def test_a_report_of_an_earlier_run_is_not_believed(home, opened, is_new_job, wo
         assert report(store, first, outcome) is None and q.recover(store, first, excused=False) is None
     assert journal(home).read_bytes() == before
     assert report(store, second, OK) is not None and report(store, second, BAD) is None
-
-
-def test_an_unnamed_file_that_cannot_be_written_leaves_no_descriptor(opened, monkeypatch):
-    store = opened()
-    store.home.prepare()
-    before = os.listdir("/proc/self/fd")
-
-    def fails(fd: int, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(q, "write_whole", fails)
-    with pytest.raises(OSError, match="No space left"), store.home.unnamed_file(b"{}\n"):
-        pass
-    assert os.listdir("/proc/self/fd") == before

@@ -39,11 +39,16 @@ def walk(script: str, scenarios: Sequence[str], *more: str) -> None:
 NAMES = [scenario.name for scenario in SCENARIOS]
 # Several to a process: in the short form, starting the process took a third of the time.
 GROUPS = [tuple(NAMES[at : at + 6]) for at in range(0, len(NAMES), 6)]
+FOLDS = ("enqueue in a small queue", "bulk, large", "fold", "hand edit that moves jobs between the arrays")
 
 
 @pytest.mark.parametrize("scenarios", GROUPS, ids=", ".join)
 def test_a_fault_leaves_the_state_before_or_after(scenarios):
     walk("points.py", scenarios)
+
+
+def test_a_fold_that_stops_at_any_effect_is_done_whole_or_not_at_all():
+    walk("points.py", FOLDS, "--all", "--only", "killed before")
 
 
 @pytest.mark.slow
