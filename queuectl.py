@@ -5816,6 +5816,7 @@ def _columns(part: str) -> int:
 
 
 Row = tuple[str, str]  # an id, and what stands behind it
+FAILED_ROWS: Final = 5  # of the live screen
 TABLE_ROWS: Final = 200  # the width of the ids is that of the widest one in so many rows
 
 
@@ -6033,17 +6034,14 @@ def _family(name: str, kind: str, meaning: str, samples: Iterable[str]) -> Itera
 
 
 def watch_frame(
-    view: Mapping[str, Any], outputs: Mapping[str, str], columns: int, rows: int, now: str
+    view: Mapping[str, Any], failed: Sequence[Row], columns: int, rows: int, now: str
 ) -> list[str]:
-    """The live screen: at most `rows` lines of at most `columns` characters, the most important
-    first. `outputs` maps the ids of failed jobs to their last line of output.
+    """The live screen: at most `rows` lines that fit into so many columns, the most important
+    first. `failed` are the rows of the last failures, of which some are shown.
     """
     lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
-    failed = [dead_row(job, outputs.get(job.id, ""), now) for job in view["failed"]]
-    half = (rows - len(lines)) // 2 - 2  # an empty line and a title stand above each list
-    shown = running[: max(half, 0)] if failed else running
-    for title, part in (("running", shown), ("last failures", failed)):
+    for title, part in (("last failures", failed[:FAILED_ROWS]), ("running", running)):
         if part:
             lines += ["", paint(title, _BOLD), *table(part, columns)]
     return [cut(line, columns) for line in lines[:rows]]
@@ -6228,7 +6226,7 @@ _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_c
 _json = _switch("--json", "in_json", help="Print one JSON value.")
 _match = click.option("--match", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option(
-    "--limit", type=click.IntRange(0, 1 << 53), metavar="N", help="At most N jobs."
+    "--limit", type=click.IntRange(0, SEQ_MAX), metavar="N", help="At most N jobs."
 )
 _tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
@@ -6274,7 +6272,6 @@ def cli(ctx: click.Context, home: str | None) -> None:
     if home == "":
         raise click.UsageError("--home is empty. Give a directory.")
     ctx.obj = open_store(find_home(home), lambda text: _say(f"Warning: {text}"))
-    ctx.call_on_close(ctx.obj.close)
 
 
 # -- enqueue
@@ -6298,9 +6295,6 @@ class EnqueueCommand(click.Command):
                     "command. Put options of enqueue before the command; if the command has such "
                     "an option, put -- before the command."
                 )
-            if words[0].startswith("{"):
-                example = """'{"command": "echo hi"}'"""
-                raise BadValue(f"A job in JSON is one word. Put it in single quotes: {example}.")
         return rest
 
 
@@ -6429,7 +6423,7 @@ def enqueue(
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = store.home.now()
     options = _given_fields(now, given)
-    defaults = options if "cwd" in options else {"cwd": _here(), **options}
+    defaults = {"cwd": options.get("cwd") or _here(), **options}
     if stream:
         return _enqueue_stream(store, defaults)
     if file is not None:
@@ -6459,18 +6453,16 @@ def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: 
 
 def _parse_words(words: Words, now: str) -> dict[str, Any]:
     """The fields of a job from the words of the command line."""
+    import shlex
+
     if not words:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if len(words) > 1:
-        import shlex
-
-        return {"command": parse_command(shlex.join(words))}
-    if not words[0].startswith("{"):
-        return {"command": parse_command(words[0])}
-    hint = " For a shell line that begins with '{' use: --command TEXT."
-    return parse_spec(parse_json(words[0], "The job", hint), now)
+    if words[0].startswith("{"):
+        hint = " Put it in single quotes. A shell line that begins with '{': --command TEXT."
+        return parse_spec(parse_json(" ".join(words), "The job", hint), now)
+    return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0])}
 
 
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
@@ -6651,13 +6643,16 @@ def _watch(store: Store, seconds: float) -> None:
         while True:
             click.echo(watch_line(watch.look(), store.home.now()))
             time.sleep(seconds)
-    with _other_screen() as draw:
+    with _other_screen():
         while True:
-            view = watch.look()
+            view, now = watch.look(), store.home.now()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
-            outputs = {job.id: _last_output(store, job) for job in view["failed"][:rows]}
-            text = "\033[K\n".join(watch_frame(view, outputs, columns, rows, store.home.now()))
-            draw(click.unstyle(text) if os.environ.get("NO_COLOR") else text)
+            failed = [dead_row(job, _last_output(store, job), now) for job in view["failed"][:rows]]
+            text = "\033[K\n".join(watch_frame(view, failed, columns, rows, now))
+            text = click.unstyle(text) if os.environ.get("NO_COLOR") else text
+            # One write, so that a frame is never seen half drawn.
+            frame = f"\033[H{text}\033[K\033[J".encode(sys.stdout.encoding, "replace")
+            write_whole(1, frame)
             ready, _, _ = select.select([0], [], [], seconds)
             # An arrow key is more than one byte. No byte at all: the terminal is gone.
             if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
@@ -6670,45 +6665,28 @@ def _last_output(store: Store, job: Job) -> str:
 
 
 @contextlib.contextmanager
-def _other_screen() -> Iterator[Callable[[str], None]]:
-    """Show the terminal's other screen, and make the terminal what it was at the end; gives the
-    function that draws a frame there."""
+def _other_screen() -> Iterator[None]:
+    """Show the terminal's other screen, and make the terminal what it was at the end. Ctrl+Z does
+    nothing there."""
     import signal
     import termios
     import tty
 
-    mode = termios.tcgetattr(0)
-
-    def write(text: str) -> None:
-        # One write, so that a frame is never seen half drawn. It is not buffered, because Ctrl+Z
-        # may come in the middle of it.
-        write_whole(1, text.encode(sys.stdout.encoding, "replace"))
-
-    def enter() -> None:
-        tty.setcbreak(0)  # keys are not echoed, and come at once
-        write("\033[?1049h\033[?25l\033[?7l")  # no cursor, no wrapping
-
-    def leave() -> None:
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
-            write("\033[?7h\033[?25h\033[?1049l")
-            termios.tcsetattr(0, termios.TCSADRAIN, mode)
-
-    def pause(*_: object) -> None:
-        leave()
-        halt()
-        enter()
-
     def end(number: int, _: object) -> None:
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTSTP, pause)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    mode = termios.tcgetattr(0)
     try:
-        enter()
-        yield lambda text: write(f"\033[H{text}\033[K\033[J")
+        tty.setcbreak(0)  # keys are not echoed, and come at once
+        write_whole(1, b"\033[?1049h\033[?25l\033[?7l")  # no cursor, no wrapping
+        yield
     finally:
-        leave()
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+            write_whole(1, b"\033[?7h\033[?25h\033[?1049l")
+            termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
 
 @cli.command("stats")

@@ -51,7 +51,7 @@ MASS_MAX = [50_350, 16, 4.0, 45, 70]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
 # What vulture cannot see the use of: click, subprocess, signal; and a field taken by its place.
-USED_ELSEWHERE = {"returncode", "color", "group_class", "convert", "steps", "frame", "duplicate"}
+USED_ELSEWHERE = {"returncode", "color", "obj", "convert", "steps", "frame", "duplicate"}
 
 PROGRAM = Path(__file__).resolve().parent.parent / "queuectl.py"
 SOURCE = PROGRAM.read_text(encoding="utf-8")
