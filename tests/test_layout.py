@@ -28,7 +28,8 @@ TOP_IMPORTS = set(
 # Each outside effect, and the sections that may have it.
 HOMES = {
     "click open sys.stdin sys.stdout sys.stderr os.environ": {12},
-    "subprocess os.posix_spawn os.waitid os.waitpid os.kill os.killpg os.chdir ctypes": {9},
+    "subprocess os.waitid os.waitpid os.kill os.killpg ctypes": {9},
+    "os.chdir": set(),  # the threads share one working directory
     "threading": {4, 5, 9, 10},  # 4 and 5: a file lock does not exclude the threads of one process
     "os.open": {4, 5, 9},
     "os.rename os.replace": {4, 5, 8, 9},

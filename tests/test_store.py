@@ -359,7 +359,7 @@ def test_a_light_look_reads_no_array_and_replays_nothing(home, opened, monkeypat
     effects = Effects(is_of(".json", "open"), NO_SPACE)  # opening an array is an error
     monkeypatch.setattr(q, "os", effects)
     store = opened()
-    store.home.config = store.home.last_config = lambda: q.parse_settings({})
+    store.home.config = lambda: q.parse_settings({})
     store.read(light=True)
     assert (store.state, store.counts[0], store.n) == ("light", 503, 503)
     enqueue(store)

@@ -133,7 +133,7 @@ def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_
         executor._runners.clear()  # as another slot does that failed a moment before
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(executor, "_spawn_process", refused)
+    monkeypatch.setattr(executor, "_spawn", refused)
     with pytest.raises(queuectl.HostFault, match="could not be started"):
         executor.start(0, ("sh", "-c"), "true", b"/", {}, 1, (), 0)
 
@@ -357,12 +357,16 @@ import errno, os, sys
 sys.path.insert(0, sys.argv.pop(1))
 import queuectl
 name, error = sys.argv.pop(1), eval(sys.argv.pop(1))
-real, refused = getattr(queuectl.Executor, name), iter(range(2))
-def refuse(*args):
-    if next(refused, None) is None:
-        return real(*args)
-    raise error
-setattr(queuectl.Executor, name, refuse)
+class Executor(queuectl.Executor):
+    def __init__(self, *args):
+        super().__init__(*args)
+        real, refused = getattr(self, name), iter(range(2))
+        def refuse(*args):
+            if next(refused, None) is None:
+                return real(*args)
+            raise error
+        setattr(self, name, refuse)
+queuectl.Executor = Executor
 queuectl.main()
 """
 
@@ -371,7 +375,7 @@ queuectl.main()
 @pytest.mark.parametrize(
     ("name", "error", "reason"),
     [
-        ("_spawn_process", "OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))", "could not be started"),
+        ("_spawn", "OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))", "could not be started"),
         ("start", "LookupError('broken')", "a fault in the worker"),
     ],
 )
