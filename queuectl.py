@@ -3762,7 +3762,7 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
 class Watch:
     """What the live screen shows. The store is read once; a later look reads what has changed."""
 
-    LOOKS_MAX: Final = 500
+    LOOKS_MAX: Final = 50  # so many columns fit beside the throughput
     DEAD_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
 
     def __init__(self, store: Store) -> None:
@@ -5802,9 +5802,9 @@ def paint(text: str, colour: int) -> str:
     return f"\033[{colour}m{text}\033[0m"
 
 
-def paint_state(state: str, width: int = 10) -> str:
-    """A state in its colour, padded to that width."""
-    return paint(f"{state:<{width}}", _COLOURS[state])
+def paint_state(state: str) -> str:
+    """A state in its colour, as a column."""
+    return paint(f"{state:<10}", _COLOURS[state])
 
 
 def say_count(number: int, noun: str) -> str:
@@ -5878,9 +5878,8 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     why = clean(job.reason or "")
     if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
-    output = clean(last_output or job.command)
-    when = say_when(job.finished_at or now, now)
-    return clean(job.id), f"{job.attempts:>3}  {why:<21.21}  {when:>11}  {output}"
+    row = f"{job.attempts:>3}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
+    return clean(job.id), f"{row}  {clean(last_output or job.command)}"
 
 
 def attempt_line(job: Job) -> str:
@@ -5904,26 +5903,26 @@ _ATTEMPT: Final = (
 
 def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
+    fields = job_to_dict(job._replace(history=None))
+    fields |= {"now": why, "processes": processes or None}
     rows = []
-    for name, value in job_to_dict(job._replace(history=None)).items():
+    for name, value in fields.items():
         text = clean(say_value(value))
         if name in JOB_FIELDS and name.endswith("_at"):
             text += f"  ({say_when(value, now)})"
-        rows.append(f"{clean(name) + ':':<14} {text}")
+        if value is not None:
+            rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
         known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
         rows.append(clean(_ATTEMPT.format_map(known)))
-    if why:
-        rows.append(f"{'now:':<14} {clean(why)}")
-    if processes:
-        rows.append(f"{'processes:':<14} {', '.join(map(str, processes))}")
     return "\n".join(rows)
 
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
     """Counts, workers and what waits, for a person."""
     rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
-    rows += [f"{paint_state(state, 0)}: {count}" for state, count in view["jobs"].items()]
+    for state, count in view["jobs"].items():
+        rows.append(f"{paint(state, _COLOURS[state])}: {count}")
     rows += [say_threads(view), *map(worker_line, view["workers"])]
     if is_work_left_alone(view, now):
         advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
@@ -6019,14 +6018,7 @@ def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
 
 
-_GAUGES: Final = {  # name of the figure and of the metric: meaning
-    "completed": "Jobs that completed.",
-    "failed_attempts": "Attempts that failed.",
-    "dead": "Jobs that died, cancelled ones included.",
-    "cancelled": "Jobs that were cancelled.",
-    "success_rate": "Share of completed jobs among those that ended uncancelled.",
-    "jobs_per_s": "Jobs that ended, from the first start to the last end.",
-}
+_GAUGES: Final = ("completed", "failed_attempts", "dead", "cancelled", "success_rate", "jobs_per_s")
 
 
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
@@ -6034,22 +6026,17 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     by = view.get("by")
     parts = {_label(by, group[by]): group for group in view["groups"]} if by else {"": view}
     states = [f'{{state="{state}"}} {count}' for state, count in view["jobs"].items()]
-    rows = [
-        *_family("jobs", "gauge", "Jobs in each state.", states),
-        *_family("workers", "gauge", "Threads of all live workers.", [f" {view['workers']}"]),
-    ]
-    for name, meaning in _GAUGES.items():
-        samples = [f"{{{label}}} {part[name]}" for label, part in parts.items()]
-        rows += _family(name, "gauge", meaning, samples)
-    meanings = {"wait": "From enqueue to first start.", "run": "Run time of an attempt."}
-    for name, meaning in meanings.items():
+    rows = [*_family("jobs", states), *_family("workers", [f" {view['workers']}"])]
+    for name in _GAUGES:
+        rows += _family(name, [f"{{{label}}} {part[name]}" for label, part in parts.items()])
+    for name in ("wait", "run"):
         samples = []
         for label, part in parts.items():
             times = part[f"{name}_s"]
             samples += [f"_sum{{{label}}} {times['sum']}", f"_count{{{label}}} {times['count']}"]
             for key, share in QUANTILES.items():
                 samples.append(f'{{quantile="{share}",{label}}} {times[key]}')
-        rows += _family(f"{name}_seconds", "summary", meaning, samples)
+        rows += _family(f"{name}_seconds", samples, "summary")
     return "\n".join(rows)
 
 
@@ -6058,9 +6045,9 @@ def _label(key: str, text: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def _family(name: str, kind: str, meaning: str, samples: Iterable[str]) -> Iterator[str]:
+def _family(name: str, samples: Iterable[str], kind: str = "gauge") -> Iterator[str]:
     """The lines of one metric; figures that are None are left out."""
-    yield f"# HELP queuectl_{name} {meaning}"
+    yield f"# HELP queuectl_{name} The {name.replace('_', ' ')}: see queuectl stats --help."
     yield f"# TYPE queuectl_{name} {kind}"
     yield from (f"queuectl_{name}{sample}" for sample in samples if not sample.endswith(" None"))
 
@@ -6089,31 +6076,30 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
     for state, count in view["jobs"].items():
-        bar = "█" * math.ceil(max(columns - 24, 0) * count / most)
+        bar = "█" * math.ceil((columns - 24) * count / most)
         yield f"{paint_state(state)}  {count:>9,}  {paint(bar, _COLOURS[state])}"
-    recent = view["rates"][-10:] or [0]
+    recent = view["rates"][-10:]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
-    spark = _spark(view["rates"], columns - len(speed) - 14)
-    yield f"throughput  {paint(speed, _BOLD)}  {paint(spark, _COLOURS['completed'])}"
+    spark = paint(_spark(view["rates"]), _COLOURS["completed"])
+    yield f"throughput  {paint(speed, _BOLD)}  {spark}"
     yield "   ".join([say_threads(view), *say_waiting(view, now)])
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > SILENT_S:
             yield paint(worker_line(worker).strip(), _COLOURS["dead"])
 
 
-def _spark(rates: Sequence[float], room: int) -> str:
-    """The newest rates, as many as there is room for; the newest on the right."""
-    shown = rates[-max(room, 1) :]
-    most = max(shown, default=0) or 1
+def _spark(rates: Sequence[float]) -> str:
+    """A column for each rate, the newest on the right."""
+    most = max(rates) or 1
     # 7 * rate / most may be above 7.
-    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in shown)
+    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in rates)
 
 
 def watch_line(view: Mapping[str, Any], now: str) -> str:
     """The same in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
-    speed = f", {view['rates'][-1]:.1f} jobs/s" if view["rates"] else ""
-    return f"{now}  {counts}{speed}{', PAUSED' if view['paused'] else ''}"
+    paused = ", PAUSED" if view["paused"] else ""
+    return f"{now}  {counts}, {view['rates'][-1]:.1f} jobs/s{paused}"
 
 
 # ======== 12. COMMANDS ========
@@ -6737,8 +6723,9 @@ def stats_(
 ) -> None:
     """Count what completed and failed, and how long it took.
 
-    Wait is the time from enqueue to the first start. Of a job's attempts the last five are known
-    one by one.
+    Wait is the time from enqueue to the first start. The success rate leaves out cancelled jobs;
+    dead ones are counted with them. Jobs a second are those from the first start to the last end.
+    Of a job's attempts the last five are known one by one.
 
     \b
     Example:
@@ -7280,10 +7267,8 @@ def worker_start(
     threads = count or store.home.config().worker_count
     only = TagFilter(parse_tags(tags) or (), parse_tags(not_tags) or ())
     if detach:
-        options = [f"--count={threads}", *["--drain"] * drain]
-        options += [f"--tag={tag}" for tag in only.tags]
-        options += [f"--not-tag={tag}" for tag in only.not_tags]
-        _detach(store, options)
+        options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
+        _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
         return 0
     return Worker(store, threads, only, drain, _say, attempt_line).run()
 
@@ -7372,8 +7357,7 @@ def doctor(store: Store, fix: bool) -> None:
     if problems:
         found = say_count(len(problems), "problem")
         raise StoreError(f"{found} in '{store.home.path}'. Repair it with: queuectl doctor --fix.")
-    all_is_well = clean(f"All is well with '{store.home.path}'.")
-    click.echo(f"Lost: {lost}." if lost else all_is_well)
+    click.echo(f"Lost: {lost}." if lost else clean(f"All is well with '{store.home.path}'."))
 
 
 @cli.command()
