@@ -2373,8 +2373,7 @@ class Store:
         if self.fold_due(quiet_s=0) and not self.home.live_workers():
             with self._fold_may_fail():
                 self.fold()
-        if self.home.config().fsync != "never":
-            self.sync()
+        self.sync()
 
     def _fold(self, added: Iterable[bytes] = ()) -> None:
         """The five steps of the section's head. Under the lock, after a full look; the store is
@@ -2458,8 +2457,10 @@ class Store:
 
         After a failed fsync the system may call the lost pages clean, also to the next process. So
         that journal is never synced again: it is copied to a fresh file while its pages are still
-        in memory.
+        in memory. With the setting `never` nothing is synced here.
         """
+        if self.home.last_config.fsync == "never":
+            return
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
                 if self.state == "broken":
@@ -5313,10 +5314,6 @@ class Worker:
             if self.store.fold_due(quiet_s):
                 self.store.fold(most_s)
         finally:
-            self._sync()
-
-    def _sync(self) -> None:
-        if self.home.last_config.fsync != "never":
             self.store.sync()
 
     def _purge_old(self) -> None:
@@ -5501,7 +5498,7 @@ class Worker:
         """
         for name, command in hooks.items():
             try:
-                self._sync()
+                self.store.sync()
                 outcome = self._run_hook(slot, job, name, command)
             except Exception as error:
                 outcome = self._abandon(slot, str(error))

@@ -138,7 +138,7 @@ a cancelled job runs on_dead: test_a_job_that_was_cancelled_while_it_ran_is_told
 +    if job.state == "dead":
 
 a hook runs before its report is on the disk: test_a_hook_runs_only_when_the_report_is_on_the_disk
--                self._sync()
+-                self.store.sync()
 -                outcome = self._run_hook(slot, job, name, command)
 +                outcome = self._run_hook(slot, job, name, command)
 

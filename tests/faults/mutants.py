@@ -280,9 +280,8 @@ MUTANTS = (
     ),
     Mutant(
         "after a fold that failed nothing is synced",
-        (("                self.fold()\n        if self.home.config()",
-          "                self.fold()\n            return\n"
-          "        if self.home.config()"),),
+        (("                self.fold()\n        self.sync()",
+          "                self.fold()\n            return\n        self.sync()"),),
         "power.py", "enqueue in a small queue",
     ),
     Mutant(
