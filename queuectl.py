@@ -4753,9 +4753,8 @@ class SlotLog:
     It gets the name of its run where it holds any output.
     """
 
-    def __init__(self, logs_dir: str, worker: str, slot: int) -> None:
-        self._logs_dir = logs_dir
-        self.path = slot_log_path(logs_dir, worker, slot)
+    def __init__(self, path: str) -> None:
+        self.path = path
         self._fd: int | None = None
 
     def open(self) -> int:
@@ -4782,8 +4781,8 @@ class SlotLog:
             os.close(self._fd)
             self._fd = None
 
-    def finish(self, id: str, run: int, most: int) -> None:
-        """Give the output the run's name, and keep its newest `most` bytes.
+    def finish(self, path: str, most: int) -> None:
+        """Give the output the path of its run, and keep its newest `most` bytes.
 
         A file without output is kept for the next run, unless a process still holds it.
         """
@@ -4801,7 +4800,7 @@ class SlotLog:
                 time.sleep(0.0001 * 2**power)
         trim_log(fd, most)
         os.close(fd)
-        self._keep(log_path(self._logs_dir, id, run))
+        self._keep(path)
 
     def trim(self, most: int) -> bool:
         """Keep the newest `most` bytes of the running log. False where the whole log had to go.
@@ -4859,24 +4858,22 @@ def _first_data(fd: int) -> int:
         return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0  # all is hole
 
 
-def keep_orphan_log(
-    logs_dir: str, worker: str, slot: int, id: str, run: int, most: int, has_begun: bool
-) -> None:
-    """Give the log of a dead worker's slot the name of the run that wrote it.
+def keep_orphan_log(logs: tuple[str, ...], most: int, has_begun: bool) -> None:
+    """Give the log of a dead worker's slot, the first of these, the path of its run, the second.
 
-    It replaces what has that name: a purge that died may have left the output of another job of
-    that id. Where the slot's log is empty, what has the name goes too, unless the run is known to
-    have begun: then it is its own output, to which the worker gave the name before it died.
+    It replaces what is there: a purge that died may have left the output of another job of that id.
+    Where the slot's log is empty, what is there goes too, unless the run is known to have begun:
+    then it is its own output, to which the worker gave the path before it died.
     """
-    log = SlotLog(logs_dir, worker, slot)
+    slot_log, log = logs
     # A log that cannot be kept is no reason to keep the job (F5).
     with contextlib.suppress(OSError, HostFault):
-        if os.stat(log.path).st_size > 0:
-            log.finish(id, run, most)
+        if os.stat(slot_log).st_size > 0:
+            SlotLog(slot_log).finish(log, most)
             return
-        os.unlink(log.path)
+        os.unlink(slot_log)
         if not has_begun:
-            remove_log(logs_dir, id, run)
+            remove_log(log)
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
@@ -4890,12 +4887,12 @@ def sweep_slot_logs(logs_dir: str, worker: str) -> None:
 def remove_logs(logs_dir: str, id: str, runs: int) -> None:
     """Delete the output of every run of a purged job."""
     for run in range(1, runs + 1):
-        remove_log(logs_dir, id, run)
+        remove_log(log_path(logs_dir, id, run))
 
 
-def remove_log(logs_dir: str, id: str, run: int) -> None:
+def remove_log(path: str) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(log_path(logs_dir, id, run))
+        os.unlink(path)
 
 
 def sweep_logs(
@@ -5085,7 +5082,8 @@ class Worker:
         self._ended: set[int] = set()  # slots whose thread is done
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
         self._said: set[str] = set()  # what is not said again
-        self._logs = [SlotLog(self.home.logs_dir, self.name, slot) for slot in range(threads)]
+        logs = (slot_log_path(self.home.logs_dir, self.name, slot) for slot in range(threads))
+        self._logs = [SlotLog(log) for log in logs]
         self._has_room = True  # for output
         self._sweep_at = 0.0  # on the monotonic clock
         self._quiet_since = 0.0  # nothing runs and the counts are
@@ -5473,7 +5471,8 @@ class Worker:
             self._set_trouble(slot, error)  # then this slot rests
             outcome = self._abandon(slot, _say_why(error))
         try:
-            self._logs[slot].finish(job.id, job.runs, self.home.last_config.log_max)
+            log = log_path(self.home.logs_dir, job.id, job.runs)
+            self._logs[slot].finish(log, self.home.last_config.log_max)
         except (HostFault, OSError) as error:
             self._set_trouble(slot, error)
         return outcome
@@ -5482,7 +5481,7 @@ class Worker:
         log = self._logs[slot]
         # A purge that died may have left the output of another job of that id (F9).
         with contextlib.suppress(OSError):
-            remove_log(self.home.logs_dir, job.id, job.runs)
+            remove_log(log_path(self.home.logs_dir, job.id, job.runs))
         env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
         attempt = self._executor.start(
             slot, self.home.last_config.runner, job.command, (job.cwd or "/").encode(),
@@ -5698,10 +5697,7 @@ class Recovery:
         if not fences[trace.mark].step():
             return
         if job is not None:
-            keep_orphan_log(
-                self.store.home.logs_dir, job.worker or "", job.slot or 0, job.id, job.runs,
-                config.log_max, orphan.has_begun,
-            )  # fmt: skip
+            keep_orphan_log(trace.logs, config.log_max, orphan.has_begun)
             back = recover(self.store, job, orphan.excused)
             if back is not None:
                 self.say(f"{job.id} recovered: {back.reason}; it is {back.state} now")

@@ -208,7 +208,7 @@ a death by our own stop counts: test_a_signal_that_ends_a_job_together_with_its_
 +            if time.monotonic() - self._stopped_at < 0:
 
 a run shows what is there under its name: test_a_job_never_shows_what_another_job_of_its_id_wrote
--            remove_log(self.home.logs_dir, job.id, job.runs)
+-            remove_log(log_path(self.home.logs_dir, job.id, job.runs))
 +            pass
 
 a reader shows a run that never was: test_a_job_never_shows_what_another_job_of_its_id_wrote

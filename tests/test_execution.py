@@ -306,7 +306,7 @@ def test_recovery_gives_a_run_its_own_output_alone(tmp_path, slot_log, has_begun
     named.write_text("named")
     if slot_log is not None:
         Path(q.slot_log_path(folder, "w", 0)).write_text(slot_log)
-    q.keep_orphan_log(folder, "w", 0, "a", 1, 1 << 20, has_begun)
+    q.keep_orphan_log((q.slot_log_path(folder, "w", 0), str(named)), 1 << 20, has_begun)
     assert (named.read_text() if named.exists() else None) == expected
     assert not Path(q.slot_log_path(folder, "w", 0)).exists()
 

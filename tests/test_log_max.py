@@ -29,7 +29,7 @@ class Running:
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
-        self.log = q.SlotLog(self.folder, "w", 0)
+        self.log = q.SlotLog(q.slot_log_path(self.folder, "w", 0))
         self.fd = os.dup(self.log.open())
         self.log.release()
         self.written = 0
@@ -81,13 +81,13 @@ def test_the_newest_bytes_are_kept_from_a_line_on_and_the_rest_is_given_back(run
 def test_a_log_within_its_bounds_is_left_alone(running):
     running.writes(MOST)
     running.log.trim(MOST)
-    running.log.finish("a", 1, MOST)
+    running.log.finish(q.log_path(running.folder, "a", 1), MOST)
     assert kept(q.log_path(running.folder, "a", 1)) == WHOLE[:MOST]
 
 
 def test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end(running):
     running.writes(10 * MOST)
-    running.log.finish("a", 1, MOST)
+    running.log.finish(q.log_path(running.folder, "a", 1), MOST)
     data = kept(q.log_path(running.folder, "a", 1))
     assert WHOLE[: running.written].endswith(data) and len(data) <= MOST + BLOCK
 
@@ -104,7 +104,7 @@ def test_a_follower_reads_everything_that_was_not_left_out(running, step):
         running.log.trim(MOST)
         assert on_disk(running.folder) <= MOST + 2 * BLOCK
     assert step > MOST or got == WHOLE[: running.written]
-    running.log.finish("a", 1, MOST)
+    running.log.finish(q.log_path(running.folder, "a", 1), MOST)
     rest = read(q.log_path(running.folder, "a", 1), at)
     assert step < MOST or rest[0][0] > at
 
@@ -174,7 +174,7 @@ def test_no_byte_is_lost_of_what_is_kept_under_a_writer_at_full_speed(running, t
     finally:
         (tmp_path / "over").touch()
         child.wait()
-    running.log.finish("a", 1, 100_000)
+    running.log.finish(q.log_path(running.folder, "a", 1), 100_000)
     ((offset, piece),) = q.read_log(q.log_path(running.folder, "a", 1))
     lines = piece.splitlines()
     assert [int(line) for line in lines] == list(range(offset // 16, offset // 16 + len(lines)))
@@ -303,7 +303,7 @@ def test_threads_do_not_disturb_each_other_at_the_end_of_a_run(running):
     thread.start()
     try:
         for run in range(50):
-            running.log.finish("a", run, MOST)
+            running.log.finish(q.log_path(running.folder, "a", run), MOST)
             assert kept(q.log_path(running.folder, "a", run)).endswith(WHOLE[: running.written][-1000:])
             os.close(running.fd)
             running.fd, running.written = os.dup(running.log.open()), 0

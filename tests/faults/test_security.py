@@ -156,13 +156,14 @@ def test_a_pipe_in_the_place_of_the_workers_log_is_refused_and_never_waited_for(
 
 def test_a_link_at_a_slots_log_is_set_aside_and_not_followed(victim, run, home):
     run("enqueue", "--id", "a", "true")
-    log = queuectl.SlotLog(str(home / ".queuectl" / "logs"), "1-aaaaaa", 0)
+    logs = str(home / ".queuectl" / "logs")
+    log = queuectl.SlotLog(queuectl.slot_log_path(logs, "1-aaaaaa", 0))
     plant(Path(log.path), victim)
     os.write(log.open(), b"output\n")
     assert Path(log.path).read_bytes() == b"output\n" and not Path(log.path).is_symlink()
     log.release()
     plant(Path(log.path), victim)
-    log.finish("a", 1, 1 << 20)
+    log.finish(queuectl.log_path(logs, "a", 1), 1 << 20)
 
 
 def test_a_link_at_a_dead_workers_file_does_not_stop_the_recovery_of_others(
