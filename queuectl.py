@@ -5078,7 +5078,7 @@ class Worker:
         self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
         self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
-        self._due_at = math.inf  # when the slots are to be called next, on the monotonic clock
+        self._due_at = math.inf  # when a job will be due, on the monotonic clock
         self._ended: set[int] = set()  # slots whose thread is done
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
         self._said: set[str] = set()  # what is not said again
@@ -5138,28 +5138,24 @@ class Worker:
             self._give_up(Refused(NO_THREADS))
         tick_at = 0.0
         while len(self._ended) < len(started[: self.threads]):
-            now_s = time.monotonic()
-            is_tick = now_s >= tick_at
-            if is_tick:
-                tick_at = now_s + TICK_S
+            now_s, self._due_at = time.monotonic(), math.inf
             try:
                 self._obey_signals()
                 self._end_attempts(now_s)
                 self._look()
                 self._end_attempts(now_s)
-                if is_tick:
+                if now_s >= tick_at:
+                    tick_at = now_s + TICK_S
                     self._keep_house(now_s)
                     self._set_trouble("housekeeping fails", None)
             except Busy:
+                tick_at = now_s + TICK_S
                 tick_at = now_s + PATIENCE_S  # others are at work
             except Exception as error:
                 # Also after a fault of ours: without this thread no time limit and no stop (W1).
                 self._set_trouble("housekeeping fails", error)
                 if isinstance(error, StoreError) and self.store.state == "broken":
                     self._give_up(error)
-            if self._due_at <= now_s:
-                self._due_at = math.inf
-                self._call_slots()
             deadlines = [one.deadline for one in list(self._executor.running.values())]
             timeout_s = min(tick_at, self._due_at, *deadlines) - time.monotonic()
             if poll.poll(max(0.0, timeout_s) * 1000):
@@ -5276,8 +5272,9 @@ class Worker:
         self._set_trouble("the last good settings stay in force", self.home.settings_problem())
         oldest, next_run_at = waiting_times(self.store, PATIENCE_S)
         self.file.write_header(oldest=oldest, next_run_at=next_run_at)
-        self._due_at = 0.0 if oldest else math.inf
-        if next_run_at and not oldest:
+        if oldest:
+            self._call_slots()
+        elif next_run_at:
             # A millisecond later, since the wall clock may be a little slower than the other.
             wait_s = instant_s(next_run_at) - self.home.clock() + 0.001
             self._due_at = time.monotonic() + wait_s
