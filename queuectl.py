@@ -5754,16 +5754,13 @@ def processes_of(store: Store, job: Job) -> list[int]:
     fence.look()
     return fence.living
 
+        recovery.step()
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
     """Recover those of these jobs whose worker is dead, without being a worker."""
     recovery = Recovery(store, "", say, ids)
-    while True:
-        with store.transaction():
-            pass  # a look at what is processing
-        recovery.step()
-        if not recovery.fences:
-            return
+    recovery.step()
+    while recovery.fences:
         time.sleep(FENCE_POLL_S)
 
 
