@@ -5074,8 +5074,7 @@ class Worker:
         self._stopped_at = -math.inf
         self._error: QueueError | None = None  # why it stops by itself
         self._leaving = threading.Event()  # ends the threads beside the slots
-        self._signals: list[int] = []  # the stop signals received, in order
-        self._halts: list[int] = []  # Ctrl+Z, not yet obeyed
+        self._signals: list[int] = []  # in order: the stop signals, and each Ctrl+Z until obeyed
         self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
         self._due_at = math.inf  # when a job will be due, on the monotonic clock
@@ -5171,12 +5170,10 @@ class Worker:
 
         # An ignored SIGCHLD would lose every exit status (F7).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            is_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
-            if not is_nohup:
+        may_be_ignored = (signal.SIGHUP, signal.SIGTSTP)  # as under nohup, or without a job control
+        for number in (signal.SIGINT, signal.SIGTERM, *may_be_ignored):
+            if number not in may_be_ignored or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _frame: self._signals.append(number))
-        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
-            signal.signal(signal.SIGTSTP, lambda number, _frame: self._halts.append(number))
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._executor = Executor(os.environb)
         self.store.follow()
@@ -5197,8 +5194,10 @@ class Worker:
 
     def _obey_signals(self) -> None:
         """Ctrl+Z halts. The first stop signal stops; the second hands the running jobs back."""
-        if self._halts:
-            self._halts.clear()
+        import signal
+
+        while signal.SIGTSTP in self._signals:
+            self._signals.remove(signal.SIGTSTP)
             with self.home.at_rest():
                 halt()
         if self._signals:
