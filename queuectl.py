@@ -5068,7 +5068,7 @@ class Worker:
         self.drain = drain
         self._say = say
         self._describe = describe
-        self._unsaid: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: the end
+        self._unsaid: queue.SimpleQueue[str] = queue.SimpleQueue()  # "": the end
         self.name = f"{os.getpid()}-{os.urandom(3).hex()}"
         self.state: Literal["running", "stopping", "handing back"] = "running"
         self._stopped_at = -math.inf
@@ -5102,12 +5102,11 @@ class Worker:
     def _speak(self) -> None:
         """Print what is said, many lines at a time: a wake-up for each line would cost the slots a
         third of their rate."""
-        lines: list[str | None] = []
-        while None not in lines:
+        lines: list[str] = []
+        while "" not in lines:
             self._leaving.wait(SPEAK_S)
             lines = [self._unsaid.get()]
-            while not self._unsaid.empty():
-                lines.append(self._unsaid.get())
+            lines += [self._unsaid.get() for _ in range(self._unsaid.qsize())]
             if any(lines):
                 self._say("\n".join(filter(None, lines)))
 
@@ -5120,7 +5119,7 @@ class Worker:
             return self._run()
         finally:
             self._leaving.set()
-            self._unsaid.put(None)
+            self._unsaid.put("")
             speaker.join(LAST_WORDS_S)
 
     def _run(self) -> int:
@@ -5144,13 +5143,13 @@ class Worker:
                 self._look()
                 self._end_attempts(now_s)
                 if now_s >= tick_at:
-                    tick_at = now_s + TICK_S
                     self._keep_house(now_s)
                     self._set_trouble("housekeeping fails", None)
+                    tick_at = now_s + TICK_S
             except Busy:
-                tick_at = now_s + TICK_S
                 tick_at = now_s + PATIENCE_S  # others are at work
             except Exception as error:
+                tick_at = now_s + TICK_S
                 # Also after a fault of ours: without this thread no time limit and no stop (W1).
                 self._set_trouble("housekeeping fails", error)
                 if isinstance(error, StoreError) and self.store.state == "broken":
@@ -5504,8 +5503,6 @@ class Worker:
 
     def _run_hook(self, slot: int, job: Job, name: str, command: str) -> Outcome:
         """Run one hook, with the job and its last output as JSON on stdin."""
-        if self.state == "handing back":
-            return Outcome("handed_back", reason=STOPPED)
         path = log_path(self.home.logs_dir, job.id, job.runs)
         about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
         with self.home.unnamed_file(encode_json(about) + b"\n") as fd:
@@ -5753,7 +5750,6 @@ def processes_of(store: Store, job: Job) -> list[int]:
     fence.look()
     return fence.living
 
-        recovery.step()
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
     """Recover those of these jobs whose worker is dead, without being a worker."""
@@ -5761,6 +5757,7 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
     recovery.step()
     while recovery.fences:
         time.sleep(FENCE_POLL_S)
+        recovery.step()
 
 
 # ======== 11. PRESENTATION ========

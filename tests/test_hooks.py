@@ -228,4 +228,4 @@ def test_a_hook_runs_only_when_the_report_is_on_the_disk(slot, tmp_path, monkeyp
     job = q.enqueue_job(slot.store, dict(command="true", id="a", cwd="/")).job
     slot._run_hooks(0, job, {"on_finish": f"echo > {tmp_path}/told"})
     assert done == ["synced before"] and (tmp_path / "told").exists() == (not fails)
-    assert any("on_finish of job a failed" in (slot._unsaid.get() or "") for _ in range(slot._unsaid.qsize())) == fails
+    assert any("on_finish of job a failed" in slot._unsaid.get() for _ in range(slot._unsaid.qsize())) == fails
