@@ -3760,33 +3760,29 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
     return order.oldest(store.home.now()), order.next_run_at()
 
 
-class Watch:
-    """What the live screen shows. The store is read once; a later look reads what has changed."""
+RATES_MAX: Final = 50  # so many columns fit beside the throughput
+FAILURES_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
 
-    LOOKS_MAX: Final = 50  # so many columns fit beside the throughput
-    DEAD_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._failed: list[Job] = []
-        self._rates = collections.deque[float](maxlen=self.LOOKS_MAX)
-        self._last: tuple[float, float] = (0.0, math.inf)  # when, and how many were completed
-
-    def look(self) -> dict[str, Any]:
-        """`status` as it is now, with what runs, what died last (newest first), and how many jobs
-        a second completed between two looks."""
-        if self._store.refresh():
-            dead = self._store.jobs(reverse=True, states=("dead",))
-            newest = itertools.islice(dead, self.DEAD_MAX)
+def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
+    """What the live screen shows, look after look: `status` as it is now, with what runs, what died
+    last (newest first), and how many jobs a second completed between two looks. The store is read
+    once; a later look reads what has changed."""
+    failed: list[Job] = []
+    rates = collections.deque[float](maxlen=RATES_MAX)
+    last_s, before = 0.0, math.inf
+    while True:
+        if store.refresh():
+            dead = store.jobs(reverse=True, states=("dead",))
+            newest = itertools.islice(dead, FAILURES_MAX)
             failed = [job for job in newest if job.cancelled_at is None]
-            self._failed = sorted(failed, key=lambda job: job.finished_at or "", reverse=True)
-        view = status(self._store)
+            failed.sort(key=lambda job: job.finished_at or "", reverse=True)
+        view = status(store)
         now_s, completed = time.monotonic(), view["jobs"]["completed"]
-        last_s, before = self._last
-        self._rates.append(max(0, completed - before) / max(now_s - last_s, 0.001))
-        self._last = now_s, completed
-        running = sorted(self._store.processing.values(), key=lambda job: job.started_at or "")
-        return {**view, "running": running, "failed": self._failed, "rates": list(self._rates)}
+        rates.append(max(0, completed - before) / max(now_s - last_s, 0.001))
+        last_s, before = now_s, completed
+        running = sorted(store.processing.values(), key=lambda job: job.started_at or "")
+        yield {**view, "running": running, "failed": failed, "rates": list(rates)}
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -6641,15 +6637,15 @@ def _watch(store: Store, seconds: float) -> None:
     import select
     import shutil
 
-    watch = Watch(store)
+    views = watch_queue(store)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if not is_terminal or os.environ.get("TERM", "dumb") == "dumb":
-        while True:
-            click.echo(watch_line(watch.look(), store.home.now()))
+        for view in views:
+            click.echo(watch_line(view, store.home.now()))
             time.sleep(seconds)
     with _other_screen():
-        while True:
-            view, now = watch.look(), store.home.now()
+        for view in views:
+            now = store.home.now()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
             failed = [dead_row(job, _last_output(store, job), now) for job in view["failed"][:rows]]
             text = "\033[K\n".join(watch_frame(view, failed, columns, rows, now))

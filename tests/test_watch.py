@@ -121,24 +121,24 @@ def store(home: Path) -> Watched:
 
 
 @pytest.fixture
-def watch(home: Path) -> q.Watch:
-    return q.Watch(Watched(home))
+def views(home: Path) -> Iterator[dict[str, Any]]:
+    return q.watch_queue(Watched(home))
 
 
-def test_a_watch_follows_claims_ends_and_failures(store, watch):
-    assert watch.look()["jobs"]["pending"] == 0, "a home that is not there yet"
+def test_a_watch_follows_claims_ends_and_failures(store, views):
+    assert next(views)["jobs"]["pending"] == 0, "a home that is not there yet"
     enqueue(store, "a", max_retries=1)
     enqueue(store, "b")
     first, second = claim(store), claim(store)
     assert first is not None and second is not None
-    assert [job.id for job in watch.look()["running"]] == ["a", "b"]
+    assert [job.id for job in next(views)["running"]] == ["a", "b"]
     report(store, first, BAD)
     store.fold()
     report(store, second, OK)
-    seen = watch.look()
+    seen = next(views)
     assert (seen["running"], [job.id for job in seen["failed"]]) == ([], ["a"])
     assert seen["jobs"]["completed"] == 1 and seen["rates"][-1] > 0
-    assert watch.look()["rates"][-1] == 0
+    assert next(views)["rates"][-1] == 0
 
 
 def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store, home):
@@ -150,7 +150,7 @@ def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store, home)
         assert ended is not None
         report(store, ended, BAD)
     store.fold()
-    assert {job.id for job in q.Watch(Watched(home)).look()["failed"]} == {"a", "b"}
+    assert {job.id for job in next(q.watch_queue(Watched(home)))["failed"]} == {"a", "b"}
 
 
 # -- on a terminal
