@@ -621,24 +621,19 @@ def parse_after(value: Any, name: str = "after") -> list[Any] | None:
     return items or None
 
 
-def parse_history(value: Any, name: str) -> list[dict[str, Any]]:
-    """The attempts of a record: `[{"run": 1, "attempt": 1, "outcome": "exited", ...}]`."""
-    if not isinstance(value, list):
-        raise unfit(value, name, "a list")
+def parse_history(value: Any, name: str) -> Any:
+    """The attempts of a record: `[{"run": 1, "attempt": 1, "outcome": "exited", ...}]`. A hand edit
+    may have left out or mangled all but the number of the run."""
+    is_list = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    if not is_list:
+        raise unfit(value, name, "a list of objects")
     for entry in value:
-        if not isinstance(entry, dict):
-            raise unfit(entry, name, "a list of objects")
-        for key in entry.keys() & _HISTORY_CHECKS.keys():
-            _HISTORY_CHECKS[key](entry[key], f"{name}.{key}")
+        _count(entry.get("run"), f"{name}.run")
     return value
 
 
 _count = _whole(0, COUNT_MAX)
 _text = _rule(lambda value: isinstance(value, str) and "\0" not in value, "a text without NUL")
-_HISTORY_CHECKS: Final = {
-    **dict.fromkeys(("run", "attempt"), _count),
-    **dict.fromkeys(("started_at", "finished_at", "outcome"), _text),
-}
 
 
 def _name(bytes_max: int) -> Check:
@@ -3853,7 +3848,7 @@ def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
 def run_of_attempt(job: Job, attempt: int) -> int:
     """The newest run with that attempt number. Refuses a number that is not on record."""
     history = job.history or []
-    runs = [entry.get("run", 0) for entry in history if entry.get("attempt") == attempt]
+    runs = [entry["run"] for entry in history if entry.get("attempt") == attempt]
     if job.state == "processing" and job.attempts == attempt:
         runs.append(job.runs)
     if not runs:

@@ -154,7 +154,7 @@ def test_quantiles_are_within_half_a_percent(store):
 
 def test_a_history_that_a_person_mangled_is_passed_over(run, home):
     run("enqueue", "--id", "a", "true")
-    odd = [{}, {"started_at": "x", "finished_at": "y"}]
+    odd = [{"run": 1}, {"run": 2, "started_at": "x", "finished_at": "y"}, {"run": 3, "started_at": 5, "finished_at": 6}]
     edit(home, lambda records: [{**record, "history": odd} for record in records])
     assert run("stats", "--json").json["run_s"]["count"] == 0
 
