@@ -273,15 +273,12 @@ def exit_codes(codes: str) -> set[int]:
 
 def parse_runner(value: Any, name: str) -> tuple[str, ...]:
     """The words of `ssh "my host"`, split as a shell would split them."""
-    text = value if is_text(value) else ""
-    words = text.split()
-    if any(quote in text for quote in "'\"\\"):
-        import shlex  # here, because the usual runner has no quotes and can spare the import
+    import shlex
 
-        try:
-            words = shlex.split(text)
-        except ValueError:  # a quotation has no end
-            words = []
+    try:
+        words = shlex.split(value if is_text(value) else "")
+    except ValueError:  # a quotation has no end
+        words = []
     is_program = words and ("/" not in words[0] or words[0].startswith("/"))
     if not is_program:
         raise unfit(value, name, "a program by name or absolute path, and its options, like: sh -c")
