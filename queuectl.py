@@ -339,16 +339,12 @@ def default_settings() -> dict[str, object]:
 
 def parse_settings(values: Mapping[str, object]) -> Config:
     """A Config from settings by name. A missing setting has its default. Raises BadValue."""
-    spelled = {**default_settings(), **values}
-    return Config(**{name: check(spelled[name], name) for name, (_, check) in SETTINGS.items()})
-
-
-def spell_settings(values: Mapping[str, object]) -> dict[str, object]:
-    """The same values with each name as the table spells it. Refuses an unknown name."""
-    spelled = {known_setting(name): value for name, value in values.items()}
-    if len(spelled) < len(values):
-        raise BadValue("A setting is there in two spellings, like a-b and a_b. Keep one of them.")
-    return spelled
+    return Config(
+        **{
+            name: check(values.get(name, default), name)
+            for name, (default, check) in SETTINGS.items()
+        }
+    )
 
 
 def known_setting(name: str) -> str:
@@ -1282,7 +1278,7 @@ class Home:
                 values = parse_json(bytes_of(path).decode(), "The file")
                 if not isinstance(values, dict):
                     raise BadValue("The file must hold one JSON object.")
-                values = spell_settings(values)
+                values = {known_setting(name): value for name, value in values.items()}
                 self.last_config, self._settings = parse_settings(values), values
                 self._config_mark = mark
         except FileNotFoundError:
@@ -3704,9 +3700,7 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
     value = default if text is None else setting_from_text(key, text)
     check(value, key)
     with store.transaction(light=True):
-        values = {**settings_in_force(store), key: value}
-        parse_settings(values)
-        store.home.write_settings(values)
+        store.home.write_settings({**settings_in_force(store), key: value})
     store.home.wake_workers()
     return key, value
 
@@ -4279,7 +4273,7 @@ def _mend_settings(home: Home) -> None:
     kept: dict[str, object] = {}
     for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
         with contextlib.suppress(ValueError, BadValue):
-            setting = spell_settings({name: json.loads(value)})
+            setting = {known_setting(name): json.loads(value)}
             parse_settings(setting)
             kept |= setting
     home.write_settings({**default_settings(), **kept})

@@ -128,7 +128,6 @@ def test_a_setting_written_by_hand_is_in_force(run, home, text):
         # reading: a file of no bytes is a damaged one, for `{}` is how no setting is written.
         "", "not json", '{"max_retries": 5', "[]", '"text"', '{"max_retries": "many"}', '{"max_retries": -1}',
         '{"fsync": "sometimes"}', '{"paused": "perhaps"}', '{"backoff_base": NaN}', "NaN",
-        '{"max_retries": 5, "max-retries": 6}',
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

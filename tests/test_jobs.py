@@ -156,12 +156,10 @@ def test_the_default_settings_are_held_parsed():
     assert isinstance(CONFIG.job_timeout, int), "whole seconds stay whole in JSON"
 
 
-def test_a_key_of_the_settings_file_may_be_dashed_but_not_stand_there_twice():
-    assert q.spell_settings({"max-retries": 7, "FSYNC": "never"}) == {"max_retries": 7, "fsync": "never"}
-    with pytest.raises(q.BadValue, match="in two spellings"):
-        q.spell_settings({"max-retries": 7, "max_retries": 5})
+def test_a_setting_is_known_with_dashes_and_in_capitals():
+    assert (q.known_setting("max-retries"), q.known_setting("FSYNC")) == ("max_retries", "fsync")
     with pytest.raises(q.BadValue, match="nothing_like_it"):
-        q.spell_settings({"nothing_like_it": 1})
+        q.known_setting("nothing_like_it")
 
 
 @pytest.mark.parametrize(
