@@ -448,8 +448,6 @@ class Outcome(NamedTuple):
 
 
 JOB_FIELDS: Final = Job._fields[:-1]
-_ALWAYS: Final = JOB_FIELDS[:12]  # every record has these, but a job without a key no `unique`
-_FIELDS: Final = frozenset(JOB_FIELDS)
 _read_json = json.JSONDecoder().raw_decode
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -671,9 +669,8 @@ def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None 
             extra[name] = value
         elif value is not None:
             values[name] = FIELD_CHECKS[name](value, name)
-    for name in _ALWAYS:
-        if name not in values:
-            raise BadValue(f"The field '{name}' is missing.")
+    if missing := FIELD_CHECKS.keys() - values.keys() - Job._field_defaults.keys():
+        raise BadValue(f"A field is missing: '{min(missing)}'.")
     job = Job(**values, extra=extra or None)
     if problem := check_job(job):
         raise BadValue(f"Job '{job.id}': {problem}.")
@@ -702,7 +699,7 @@ def trust_job(raw: bytes) -> Job:
     """
     try:
         record, _ = _read_json(raw.decode())
-        if record.keys() <= _FIELDS:
+        if record.keys() <= FIELD_CHECKS.keys():
             return Job(unique=record.pop("unique", None), **record)
         return decode_job(raw)
     except (ValueError, TypeError, AttributeError, BadValue) as error:
@@ -768,7 +765,6 @@ _WRONG_NAMES: Final = {  # what other programs call the field
     "after": "depends_on",
 }
 _NEW_JOB_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
-_IGNORED: Final = ("created_at", "updated_at")
 _NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}
 
 
@@ -784,7 +780,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
     for name, value in record.items():
         if name not in _NEW_JOB_CHECKS:
             raise BadValue(_unknown_field(name))
-        if name in _IGNORED or value in (None, _NEW_JOB.get(name)):
+        if name in ("created_at", "updated_at") or value in (None, _NEW_JOB.get(name)):
             continue
         if name not in NEW_JOB_FIELDS:
             raise BadValue(
