@@ -823,8 +823,6 @@ def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
     delay_s = values.pop("delay", None)
     if delay_s is not None:
         values["run_at"] = add_seconds(now, delay_s)
-    if values.get("run_at", "") <= now:
-        values["run_at"] = None
     if values["unique"] == MADE_KEY:
         text = f"{values['cwd']}\0{values['command']}"
         values["unique"] = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -1029,7 +1027,7 @@ def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
     if "run_at" in changes:
-        values |= {"state": "pending", "run_at": max(now, changes["run_at"])}
+        values["state"] = "pending"
     return job._replace(**values)
 
 

@@ -473,7 +473,7 @@ class Queue(RuleBasedStateMachine):
             return
         q.edit_jobs(self.acting(second), [id], changes)
         if wait_s is not None:
-            row = replace(row, due=max(at, self.clock.at), state="pending")
+            row = replace(row, due=at, state="pending")
         row = row if priority is None else replace(row, priority=priority)
         self.rows[id] = row if max_retries is None else replace(row, max_retries=max_retries)
 
