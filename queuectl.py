@@ -3396,24 +3396,13 @@ def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, s
         return order.oldest(change.now), order.next_run_at()
 
 
-def drain_state(store: Store, only: TagFilter, most_s: float) -> tuple[bool, str | None]:
+def is_drained(store: Store, only: TagFilter, most_s: float) -> bool:
     """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a
-    delay. If something is: what a person must do before the drain can end."""
+    delay."""
     with store.transaction(most_s=most_s) as change:
-        now, config = change.now, store.home.config()
-        order = claim_order(store, now, only)
+        order = claim_order(store, change.now, only)
         is_running = any(only.takes(job.tags) for job in store.processing.values())
-        if not is_running and not order.has_waiting(now, only):
-            return True, None
-        if config.paused:
-            return False, "The queue is paused: the drain waits. Go on with: queuectl resume"
-        shut = frozenset(tag for tag, most in config.limits.items() if most == 0)
-        is_ready = order.first(now, only=only) is not None
-        is_shut_out = is_ready and order.first(now, shut, only) is None
-        if not is_shut_out or store.processing:
-            return False, None
-        why = f"The limit of {', '.join(sorted(shut))} is 0: the drain waits."
-        return False, f"{why} Change it with: queuectl config set limits"
+        return not is_running and not order.has_waiting(change.now, only)
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
@@ -5254,12 +5243,12 @@ class Worker:
             self._due_at = time.monotonic() + wait_s
         if not self.drain or self.state != "running":
             return
-        is_drained, why = drain_state(self.store, self.only, PATIENCE_S)
-        if is_drained and not self._executor.running:
+        is_over = is_drained(self.store, self.only, PATIENCE_S)
+        if is_over and not self._executor.running:
             self.state = "stopping"
             self._call_slots()
-        elif why:
-            self._say_once(why)
+        elif self.home.last_config().paused:
+            self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: look for room, fold, sync; once a minute: purge, sweep."""
