@@ -3813,10 +3813,9 @@ def why_waiting(store: Store, job: Job) -> str | None:
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
     """The ids that a shell is offered: of the newest jobs in those states, those that begin so."""
-    newest = store.raws(reverse=True, arrays={array_of(state) for state in states})
-    heads = map(head_of, itertools.islice(newest, RECENT_MAX))
-    ids = (id for id, state, _ in heads if state in states)
-    return list(itertools.islice((id for id in ids if id.startswith(prefix)), COMPLETED_MAX))
+    newest = itertools.islice(store.jobs(reverse=True, states=states), RECENT_MAX)
+    ids = [job.id for job in newest if job.id.startswith(prefix)]
+    return ids[:COMPLETED_MAX]
 
 
 def run_of_attempt(job: Job, attempt: int) -> int:
