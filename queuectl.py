@@ -542,8 +542,8 @@ def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z
 
 def _next_time_of_day(text: str, now: str) -> str:
     hour, minute = map(int, text.split(":"))
-    here = datetime.fromisoformat(now).astimezone()
-    today = here.replace(tzinfo=None, hour=hour, minute=minute, second=0, microsecond=0)
+    here = datetime.fromtimestamp(instant_s(now))
+    today = here.replace(hour=hour, minute=minute, second=0, microsecond=0)
     # `fold` names the second of two equal times, on the day when the clocks are set back.
     times = (today, today.replace(fold=1), today + timedelta(days=1))
     return min(at for when in times if (at := format_instant(when.timestamp())) > now)
@@ -1002,13 +1002,10 @@ def revive_job(job: Job, now: str) -> Job:
 def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) -> Job:
     """A new job with everything that a user said of the old one. It is due now, or when those of
     the old job's parents are over that are not yet."""
-    after = [
-        item
-        for item in job.after or ()
-        if (item["id"] if isinstance(item, dict) else item) in not_over
-    ]
+    parents = parents_of(job).items()
+    left = [{"id": id, "any": any_end} for id, any_end in parents if id in not_over]
     return revive_job(job, now)._replace(
-        id=id, seq=seq, runs=0, created_at=now, after=after or None, worker=None, slot=None,
+        id=id, seq=seq, runs=0, created_at=now, after=parse_after(left), worker=None, slot=None,
         history=None,
     )  # fmt: skip
 
@@ -2586,13 +2583,14 @@ class Transaction:
         """The job as this transaction sees it."""
         return self.changes[id][1] if id in self.changes else self.store.get(id)
 
-    def put(self, old: Job | None, new: Job) -> None:
-        """Add a job (`old` is None) or put its next state in its place. The followers of a job that
-        dies die too."""
+    def put(self, old: Job | None, new: Job) -> Job:
+        """Add a job (`old` is None) or put its next state in its place; gives the new job. The
+        followers of a job that dies die too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
         if new.state == "dead" and old is not None and old.state != "dead":
             self.store.end_followers(self, new)
+        return new
 
     def delete(self, old: Job) -> None:
         """Remove a job for good."""
@@ -3161,8 +3159,7 @@ def enqueue_job(store: Store, fields: Mapping[str, Any]) -> Accepted:
     bulk = Bulk(store, keep_records=True)
     line = bulk.encode_job(fields)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
-    if bulk.added:
-        store.home.wake_workers()
+    store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
     return Accepted(trust_job(raw), is_duplicate)
 
@@ -3187,8 +3184,7 @@ def enqueue_bulk(
         store.add_bulk(size, may_fold, functools.partial(bulk.number, raws))
     except Refused as error:
         raise Refused(f"In {unit} {bulk.line}: {error}") from None
-    if bulk.added:
-        store.home.wake_workers()
+    store.home.wake_workers()
     return bulk
 
 
@@ -3426,9 +3422,7 @@ def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
         job = change.job(orphan.id)
         if job is None or not _is_run(job, orphan):
             return None
-        back = recover_job(job, excused, change.now)
-        change.put(job, back)
-    return back
+        return change.put(job, recover_job(job, excused, change.now))
 
 
 @contextlib.contextmanager
@@ -3463,34 +3457,28 @@ def _refusal(id: str, why: str, hint: str = "") -> Refused:
 
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """Waiting jobs die, and with them the jobs that need them. Running ones are marked, and stopped
-    by the worker that runs them. Refuses jobs that are over. Gives these jobs, then the others that
-    died."""
+    by the worker that runs them. Refuses jobs that are over. Gives these jobs, and after each the
+    others that died."""
     with _change(store) as change:
-        jobs = {job.id: job for job in find_all(store, ids)}
-        for job in jobs.values():
+        for job in find_all(store, ids):
             if job.state in OVER:
                 raise _refusal(job.id, f"is {job.state} already and cannot be cancelled")
-            if job.cancelled_at is None:
-                change.put(job, cancel_job(job, change.now))
-        for id, (_, new) in change.changes.items():
-            assert new is not None
-            jobs[id] = new
-    return list(jobs.values())
+            change.put(job, cancel_job(job, change.now))
+    return [new for _, new in change.changes.values() if new is not None]
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """Failed jobs are due now; dead ones are revived, with those that died because of them. Refuses
     all others."""
-    out = []
+    out, dead = [], []
     with _change(store) as change:
-        jobs = find_all(store, ids)
-        for job in jobs:
-            if job.state not in ("failed", "dead"):
-                raise _refusal(job.id, f"is {job.state}; only a failed or dead job can be retried")
+        for job in find_all(store, ids):
             if job.state == "failed":
-                out.append(retry_now(job, change.now))
-                change.put(job, out[-1])
-        dead = [job for job in jobs if job.state == "dead"]
+                out.append(change.put(job, retry_now(job, change.now)))
+            elif job.state == "dead":
+                dead.append(job)
+            else:
+                raise _refusal(job.id, f"is {job.state}; only a failed or dead job can be retried")
         return out + _revive(change, dead, {}, None, refuses=True)
 
 
@@ -3503,8 +3491,7 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
                 why = f"is {job.state}; only a pending or failed job can be edited"
                 hint = f"Change it on its way back: queuectl dlq retry {job.id}."
                 raise _refusal(job.id, why, hint if job.state == "dead" else "")
-            out.append(edit_job(job, changes, change.now))
-            change.put(job, out[-1])
+            out.append(change.put(job, edit_job(job, changes, change.now)))
     return out
 
 
@@ -3517,8 +3504,8 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
         parents = store.find_jobs({id for job in jobs for id in parents_of(job)})
         not_over = {id for id, parent in parents.items() if parent.state not in OVER}
         for seq, job in enumerate(jobs, store.n + 1):
-            out.append(rerun_job(job, make_id(ms, seq), seq, not_over, change.now))
-            change.put(None, out[-1])
+            new = rerun_job(job, make_id(ms, seq), seq, not_over, change.now)
+            out.append(change.put(None, new))
     return out
 
 
@@ -3572,30 +3559,25 @@ def _revive(
     begin = changes.get("run_at", change.now)
     revived: dict[str, Job] = {}
     stays: set[str] = set()
-    for raw in change.store.raws(arrays=("dlq",)):  # parents come first (J5)
-        id = id_of(raw)
-        stays.add(id)
-        if id not in chosen and _AFTER not in raw:
-            continue
-        job = trust_job(raw)
-        needed = needed_by(job)
-        dead = [parent for parent in needed if parent in stays]
-        if dead and refuses and id in chosen:
-            why = f"comes after '{dead[0]}', which is dead"
+    for job in change.store.jobs(states=("dead",)):  # parents come first (J5)
+        is_chosen, needed = job.id in chosen, needed_by(job)
+        dead = stays.intersection(needed)
+        if dead and refuses and is_chosen:
+            parent = min(dead)
+            why = f"comes after '{parent}', which is dead"
             hint = "Bring that one back, and this one comes with it if it died for nothing else"
-            raise _refusal(id, why, f"{hint}: queuectl dlq retry {dead[0]}.")
+            raise _refusal(job.id, why, f"{hint}: queuectl dlq retry {parent}.")
         died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
-        if dead or not (id in chosen or died_with_one):
+        if dead or not (is_chosen or died_with_one):
+            stays.add(job.id)
             continue
         new = revive_job(job, change.now)
-        if spread_s and id in chosen:
-            run_at = add_seconds(begin, spread_s * chosen[id] / len(chosen))
+        if spread_s and is_chosen:
+            run_at = add_seconds(begin, spread_s * chosen[job.id] / len(chosen))
             changes = {**changes, "run_at": run_at}
-        if id in chosen:
+        if is_chosen:
             new = edit_job(new, changes, change.now)
-        revived[id] = new
-        stays.remove(id)
-        change.put(job, new)
+        revived[job.id] = change.put(job, new)
     return list(revived.values())
 
 
@@ -3658,11 +3640,13 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
     if not ids:
         return []
     with store.transaction(most_s=most_s) as change:
-        raws = store.find_raws(ids).values()  # an id may be another job's by now
-        completed = [trust_job(raw) for raw in raws if is_completed_before(raw, instant)]
-        gone = [job for job in completed if not is_needed(store, job.id, job.seq)]
-        for job in gone:
-            change.delete(job)
+        gone = []
+        for job in store.find_jobs(ids).values():
+            # An id may be another job's by now.
+            is_old = job.state == "completed" and job.updated_at <= instant
+            if is_old and not is_needed(store, job.id, job.seq):
+                gone.append(job)
+                change.delete(job)
     return gone
 
 
@@ -3932,8 +3916,6 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     whole = Tally(since)
     groups: dict[str, Tally] = {}
     for job in store.jobs():
-        if job.state not in OVER and not job.history:
-            continue
         whole.add(job)
         names = {"tag": job.tags or [""], "command": [job.command]}
         for name in names[by] if by else ():

@@ -359,8 +359,7 @@ MUTANTS = (
     ),
     Mutant(
         "a worker's purge takes what a waiting job names",
-        (("        gone = [job for job in completed if not is_needed(store, job.id, job.seq)]\n",
-          "        gone = completed\n"),),
+        (("            if is_old and not is_needed(store, job.id, job.seq):\n", "            if is_old:\n"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
