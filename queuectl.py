@@ -3385,20 +3385,21 @@ def _may_free(store: Store, job: Job, config: Config) -> bool:
     return job.state in OVER and is_needed(store, job.id, job.seq)
 
 
-def waiting_times(store: Store, most_s: float = math.inf) -> tuple[str | None, str | None]:
-    """When the oldest job that could start was created, and the next time that a job waits for."""
-    with store.transaction(most_s=most_s) as change:
-        order = claim_order(store, change.now)
-        return order.oldest(change.now), order.next_run_at()
+def waiting_times(store: Store) -> tuple[str | None, str | None]:
+    """When the oldest job that could start was created, and the next time that a job waits for. The
+    store was read; a worker, whose threads share it, holds the lock."""
+    now = store.home.now()
+    order = claim_order(store, now)
+    return order.oldest(now), order.next_run_at()
 
 
-def is_drained(store: Store, only: TagFilter, most_s: float) -> bool:
+def is_drained(store: Store, only: TagFilter) -> bool:
     """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a
-    delay."""
-    with store.transaction(most_s=most_s) as change:
-        order = claim_order(store, change.now, only)
-        is_running = any(only.takes(job.tags) for job in store.processing.values())
-        return not is_running and not order.has_waiting(change.now, only)
+    delay. Under the lock."""
+    now = store.home.now()
+    order = claim_order(store, now, only)
+    is_running = any(only.takes(job.tags) for job in store.processing.values())
+    return not is_running and not order.has_waiting(now, only)
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
@@ -3709,8 +3710,7 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
         if "oldest" in info.header:
             return info.header["oldest"], info.header["next_run_at"]
     store.read()
-    order = claim_order(store, store.home.now())
-    return order.oldest(store.home.now()), order.next_run_at()
+    return waiting_times(store)
 
 
 RATES_MAX: Final = 50  # so many columns fit beside the throughput
@@ -5214,7 +5214,9 @@ class Worker:
             self._hand_back()
         # From here on `last_config` has a changed setting.
         self._set_trouble("the last good settings stay in force", self.home.settings_problem())
-        oldest, next_run_at = waiting_times(self.store, PATIENCE_S)
+        with self.store.transaction(most_s=PATIENCE_S):
+            oldest, next_run_at = waiting_times(self.store)
+            is_over = self.drain and is_drained(self.store, self.only)
         self.file.write_header(oldest=oldest, next_run_at=next_run_at)
         if oldest:
             self._call_slots()
@@ -5224,11 +5226,10 @@ class Worker:
             self._due_at = time.monotonic() + wait_s
         if not self.drain or self.state != "running":
             return
-        is_over = is_drained(self.store, self.only, PATIENCE_S)
         if is_over and not self._executor.running:
             self.state = "stopping"
             self._call_slots()
-        elif self.home.last_config().paused:
+        elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
 
     def _keep_house(self, now_s: float) -> None:
