@@ -1646,13 +1646,14 @@ def boot_clock_s() -> float:
 # the intent. Replaying the journal over old or new arrays, or one of each, gives the same jobs,
 # since a put is the whole record: so no step needs undoing.
 #
-# What this process knows of the queue is one of these; `state` names it:
+# What a process knows of the queue:
 #
-#   state    counts and n   records             to the next state
-#   unread   no             no                  look: full; light look: light
-#   light    yes            no                  a look that needs records: full
-#   full     yes            yes                 an error while reading, or a fold: unread
-#   broken   -              -                   never: a change may be lost, so no more are made
+#   unread   nothing: there is no journal open. The next look reads; an error while it reads, or a
+#            fold, leads back here.
+#   light    counts and n, from the journal's two ends. A look that needs records reads them all.
+#   full     the records too.
+#
+# `why_broken` says that a change may be lost: from then on the process makes no more.
 #
 # A look without the lock opens the arrays before the journal: an array that a fold has renamed is
 # then named by the journal's intent. With the lock a look also repairs: a torn tail is kept aside
@@ -1972,7 +1973,7 @@ class Store:
     search                   the records that hold some bytes
     raws, jobs               every record, or job, in order of arrival
     fold, fold_due, sync, settle
-    counts, n, processing    true after a look; `records` after a full one
+    counts, n, processing    true after a look; `records` after a full one (not `is_light`)
 
     `records` holds what the journal says of a job since the snapshot was written: its record, or
     None where it was deleted. Everything else is read from the snapshot when it is asked for.
@@ -1989,8 +1990,7 @@ class Store:
         self.end_followers = end_followers
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
         self._unsynced = False
-        self.state: Literal["unread", "light", "full", "broken"] = "unread"
-        self._why_broken = ""
+        self.why_broken = ""
         self.journal: Journal | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self.forget()
@@ -2000,9 +2000,8 @@ class Store:
         for file in (self.journal, *self.snapshots.values()):
             if file is not None:
                 close_fd(file.fd)
-        if self.state != "broken":
-            self.state = "unread"
         self.journal = None
+        self.is_light = False
         self._marks: dict[str, Mark] = {}  # of the arrays as they were seen
         self.snapshots = {}
         self.counts = [0] * len(STATES)
@@ -2039,8 +2038,8 @@ class Store:
     def look(self, light: bool = False, locked: bool = False) -> None:
         """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a
         look repair (a torn tail, a hand edit, a first start)."""
-        if locked and self.state == "broken":
-            raise StoreError(self._why_broken)
+        if locked and self.why_broken:
+            raise StoreError(self.why_broken)
         try:
             if self.journal is None or not self._follow(self.journal, light, locked):
                 if not (light and self._read_light(locked)):
@@ -2058,7 +2057,7 @@ class Store:
             info = os.stat(journal.path)
         except FileNotFoundError:
             raise self._break(f"'{journal.path}' was deleted while in use.") from None
-        is_enough = (light or self.state == "full") and (journal.is_writable or not locked)
+        is_enough = (light or not self.is_light) and (journal.is_writable or not locked)
         if info.st_ino != journal.inode or not is_enough:
             return False
         if info.st_size < journal.end:
@@ -2066,16 +2065,15 @@ class Store:
         if not self._are_arrays_known():
             return False
         if info.st_size > journal.end:
-            if self.state == "light":
+            if self.is_light:
                 return self._read_last_change(journal)
             self._replay(journal, locked, None)
         return True
 
     def _break(self, why: str) -> StoreError:
         """Make no more changes in this process: what memory knows may be lost."""
-        self._why_broken = f"{why} Nothing more is changed. See: queuectl doctor."
-        self.state = "broken"
-        return StoreError(self._why_broken)
+        self.why_broken = f"{why} Nothing more is changed. See: queuectl doctor."
+        return StoreError(self.why_broken)
 
     def _read_light(self, locked: bool) -> bool:
         """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
@@ -2084,15 +2082,14 @@ class Store:
         if journal is None or not journal.is_of_this_boot:
             return False
         self._marks = journal.marks()
-        return self._are_arrays_known() and self._read_last_change(journal)
+        self.is_light = self._are_arrays_known() and self._read_last_change(journal)
+        return self.is_light
 
     def _read_last_change(self, journal: Journal) -> bool:
         rest = journal.last_change()
         if rest is None:
             return False
         self.counts, self.n = rest["counts"], rest["n"]
-        if self.state == "unread":
-            self.state = "light"
         return True
 
     def _read(self, locked: bool) -> None:
@@ -2104,8 +2101,6 @@ class Store:
             journal = self._open_journal(locked)
             if journal is not None and len(self.snapshots) < len(ARRAYS):
                 continue  # the arrays were made just now
-            if self.state == "unread":
-                self.state = "full"
             edited = self._replay_all(journal, locked) if journal else list(self.snapshots)
             if edited and not (locked or self._are_arrays_known()):
                 continue  # a fold came between; nobody edited them
@@ -2280,7 +2275,7 @@ class Store:
         """Append a change; only then let memory know."""
         self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
-        if self.state == "full":
+        if not self.is_light:
             for raw, job in puts:
                 self.put_record(raw, job)
             self.records |= dict.fromkeys(deleted)
@@ -2442,9 +2437,9 @@ class Store:
             return
         with self._syncing:  # without the store's lock: others go on meanwhile
             with self.home.at_rest():
-                if self.state == "broken":
+                if self.why_broken:
                     mine = "The change may have been stored. " if self._unsynced else ""
-                    raise StoreError(mine + self._why_broken)
+                    raise StoreError(mine + self.why_broken)
                 if not self._unsynced:
                     return
                 try:
@@ -2517,7 +2512,7 @@ class Store:
     def change_of(self, id: str) -> bytes | None:
         """What the journal says of a job: its record, b"" where it was deleted, None for
         nothing."""
-        if self.state == "light":
+        if self.is_light:
             return self._searchable().last_record(id)
         return self.records[id] or b"" if id in self.records else None
 
@@ -2535,7 +2530,7 @@ class Store:
         """The latest record of each job of jobs.json and the journal that holds these bytes, with
         its offset in jobs.json (-1: the journal has it)."""
         mine: Iterable[bytes | None] = self.records.values()
-        if self.state == "light":
+        if self.is_light:
             mine = self.find_raws(self._searchable().ids_with(needle)).values()
         yield from ((-1, raw) for raw in filter(None, mine) if needle in raw)
         if "jobs" in self.snapshots:
@@ -5098,7 +5093,7 @@ class Worker:
                 tick_at = now_s + TICK_S
                 # Also after a fault of ours: without this thread no time limit and no stop (W1).
                 self._set_trouble("housekeeping fails", error)
-                if isinstance(error, StoreError) and self.store.state == "broken":
+                if isinstance(error, StoreError) and self.store.why_broken:
                     self._give_up(error)
             deadlines = [one.deadline for one in list(self._executor.running.values())]
             timeout_s = min(tick_at, self._due_at, *deadlines) - time.monotonic()

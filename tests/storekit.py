@@ -131,7 +131,7 @@ def run_next(store: q.Store, outcome: q.Outcome = OK) -> q.Job:
 
 def listing(store: q.Store) -> dict[str, q.Job]:
     """Every job, as this store knows it; a light one (it only added) has to look first."""
-    if store.state != "full":
+    if store.journal is None or store.is_light:
         store.follow()
     return {job.id: job for job in store.jobs()}
 

@@ -278,7 +278,7 @@ def test_an_enqueue_after_a_job_of_the_arrays_puts_that_job_too_and_loads_nothin
     other.follow()
     light = opened()
     enqueue(light, "b", after=["a"])
-    assert light.state == "light"
+    assert light.is_light
     assert [job["id"] for job in last_line(home)["put"]] == ["a", "b"]
     enqueue(light, "c", after=["a"])  # the journal names it now
     assert [job["id"] for job in last_line(home)["put"]] == ["c"]

@@ -317,7 +317,7 @@ def test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process(home, o
     for change in (lambda: enqueue(store, "b"), lambda: report(store, running, OK), store.fold, store.sync):
         with pytest.raises(q.StoreError, match=said):
             change()
-    assert store.state == "broken" and journal(home).exists() == (said == "was cut")
+    assert store.why_broken and journal(home).exists() == (said == "was cut")
     opened().follow()  # another process makes what it can of the home
     with pytest.raises(q.StoreError, match=said):
         enqueue(store, "c")
@@ -361,7 +361,7 @@ def test_a_light_look_reads_no_array_and_replays_nothing(home, opened, monkeypat
     store = opened()
     store.home.config = lambda: q.parse_settings({})
     store.read(light=True)
-    assert (store.state, store.counts[0], store.n) == ("light", 503, 503)
+    assert (store.is_light, store.counts[0], store.n) == (True, 503, 503)
     enqueue(store)
 
 
@@ -430,7 +430,7 @@ def test_a_bulk_that_is_refused_half_way_stores_nothing(home, opened, first):
 def test_a_large_bulk_goes_into_the_array_and_a_small_one_into_the_journal(home, opened):
     store = opened()
     bulk(store, *["x"] * 100)
-    assert len(ids_in(home)) == 100 and store.state == "unread"
+    assert len(ids_in(home)) == 100 and store.journal is None
     bulk(store, "y", "z")
     assert len(ids_in(home)) == 100 and len(seen(opened())) == 102
     q.cancel_jobs(store, list(listing(store))[:1])
@@ -969,12 +969,12 @@ def test_a_lookup_in_a_light_store_loads_nothing_and_finds_the_last_word(home, o
     q.purge_dead(store, ["j2"])
     light = opened()
     enqueue(light, "probe", after=["j1"])
-    assert light.state == "light"
+    assert light.is_light
     found = light.find_jobs(["j0", "j1", "j2", "probe", "none"])
     assert {id: job.priority for id, job in found.items()} == {"j0": 0, "j1": 7, "probe": 0}
     assert set(light.find_jobs([f"j{n}" for n in range(50)])) == {f"j{n}" for n in range(40)} - {"j2"}
     assert {key: job.id for key, job in light.holders(["k1", "k2", "k39"]).items()} == {"k1": "j1", "k39": "j39"}
-    assert len(light.holders([f"k{n}" for n in range(40)])) == 39 and light.state == "light"
+    assert len(light.holders([f"k{n}" for n in range(40)])) == 39 and light.is_light
 
 
 # -- Claim order

@@ -42,7 +42,7 @@ REPLACED = """        self._replace_arrays(marks)
 APPENDED = """        self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
 """
 REMEMBERED = """        self.counts, self.n = counts, n
-        if self.state == "full":
+        if not self.is_light:
             for raw, job in puts:
                 self.put_record(raw, job)
             self.records |= dict.fromkeys(deleted)
@@ -66,7 +66,7 @@ IS_COMMITTED = """                if not self.snapshots["jobs"].is_same(known["j
 LIGHT_LOOK = """        if journal is None or not journal.is_of_this_boot:
             return False
         self._marks = journal.marks()
-        return self._are_arrays_known() and self._read_last_change(journal)
+        self.is_light = self._are_arrays_known() and self._read_last_change(journal)
 """
 DESCRIPTOR = """                    fd = (
                         os.open(self.journal_path, _READ)
