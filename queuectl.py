@@ -1675,7 +1675,7 @@ SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
 FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
 RECORD_BYTES: Final = 1 << 10  # most records are shorter
-TAIL_BYTES: Final = 1 << 14  # of the journal, read at first for its last line
+TAIL_BYTES: Final = 1 << 16  # of the journal, read for its last line; a longer one is replayed
 SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
 LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
 HOLE: Final = bytes(64)  # so many NULs in the journal are a block that never reached the disk
@@ -1872,7 +1872,7 @@ class Journal:
             header, repeat = next(lines, b""), next(lines, b"")
             body = body_of(header)
             if body is None or body_of(repeat) is None:
-                raise self.damaged(0 if body is None else len(header))
+                raise self.damaged()
             self.header: dict[str, Any] = json.loads(body)
             check_format(self.header, path)
             # An older one may have a hole that a power loss left, before lines that are whole.
@@ -1898,14 +1898,11 @@ class Journal:
             yield rest
 
     def last_change(self) -> dict[str, Any] | None:
-        """What the last line says beside its records; None where it is no whole change."""
-        size, reach, at = os.fstat(self.fd).st_size, TAIL_BYTES, 0
-        while not at and reach < 16 * (size - self.end + TAIL_BYTES):
-            start = max(self.end, size - reach)
-            data = b"".join(pieces(self.fd, start, size))
-            at = data.rfind(b"\n", 0, -1) + 1
-            reach *= 16
-        body = body_of(data[at:])
+        """What the last line says beside its records; None where it is no whole change, or a long
+        one."""
+        size = os.fstat(self.fd).st_size
+        tail = b"".join(pieces(self.fd, max(self.end, size - TAIL_BYTES), size))
+        body = body_of(tail[tail.rfind(b"\n", 0, -1) + 1 :])
         if body is None or not body.startswith(b'{"put"'):
             return None
         self.end = size
@@ -1914,14 +1911,11 @@ class Journal:
     def last_record(self, id: str) -> bytes | None:
         """Its last word on a job: the record, b"" where it was deleted, None where there is
         none."""
-        text, gone = self._read_text(), b'\t], "del": ['
-        put = text.rfind(b'\t{"id": "%s", "state": "' % id.encode())
-        at, quoted = text.find(gone, put + 1), b'"%s"' % id.encode()
-        while at >= 0:
-            end = text.index(b"]", at + len(gone))
-            if quoted in text[at:end]:
-                return b""
-            at = text.find(gone, end)
+        text, quoted = self._read_text(), b'"%s"' % id.encode()
+        put = text.rfind(b'\t{"id": %s, "state": "' % quoted)
+        deletions = text[put + 1 :].split(b'\t], "del": [')[1:]
+        if any(quoted in ids[: ids.index(b"]")] for ids in deletions):
+            return b""
         return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
 
     def ids_with(self, needle: bytes) -> set[str]:
@@ -1949,12 +1943,10 @@ class Journal:
             raise
         self.end += len(line)
 
-    def damaged(self, offset: int) -> StoreError:
-        """The error for a bad line that begins there."""
-        number = 1 + sum(piece.count(b"\n") for piece in pieces(self.fd, 0, offset))
+    def damaged(self) -> StoreError:
         return StoreError(
-            f"'{self.path}' is damaged at line {number}: its checksum does not fit. "
-            "Nothing was changed. Repair it with: queuectl doctor --fix."
+            f"'{self.path}' is damaged: the checksum of a line does not fit. Nothing was changed. "
+            "Repair it with: queuectl doctor --fix."
         )
 
 
@@ -2003,6 +1995,7 @@ class Store:
         self.journal = None
         self.is_light = False
         self._marks: dict[str, Mark] = {}  # of the arrays as they were seen
+        self._named: dict[str, list[Mark]] = {}  # what header and intents name of each array
         self.snapshots = {}
         self.counts = [0] * len(STATES)
         self.n = 0
@@ -2067,7 +2060,7 @@ class Store:
         if info.st_size > journal.end:
             if self.is_light:
                 return self._read_last_change(journal)
-            self._replay(journal, locked, None)
+            self._replay(journal, locked)
         return True
 
     def _break(self, why: str) -> StoreError:
@@ -2170,26 +2163,29 @@ class Store:
     def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
         """Replay the whole journal. Gives the arrays that neither header nor intent name: a
         person's work."""
-        known = {name: [mark] for name, mark in journal.marks().items()}
-        self._replay(journal, locked, known)
-        return [name for name in ARRAYS if not any(map(self.snapshots[name].is_same, known[name]))]
+        self._named = {name: [mark] for name, mark in journal.marks().items()}
+        self._replay(journal, locked)
+        return [
+            name
+            for name, snapshot in self.snapshots.items()
+            if not any(map(snapshot.is_same, self._named[name]))
+        ]
 
-    def _replay(self, journal: Journal, locked: bool, known: dict[str, list[Mark]] | None) -> None:
+    def _replay(self, journal: Journal, locked: bool) -> None:
         """Apply the journal from its `end` on. A line that is not whole is a torn tail where no
-        whole one follows. The marks that an intent names go into `known`."""
-        end, bad = journal.end, -1
-        for line in journal.lines(end):
+        whole one follows."""
+        is_torn = False
+        for line in journal.lines(journal.end):
             body = body_of(line)
             if body is None:
+                is_torn = True
                 if HOLE in line:
                     break  # it never reached the disk, and what follows was not synced either
-                bad = end if bad < 0 else bad
-            elif bad >= 0:
-                raise journal.damaged(bad)
-            end += len(line)
-            if body is not None:
-                self._apply(body, known)
-                journal.end = end
+            elif is_torn:
+                raise journal.damaged()
+            else:
+                self._apply(body)
+                journal.end += len(line)
         if locked and os.fstat(journal.fd).st_size > journal.end:
             path = self.home.keep_aside("journal-tail", journal.fd, journal.end)
             os.ftruncate(journal.fd, journal.end)
@@ -2198,7 +2194,7 @@ class Store:
                 f"'{path}'."
             )
 
-    def _apply(self, body: bytes, known: dict[str, list[Mark]] | None) -> None:
+    def _apply(self, body: bytes) -> None:
         try:
             is_change = body.startswith(b'{"put"')
             rest = rest_of(body) if is_change else json.loads(body)
@@ -2206,12 +2202,10 @@ class Store:
                 for raw in records_of(body):
                     self.put_record(raw)
                 self.records |= dict.fromkeys(rest.get("del", ()))
-            elif known is None:
-                return  # a fold that did not come to its end; the arrays are as they were seen
             else:
                 for name in ARRAYS:
-                    known[name].append(Mark(*rest["intent"][name]))
-                if not self.snapshots["jobs"].is_same(known["jobs"][-1]):
+                    self._named[name].append(Mark(*rest["intent"][name]))
+                if not self.snapshots["jobs"].is_same(self._named["jobs"][-1]):
                     return  # the fold was not committed
             self.counts, self.n = rest["counts"], rest["n"]
         except (ValueError, LookupError, TypeError, StoreError) as error:
@@ -2743,15 +2737,11 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 
 def check_format(header: Mapping[str, Any], path: str) -> None:
     """Refuse a journal of another format."""
-    if header.get("format") == 1:
-        raise StoreError(
-            f"'{path}' was written by version 1. Nothing was changed. Stop its workers with "
-            "version 1, let one command of it write the arrays, then remove that file."
-        )
     if header.get("format") != FORMAT:
         raise StoreError(
             f"'{path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
-            "Nothing was changed. Use the queuectl that wrote it."
+            "Nothing was changed. Use the queuectl that wrote it. To change over, stop the workers "
+            "with it, let one command of it write the arrays, then remove that file."
         )
 
 
