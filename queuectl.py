@@ -1725,6 +1725,11 @@ def id_of(raw: bytes) -> str:
     return raw[8 : raw.index(b'"', 8)].decode()
 
 
+def seq_of(raw: bytes) -> int:
+    """The place of a record in the order of arrival."""
+    return head_of(raw)[2]
+
+
 def is_waiting(raw: bytes) -> bool:
     """Whether the record is of a job that waits. An id has at most 128 characters, all ASCII."""
     is_pending = raw.find(b'"state": "pending"', 8, 170) > 0
@@ -2348,10 +2353,7 @@ class Store:
         unread after it. `added` are records of new pending jobs."""
         assert self.journal is not None
         counts, n = list(self.counts), self.n
-        mine: dict[str, list[tuple[int, bytes]]] = {name: [] for name in ARRAYS}
-        for raw in filter(None, self.records.values()):
-            _, state, seq = head_of(raw)
-            mine[array_of(state)].append((seq, raw))
+        dead = self._changed(["dlq"])
 
         def new_jobs() -> Iterator[bytes]:
             nonlocal n
@@ -2361,10 +2363,10 @@ class Store:
 
         marks = {name: snapshot.mark for name, snapshot in self.snapshots.items()}
         dlq, jobs = self.snapshots["dlq"], self.snapshots["jobs"]
-        if mine["dlq"] or dlq.is_edited or any(id_of(raw) in self.records for raw in dlq.raws()):
-            merged = merge_records(dlq, sorted(mine["dlq"]), self.records)
+        if dead or dlq.is_edited or any(id_of(raw) in self.records for raw in dlq.raws()):
+            merged = merge_records(dlq, dead, self.records)
             marks["dlq"] = write_array(self.temporary("dlq"), merged)
-        merged = merge_records(jobs, sorted(mine["jobs"]), self.records)
+        merged = merge_records(jobs, self._changed(["jobs"]), self.records)
         marks["jobs"] = write_array(self.temporary("jobs"), itertools.chain(merged, new_jobs()))
         counts[NUMBER_OF["pending"]] += n - self.n
         self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
@@ -2543,14 +2545,18 @@ class Store:
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
         """The record of every job (of these arrays), in order of arrival or the reverse."""
-        heads = ((head_of(raw), raw) for raw in self.records.values() if raw)
-        mine = [(seq, raw) for (_, state, seq), raw in heads if array_of(state) in arrays]
-        streams: list[Iterable[bytes]] = [[raw for _, raw in sorted(mine, reverse=reverse)]]
+        mine = self._changed(arrays)
+        streams: list[Iterable[bytes]] = [mine[::-1] if reverse else mine]
         for name in arrays:
             if name in self.snapshots:
                 raws = self.snapshots[name].raws(reverse)
                 streams.append(raw for raw in raws if id_of(raw) not in self.records)
-        return heapq.merge(*streams, key=lambda raw: head_of(raw)[2], reverse=reverse)
+        return heapq.merge(*streams, key=seq_of, reverse=reverse)
+
+    def _changed(self, arrays: Collection[str]) -> list[bytes]:
+        """The records of the journal that belong in these arrays, in order of arrival."""
+        raws = filter(None, self.records.values())
+        return sorted((raw for raw in raws if array_of(head_of(raw)[1]) in arrays), key=seq_of)
 
     def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
         """Every job in those states, in order of arrival (or the reverse)."""
@@ -2697,24 +2703,20 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
 
 
 def merge_records(
-    snapshot: Snapshot, mine: Sequence[tuple[int, bytes]], changed: Collection[str]
+    snapshot: Snapshot, mine: Sequence[bytes], changed: Collection[str]
 ) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine`
-    (seq, record), which are sorted, in their places. A piece in which nothing changes is passed
-    on."""
-    done, gone = 0, {id.encode() for id in changed}
+    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine`,
+    which are sorted, in their places."""
+    done = 0
     for _, blob in snapshot.blobs():
         raws = blob.split(BETWEEN)
-        ids = [raw[8 : raw.index(b'"', 8)] for raw in raws]
-        upto = bisect.bisect(mine, (head_of(raws[-1])[2] + 1,))
-        if upto == done and gone.isdisjoint(ids):
-            yield blob
-            continue
-        kept = [raw for id, raw in zip(ids, raws, strict=True) if id not in gone]
-        merged = sorted([*((head_of(raw)[2], raw) for raw in kept), *mine[done:upto]])
-        done = upto
-        yield BETWEEN.join([raw for _, raw in merged])
-    yield BETWEEN.join([raw for _, raw in mine[done:]])
+        kept = [raw for raw in raws if id_of(raw) not in changed]
+        upto = bisect.bisect(mine, seq_of(raws[-1]), key=seq_of)
+        if upto > done:
+            kept = sorted([*kept, *mine[done:upto]], key=seq_of)
+            done = upto
+        yield BETWEEN.join(kept)
+    yield BETWEEN.join(mine[done:])
 
 
 def write_array(path: str, parts: Iterable[bytes]) -> Mark:
