@@ -1290,7 +1290,7 @@ class Home:
     def write_settings(self, values: Mapping[str, object]) -> None:
         """Replace config.json, whole and atomically. Under the lock."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        self._put(self.config_path, text.encode("utf-8", "replace"))
+        self.put_file(self.config_path, [text.encode("utf-8", "replace")])
         try:
             sync_dir(self.path)
         except OSError as error:
@@ -1385,7 +1385,7 @@ class Home:
         """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
         path = os.path.join(self.workers_dir, name + ".stop")
         try:
-            self._put(path, how.encode())
+            self.put_file(path, [how.encode()])
         except OSError as error:
             pid = name.partition("-")[0]
             raise StoreError(
@@ -1411,7 +1411,7 @@ class Home:
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         with self.locked(most_s):
-            self._put(self._clock_path, encode_json(mark._asdict()))
+            self.put_file(self._clock_path, [encode_json(mark._asdict())])
 
     @contextlib.contextmanager
     def unnamed_file(self, data: bytes) -> Iterator[int]:
@@ -1423,11 +1423,12 @@ class Home:
             os.lseek(fd, 0, os.SEEK_SET)
             yield fd
 
-    def _put(self, path: str, data: bytes) -> None:
-        """Replace a small file of ours, whole and synced."""
+    def put_file(self, path: str, parts: Iterable[bytes]) -> None:
+        """Replace a file of ours, whole and synced; its name is not yet synced."""
         new = os.path.join(self.dir, os.path.basename(path) + ".new")
         with new_file(new) as fd:
-            write_whole(fd, data)
+            for part in parts:
+                write_whole(fd, part)
             os.fsync(fd)
         os.rename(new, path)
 
@@ -2372,8 +2373,8 @@ class Store:
         self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
         try:
             os.fsync(self.journal.fd)
-        except OSError:
-            self._copy_journal(self.journal.fd)
+        except OSError as error:
+            self._renew_journal(self.journal.fd, error, contextlib.nullcontext())
         self._replace_arrays(marks)
         self.counts, self.n, self._unsynced = counts, n, False
         try:
@@ -2412,11 +2413,8 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
         """A new journal in the old one's place, synced: the header and the processing jobs."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
-        with new_file(self.temporary("journal")) as fd:
-            write_whole(fd, journal_line(encode_json(header)))
-            write_whole(fd, journal_line(change_body(running, (), self.counts, self.n)))
-            os.fsync(fd)
-        os.rename(self.temporary("journal"), self.journal_path)
+        bodies = (encode_json(header), change_body(running, (), self.counts, self.n))
+        self.home.put_file(self.journal_path, map(journal_line, bodies))
         sync_dir(self.home.dir)
 
     def temporary(self, name: str) -> str:
@@ -2451,37 +2449,24 @@ class Store:
             try:
                 os.fsync(fd)
             except OSError as error:
-                self._renew_journal(fd, error)
+                self._renew_journal(fd, error, self.home.locked())
+                with self._fold_may_fail():
+                    self.fold()
             finally:
                 os.close(fd)
 
-    def _renew_journal(self, fd: int, error: OSError) -> None:
-        """After a sync of that journal failed: see that all it holds is on the disk in fresh
-        files."""
+    def _renew_journal(
+        self, fd: int, error: OSError, lock: contextlib.AbstractContextManager[None]
+    ) -> None:
+        """After a sync of that journal failed: put a synced copy of it in its place. Where that
+        fails, no more changes are made."""
         try:
-            with self.home.locked():
+            with lock:
                 if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
-                    self._copy_journal(fd)
-                self.forget()
-                self.look(locked=True)
-                self._fold()
-                self.look(locked=True)
+                    self.home.put_file(self.journal_path, pieces(fd))
+                    sync_dir(self.home.dir)
+                self._unsynced = False
         except (OSError, StoreError):
-            self._break("An earlier change may be lost: the disk did not confirm it.")
-            raise _unconfirmed(error) from error
-
-    def _copy_journal(self, fd: int) -> None:
-        """Put a synced copy of that journal in its place. Where that fails, no more changes are
-        made."""
-        try:
-            with new_file(self.temporary("journal")) as copy:
-                for piece in pieces(fd):
-                    write_whole(copy, piece)
-                os.fsync(copy)
-            os.rename(self.temporary("journal"), self.journal_path)
-            sync_dir(self.home.dir)
-            self._unsynced = False
-        except OSError as error:
             self._break("An earlier change may be lost: the disk did not confirm it.")
             raise _unconfirmed(error) from error
 

@@ -599,7 +599,7 @@ def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_p
         raise OSError(errno.EIO, "Input/output error")
 
     effects = faulty(
-        lambda name, args: name == "fsync" or is_of("journal.json.new", "open")(name, args),
+        lambda name, args: name == "fsync" or is_of("journal.jsonl.new", "open")(name, args),
         fail,
     )
     with pytest.raises(q.StoreError, match="may have been stored|may be lost"):

@@ -149,16 +149,9 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is written in place",
-        (
-            (
-                '        with new_file(self.temporary("journal")) as fd:\n',
-                '        with new_file(self.journal_path) as fd:\n',
-            ),
-            (
-                '            os.fsync(fd)\n        os.rename(self.temporary("journal"), self.journal_path)\n',
-                "            os.fsync(fd)\n",
-            ),
-        ),
+        (("        self.home.put_file(self.journal_path, map(journal_line, bodies))\n",
+          "        with new_file(self.journal_path) as fd:\n"
+          "            for body in bodies:\n                write_whole(fd, journal_line(body))\n"),),
         "points.py", "fold", "killed",
     ),
     Mutant(
@@ -301,18 +294,19 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is not synced",
-        (("self.counts, self.n)))\n            os.fsync(fd)\n        os.rename",
-          "self.counts, self.n)))\n        os.rename"),),
+        (("            os.fsync(fd)\n        os.rename(new, path)", "        os.rename(new, path)"),),
         "power.py", "fold",
     ),
     Mutant(
         "a failed fsync is tried once more on that file",
-        (("                    self._copy_journal(fd)\n", "                    os.fsync(fd)\n"),),
+        (("                    self.home.put_file(self.journal_path, pieces(fd))\n",
+          "                    os.fsync(fd)\n"),),
         "power.py", "revival whose sync fails",
     ),
     Mutant(
         "a failed fsync of the intent is tried once more on that file",
-        (("            self._copy_journal(self.journal.fd)\n", "            os.fsync(self.journal.fd)\n"),),
+        (("            self._renew_journal(self.journal.fd, error, contextlib.nullcontext())\n",
+          "            os.fsync(self.journal.fd)\n"),),
         "power.py", "dlq retry",
     ),
     Mutant(

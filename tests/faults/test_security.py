@@ -118,9 +118,10 @@ def test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed(name, victim,
 def test_links_at_the_temporary_names_are_removed_and_not_followed(victim, run, process, home):
     store = queuectl.open_store(str(home), print)
     run("enqueue", "--id", "a", "echo x")
-    for path in [*(store.temporary(name) for name in ("jobs", "dlq", "journal")), store.home.config_path + ".new"]:
+    for path in [*(store.temporary(name) for name in ("jobs", "dlq")), store.home.config_path + ".new"]:
         plant(Path(path), victim)
-    plant(home / ".queuectl" / "config.json.new", victim)
+    for name in ("config.json.new", "journal.jsonl.new"):
+        plant(home / ".queuectl" / name, victim)
     run("config", "set", "max_retries", "7")
     process("worker", "start", "--drain")
     run("enqueue", "true")
