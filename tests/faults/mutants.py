@@ -177,7 +177,8 @@ MUTANTS = (
     ),
     Mutant(
         "a light look does not look at the checksum",
-        (("        body = body_of(data[at:])\n", "        body = data[at + 9 : -1]\n"),),
+        (("        body = body_of(tail[tail.rfind(b\"\\n\", 0, -1) + 1 :])\n",
+          "        body = tail[tail.rfind(b\"\\n\", 0, -1) + 10 : -1]\n"),),
         "test_store.py", "test_a_torn_tail_is_passed_over_by_readers_and_set_aside_by_the_next_writer",
     ),
     Mutant(
@@ -198,12 +199,12 @@ MUTANTS = (
     ),
     Mutant(
         "a search does not see that a job was deleted",
-        (("        at, quoted = text.find(gone, put + 1), b", "        at, quoted = -1, b"),),
+        (("        if any(quoted in ids[: ids.index(b\"]\")] for ids in deletions):\n", "        if False:\n"),),
         "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
     ),
     Mutant(
         "a search takes what was added after its deletion for deleted",
-        (("        at, quoted = text.find(gone, put + 1), b", "        at, quoted = text.find(gone), b"),),
+        (("        deletions = text[put + 1 :].split", "        deletions = text.split"),),
         "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
     ),
     Mutant(
