@@ -1674,6 +1674,7 @@ FORMAT: Final = 2
 ARRAYS: Final = ("jobs", "dlq")
 SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
 LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
+LONG_BYTES: Final = 2 << 20  # a journal below this is read in 30 ms
 FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
 RECORD_BYTES: Final = 1 << 10  # most records are shorter
 TAIL_BYTES: Final = 1 << 16  # of the journal, read for its last line; a longer one is replayed
@@ -2312,17 +2313,18 @@ class Store:
     # -- Folding and syncing
 
     def fold_due(self, quiet_s: float) -> bool:
-        """Whether the journal should be folded: while the arrays are small always, else when it has
-        reached a quarter of them, so that the cost of a change stays bounded. `quiet_s` is for how
-        long nothing happened: an idle worker does not rewrite a large queue for each new job."""
+        """Whether the journal should be folded: while the arrays are small always, else when it is
+        long and has reached a quarter of them, so that the cost of a change stays bounded.
+        `quiet_s` is for how long nothing happened: an idle worker does not rewrite a large queue
+        for each new job."""
         journal = self.journal
         if journal is None:
             return False
         if not journal.is_of_this_boot or not are_same_files(self._marks, journal.marks()):
             return True  # until then no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
-        is_small = arrays <= max(SMALL_BYTES, 4 * journal.end, quiet_s * FOLD_BYTES_S)
-        return is_small and journal.end > journal.start
+        is_small = arrays <= max(SMALL_BYTES, quiet_s * FOLD_BYTES_S)
+        return journal.end > (journal.start if is_small else max(LONG_BYTES, arrays // 4))
 
     def fold(self, most_s: float = math.inf) -> None:
         """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
@@ -4711,11 +4713,11 @@ class SlotLog:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
             # Another slot's child holds a copy until its exec is done: 100 ms at the most.
-            for power in range(10):
+            for _ in range(500):
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
-                time.sleep(0.0001 * 2**power)
+                time.sleep(0.0002)
         trim_log(fd, most)
         os.close(fd)
         self._keep(path)
@@ -4755,13 +4757,12 @@ def trim_log(fd: int, most: int) -> bool:
     end = (info.st_size - most) // info.st_blksize * info.st_blksize
     if end <= _first_data(fd):
         return True
-    try:
-        import ctypes
+    import ctypes
 
-        libc = ctypes.CDLL(None)
-        # The offsets have 64 bits in both; only the GNU library has another one for 32 bits.
-        fallocate = getattr(libc, "fallocate64", None) or libc.fallocate
-    except (ImportError, OSError, AttributeError):
+    libc = ctypes.CDLL(None)
+    # The offsets have 64 bits in both; only the GNU library has another one for 32 bits.
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is None:
         return False
     return bool(fallocate(fd, _PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(end)) == 0)
 
@@ -4809,7 +4810,7 @@ def remove_logs(logs_dir: str, id: str, runs: int) -> None:
 
 
 def remove_log(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with contextlib.suppress(OSError):  # the rest goes at the next sweep
         os.unlink(path)
 
 
@@ -5247,8 +5248,7 @@ class Worker:
         before = add_seconds(self.home.now(), -keep_s)
         gone = purge_completed(self.store, before, PATIENCE_S)
         for job in gone:
-            with contextlib.suppress(OSError):
-                remove_logs(self.home.logs_dir, job.id, job.runs)
+            remove_logs(self.home.logs_dir, job.id, job.runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
 
@@ -5394,8 +5394,7 @@ class Worker:
     def _run_command(self, slot: int, job: Job) -> Outcome:
         log = self._logs[slot]
         # A purge that died may have left the output of another job of that id (F9).
-        with contextlib.suppress(OSError):
-            remove_log(log_path(self.home.logs_dir, job.id, job.runs))
+        remove_log(log_path(self.home.logs_dir, job.id, job.runs))
         env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
         attempt = self._executor.start(
             slot, self.home.last_config.runner, job.command, (job.cwd or "/").encode(),
@@ -5424,6 +5423,8 @@ class Worker:
         """Run one hook, with the job and its last output as JSON on stdin."""
         path = log_path(self.home.logs_dir, job.id, job.runs)
         about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
+        # The job is over: if the worker is killed now, only this row says that the hook may run.
+        self.file.write_row(slot, {"job": job.id, "run": job.runs, "hook": name})
         with self.home.unnamed_file(encode_json(about) + b"\n") as fd:
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
             attempt = self._executor.start(
@@ -5445,10 +5446,8 @@ class Worker:
         time limit; an attempt that began during a hand-back is ended."""
         if isinstance(attempt, Outcome):
             return attempt
-        row: dict[str, Any] = {"job": job.id, "run": job.runs}
+        row = {"job": job.id, "run": job.runs, "hook": hook}
         row |= {"session": attempt.pid, "start": attempt.trace.start_s}
-        if hook:
-            row["hook"] = hook
         self.file.write_row(slot, row)
         attempt.job_id = "" if hook else job.id
         if self.state == "handing back" or attempt.deadline < time.monotonic() + TICK_S:
@@ -5633,7 +5632,7 @@ def _orphans_of(store: Store, name: str) -> list[Orphan]:
     info = store.home.read_worker(name)
     with store.transaction():  # the worker is dead now: what it still wrote is its last word
         jobs = [job for job in store.processing.values() if job.worker == name]
-    hooks = [_orphan(store, info, row, None) for row in info.rows if "hook" in row]
+    hooks = [_orphan(store, info, row, None) for row in info.rows if row.get("hook")]
     return [_orphan_of(store, info, job) for job in jobs] + hooks
 
 

@@ -147,7 +147,7 @@ a hook runs before its report is on the disk: test_a_hook_runs_only_when_the_rep
 +                outcome = self._run_hook(slot, job, name, command)
 
 nothing ends the hook of a dead worker: test_whoever_clears_a_dead_worker_away_ends_its_hook_first
--    hooks = [_orphan(store, info, row, None) for row in info.rows if "hook" in row]
+-    hooks = [_orphan(store, info, row, None) for row in info.rows if row.get("hook")]
 +    hooks: list[Orphan] = []
 
 a time limit never strikes: test_a_job_over_its_time_limit_gets_sigterm_first
@@ -212,8 +212,8 @@ a death by our own stop counts: test_a_signal_that_ends_a_job_together_with_its_
 +            if time.monotonic() - self._stopped_at < 0:
 
 a run shows what is there under its name: test_a_job_never_shows_what_another_job_of_its_id_wrote
--            remove_log(log_path(self.home.logs_dir, job.id, job.runs))
-+            pass
+-        remove_log(log_path(self.home.logs_dir, job.id, job.runs))
++        pass
 
 a reader shows a run that never was: test_a_job_never_shows_what_another_job_of_its_id_wrote
 -    if run > job.runs:

@@ -267,10 +267,12 @@ def kept_lines(path: str) -> list[bytes]:
     return b"".join(piece for _, piece in q.read_log(path)).splitlines()
 
 
-WITHOUT_CTYPES = """
-import sys
+WITHOUT_HOLES = """
+import ctypes, sys
 sys.path.insert(0, sys.argv.pop(1))
-sys.modules["ctypes"] = None
+class CDLL(ctypes.CDLL):
+    fallocate = fallocate64 = None
+ctypes.CDLL = CDLL
 import queuectl
 queuectl.CARE_S = 0.05
 queuectl.main()
@@ -284,7 +286,7 @@ def test_where_the_system_punches_no_holes_a_log_is_truncated_and_the_worker_say
     logs = home / ".queuectl" / "logs"
     wait = f"while [ $(cat {logs}/*.0.log | wc -c) -gt 65536 ]; do sleep 0.02; done"
     enqueue("a", f"seq 40000; {wait}; echo between; seq 40000; {wait}; echo last words")
-    words = [sys.executable, "-c", WITHOUT_CTYPES, str(PROGRAM.parent), "worker", "start", "--drain"]
+    words = [sys.executable, "-c", WITHOUT_HOLES, str(PROGRAM.parent), "worker", "start", "--drain"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.count("log_max is truncated") == 1, done.stderr
     assert run("logs", "a").out == "last words\n"
