@@ -77,21 +77,17 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
 
-gc.set_threshold(
-    50_000
-)  # before these imports: a command ends before the collector pays, and it took a tenth
+# Before these imports: a command ends before the collector pays, and it took a tenth.
+gc.set_threshold(50_000)
 
 try:
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
 
     import click
+    from click.exceptions import NoArgsIsHelpError  # Click 8.2
     from filelock import lock_descriptor, unlock_descriptor  # filelock 4.2
-
-    _ = click.Choice[str]  # Click 8.2
-except (
-    ImportError,
-    TypeError,
-) as error:  # a checkout without its set-up, or with a system's older packages
+except ImportError as error:
+    # A checkout without its set-up, or with a system's older packages.
     sys.exit(
         f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the "
         "packages of requirements.txt. Set up: python3 -m venv .venv && "
@@ -6052,7 +6048,7 @@ class Group(click.Group):
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
         except click.ClickException as error:
             code = error.exit_code
-            if not isinstance(error, click.exceptions.NoArgsIsHelpError):  # whose text is a page
+            if not isinstance(error, NoArgsIsHelpError):  # whose text is a page
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
                 error.show()
@@ -6211,7 +6207,8 @@ class EnqueueCommand(click.Command):
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         options = {name for param in self.get_params(ctx) for name in param.opts}
         for word in () if before[-1:] == ["--"] else words[1:]:
-            if word.partition("=")[0].replace("_", "-") in options:
+            name = word.partition("=")[0].replace("_", "-")
+            if name.startswith("--") and name in options:
                 raise click.UsageError(
                     f"'{word}' stands after the command's first word, where it belongs to the "
                     "command. Put options of enqueue before the command; if the command has such "
@@ -6573,8 +6570,8 @@ def _watch(store: Store, seconds: float) -> None:
             text = "\033[K\n".join(watch_frame(view, failed, columns, rows, now))
             text = click.unstyle(text) if os.environ.get("NO_COLOR") else text
             # One write, so that a frame is never seen half drawn.
-            frame = f"\033[H{text}\033[K\033[J".encode(sys.stdout.encoding, "replace")
-            write_whole(1, frame)
+            frame = f"\033[H{text}\033[K\033[J"
+            write_whole(1, frame.encode(sys.stdout.encoding, "replace"))
             ready, _, _ = select.select([0], [], [], seconds)
             # An arrow key is more than one byte. No byte at all: the terminal is gone.
             if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
@@ -6742,7 +6739,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     ended, warned = find_ended(store, wanted), False
     hidden = not sys.stderr.isatty()
     with click.progressbar(
-        length=len(wanted), label="Waiting", width=10, file=sys.stderr, hidden=hidden
+        length=len(wanted), label="Waiting", file=sys.stderr, hidden=hidden
     ) as bar:
         bar.update(len(ended))
         while len(ended) < len(wanted) and time.monotonic() < deadline:

@@ -63,8 +63,8 @@ def test_several_words_reach_the_program_word_for_word(run, jobs, words):
 
 
 def test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command(run, jobs):
-    run("enqueue", "--priority", "2", "ls", "-l", "--all-of-it")
-    assert shlex.split(only(jobs)["command"]) == ["ls", "-l", "--all-of-it"]
+    run("enqueue", "--priority", "2", "ls", "-l", "-h", "--all-of-it")
+    assert shlex.split(only(jobs)["command"]) == ["ls", "-l", "-h", "--all-of-it"]
 
 
 @pytest.mark.parametrize(
