@@ -770,7 +770,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
     A field that belongs to the queue may hold what each new job has anyway.
     """
     if not isinstance(record, dict):
-        example = 'For example: {"command": "echo hi"}.'
+        example = 'Give one: {"command": "echo hi"}.'
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
     out: dict[str, Any] = {}
     for name, value in record.items():
@@ -3136,12 +3136,13 @@ def enqueue_job(store: Store, fields: Mapping[str, Any]) -> Accepted:
 
 def enqueue_bulk(
     store: Store,
-    lines: Iterable[bytes],
+    lines: Iterable[Any],
     options: Mapping[str, Any],
     keep_records: bool,
     unit: str = "line",
 ) -> Bulk:
-    """Add one job per line, all or nothing; an error names the number of the `unit`.
+    """Add one job per line (a line's bytes, or an object in JSON), all or nothing; an error names
+    the number of the `unit`.
 
     Every line is checked and encoded before the lock is taken. `options` are the fields of every
     line that does not say otherwise, `cwd` always among them.
@@ -3186,12 +3187,13 @@ class Bulk:
         self._keys: set[str] = set()
 
     def encode(
-        self, lines: Iterable[bytes], options: Mapping[str, Any], unit: str
+        self, lines: Iterable[Any], options: Mapping[str, Any], unit: str
     ) -> Iterator[bytes]:
         """For each line the record of its job, or nothing."""
         for number, line in enumerate(lines, 1):
             try:
-                fields = parse_job_line(line, self._now)
+                parse = parse_job_line if isinstance(line, bytes) else parse_spec
+                fields = parse(line, self._now)
             except BadValue as error:
                 raise BadValue(f"In {unit} {number}: {error}") from None
             yield self.encode_job(merge_fields(options, fields)) if fields else b""
@@ -6100,7 +6102,7 @@ def find_home(option: str | None) -> str:
     the user's own."""
     if home := option or os.environ.get("QUEUECTL_HOME"):
         return home
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.dirname(__file__)
     for name in ("config.json", "jobs.json", "dlq.json", ".queuectl"):
         if os.path.exists(os.path.join(here, name)):
             return here
@@ -6135,6 +6137,7 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 _switch = functools.partial(click.option, is_flag=True)
+_one_of = functools.partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
 PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
@@ -6387,10 +6390,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
     data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
-    lines, unit = iter(data.split(b"\n")), "line"
+    lines: Sequence[Any] = data.split(b"\n")
+    unit = "line"
     # A file that begins so, comments apart, is one JSON value; no command begins so.
     if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\{|[\[{]\s*$)", data):
-        lines, unit = _parse_whole(data[begin.start(1) :]), "element"
+        # What is not UTF-8 is refused with its field.
+        text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
+        value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
+        lines, unit = value if isinstance(value, list) else [value], "element"
     bulk = enqueue_bulk(store, lines, options, in_json, unit)
     jobs = [
         {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
@@ -6399,17 +6406,6 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     out = [as_json(jobs)] if in_json else bulk.ids
     _done(store, out, f"{bulk.added} jobs are in the queue.")
     return 0
-
-
-def _parse_whole(data: bytes) -> Iterator[bytes]:
-    """A line for each record of a file that is one JSON array or object."""
-    text = data.decode("utf-8", "surrogateescape")  # what is not UTF-8 is refused with its field
-    value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
-    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
-        if not isinstance(record, dict):
-            shown = _shown(record)
-            raise BadValue(f"Element {number} of the array is {shown}. Give JSON objects only.")
-        yield encode_json(record)
 
 
 def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
@@ -6441,7 +6437,7 @@ def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(STATES, case_sensitive=False),
+    type=_one_of(STATES),
     multiple=True,
     help="Only jobs in that state (repeatable).",
 )
@@ -6610,9 +6606,7 @@ def _other_screen() -> Iterator[None]:
 
 @cli.command("stats")
 @click.option("--since", type=duration, help="Only what ended in that time.")
-@click.option(
-    "--by", type=click.Choice(["tag", "command"], case_sensitive=False), help="Each of these too."
-)
+@click.option("--by", type=_one_of(["tag", "command"]), help="Each of these too.")
 @_json
 @_switch("--prometheus", help="In the format of Prometheus' textfile collector.")
 @_store
@@ -6892,7 +6886,7 @@ def resume(store: Store) -> None:
 @click.option(
     "--state",
     "states",
-    type=click.Choice(OVER, case_sensitive=False),
+    type=_one_of(OVER),
     multiple=True,
     help="Only these. [completed and dead]",
 )
@@ -7259,7 +7253,7 @@ def doctor(store: Store, fix: bool) -> None:
 
 
 @cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"], case_sensitive=False))
+@click.argument("shell", type=_one_of(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the script by which a shell completes words.
 
