@@ -4990,6 +4990,7 @@ class Worker:
         self.state: Literal["running", "stopping", "handing back"] = "running"
         self._stopped_at = -math.inf
         self._error: QueueError | None = None  # why it stops by itself
+        self._prepared = threading.Event()  # the threads may begin
         self._leaving = threading.Event()  # ends the threads beside the slots
         self._signals: list[int] = []  # in order: the stop signals, and each Ctrl+Z until obeyed
         self._work = threading.Condition()  # of `state` and `_round`
@@ -5029,30 +5030,33 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
-        speaker = threading.Thread(target=self._speak, daemon=True)
-        if not _started([speaker]):
-            raise Refused(NO_THREADS)
+        slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
+        loops: list[Callable[[], None]] = [self._speak, self._care, *slots]
+        speaker, *others = threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
         try:
-            return self._run()
-        finally:
-            self._leaving.set()
-            self._unsaid.put("")
-            speaker.join(LAST_WORDS_S)
+            for thread in threads:
+                thread.start()
+        except RuntimeError:
+            raise Refused(NO_THREADS) from None
+        self._prepare()
+        self._prepared.set()
+        self._see_to_chores()
+        self._leaving.set()
+        for thread in others:
+            thread.join()
+        code = self._leave()
+        self._unsaid.put("")
+        speaker.join(LAST_WORDS_S)
+        return code
 
-    def _run(self) -> int:
+    def _see_to_chores(self) -> None:
+        """What the main thread does until the last slot is done."""
         import select
 
-        self._prepare()
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
-        slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
-        loops: list[Callable[[], None]] = [*slots, self._care]
-        threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
-        started = _started(threads)
-        if started != threads:
-            self._give_up(Refused(NO_THREADS))
         tick_at = 0.0
-        while len(self._ended) < len(started[: self.threads]):
+        while len(self._ended) < self.threads:
             now_s, self._due_at = time.monotonic(), math.inf
             try:
                 self._obey_signals()
@@ -5075,10 +5079,6 @@ class Worker:
             timeout_s = min(tick_at, self._due_at, *deadlines) - time.monotonic()
             if poll.poll(max(0.0, timeout_s) * 1000):
                 os.read(self.file.wake_fd, WAKE_BYTES)
-        self._leaving.set()
-        for thread in started:
-            thread.join()
-        return self._leave()
 
     def _prepare(self) -> None:
         """Signals, environment and the worker's file; then others can see that it lives."""
@@ -5297,6 +5297,7 @@ class Worker:
     def _slot_thread(self, slot: int) -> None:
         """A slot for the worker's whole life. After a fault of ours it begins anew, and what it
         held is given back."""
+        self._prepared.wait()
         while slot not in self._ended:
             try:
                 self._slot(slot)
@@ -5502,6 +5503,7 @@ class Worker:
     # -- Recovery and the trimming of logs: a thread of their own, since either may take long
 
     def _care(self) -> None:
+        self._prepared.wait()
         recovery = Recovery(self.store, self.name, self.say)
         while not self._leaving.is_set():
             self._attend("recovery fails", recovery.step)
@@ -5529,16 +5531,6 @@ class Worker:
                 "Warning: this system cannot give up the beginning of a file: "
                 "a log above log_max is truncated, and what it held is lost."
             )
-
-
-def _started(threads: list[threading.Thread]) -> list[threading.Thread]:
-    """Those of them that the system was willing to start."""
-    for number, thread in enumerate(threads):
-        try:
-            thread.start()
-        except RuntimeError:
-            return threads[:number]
-    return threads
 
 
 def _say_why(error: Exception | str) -> str:
@@ -5630,7 +5622,7 @@ def _orphans_of(store: Store, name: str) -> list[Orphan]:
     info = store.home.read_worker(name)
     with store.transaction():  # the worker is dead now: what it still wrote is its last word
         jobs = [job for job in store.processing.values() if job.worker == name]
-    hooks = [_orphan(store, info, row, None) for row in info.rows if row.get("hook")]
+    hooks = [_orphan(store, info, row, (), None) for row in info.rows if row.get("hook")]
     return [_orphan_of(store, info, job) for job in jobs] + hooks
 
 
@@ -5638,17 +5630,17 @@ def _orphan_of(store: Store, info: WorkerInfo, job: Job) -> Orphan:
     """What is known of a job's run: its worker may not have written its row yet."""
     run = {"job": job.id, "run": job.runs}
     row = next((row for row in info.rows if run.items() <= row.items()), run)
-    return _orphan(store, info, row, job)
+    slot_log = slot_log_path(store.home.logs_dir, info.name, job.slot or 0)
+    logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
+    return _orphan(store, info, row, logs, job)
 
 
-def _orphan(store: Store, info: WorkerInfo, row: Mapping[str, Any], job: Job | None) -> Orphan:
+def _orphan(
+    store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...], job: Job | None
+) -> Orphan:
     """How the run in a row is found: by no session after a reboot, and in a copied home."""
-    lock_id, header, logs_dir = store.home.lock_id(), info.header, store.home.logs_dir
+    lock_id, header = store.home.lock_id(), info.header
     mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
-    logs: tuple[str, ...] = ()
-    if job is not None:
-        slot_log = slot_log_path(logs_dir, info.name, job.slot or 0)
-        logs = (slot_log, log_path(logs_dir, job.id, job.runs))
     trace = Trace(mark, logs)
     rebooted = header.get("boot_id", boot_id()) != boot_id()
     if header.get("lock") == lock_id and not rebooted:

@@ -147,7 +147,7 @@ a hook runs before its report is on the disk: test_a_hook_runs_only_when_the_rep
 +                outcome = self._run_hook(slot, job, name, command)
 
 nothing ends the hook of a dead worker: test_whoever_clears_a_dead_worker_away_ends_its_hook_first
--    hooks = [_orphan(store, info, row, None) for row in info.rows if row.get("hook")]
+-    hooks = [_orphan(store, info, row, (), None) for row in info.rows if row.get("hook")]
 +    hooks: list[Orphan] = []
 
 a time limit never strikes: test_a_job_over_its_time_limit_gets_sigterm_first
