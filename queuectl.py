@@ -4342,8 +4342,7 @@ class Executor:
         with contextlib.suppress(OSError):
             for name in os.listdir("/dev/fd"):
                 with contextlib.suppress(OSError):
-                    if int(name) > 2:
-                        os.set_inheritable(int(name), False)
+                    os.set_inheritable(int(name), int(name) <= 2)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
@@ -5001,7 +5000,6 @@ class Worker:
         self._said: set[str] = set()  # what is not said again
         logs = (slot_log_path(self.home.logs_dir, self.name, slot) for slot in range(threads))
         self._logs = [SlotLog(log) for log in logs]
-        self._has_room = True  # for output
         self._sweep_at = 0.0  # on the monotonic clock
         self._quiet_since = 0.0  # nothing runs and the counts are
         self._quiet_counts: list[int] = []  # these
@@ -5204,8 +5202,7 @@ class Worker:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
 
     def _keep_house(self, now_s: float) -> None:
-        """Once a second: look for room, fold, sync; once a minute: purge, sweep."""
-        self._has_room = has_room(self.home.logs_dir)
+        """Once a second: fold, sync; once a minute: purge, sweep."""
         if self._executor.running or self.store.counts != self._quiet_counts:
             self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
         quiet_s = now_s - self._quiet_since
@@ -5352,7 +5349,7 @@ class Worker:
         if self.state != "running" or (has_ended and self._troubles.get(slot)):
             return False
         try:
-            if not self._has_room:
+            if not has_room(self.home.logs_dir):
                 raise HostFault(f"no space is left for output under '{self.home.logs_dir}'")
             self._logs[slot].open()
             self._executor.find_runner(self.home.last_config.runner)
@@ -5476,7 +5473,6 @@ class Worker:
                 "queuectl config set job-timeout 10m"
             )
         if outcome.exit_code != 0 and not has_room(self.home.logs_dir):
-            self._has_room = False
             return outcome._replace(kind="handed_back", reason="the disk of its output is full")
         if outcome.exit_code == EXIT_NOT_FOUND:
             own = os.environb.get(b"PATH", b"").decode("utf-8", "replace")

@@ -404,7 +404,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs are claimed without room for their output",
-        (("            if not self._has_room:\n", "            if False:\n"),),
+        (("            if not has_room(self.home.logs_dir):\n", "            if False:\n"),),
         "limits.py", "full disk",
     ),
     Mutant(
