@@ -4950,9 +4950,8 @@ PURGE_S: Final = 3600.0  # between two purges, and after the clock was set or th
 SWEEP_S: Final = 60.0  # between two looks for what is old, in the queue and in a folder of logs
 TICK_S: Final = 1.0  # folding, syncing, and a look for what no wake-up announced
 CARE_S: Final = 2.0  # between two looks for jobs of dead workers and for logs above log_max
-PATIENCE_S: Final = (
-    0.1  # of the main thread for the store lock: time limits and signals are its own
-)
+# Of the main thread for the store lock: time limits and signals are its own.
+PATIENCE_S: Final = 0.1
 UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
 SPEAK_S: Final = 0.05
 LAST_WORDS_S: Final = 2.0
@@ -5206,7 +5205,9 @@ class Worker:
         if self._executor.running or self.store.counts != self._quiet_counts:
             self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
         quiet_s = now_s - self._quiet_since
-        self._fold_and_sync(quiet_s, PATIENCE_S)
+        self.store.sync()  # also where it cannot be folded
+        if self.store.fold_due(quiet_s):
+            self.store.fold(PATIENCE_S)
         if now_s < self._sweep_at:
             return
         self._purge_old()
@@ -5216,13 +5217,6 @@ class Worker:
                 folder = int(self.home.clock() / SWEEP_S) % LOG_FOLDERS
                 sweep_logs(self.home.logs_dir, folder, self.store.find_raws)
         self._sweep_at = now_s + SWEEP_S
-
-    def _fold_and_sync(self, quiet_s: float, most_s: float = math.inf) -> None:
-        try:
-            if self.store.fold_due(quiet_s):
-                self.store.fold(most_s)
-        finally:
-            self.store.sync()
 
     def _purge_old(self) -> None:
         """`keep_completed`: about once an hour one worker removes the completed jobs that are old.
@@ -5242,10 +5236,10 @@ class Worker:
             return
         before = add_seconds(self.home.now(), -keep_s)
         gone = purge_completed(self.store, before, PATIENCE_S)
-        for job in gone:
-            remove_logs(self.home.logs_dir, job.id, job.runs)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
+        for job in gone:
+            remove_logs(self.home.logs_dir, job.id, job.runs)
 
     def _set_trouble(self, who: int | str, error: Exception | str | None) -> None:
         """Say once why this slot claims nothing, or which chore fails, and show it in `status`;
@@ -5269,17 +5263,18 @@ class Worker:
         try:
             if self._error is None:
                 self.store.follow()
-                self._fold_and_sync(math.inf)
+                self.store.sync()
+                if self.store.fold_due(math.inf):
+                    self.store.fold()
                 began_at = self.file.header["started_at"]
                 died = self.drain and has_died_since(self.store, began_at, self.only)
         except QueueError as error:
             self._error = error
             self.say(f"Error: {error}")
         finally:
-            # The FIFO is closed next, and its number may become another file's.
+            # The FIFO is closed next, and its number may become another file's. The handlers stay:
+            # there is nothing left to stop.
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
             self.home.forget_worker(self.name)
             self.file.close()
         self.say(f"Worker {self.name} stopped.")
