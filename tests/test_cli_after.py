@@ -64,10 +64,7 @@ def test_an_unknown_id_is_refused_and_nothing_added(run, enqueue, jobs, option, 
 
 def test_a_line_of_a_file_can_name_earlier_lines_and_jobs_that_are_there(run, enqueue, jobs, tmp_path):
     enqueue("a", "true")
-    lines = [
-        {"id": "b", "command": "true", "after": ["a"]},
-        {"id": "c", "command": "true", "after": ["b", ANY_A]},
-    ]
+    lines = [{"id": "b", "command": "true", "after": ["a"]}, {"id": "c", "command": "true", "after": ["b", ANY_A]}]
     path = tmp_path / "jobs.txt"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert run("enqueue", "--file", str(path)).lines == ["b", "c"]

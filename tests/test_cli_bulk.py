@@ -159,32 +159,10 @@ def test_two_lines_with_one_unique_key_are_one_job(run, listed):
 # ---- all or nothing ----
 
 
-@pytest.mark.parametrize(
-    "line, code",
-    [
-        ('{"command":', 2),
-        ('{"command":"true","colour":"red"}', 2),
-        ('{"id":"taken","command":"true"}', 1),
-        ('{"id":"first","command":"true"}', 1),
-        ("x" * 131_072, 2),
-    ],
-    ids=["bad JSON", "unknown field", "taken id", "id of an earlier line", "too long"],
-)
-def test_one_bad_line_keeps_the_whole_file_out(run, listed, line, code):
-    run("enqueue", "--id", "taken", "true")
-    run("enqueue", "--file", listed(f'{{"id":"first","command":"true"}}\n{line}\necho last\n'), code=code)
-    assert run("list", "--ids").out == "taken\n"
-
-
 def test_the_error_for_a_bad_line_names_its_number(run, listed):
     # reading: lines are counted as an editor counts them, comments and empty ones included.
     error = run("enqueue", "--file", listed('# head\n\necho one\n{"command":5}\n'), code=2).err
     assert "line 4" in error
-
-
-def test_bytes_that_are_not_utf8_keep_the_whole_file_out(run, listed):
-    run("enqueue", "--file", listed(b"echo one\necho \xff\xfe\n"), code=2)
-    assert run("list", "--ids").out == ""
 
 
 # ---- --stream ----

@@ -107,15 +107,6 @@ def test_dlq_retry_changes_the_job_on_its_way_back(run, jobs, drained_copy):
     assert [jobs()["boom"][name] for name in named] == expected
 
 
-def test_a_revived_job_runs_again(run, process, jobs, tmp_path):
-    run("enqueue", "--id", "a", "--max-retries", "1", f"test -e '{tmp_path}/mended'")
-    process("worker", "start", "--drain", code=1)
-    (tmp_path / "mended").touch()
-    run("dlq", "retry", "a")
-    process("worker", "start", "--drain", code=0)
-    assert (jobs()["a"]["state"], jobs()["a"]["attempts"], jobs()["a"]["runs"]) == ("completed", 1, 2)
-
-
 # ---- dlq purge ----
 
 

@@ -396,9 +396,6 @@ IN_PLACES = [
     for bad in [
         Bad("an unknown id", ["show", "nosuch"], "nosuch", REFUSED),
         Bad("a bad field", job('"priority":"é\\u001b"'), "priority"),
-        Bad("no job", ["enqueue"], "command"),
-        Bad("an unknown setting", ["config", "set", "colour", "rouge"], "colour"),
-        Bad("a bad list", ["enqueue", "--file", "-"], "line 2", stdin=line(b"echo \xff")),
     ]
 ]
 IN_PLACES += [

@@ -189,7 +189,7 @@ def test_a_home_that_is_a_file_is_refused(run, tmp_path):
 # ---- modes ----
 
 
-@pytest.fixture(params=[0o000, 0o002, 0o022, 0o777], ids=lambda mask: f"umask {mask:03o}")
+@pytest.fixture(params=[0o000, 0o777], ids=lambda mask: f"umask {mask:03o}")
 def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[int]:
     """A umask for this process and all it starts (the temporary directory exists already)."""
     before = os.umask(request.param)
@@ -212,14 +212,8 @@ def as_promised(home: Path) -> dict[str, str]:
 
 def test_what_a_command_creates_is_for_the_owner_only(run, tmp_path, umask):
     new = tmp_path / "new"
-    for arguments in [
-        ["enqueue", "--id", "a", "true"],
-        ["enqueue", "--id", "b", "true"],
-        ["cancel", "a"],
-        ["config", "set", "max-retries", "5"],
-        ["pause"],
-    ]:
-        run("--home", str(new), *arguments)
+    for words in ("enqueue --id a true", "enqueue --id b true", "cancel a", "config set max-retries 5", "pause"):
+        run("--home", str(new), *words.split())
     assert modes(new) == as_promised(new)
 
 
@@ -235,22 +229,14 @@ def test_parents_of_a_new_home_are_made(run, tmp_path):
     assert stat.S_IMODE((tmp_path / "one" / "two").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o702, 0o707, 0o1777], ids=oct)
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o1777], ids=oct)
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["enqueue", "true"],
-        ["list"],
-        ["status"],
-        ["config", "set", "max-retries", "5"],
-        ["worker", "start", "--drain"],
-    ],
-    ids=" ".join,
+    "words", ["enqueue true", "list", "status", "config set max-retries 5", "worker start --drain"]
 )
-def test_a_home_that_anyone_can_write_is_refused(run, home, mode, arguments):
+def test_a_home_that_anyone_can_write_is_refused(run, home, mode, words):
     # reading: reading it is refused too, for what it holds cannot be believed.
     home.chmod(mode)
-    assert "Error:" in run(*arguments, code=3).err
+    assert "Error:" in run(*words.split(), code=3).err
     assert list(home.iterdir()) == []
 
 

@@ -233,35 +233,10 @@ def test_show_says_that_the_queue_is_paused(run, three):
 # ---- what a worker left, seen through list and show ----
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("ok", {"state": "completed", "attempts": 1, "runs": 1, "outcome": "exited", "exit_code": 0}),
-        ("quiet", {"state": "completed", "attempts": 1, "runs": 1, "outcome": "exited", "exit_code": 0}),
-        ("boom", {"state": "dead", "attempts": 1, "runs": 1, "outcome": "exited", "exit_code": 3}),
-        ("twice", {"state": "dead", "attempts": 2, "runs": 2, "outcome": "exited", "exit_code": 4}),
-        ("killed", {"state": "dead", "attempts": 1, "runs": 1, "outcome": "signalled", "signal": 9}),
-        ("flaky", {"state": "failed", "attempts": 1, "runs": 1, "outcome": "exited", "exit_code": 5}),
-        ("gone", {"state": "dead", "attempts": 0, "runs": 0, "reason": "cancelled"}),
-    ],
-)
-def test_the_record_says_how_a_job_ended(jobs, drained, name, expected):
-    job = jobs()[name]
-    assert {key: job.get(key) for key in expected} == expected
-
-
 def test_a_job_that_does_not_run_names_no_worker_and_its_times_are_in_order(jobs, drained):
     assert not [name for name, job in jobs().items() if {"worker", "slot"} & set(job)]
     times = [jobs()["ok"][name] for name in ("created_at", "started_at", "finished_at", "updated_at")]
     assert times == sorted(times)
-
-
-def test_history_holds_each_attempt(jobs, drained):
-    history = jobs()["twice"]["history"]
-    assert [(past["run"], past["attempt"], past["outcome"], past["exit_code"]) for past in history] == [
-        (1, 1, "exited", 4),
-        (2, 2, "exited", 4),
-    ]
 
 
 # ---- status ----

@@ -17,15 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import SOURCE
-from real_processes import (
-    Call,
-    kill,
-    meeting,
-    seconds_between,
-    started_with,
-    stored,
-    stored_ids,
-)
+from real_processes import Call, kill, meeting, seconds_between, started_with, stored, stored_ids
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -55,12 +47,7 @@ def demo(checkout: Path) -> Iterator[Call]:
         words = [sys.executable, "queuectl.py", *args]
         if not background:
             done = subprocess.run(
-                words,
-                cwd=checkout,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=60,
+                words, cwd=checkout, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
             )
             assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stderr.decode()}"
             return done.stdout.decode()

@@ -126,14 +126,14 @@ def test_a_diamond_waits_for_both_sides(run, drain, tmp_path, enqueue):
     assert order_of(path) == ["top", "left", "right", "bottom"]
 
 
-@workers  # slow: a thousand processes
-def test_a_parent_of_a_thousand_frees_them_all(run, drain, jobs, tmp_path):
+@workers
+def test_a_parent_of_two_hundred_frees_them_all(run, drain, jobs, tmp_path):
     path = tmp_path / "order"
     parent = {"id": "parent", "command": f"sleep 0.2; echo $QUEUECTL_JOB_ID >> {path}"}
     child = {"command": f"[ -e {path} ]", "after": ["parent"]}
-    run("enqueue", "--file", "-", input=lines([parent, *[child] * 1000]))
+    run("enqueue", "--file", "-", input=lines([parent, *[child] * 200]))
     drain("--count", "3", timeout=240)
-    assert run("status", "--json").json["jobs"]["completed"] == 1001
+    assert run("status", "--json").json["jobs"]["completed"] == 201
 
 
 @workers

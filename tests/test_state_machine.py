@@ -669,11 +669,7 @@ class Queue(RuleBasedStateMachine):
         self.store.follow()
         self.other.follow()
 
-    @rule(
-        at=st.one_of(st.integers(1, 3), st.integers(1, 14)),
-        half=st.booleans(),
-        number=st.integers(0, 20),
-    )
+    @rule(at=st.one_of(st.integers(1, 3), st.integers(1, 14)), half=st.booleans(), number=st.integers(0, 20))
     def dies_at_an_effect(self, at: int, half: bool, number: int) -> None:
         """F1: a command and its fold stop at their n-th effect; all is opened anew; before or after, never between."""
         what = self.possible(number)

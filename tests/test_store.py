@@ -439,17 +439,6 @@ def test_a_large_bulk_goes_into_the_array_and_a_small_one_into_the_journal(home,
     assert store.counts == [101, 0, 0, 0, 101]
 
 
-def test_a_bulk_tells_the_id_of_each_line_made_given_or_there_before(opened):
-    store = opened()
-    enqueue(store, "there", unique="k")
-    named = '{"id": "%s", "command": "x"}'
-    same, new = '{"command": "x", "unique": "k"}', '{"command": "x", "unique": "n"}'
-    answer = bulk(store, *["x"] * 140, named % "a", "x", same, same, "x", new, new, named % "b")
-    _, *jobs = seen(opened())
-    assert answer.ids == [*jobs[:142], "there", "there", *jobs[142:144], jobs[143], "b"]
-    assert (jobs[140], jobs[144], answer.added) == ("a", "b", 145), "each unique key was taken once"
-
-
 # -- Folding (S1, S3)
 
 
@@ -598,10 +587,7 @@ def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_p
                 return  # what is synced again after an error succeeds, although the pages are lost
         raise OSError(errno.EIO, "Input/output error")
 
-    effects = faulty(
-        lambda name, args: name == "fsync" or is_of("journal.jsonl.new", "open")(name, args),
-        fail,
-    )
+    effects = faulty(lambda name, args: name == "fsync" or is_of("journal.jsonl.new", "open")(name, args), fail)
     with pytest.raises(q.StoreError, match="may have been stored|may be lost"):
         getattr(store, at)()
     effects.undo()
@@ -1068,36 +1054,6 @@ def test_fields_inside_an_unknown_field_are_not_the_jobs(home, opened):
     edit(home, lambda jobs: [{**job, **(meta if job["id"] == "b" else {})} for job in jobs])
     opened().fold()  # in the canonical form again
     assert list(claimed(opened())) == ["b", "a", "c"]
-
-
-# -- Followers
-
-
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_name_that_was_given_again_holds_up_nobody_and_is_ended_by_nobody(home, opened, folded):
-    store = opened()
-    for id, after in (("a", None), ("b", ["a"]), ("c", ["b"])):
-        enqueue(store, id, after=after)
-    store.fold()
-    index(store)
-    edit(home, lambda jobs: jobs[1:])
-    assert index(store).first(store.home.now()).id == "b"  # type: ignore[union-attr]
-    enqueue(store, "a", priority=9)
-    if folded:
-        store.fold()
-    q.cancel_jobs(store, ["a"])
-    assert {id: job.state for id, job in seen(opened()).items()} == {"a": "dead", "b": "pending", "c": "pending"}
-    assert list(claimed(store)) == ["b"]
-    assert report(store, store.processing["b"], OK) is not None and run_next(store).id == "c"
-
-
-def test_a_chain_longer_than_the_stack_dies_in_one_line_after_an_edit_too(home, opened):
-    store = opened()
-    bulk(store, *[json.dumps({"id": f"c{n}", "command": "x", "after": [f"c{n - 1}"] * (n > 0)}) for n in range(1500)])
-    store.fold()
-    edit(home, lambda jobs: [{**jobs[0], "state": "dead"}, *jobs[1:]])
-    opened().follow()
-    assert {job.state for job in seen(opened()).values()} == {"dead"} and len(ids_in(home, "dlq")) == 1500
 
 
 # -- Reports

@@ -15,18 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import PROGRAM
-from real_processes import (
-    Call,
-    Gate,
-    is_alive,
-    kill,
-    meeting,
-    python_job,
-    said,
-    seconds_between,
-    started_with,
-    stored,
-)
+from real_processes import Call, Gate, is_alive, kill, meeting, python_job, said, seconds_between, started_with, stored
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")

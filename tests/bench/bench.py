@@ -440,10 +440,7 @@ def enqueue(bench: Bench) -> Iterator[Row]:
 def stream(bench: Bench, home: Path) -> Iterator[Callable[[str], str]]:
     """`enqueue --stream`: a function that hands it a line and returns the id once the job is accepted."""
     child = subprocess.Popen(
-        [bench.queuectl, "enqueue", "--stream"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=bench.at(home),
+        [bench.queuectl, "enqueue", "--stream"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=bench.at(home)
     )
     given, taken = pipe(child.stdin), pipe(child.stdout)
 

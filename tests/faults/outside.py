@@ -8,17 +8,14 @@ Prints one JSON object per scenario, as points.py does. Needs the right to trace
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,8 +29,8 @@ from filelock import lock_descriptor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults import points  # noqa: E402
-from tests.faults.effects import ERRORS, SCRATCH, Ended, Fault, FaultyOs, standing_in  # noqa: E402
-from tests.faults.scenarios import SCENARIOS, Scenario, copy_home  # noqa: E402
+from tests.faults.effects import ERRORS, Ended, Fault, FaultyOs, standing_in  # noqa: E402
+from tests.faults.scenarios import copy_home  # noqa: E402
 
 CALLS = {
     "open": "open", "openat": "open", "creat": "open", "read": "read", "readv": "read", "pread64": "pread",
@@ -150,33 +147,11 @@ class OutsideWalk(points.Walk):
         return points.Report(self.scenario.name, 0, len(calls), len(chosen), 0, problems)
 
 
-def watch(q: ModuleType, scenario: Scenario, number: int, seed: int) -> points.Report:
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-outside-", dir=SCRATCH))
-    try:
-        walk = OutsideWalk(q, scenario, folder)
-        return walk.watch(number, random.Random(f"{seed} {scenario.name}"))._replace(seed=seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Watch queuectl's file effects from outside, with strace.")
-    parser.add_argument("--scenario", action="append", help="only this one (repeatable)")
-    parser.add_argument("--points", type=int, default=3, help="real errors per scenario (3)")
-    parser.add_argument("--seed", type=int, default=points.SEED)
-    parser.add_argument("--program", type=Path, default=points.PROGRAM, help="another queuectl.py")
-    given = parser.parse_args()
-    os.umask(0o077)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # a child waits for it until strace is there
-    q = points.load_program(given.program)
-    bad = 0
-    for scenario in SCENARIOS:
-        if not given.scenario or scenario.name in given.scenario:
-            report = watch(q, scenario, given.points, given.seed)
-            print(json.dumps(report._asdict()), flush=True)
-            bad += len(report.problems)
-    return 1 if bad else 0
+def walk(given: points.Given) -> points.Report:
+    return OutsideWalk(given.q, given.scenario, given.folder).watch(given.words.points, given.dice)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # a child waits for it until strace is there
+    number = {"type": int, "default": 3, "help": "real errors per scenario (3)"}
+    sys.exit(points.run("Watch queuectl's file effects from outside, with strace.", walk, points=number))

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -285,43 +284,50 @@ def _difference(seen: State, wanted: State) -> str:
     return "; ".join(out)[:400] or "nothing"
 
 
-def walk(
-    q: ModuleType, scenario: Scenario, whole: bool, seed: int, quota: int, only: str = "", first: bool = False
-) -> Report:
-    """One scenario at all of its points, or at a sample of `quota`."""
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-faults-", dir=SCRATCH))
-    try:
-        this = Walk(q, scenario, folder)
-        dice = random.Random(f"{seed} {scenario.name}")
-        chosen = [fault for fault in all_faults(this.trace) if only in fault.what]
-        if not whole and len(chosen) > quota:
-            chosen = sorted(dice.sample(chosen, quota))
-        kills = [number for number, fault in enumerate(chosen) if "killed" in fault.what]
-        doubles = set(kills[::3] if whole else dice.sample(kills, min(DOUBLE, len(kills))))
-        return this.points(chosen, doubles, dice, first)._replace(seed=seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+class Given(NamedTuple):
+    """One scenario to walk through: the program, where to do it, the dice and the command line."""
+
+    q: ModuleType
+    scenario: Scenario
+    folder: Path
+    dice: random.Random
+    words: argparse.Namespace
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Disturb queuectl at each of its file effects.")
-    parser.add_argument("--all", action="store_true", help="every point, not a sample")
+def walk(given: Given) -> Report:
+    """One scenario at all of its points, or at a sample."""
+    this, dice, whole = Walk(given.q, given.scenario, given.folder), given.dice, given.words.all
+    chosen = [fault for fault in all_faults(this.trace) if given.words.only in fault.what]
+    if not whole and len(chosen) > SAMPLE // len(SCENARIOS):
+        chosen = sorted(dice.sample(chosen, SAMPLE // len(SCENARIOS)))
+    kills = [number for number, fault in enumerate(chosen) if "killed" in fault.what]
+    doubles = set(kills[::3] if whole else dice.sample(kills, min(DOUBLE, len(kills))))
+    return this.points(chosen, doubles, dice, given.words.first)
+
+
+def run(description: str, walk: Callable[[Given], Report], **options: Any) -> int:
+    """The command line of a suite that walks through the scenarios; `options` are those of its own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--all", action="store_true", help="all of it, not a sample")
     parser.add_argument("--scenario", action="append", help="only this one (repeatable)")
-    parser.add_argument("--only", default="", help="only faults with this word: killed, short, ENOSPC ...")
     parser.add_argument("--first", action="store_true", help="end at the first problem")
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the sample ({SEED})")
     parser.add_argument("--program", type=Path, default=PROGRAM, help="another queuectl.py")
-    given = parser.parse_args()
+    for name, more in options.items():
+        parser.add_argument(f"--{name}", **more)
+    words = parser.parse_args()
     os.umask(0o077)
-    q = load_program(given.program)
-    bad = 0
+    q, bad = load_program(words.program), 0
     for scenario in SCENARIOS:
-        if not given.scenario or scenario.name in given.scenario:
-            report = walk(q, scenario, given.all, given.seed, SAMPLE // len(SCENARIOS), given.only, given.first)
-            print(json.dumps(report._asdict()), flush=True)
+        if not words.scenario or scenario.name in words.scenario:
+            dice = random.Random(f"{words.seed} {scenario.name}")
+            with tempfile.TemporaryDirectory("", "queuectl-faults-", SCRATCH, ignore_cleanup_errors=True) as folder:
+                report = walk(Given(q, scenario, Path(folder), dice, words))
+            print(json.dumps(report._replace(seed=words.seed)._asdict()), flush=True)
             bad += len(report.problems)
     return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    only = {"default": "", "help": "only faults with this word: killed, short, ENOSPC ..."}
+    sys.exit(run("Disturb queuectl at each of its file effects.", walk, only=only))

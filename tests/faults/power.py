@@ -16,21 +16,17 @@ checksum there.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
-import json
 import os
 import pickle
 import random
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from filelock import lock_descriptor
@@ -38,8 +34,8 @@ from filelock import lock_descriptor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.faults import points  # noqa: E402
-from tests.faults.effects import HANG_S, SCRATCH, Fault, FaultyOs, all_faults, standing_in  # noqa: E402
-from tests.faults.scenarios import SCENARIOS, Scenario, close_store, copy_home, open_store  # noqa: E402
+from tests.faults.effects import HANG_S, Fault, FaultyOs, all_faults, standing_in  # noqa: E402
+from tests.faults.scenarios import SCENARIOS, close_store, copy_home, open_store  # noqa: E402
 
 SAMPLE = 2_600  # images in all, and some scenarios have fewer
 DIR = -1  # stands for a directory among the files
@@ -363,34 +359,11 @@ class PowerWalk(points.Walk):
         return points.Report(self.scenario.name, 0, len(self.trace), len(chosen), 0, problems)
 
 
-def walk(q: ModuleType, scenario: Scenario, whole: bool, seed: int, quota: int, first: bool = False) -> points.Report:
-    """One scenario's images, all or a sample of `quota`."""
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-power-", dir=SCRATCH))
-    try:
-        dice = random.Random(f"{seed} {scenario.name}")
-        return PowerWalk(q, scenario, folder).power_loss(None if whole else quota, dice, first)._replace(seed=seed)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Check what a power loss may leave of queuectl's files.")
-    parser.add_argument("--all", action="store_true", help="every image, not a sample")
-    parser.add_argument("--scenario", action="append", help="only this one (repeatable)")
-    parser.add_argument("--first", action="store_true", help="end at the first problem")
-    parser.add_argument("--seed", type=int, default=points.SEED, help=f"of the sample ({points.SEED})")
-    parser.add_argument("--program", type=Path, default=points.PROGRAM, help="another queuectl.py")
-    given = parser.parse_args()
-    os.umask(0o077)
-    q = points.load_program(given.program)
-    bad = 0
-    for scenario in SCENARIOS:
-        if not given.scenario or scenario.name in given.scenario:
-            report = walk(q, scenario, given.all, given.seed, SAMPLE // len(SCENARIOS), given.first)
-            print(json.dumps(report._asdict()), flush=True)
-            bad += len(report.problems)
-    return 1 if bad else 0
+def walk(given: points.Given) -> points.Report:
+    """One scenario's images, all or a sample."""
+    quota = None if given.words.all else SAMPLE // len(SCENARIOS)
+    return PowerWalk(given.q, given.scenario, given.folder).power_loss(quota, given.dice, given.words.first)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(points.run("Check what a power loss may leave of queuectl's files.", walk))

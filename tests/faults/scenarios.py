@@ -465,13 +465,6 @@ def report(code: int, more: bool) -> Steps:
     return steps
 
 
-def report_dies(q: ModuleType, store: Any) -> Iterator[None]:
-    store.follow()
-    _turn(q, store, (store.get("run"), q.Outcome("timed_out")), claim=False)
-    yield
-    store.fold()
-
-
 def report_parent(code: int) -> Steps:
     """The end of a job that others come after, and the claim of what it allows."""
 

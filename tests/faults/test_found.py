@@ -64,18 +64,6 @@ def test_a_worker_that_could_not_read_the_arrays_once_does_not_fold_them_away(ho
     assert [job["id"] for job in run("list", "--json").json] == ["a"]
 
 
-def test_the_counts_are_true_after_an_edit_whose_fold_stopped_before_the_new_journal(home, run):
-    run("enqueue", "--id", "a", "true")
-    edit(home / "jobs.json", {"id": "b", "command": "true"})
-    with standing_in(queuectl, Nth("rename", 2)):
-        run("enqueue", "true", code=None)
-    run("enqueue", "--id", "c", "true")
-    jobs = run("list", "--json").json
-    assert {"a", "b", "c"} <= {job["id"] for job in jobs}
-    assert len({job["seq"] for job in jobs}) == len(jobs)
-    run("doctor")
-
-
 def test_a_cancel_that_fails_after_its_change_says_that_it_was_made(home, run):
     run("enqueue", "--id", "a", "true")
     with standing_in(queuectl, Nth("lock", 2)):
@@ -169,19 +157,10 @@ def test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who
     store.close()
 
 
-def in_journal(home: Path, *ids: str) -> queuectl.Store:
-    """A loaded store, as a worker's, and these jobs in the journal."""
-    store = queuectl.open_store(str(home), print)
-    store.follow()
-    for id in ids:
-        queuectl.enqueue_job(store, dict(command="true", id=id, cwd="/"))
-    store.follow()
-    return store
-
-
 def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
-    run("enqueue", "--id", "a", "true")
-    store = in_journal(home, "b")
+    run("enqueue", "true")
+    store = queuectl.open_store(str(home), print)
+    queuectl.enqueue_job(store, dict(command="true", cwd="/"))
     begun, release = threading.Event(), threading.Event()
 
     class Slow(FaultyOs):
@@ -203,19 +182,6 @@ def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
             thread.join()
     assert not early
     store.close()
-
-
-def test_what_is_accepted_after_a_power_loss_does_not_stand_behind_a_hole(home, run, monkeypatch):
-    run("enqueue", "--id", "a", "true")
-    journal = home / ".queuectl" / "journal.jsonl"
-    size = journal.stat().st_size
-    in_journal(home, "b", "c", "d").close()
-    data = journal.read_bytes()
-    hole = data.index(b"\n", size) + 1 - size
-    journal.write_bytes(data[:size] + bytes(hole) + data[size + hole :])
-    monkeypatch.setattr(queuectl, "boot_id", lambda: "another boot")
-    run("enqueue", "--id", "e", "true")
-    assert [job["id"] for job in run("list", "--json").json] == ["a", "e"]
 
 
 def test_the_name_of_a_new_home_is_synced_too(home, run):
@@ -263,20 +229,3 @@ def test_a_record_that_the_disk_changed_is_a_storage_error_for_whoever_looks_for
     array.write_bytes(array.read_bytes().replace(b'"attempts"', b'"attempt_"'))
     os.utime(array, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "cannot be used" in run("cancel", "a", code=3).err
-
-
-def test_an_id_that_was_purged_and_given_again_stands_in_order_after_a_fold(home, run):
-    for id in ("a", "b", "c"):
-        run("enqueue", "--id", id, "true")
-    store = queuectl.open_store(str(home), print)
-    store.follow()
-    job = queuectl.take_turn(store, "9-dead", 0, None, True, queuectl.TagFilter()).claimed
-    assert job is not None and job.id == "a"
-    queuectl.take_turn(store, "9-dead", 0, (job, queuectl.Outcome("exited", 0)), False, queuectl.TagFilter())
-    queuectl.purge_jobs(store, ("completed",))
-    queuectl.enqueue_job(store, dict(command="true", id="a", cwd="/"))
-    store.follow()
-    store.fold()
-    store.close()
-    assert [job["id"] for job in json.loads((home / "jobs.json").read_text())] == ["b", "c", "a"]
-    run("doctor")

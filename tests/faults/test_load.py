@@ -1,6 +1,6 @@
 """The load test: 64 enqueuers at once beside four worker processes; none is refused, none lost.
 
-python -m pytest tests/faults/test_load.py -rP             2,000 enqueues by 64 processes; longest wait printed
+python -m pytest tests/faults/test_load.py -rP             1,024 enqueues by 64 processes; longest wait printed
 python -m pytest tests/faults/test_load.py -rP -m slow     2,000 commands, 64 at a time
 """
 
@@ -17,7 +17,7 @@ from conftest import PROGRAM
 
 from tests.faults.real import Queue
 
-ENQUEUERS, ENQUEUES, WORKERS = 64, 2000, 4
+ENQUEUERS, SHORT, LONG, WORKERS = 64, 1000, 2000, 4
 
 # Processes that enqueue again and again through the command line, their start-up paid once for all: a harder rush than
 # commands. They begin together, when the last of them is there.
@@ -76,7 +76,7 @@ def all_ran_once(queue, ids, waits):
 
 
 def test_a_rush_of_enqueues_is_refused_nothing_and_loses_nothing(queue):
-    each = ENQUEUES // ENQUEUERS + 1
+    each = SHORT // ENQUEUERS + 1
     words = [sys.executable, "-c", RUSH, str(PROGRAM.parent), str(ENQUEUERS), str(each)]
     done = subprocess.run(words, env=queue.env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -93,5 +93,5 @@ def test_a_rush_of_enqueue_commands_is_refused_nothing_and_loses_nothing(queue):
         return queue.call("enqueue", "true").strip(), time.monotonic() - began
 
     with concurrent.futures.ThreadPoolExecutor(ENQUEUERS) as pool:
-        done = list(pool.map(enqueue, range(ENQUEUES)))
+        done = list(pool.map(enqueue, range(LONG)))
     all_ran_once(queue, [id for id, _ in done], [waited for _, waited in done])
