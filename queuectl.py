@@ -3929,18 +3929,17 @@ def examine(store: Store) -> list[str]:
     """What is wrong with the home's settings, stores and journal, a sentence each."""
     problems: list[str] = []
     try:
-        if not store.home.check():
-            return []
-        store.home.keeps_settings = True
-        if problem := store.home.settings_problem():
-            problems.append(problem)
-        try:
-            store.read()
-            return [*problems, *_examine_files(store), *_examine_jobs(store)]
-        except (StoreError, ValueError, LookupError) as error:
-            return [*problems, *(Salvage(store).problems or [str(error)])]
+        if store.home.check():
+            store.home.keeps_settings = True
+            problems += filter(None, [store.home.settings_problem()])
+            try:
+                store.read()
+                problems += [*_examine_files(store), *_examine_jobs(store)]
+            except (StoreError, ValueError, LookupError) as error:
+                problems += Salvage(store).problems or [str(error)]
     except (StoreError, OSError) as error:
-        return [*problems, str(error)]
+        problems.append(str(error))
+    return problems
 
 
 def _examine_files(store: Store) -> Iterator[str]:
@@ -4009,7 +4008,7 @@ class Salvage:
         self._named: dict[str, None] = {}  # the ids that stand in damaged pieces, in order
         marks = {name: self._read_array(name, path) for name, path in store.paths.items()}
         counts = self._read_journal(marks)
-        self._end_followers_of_lost(store.home.now())
+        self._end_who_follows_a_lost_one(store.home.now())
         states = [job.state for job in self.jobs.values()]
         found = [states.count(state) for state in STATES]
         if counts and counts != found:
@@ -4087,7 +4086,7 @@ class Salvage:
                 counts = list(rest["counts"])
             except (ValueError, LookupError, TypeError, BadValue) as error:
                 if line:
-                    self._judge_line(f"'{path}', line {number}, is damaged: {error}", line)
+                    self._judge_line(f"'{path}', line {number}, is damaged: {error}.", line)
         return counts
 
     def _apply(self, raws: Iterable[bytes], deleted: Iterable[str]) -> None:
@@ -4099,33 +4098,25 @@ class Salvage:
 
     def _judge_line(self, problem: str, line: bytes) -> None:
         """Take in what may be believed of a damaged line (D2)."""
-        read = []
         for raw in line.split(b"\t")[1:-1]:
             with contextlib.suppress(BadValue, ValueError, TypeError):
                 job = decode_job(raw.removesuffix(b","))
-                read.append(job.id)
                 new = doubt_job(job, self.jobs.get(job.id), self._store.home.now())
                 if check_job(new) is None:
                     self.jobs[job.id] = new
-        said = f"; of its jobs {', '.join(read[:NAMED_MAX])} can be read" if read else ""
-        self._add_damaged(f"{problem}{said}.", line.decode("utf-8", "replace"))
+        self._add_damaged(problem, line.decode("utf-8", "replace"))
 
-    def _end_followers_of_lost(self, now: str) -> None:
-        """End the waiting jobs that come after one that is lost, and those that need a dead one."""
-        for job in sorted(self.jobs.values(), key=lambda job: job.seq):  # parents first (J5)
-            if job.state not in WAITING:
-                continue
+    def _end_who_follows_a_lost_one(self, now: str) -> None:
+        """End the waiting jobs that come after one that is lost. Those that need a dead one end
+        when the arrays that `mend` writes are taken in, as after a hand edit."""
+        for job in list(self.jobs.values()):
             lost = [id for id in parents_of(job) if id not in self.jobs]
-            needed = [self.jobs[id] for id in needed_by(job) if id in self.jobs]
-            dead = [parent.id for parent in needed if parent.state == "dead"]
-            if lost:
+            if job.state in WAITING and lost:
                 self.jobs[job.id] = end_without(job, lost[0], now)
                 self.problems.append(
                     f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a "
                     "dead letter."
                 )
-            elif dead:
-                self.jobs[job.id] = die_after(job, dead[0], now)
 
 
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
