@@ -1290,10 +1290,7 @@ class Home:
         try:
             sync_dir(self.path)
         except OSError as error:
-            raise StoreError(
-                f"The settings may have been stored, but the disk did not confirm it "
-                f"({error.strerror}). Look with: queuectl config show."
-            ) from error
+            raise unconfirmed(error, "queuectl config show") from error
 
     # -- Workers
 
@@ -1401,8 +1398,7 @@ class Home:
         """What a worker wrote last of the clock; None where it is not usable."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             mark = json.loads(bytes_of(self._clock_path, _READ))
-            offset_s, purge_at_s = float(mark["offset_s"]), float(mark["purge_at_s"])
-            return ClockMark(mark["boot_id"], offset_s, purge_at_s)
+            return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return None
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
@@ -1434,10 +1430,7 @@ class Home:
         make_dir(folder)
         stamp = self.now().replace(":", "")
         path = os.path.join(folder, f"{stem}.{stamp}-{os.urandom(2).hex()}")
-        with new_file(path) as copy:
-            for piece in pieces(fd, start):
-                write_whole(copy, piece)
-            os.fsync(copy)
+        self.put_file(path, pieces(fd, start))
         sync_dir(folder)
         return path
 
@@ -1518,6 +1511,14 @@ def storage_error(error: OSError, path: str) -> StoreError:
     where = os.fsdecode(error.filename or path)
     advice = _ADVICE.get(error.errno or 0, "Check the disk and the permissions, then try again.")
     return StoreError(f"{error.strerror or error}: '{where}'. {advice}")
+
+
+def unconfirmed(error: OSError, command: str) -> StoreError:
+    """The error for a change that is written and whose sync failed; that command shows it."""
+    return StoreError(
+        f"The change may have been stored, but the disk did not confirm it ({error.strerror}). "
+        f"Look with: {command}."
+    )
 
 
 def pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
@@ -1872,24 +1873,21 @@ class Journal:
         self.fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
         try:
             lines = self.lines(0)
-            header, repeat = next(lines, b""), next(lines, b"")
-            body = body_of(header)
+            first, repeat = next(lines, b""), next(lines, b"")
+            body = body_of(first)
             if body is None or body_of(repeat) is None:
                 raise self.damaged()
-            self.header: dict[str, Any] = json.loads(body)
-            check_format(self.header, path)
+            header: dict[str, Any] = json.loads(body)
+            check_format(header, path)
+            self.marks = {name: Mark(*header[name]) for name in ARRAYS}  # it goes with these
             # An older one may have a hole that a power loss left, before lines that are whole.
-            self.is_of_this_boot = self.header["boot"] == boot_id()
+            self.is_of_this_boot = header["boot"] == boot_id()
             self.inode = os.fstat(self.fd).st_ino  # no other file has it while this one is open
         except BaseException:
             os.close(self.fd)
             raise
-        self.start, self.end = len(header) + len(repeat), len(header)
+        self.start, self.end = len(first) + len(repeat), len(first)
         self._text: bytes | None = None
-
-    def marks(self) -> dict[str, Mark]:
-        """The arrays that it goes with."""
-        return {name: Mark(*self.header[name]) for name in ARRAYS}
 
     def lines(self, start: int) -> Iterator[bytes]:
         """Its lines from there on with their newlines; the last one may have none."""
@@ -2077,7 +2075,7 @@ class Store:
         journal = self._open_journal(locked)
         if journal is None or not journal.is_of_this_boot:
             return False
-        self._marks = journal.marks()
+        self._marks = journal.marks
         self.is_light = self._are_arrays_known() and self._read_last_change(journal)
         return self.is_light
 
@@ -2091,12 +2089,15 @@ class Store:
     def _read(self, locked: bool) -> None:
         """Read journal and arrays whole."""
         may_fold = locked
+        if locked and not os.path.lexists(self.journal_path):
+            self.forget()
+            self._begin()
         for _ in range(LOOKS_MAX):
             self.forget()
             self._open_arrays()
             journal = self._open_journal(locked)
             if journal is not None and len(self.snapshots) < len(ARRAYS):
-                continue  # the arrays were made just now
+                continue  # all of it was made just now
             edited = self._replay_all(journal, locked) if journal else list(self.snapshots)
             if edited and not (locked or self._are_arrays_known()):
                 continue  # a fold came between; nobody edited them
@@ -2112,13 +2113,8 @@ class Store:
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _open_journal(self, locked: bool) -> Journal | None:
-        """Open the journal. Where there is none: with the lock, begin one."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.journal = Journal(self.journal_path, locked)
-        except FileNotFoundError:
-            if locked:
-                self._begin()
-                self.journal = Journal(self.journal_path, locked)
         return self.journal
 
     def _begin(self) -> None:
@@ -2166,7 +2162,7 @@ class Store:
     def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
         """Replay the whole journal. Gives the arrays that neither header nor intent name: a
         person's work."""
-        self._named = {name: [mark] for name, mark in journal.marks().items()}
+        self._named = {name: [mark] for name, mark in journal.marks.items()}
         self._replay(journal, locked)
         return [
             name
@@ -2316,7 +2312,7 @@ class Store:
         journal = self.journal
         if journal is None:
             return False
-        if not journal.is_of_this_boot or not are_same_files(self._marks, journal.marks()):
+        if not journal.is_of_this_boot or not are_same_files(self._marks, journal.marks):
             return True  # until then no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
         is_small = arrays <= max(SMALL_BYTES, quiet_s * FOLD_BYTES_S)
@@ -2405,7 +2401,7 @@ class Store:
         except OSError as error:
             self.forget()  # the next look finds out what holds
             if committed:
-                raise _unconfirmed(error) from error
+                raise unconfirmed(error, "queuectl list") from error
             raise
 
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
@@ -2442,7 +2438,7 @@ class Store:
                         else os.dup(self.journal.fd)
                     )
                 except OSError as error:
-                    raise _unconfirmed(error) from error
+                    raise unconfirmed(error, "queuectl list") from error
                 self._unsynced = False
             try:
                 os.fsync(fd)
@@ -2466,7 +2462,7 @@ class Store:
                 self._unsynced = False
         except (OSError, StoreError):
             self._break("An earlier change may be lost: the disk did not confirm it.")
-            raise _unconfirmed(error) from error
+            raise unconfirmed(error, "queuectl list") from error
 
     # -- Looking jobs up
 
@@ -2522,7 +2518,7 @@ class Store:
         assert self.journal is not None
         if not self.snapshots:
             self._open_arrays()
-            if not are_same_files(self._marks, self.journal.marks()):
+            if not are_same_files(self._marks, self.journal.marks):
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
         return self.journal
 
@@ -2603,8 +2599,8 @@ def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
                 taken[job.id] = job
                 store.n = max(store.n, job.seq)
     for name in store.snapshots.keys() - set(edited):
-        for id in taken.keys() & map(id_of, store.snapshots[name].raws()):
-            raise _unusable(store, edited[0], f"job '{id}' also stands in {name}.json")
+        for raw in store.snapshots[name].find(taken):
+            raise _unusable(store, edited[0], f"job '{id_of(raw)}' also stands in {name}.json")
     for job in taken.values():
         store.put_record(encode_job(job), job)
     for name in edited:
@@ -2636,19 +2632,17 @@ def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
         raise _unusable(store, name, str(error).rstrip(".")) from None
     if not isinstance(records, list):
         raise _unusable(store, name, "it must hold one JSON array")
-    places: dict[object, int] = {}
-    for number, record in enumerate(records, 1):
-        if isinstance(record, dict) and isinstance(record.get("id"), str):
-            places[record["id"]] = number
+    later = {str(record.get("id", "")) for record in records if isinstance(record, dict)}
     for number, record in enumerate(records, 1):
         try:
             job = edited_job(store, name, number, record, snapshot.mark)
         except BadValue as error:
             raise _unusable(store, name, f"element {number}: {str(error).rstrip('.')}") from None
-        late = [id for id in parents_of(job) if places.get(id, 0) >= number]
+        late = later.intersection(parents_of(job))
         if late and "seq" not in record:
-            why = f"job '{job.id}' comes after '{late[0]}', which does not stand before it"
+            why = f"job '{job.id}' comes after '{min(late)}', which does not stand before it"
             raise _unusable(store, name, why)
+        later.discard(job.id)
         yield job
 
 
@@ -2728,13 +2722,6 @@ def check_format(header: Mapping[str, Any], path: str) -> None:
             "Nothing was changed. Use the queuectl that wrote it. To change over, stop the workers "
             "with it, let one command of it write the arrays, then remove that file."
         )
-
-
-def _unconfirmed(error: OSError) -> StoreError:
-    return StoreError(
-        f"The change may have been stored, but the disk did not confirm it ({error.strerror}). "
-        "Look with: queuectl list."
-    )
 
 
 def is_completed_before(raw: bytes, instant: str) -> bool:

@@ -65,7 +65,7 @@ IS_COMMITTED = """                if not self.snapshots["jobs"].is_same(self._na
 """
 LIGHT_LOOK = """        if journal is None or not journal.is_of_this_boot:
             return False
-        self._marks = journal.marks()
+        self._marks = journal.marks
         self.is_light = self._are_arrays_known() and self._read_last_change(journal)
 """
 DESCRIPTOR = """                    fd = (
