@@ -326,11 +326,9 @@ class Config(NamedTuple):
 
 
 SETTINGS: Final[dict[str, tuple[Any, Check]]] = Config._field_defaults
-
-
-def default_settings() -> dict[str, object]:
-    """Every setting with its default, as config.json spells it."""
-    return {name: default for name, (default, _) in SETTINGS.items()}
+DEFAULTS: Final = {
+    name: default for name, (default, _) in SETTINGS.items()
+}  # as config.json has it
 
 
 def parse_settings(values: Mapping[str, object]) -> Config:
@@ -1243,9 +1241,10 @@ class Home:
     # -- Settings
 
     def settings(self) -> dict[str, object]:
-        """What config.json holds, checked; {} where there is none yet. Raises StoreError."""
+        """Every setting as config.json spells it, the default where it does not name one. Raises
+        StoreError."""
         self.config()
-        return dict(self._settings)
+        return {**DEFAULTS, **self._settings}
 
     def config(self) -> Config:
         """The settings in force. Raises StoreError, unless the last good ones are to be kept."""
@@ -2126,7 +2125,7 @@ class Store:
                 "Stop the worker first: queuectl worker stop."
             )
         if not os.path.exists(self.home.config_path):
-            self.home.write_settings(default_settings())
+            self.home.write_settings(DEFAULTS)
         for name, path in self.paths.items():
             if not os.path.exists(path):
                 write_array(self.temporary(name), ())
@@ -3627,14 +3626,9 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
     value = default if text is None else setting_from_text(key, text)
     check(value, key)
     with store.transaction(light=True):
-        store.home.write_settings({**settings_in_force(store), key: value})
+        store.home.write_settings({**store.home.settings(), key: value})
     store.home.wake_workers()
     return key, value
-
-
-def settings_in_force(store: Store) -> dict[str, object]:
-    """Every setting as config.json spells it, the default where it does not name one."""
-    return {**default_settings(), **store.home.settings()}
 
 
 # -- Looking
@@ -3656,7 +3650,7 @@ def status(store: Store) -> dict[str, Any]:
         "paused": store.home.config().paused,
         "oldest_pending_s": waited_s,
         "next_run_at": next_run_at,
-        "config": settings_in_force(store),
+        "config": store.home.settings(),
         "home": store.home.path,
     }
 
@@ -4190,7 +4184,7 @@ def _mend_settings(home: Home) -> None:
             setting = {known_setting(name): json.loads(value)}
             parse_settings(setting)
             kept |= setting
-    home.write_settings({**default_settings(), **kept})
+    home.write_settings({**DEFAULTS, **kept})
     lost = ", ".join(name for name in SETTINGS if name not in kept)
     home.warn(f"These settings could not be read and have their defaults now: {lost}.")
 
@@ -7044,7 +7038,7 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
       queuectl config get max-retries
     """
     store.home.check()
-    values = settings_in_force(store)
+    values = store.home.settings()
     shown = values if key is None else values[known_setting(key)]
     if in_json:
         click.echo(as_json(shown))

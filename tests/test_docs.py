@@ -134,7 +134,7 @@ def test_examples_in_help_are_no_usage_errors(path, command, home):
 def test_every_option_and_every_setting_has_a_test():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     options = {option for _, command in walk(queuectl.cli) for option in options_of(command)}
-    settings = {key.replace("_", "-") for key in queuectl.default_settings()}
+    settings = {key.replace("_", "-") for key in queuectl.DEFAULTS}
     untried = [name for name in options | settings if name not in tests.replace("_", "-")]
     assert not untried, f"write a test of {untried}"
 
@@ -195,8 +195,8 @@ def test_the_configuration_table_is_the_programs():
         r"^\| `(\w+)` \| `([^`]*)` \| ([^|]+) \| (.+) \|$", section(README, "Settings and files"), re.MULTILINE
     )
     table = {key: default for key, default, _, _ in rows}
-    assert table == {key: queuectl.say_value(value) or '""' for key, value in queuectl.default_settings().items()}
-    assert list(table) == list(queuectl.default_settings()), "the order differs"
+    assert table == {key: queuectl.say_value(value) or '""' for key, value in queuectl.DEFAULTS.items()}
+    assert list(table) == list(queuectl.DEFAULTS), "the order differs"
     assert len(rows) == len(table), "a key stands there twice"
 
 

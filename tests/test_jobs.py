@@ -151,8 +151,8 @@ def test_a_setting_takes_good_values_and_refuses_bad_ones_with_its_name(key):
 
 
 def test_the_default_settings_are_held_parsed():
-    assert q.parse_settings(q.default_settings()) == CONFIG
-    assert q.default_settings()["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
+    assert q.parse_settings(q.DEFAULTS) == CONFIG
+    assert q.DEFAULTS["keep_completed"] == "30d" and CONFIG.keep_completed == 30 * 86_400
     assert isinstance(CONFIG.job_timeout, int), "whole seconds stay whole in JSON"
 
 

@@ -169,7 +169,7 @@ class Walk:
             jobs = {job.id: self.q.job_to_dict(job) for job in store.jobs()}
             running = {id for id, job in jobs.items() if job["state"] == "processing"}
             assert set(store.processing) == running, f"processing is {set(store.processing)}, not {running}"
-            settings = {**self.q.default_settings(), **store.home.settings()}
+            settings = {**self.q.DEFAULTS, **store.home.settings()}
             return {"jobs": jobs, "n": store.n, "settings": settings}
         finally:
             close_store(store)

@@ -238,7 +238,7 @@ def test_without_header_or_journal_the_arrays_are_kept(template, copy, run, dama
 
 
 def test_what_can_be_read_of_the_settings_is_kept(template, copy, run):
-    settings = {**q.default_settings(), "max_retries": 7, "limits": "gpu=1", "runner": "nice sh -c"}
+    settings = {**q.DEFAULTS, "max_retries": 7, "limits": "gpu=1", "runner": "nice sh -c"}
     text = json.dumps(settings, indent=2).replace('"backoff_base": 2,', '"backoff_base": 2x,')
     put(copy, "config.json", text.encode())
     assert "defaults now: backoff_base." in fix(copy, run)
@@ -248,7 +248,7 @@ def test_what_can_be_read_of_the_settings_is_kept(template, copy, run):
 def test_settings_that_are_missing_are_the_defaults(template, copy, run):
     (copy / "config.json").unlink()
     fix(copy, run)
-    assert run("config", "show", "--json").json == q.default_settings()
+    assert run("config", "show", "--json").json == q.DEFAULTS
 
 
 def test_a_fold_that_died_is_not_taken_back(template, copy, run):
