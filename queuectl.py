@@ -715,8 +715,8 @@ def check_job(job: Job) -> str | None:
     most = max(1, job.max_retries) - (job.state in WAITING)  # one that waits has an attempt left
     if not least <= job.attempts <= min(most, job.runs):
         return (
-            f"'attempts' is {job.attempts}, but a {job.state} job with 'max_retries' "
-            f"{job.max_retries} and 'runs' {job.runs} has {least} to {most}"
+            f"{job.attempts} 'attempts' do not fit a {job.state} job of {job.runs} 'runs' with a "
+            f"'max_retries' of {job.max_retries}"
         )
     return None
 
@@ -1008,18 +1008,18 @@ def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`,
     `env`). `env` is added to the job's own. A job that is given a time waits for that and no longer
     for its retry, so it is pending."""
-    max_retries = changes.get("max_retries")
-    if max_retries is not None and max(1, max_retries) <= job.attempts:
-        raise Refused(
-            f"Job '{job.id}' has made {job.attempts} attempts already, so max_retries cannot be "
-            f"{max_retries}. Nothing was changed. Give {job.attempts + 1} or more."
-        )
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
     if "run_at" in changes:
         values["state"] = "pending"
-    return job._replace(**values)
+    edited = job._replace(**values)
+    if problem := check_job(edited):
+        raise Refused(
+            f"Job '{job.id}' cannot be changed so: {problem}. Nothing was changed. See its "
+            f"attempts with: queuectl show {job.id}."
+        )
+    return edited
 
 
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:

@@ -58,8 +58,8 @@ a revived job goes on with its attempts: test_dlq_retry_brings_jobs_back_with_at
 +        state="pending", updated_at=now, run_at=None, started_at=None, finished_at=None,
 
 an edit below the attempts made is accepted: test_an_edit_below_the_attempts_already_made_is_refused
--    if max_retries is not None and max(1, max_retries) <= job.attempts:
-+    if max_retries is not None and max(1, max_retries) < job.attempts:
+-    most = max(1, job.max_retries) - (job.state in WAITING)  # one that waits has an attempt left
++    most = max(1, job.max_retries)
 
 a place in the order has no bound: test_a_hand_edit_beyond_its_bounds_is_refused
 -    "seq": _whole(0, SEQ_MAX),
