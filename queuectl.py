@@ -546,13 +546,11 @@ def _next_time_of_day(text: str, now: str) -> str:
 # -- The fields of a record
 
 
-def parse_command(value: Any, name: str = "command") -> str:
-    if not is_text(value) or not value.strip():
-        wanted = f"a text that is not empty, in UTF-8 without NUL, of at most {COMMAND_BYTES_MAX}"
-        raise unfit(value, name, f"{wanted} bytes (the kernel's limit); a longer one as a script")
-    return str(value)
-
-
+parse_command: Final = _rule(
+    lambda value: is_text(value) and value.strip(),
+    f"a text that is not empty, in UTF-8 without NUL, of at most {COMMAND_BYTES_MAX} bytes (the "
+    "kernel's limit); a longer one as a script",
+)
 _ID: Final = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
 parse_id: Final = _rule(
     lambda value: isinstance(value, str) and re.fullmatch(_ID, value),
@@ -965,8 +963,8 @@ def recover_job(job: Job, excused: bool, now: str) -> Job:
     if not excused:
         recoveries += 1
         why = "its worker died"
-    back = give_back(job, Outcome("handed_back", reason=why), now)
-    back = back._replace(recoveries=recoveries or None)
+    counted = job._replace(recoveries=recoveries or None)
+    back = give_back(counted, Outcome("handed_back", reason=why), now)
     if back.state == "pending" and recoveries > RECOVERIES_MAX:
         why = f"its worker died {recoveries} times while it ran: it may be what ends them"
         return let_die(back, why, now)
@@ -3267,7 +3265,7 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     if text[0] == "{":
         hint = ' A shell line that begins with { is written {"command": "{ ..."}.'
         return parse_spec(parse_json(text, "The job", hint), now)
-    return {"command": parse_command(text)}
+    return {"command": parse_command(text, "command")}
 
 
 def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -6339,7 +6337,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
     if words[0].startswith("{"):
         hint = " Put it in single quotes. A shell line that begins with '{': --command TEXT."
         return parse_spec(parse_json(" ".join(words), "The job", hint), now)
-    return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0])}
+    return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0], "command")}
 
 
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:

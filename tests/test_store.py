@@ -692,7 +692,7 @@ BAD_EDITS = [
     ('[%s, {"id": "new"}]', "element 2"), ('[%s, {"command": "x", "id": []}]', "element 2"), ('["echo"]', "element 1"),
     ('[{"command": "x", "priority": "high"}]', "priority"), ('[{"command": "x", "state": "done"}]', "state"),
     ('[{"command": "x", "state": "processing"}]', "processing"), ('[{"command": "x", "attempts": 9}]', "attempts"),
-    ('[{"command": "x", "state": "failed", "attempts": 2, "max_retries": 2}]', "a failed job with"),
+    ('[{"command": "x", "state": "failed", "attempts": 2, "max_retries": 2}]', "do not fit a failed job"),
     ('[{"command": "x", "seq": 1000000000001}]', "seq"), ('[{"command": "x", "runs": 1000001}]', "runs"),
     ('[{"command": "x", "history": 5}]', "history"), ('{"jobs": []}', "array"), ("null", "array"),
     ("", "jobs.json"), ("[", "jobs.json"), ('[{"id": "a"', "jobs.json"), ("[NaN]", "jobs.json"), ("\udcff", "jobs"),
