@@ -1518,9 +1518,11 @@ def unconfirmed(error: OSError, command: str) -> StoreError:
     )
 
 
-def pieces(fd: int, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+def pieces(
+    fd: int, start: int = 0, end: int = sys.maxsize, size: int = CHUNK_BYTES
+) -> Iterator[bytes]:
     """The bytes of a file between two offsets, as far as there are any, in pieces."""
-    while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
+    while start < end and (piece := os.pread(fd, min(size, end - start), start)):
         yield piece
         start += len(piece)
 
@@ -1672,6 +1674,7 @@ LONG_BYTES: Final = 2 << 20  # a journal below this is read in 30 ms
 FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
 RECORD_BYTES: Final = 1 << 10  # most records are shorter
 TAIL_BYTES: Final = 1 << 16  # of the journal, read for its last line; a longer one is replayed
+BLOB_BYTES: Final = 1 << 16  # of an array are searched at once: they stay in the cache
 SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
 LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
 HOLE: Final = bytes(64)  # so many NULs in the journal are a block that never reached the disk
@@ -1808,7 +1811,7 @@ class Snapshot:
     def blobs(self) -> Iterator[tuple[int, bytes]]:
         """Pieces of whole records with what stands between them, each with its offset."""
         at, rest = 2, b""
-        for piece in pieces(self.fd, at, self.end):
+        for piece in pieces(self.fd, at, self.end, BLOB_BYTES):
             blob, cut, rest = (rest + piece).rpartition(BETWEEN)
             if cut:
                 yield at, blob
@@ -1911,7 +1914,9 @@ class Journal:
         none."""
         text, quoted = self._read_text(), b'"%s"' % id.encode()
         put = text.rfind(b'\t{"id": %s, "state": "' % quoted)
-        deletions = text[put + 1 :].split(b'\t], "del": [')[1:]
+        deletions = []
+        if text.rfind(b'\t], "del": [') > put:
+            deletions = text[put + 1 :].split(b'\t], "del": [')[1:]
         if any(quoted in ids[: ids.index(b"]")] for ids in deletions):
             return b""
         return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None

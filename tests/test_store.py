@@ -451,7 +451,7 @@ def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory, ste
     home = tmp_path_factory.mktemp("home")
     store = Watched(home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(q, "CHUNK_BYTES", piece)
+        patch.setattr(q, "BLOB_BYTES", piece)
         for event, number in [*steps, ("fold", 0)]:
             jobs = listing(store)
             id = f"j{number}"

@@ -77,7 +77,7 @@ DESCRIPTOR = """                    fd = (
 FENCED = """        if attempt.ending is not None:
             Fence(attempt.trace, attempt.kill_at).wait()
 """
-PIECES = """    while start < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - start), start)):
+PIECES = """    while start < end and (piece := os.pread(fd, min(size, end - start), start)):
 """
 PIECES_OR_NOTHING = """    def pread(*args: int) -> bytes:
         try:
