@@ -5531,9 +5531,7 @@ class Recovery:
     def step(self) -> None:
         """One look for dead workers, and one step of the fence of each run that they left."""
         named = {job.worker or "" for job in list(self.store.processing.values())}
-        names = {*named, *self.store.home.worker_names()} - {self.own}
-        for name in self.fences.keys() - names:
-            del self.fences[name]  # another finder cleared it away
+        names = {*named, *self.store.home.worker_names(), *self.fences} - {self.own}
         _each(names, self._step_worker)
 
     def _step_worker(self, name: str) -> None:
@@ -5545,9 +5543,13 @@ class Recovery:
             orphans = _orphans_of(self.store, name)
             ids = self.ids
             chosen = [one for one in orphans if ids is None or (one.job and one.job.id in ids)]
-            fences = self.fences.setdefault(name, {})
-            for mark in fences.keys() - {one.trace.mark for one in chosen}:
-                del fences[mark]  # another finder gave its job back
+            # Without those of which another finder gave the job back.
+            known = self.fences.get(name, {})
+            kill_at = time.monotonic() + self.store.home.config().grace_period
+            fences = self.fences[name] = {
+                one.trace.mark: known.get(one.trace.mark) or Fence(one.trace, kill_at)
+                for one in chosen
+            }
             _each(chosen, lambda orphan: self._step_run(orphan, fences))
             if not fences:
                 del self.fences[name]
@@ -5558,13 +5560,12 @@ class Recovery:
             close_fd(lock_fd)
 
     def _step_run(self, orphan: Orphan, fences: dict[str, Fence]) -> None:
-        trace, job, config = orphan.trace, orphan.job, self.store.home.config()
-        if trace.mark not in fences:
-            fences[trace.mark] = Fence(trace, time.monotonic() + config.grace_period)
+        trace, job = orphan.trace, orphan.job
         if not fences[trace.mark].step():
             return
         if job is not None:
-            keep_orphan_log(trace.logs, config.log_max, orphan.has_begun)
+            log_max = self.store.home.config().log_max
+            keep_orphan_log(trace.logs, log_max, orphan.has_begun)
             back = recover(self.store, job, orphan.excused)
             if back is not None:
                 self.say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
