@@ -4975,8 +4975,6 @@ class Worker:
         logs = (slot_log_path(self.home.logs_dir, self.name, slot) for slot in range(threads))
         self._logs = [SlotLog(log) for log in logs]
         self._sweep_at = 0.0  # on the monotonic clock
-        self._quiet_since = 0.0  # nothing runs and the counts are
-        self._quiet_counts: list[int] = []  # these
 
     def say(self, text: str) -> None:
         """Tell a person, without ever waiting for a terminal or a pipe that nobody reads: what is
@@ -5177,9 +5175,7 @@ class Worker:
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
-        if self._executor.running or self.store.counts != self._quiet_counts:
-            self._quiet_since, self._quiet_counts = now_s, list(self.store.counts)
-        quiet_s = now_s - self._quiet_since
+        quiet_s = self.home.clock() - os.stat(self.store.journal_path).st_mtime
         self.store.sync()  # also where it cannot be folded
         if self.store.fold_due(quiet_s):
             self.store.fold(PATIENCE_S)

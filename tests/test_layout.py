@@ -38,7 +38,7 @@ HOMES = {
     "os.unlink os.mkdir": {4, 8, 9},
     "os.urandom": {4, 9, 10},
     "os.write os.mkfifo os.utime": {4},
-    "os.pwrite": {4, 10},  # 10: writes into the file of a dead worker that it is dead
+    "os.pwrite": {4},
     "random": {7},
     "time.sleep": {4, 9, 10, 12},
     "time.time": {4, 6},  # 6: the clock of a store that is given none

@@ -376,7 +376,7 @@ MUTANTS = (
     Mutant("no fence", (("        if not fences[trace.mark].step():\n            return\n", ""),), "storm.py", ""),
     Mutant(
         "recovery by files only",
-        (("{*named, *self.store.home.worker_names(), *self.fences}", "{*self.store.home.worker_names(), *self.fences}"),),
+        (("names = {*named, ", "names = {"),),
         "storm.py", "",
     ),
     Mutant("dead before gone", ((FENCED, ""),), "storm.py", ""),
