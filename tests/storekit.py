@@ -129,6 +129,18 @@ def run_next(store: q.Store, outcome: q.Outcome = OK) -> q.Job:
     return ended
 
 
+def idle_worker(store: q.Store, boot_id: str = "b") -> q.Worker:
+    """A worker whose threads do not run: its chores are called one by one."""
+    store.follow()
+    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None, q.attempt_line)
+    header = {
+        "pid": 1, "started_at": store.home.now(), "boot_id": boot_id, "lock": "1.1", "threads": 1, "trouble": None,
+    }  # fmt: skip
+    worker._executor = q.Executor(os.environb)
+    worker.file = store.home.create_worker(worker.name, header)
+    return worker
+
+
 def listing(store: q.Store) -> dict[str, q.Job]:
     """Every job, as this store knows it; a light one (it only added) has to look first."""
     if store.journal is None or store.is_light:

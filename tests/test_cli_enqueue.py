@@ -46,16 +46,11 @@ def test_enqueue_of_one_word_prints_a_made_id_alone(run):
 @pytest.mark.parametrize(
     "words",
     [
-        ["plain", "words"],
-        ["my dir", "host:"],
-        ["it's", '"quoted"', "`id`", "$HOME", "$(id)"],
-        ["*", "?", "~", "#x", ";", "&", "|", "<", ">"],
-        ["", "after an empty word"],
-        ["two\nlines", "tab\there", "back\\slash"],
-        ["-a", "--long", "--tag", "--", "--json"],
-        ["ünï", "日本", "🎉"],
+        ["plain", "words"], ["my dir", "host:"], ["it's", '"quoted"', "`id`", "$HOME", "$(id)"],
+        ["*", "?", "~", "#x", ";", "&", "|", "<", ">"], ["", "after an empty word"], ["ünï", "日本", "🎉"],
+        ["two\nlines", "tab\there", "back\\slash"], ["-a", "--long", "--tag", "--", "--json"],
     ],
-)
+)  # fmt: skip
 def test_several_words_reach_the_program_word_for_word(run, jobs, words):
     run("enqueue", "--", "printf", "<%s>", *words)
     ran = subprocess.run(["sh", "-c", only(jobs)["command"]], capture_output=True, check=True)
@@ -70,19 +65,10 @@ def test_a_later_word_that_is_no_option_of_enqueue_belongs_to_the_command(run, j
 @pytest.mark.parametrize(
     "command",
     [
-        "{ echo a; }",
-        "# only a comment",
-        "[ -d / ]",
-        "-n",
-        "  spaces at both ends  ",
-        "echo 'a' \"b\" \\c",
-        "echo a\necho b",
-        "a\tb\rc",
-        "\x1b[31mred\x07\x7f",
-        "line\u2028separator\u0085here",
-        "echo ünïcödé 日本 🎉",
+        "{ echo a; }", "# only a comment", "[ -d / ]", "-n", "  spaces at both ends  ", "echo 'a' \"b\" \\c",
+        "echo a\necho b", "a\tb\rc", "\x1b[31mred\x07\x7f", "line\u2028separator\u0085here", "echo ünïcödé 日本 🎉",
     ],
-)
+)  # fmt: skip
 def test_the_command_option_takes_any_text_as_it_is(run, jobs, command):
     run("enqueue", f"--command={command}")
     assert only(jobs)["command"] == command

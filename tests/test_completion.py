@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import PROGRAM
+from real_processes import Call, Terminal, kill
 
 import queuectl as q
 
-Call = Callable[..., Any]
 SHELLS = {"bash": ["bash", "--norc", "--noprofile", "-i"], "zsh": ["zsh", "-f", "-i"], "fish": ["fish"]}
 CASES = [
     ("queuectl show nightly-b", "queuectl show nightly-backup"),
@@ -47,52 +44,30 @@ def queue(run: Call, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-class Typist:
-    """An interactive shell on a terminal of its own."""
-
-    def __init__(self, words: list[str]) -> None:
-        self.master, slave = pty.openpty()
-        self.child = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.shown = ""
-
-    def type(self, keys: str) -> None:
-        self.shown = ""
-        os.write(self.master, keys.encode())
-
-    def shows(self, text: str, seconds: float = 30) -> bool:
-        """Whether that text comes to be shown."""
-        deadline = time.monotonic() + seconds
-        while text not in self.shown and time.monotonic() < deadline:
-            if select.select([self.master], [], [], 0.1)[0]:
-                self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
-        return text in self.shown
-
-
 @pytest.fixture(params=["bash", "zsh"])
-def typist(request: pytest.FixtureRequest, queue: None) -> Iterator[Typist]:
+def shell(request: pytest.FixtureRequest, queue: None, eventually: Call) -> Iterator[Terminal]:
     """That shell, with the script loaded as the README says."""
-    shell = request.param
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    typist = Typist(SHELLS[shell])
-    ready = 'PS1="> "; ' + (
-        "autoload -Uz compinit && compinit -D; " if shell == "zsh" else "bind 'set bell-style none'; "
-    )
-    typist.type(ready + f'eval "$(queuectl completion {shell})"; echo rea""dy\n')
-    assert typist.shows("ready"), typist.shown
-    yield typist
-    typist.child.kill()
-    typist.child.wait(10)
-    os.close(typist.master)
+    name = request.param
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    master, slave = pty.openpty()
+    child = subprocess.Popen(SHELLS[name], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shell = Terminal(child, master)
+    ready = "autoload -Uz compinit && compinit -D" if name == "zsh" else "bind 'set bell-style none'"
+    shell.type(f'PS1="> "; {ready}; eval "$(queuectl completion {name})"; echo rea""dy\n'.encode())
+    eventually(lambda: "ready" in shell.screen())
+    yield shell
+    kill(child)
+    shell.hang_up()
 
 
-def test_a_tab_completes_ids_states_options_and_commands(typist):
+def test_a_tab_completes_ids_states_options_and_commands(shell, eventually):
     for typed, whole in CASES:
+        shell.shown = b""
         # What the shell has made of the line is seen by running it as the words of an echo.
-        typist.type(f"{typed}\t\x01echo \x05 = end\n")
-        assert typist.shows(f"{whole} = end"), f"{typed!r}: {typist.shown!r}"
-        assert typist.shows("= end\r\n")
+        shell.type(f"{typed}\t\x01echo \x05 = end\n".encode())
+        eventually(lambda whole=whole: f"{whole} = end\r\n" in shell.screen())
 
 
 @pytest.mark.parametrize("typed, whole", CASES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from conftest import PROGRAM
 from real_processes import Call, is_alive, kill, said
 
 import queuectl as q
+from tests.storekit import idle_worker
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -203,20 +203,9 @@ def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run, enqueu
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
-@pytest.fixture
-def slot(home: Path, tmp_path: Path) -> q.Worker:
-    """A worker that runs nothing by itself."""
-    store = q.open_store(str(home), lambda text: None)
-    store.home.prepare()
-    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None, q.attempt_line)
-    header = {"pid": 1, "started_at": store.home.now(), "lock": "1.1", "threads": 1, "trouble": None}
-    worker._executor = q.Executor(os.environb)
-    worker.file = store.home.create_worker(worker.name, header)
-    return worker
-
-
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_hook_runs_only_when_the_report_is_on_the_disk(slot, tmp_path, monkeypatch, fails):
+def test_a_hook_runs_only_when_the_report_is_on_the_disk(home, tmp_path, monkeypatch, fails):
+    slot = idle_worker(q.open_store(str(home), print))
     done: list[str] = []
 
     def sync() -> None:

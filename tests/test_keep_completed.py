@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import queuectl as q
-from tests.storekit import BAD, Clock, Watched, claim, enqueue, listing, run_next
+from tests.storekit import BAD, Clock, Watched, claim, enqueue, idle_worker, listing, run_next
 
 pytest_plugins = ["worker_fixtures"]
 DAY_S = 86_400
@@ -32,18 +31,6 @@ def boot(monkeypatch: pytest.MonkeyPatch) -> Clock:
     boot = Clock(DAY_S)
     monkeypatch.setattr(q, "boot_clock_s", boot)
     return boot
-
-
-def house(store: q.Store, boot_id: str = "b") -> q.Worker:
-    """A worker of which only the housekeeping is called."""
-    store.follow()
-    worker = q.Worker(store, 1, q.TagFilter(), False, lambda text: None, q.attempt_line)
-    header = {
-        "pid": 1, "started_at": store.home.now(), "boot_id": boot_id, "lock": "1.1", "threads": 1, "trouble": None,
-    }  # fmt: skip
-    worker._executor = q.Executor(os.environb)
-    worker.file = store.home.create_worker(worker.name, header)
-    return worker
 
 
 @pytest.fixture
@@ -74,7 +61,7 @@ def purged(store: q.Store, seconds: float) -> list[str]:
 def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known_the_clock_for_an_hour(
     store, clock, boot
 ):
-    worker = house(store)
+    worker = idle_worker(store)
     worker._keep_house(q.boot_clock_s())
     passes(clock, boot, 3539)
     worker._keep_house(q.boot_clock_s())
@@ -88,7 +75,7 @@ def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known
 def test_zero_keeps_everything(store, clock, boot):
     q.set_setting(store, "keep_completed", "0")
     for _ in range(2):
-        house(store)._keep_house(q.boot_clock_s())
+        idle_worker(store)._keep_house(q.boot_clock_s())
         passes(clock, boot, 3600)
     assert "done" in listing(store)
 
@@ -96,7 +83,7 @@ def test_zero_keeps_everything(store, clock, boot):
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("step_s", [2, DAY_S, 20 * 365 * DAY_S, -2, -DAY_S])
 def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock, boot, step_s):
-    worker = house(store)
+    worker = idle_worker(store)
     worker._keep_house(q.boot_clock_s())
     passes(clock, boot, 3440)
     worker._keep_house(q.boot_clock_s())
@@ -114,11 +101,11 @@ def test_nothing_is_purged_within_the_hour_after_the_clock_was_set(store, clock,
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("how", ["stepped", "restarted"])
 def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, clock, boot, how):
-    house(store)._keep_house(q.boot_clock_s())
+    idle_worker(store)._keep_house(q.boot_clock_s())
     passes(clock, boot, 3700)
     if how == "stepped":
         clock.at += 20
-    worker = house(store, "b" if how == "stepped" else "another")
+    worker = idle_worker(store, "b" if how == "stepped" else "another")
     worker._keep_house(q.boot_clock_s())
     assert "done" in listing(store)
     passes(clock, boot, 3700)
@@ -127,7 +114,7 @@ def test_a_worker_knows_from_the_one_before_that_the_clock_may_be_wrong(store, c
 
 
 def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, monkeypatch):
-    worker = house(store)
+    worker = idle_worker(store)
     enqueue(store, "a")
 
     def fails(mark: object, most_s: float) -> None:
@@ -142,7 +129,7 @@ def test_housekeeping_goes_on_where_the_mark_cannot_be_written(store, clock, mon
 
 @pytest.mark.usefixtures("old")
 def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypatch):
-    one, two = house(store), house(store)
+    one, two = idle_worker(store), idle_worker(store)
     one._keep_house(q.boot_clock_s())
     looks: list[str] = []
 
@@ -163,7 +150,7 @@ def test_one_pass_an_hour_is_enough_for_all_workers(store, clock, boot, monkeypa
 def test_a_damaged_mark_is_made_anew(store, home, damage):
     path = home / ".queuectl" / "clock"
     path.write_bytes(damage)
-    house(store)._keep_house(q.boot_clock_s())
+    idle_worker(store)._keep_house(q.boot_clock_s())
     assert "done" in listing(store) and path.read_bytes() != damage
 
 
@@ -192,7 +179,7 @@ def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(store, home, cl
         change.delete(job)
     store.fold()
     (home / "dlq.json").write_text("[]\n")  # a hand edit
-    worker = house(store)
+    worker = idle_worker(store)
     for minute in range(257):
         worker._keep_house(60.0 * minute)
         passes(clock, boot, 60)

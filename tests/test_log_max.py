@@ -245,15 +245,6 @@ def test_following_goes_on_after_what_was_left_out(talker, start, gate, eventual
     assert said(follower).endswith("end of first\nlast words\n") and "were left out here" in said(follower)
 
 
-def test_one_path_is_printed_and_purged(talker, run, gate, reaches, home):
-    gate.open()
-    reaches("a", "completed")
-    (path,) = run("logs", "a", "--path").lines
-    assert Path(path).read_bytes().strip(b"\0").endswith(b"end of first\nlast words\n")
-    run("purge", "--yes")
-    assert not [path for path in (home / ".queuectl" / "logs").rglob("*") if path.is_file() and path.stat().st_size]
-
-
 def test_the_newest_output_of_a_killed_workers_job_is_kept(talker, run, drain, gate):
     run("config", "set", "grace_period", "0.3")
     kill(talker)

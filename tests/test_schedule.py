@@ -127,16 +127,6 @@ def test_a_diamond_waits_for_both_sides(run, drain, tmp_path, enqueue):
 
 
 @workers
-def test_a_parent_of_two_hundred_frees_them_all(run, drain, jobs, tmp_path):
-    path = tmp_path / "order"
-    parent = {"id": "parent", "command": f"sleep 0.2; echo $QUEUECTL_JOB_ID >> {path}"}
-    child = {"command": f"[ -e {path} ]", "after": ["parent"]}
-    run("enqueue", "--file", "-", input=lines([parent, *[child] * 200]))
-    drain("--count", "3", timeout=240)
-    assert run("status", "--json").json["jobs"]["completed"] == 201
-
-
-@workers
 def test_a_parent_that_dies_under_its_worker_takes_the_others_with_it(run, worker, enqueue, gate, reaches, job):
     """A cancelled job whose worker was killed: recovery makes it dead, and in the same line who needs it."""
     first = worker()

@@ -429,16 +429,6 @@ def test_a_job_starts_with_default_signals_when_its_worker_was_started_with_some
     assert masks(run("logs", "a").out, "SigIgn", "SigBlk") == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["PIPE", "INT"])
-def test_a_job_dies_by_a_signal_that_python_programs_do_not_die_by(name, enqueue, worker, reaches):
-    with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
-        worker(default_signals=())
-    enqueue("a", f"kill -{name} $$; sleep 1", "--max-retries", "1")
-    dead = reaches("a", "dead")
-    # reading: the record holds the signal's number.
-    assert (dead["outcome"], dead["signal"]) == ("signalled", signal.Signals[f"SIG{name}"])
-
-
 def test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ignored(enqueue, worker, reaches):
     with started_with(signal.SIG_IGN, signal.SIGCHLD, signal.SIGINT):
         worker(default_signals=())
