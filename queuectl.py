@@ -5830,13 +5830,12 @@ def as_json(value: object) -> str:
 def stats_page(view: Mapping[str, Any], now: str) -> str:
     """The figures for a person: totals, quantiles and small histograms; one line a group."""
     since = say_when(view["since"], now) if view["since"] else "the beginning"
-    cancelled = f" ({view['cancelled']} of them cancelled)" if view["cancelled"] else ""
     rate, speed = view["success_rate"], view["jobs_per_s"]
     rows = [
         f"since:           {since}",
         f"completed:       {view['completed']}",
         f"failed attempts: {view['failed_attempts']}",
-        f"dead:            {view['dead']}{cancelled}",
+        f"dead:            {view['dead']} ({view['cancelled']} of them cancelled)",
         f"success rate:    {'-' if rate is None else f'{100 * rate:.1f}%'}",
         f"jobs a second:   {'-' if speed is None else f'{speed:g}'}",
         "",
@@ -6045,10 +6044,7 @@ def _fail(error: BaseException, made: str) -> int:
                 f"Error: The result could not be printed: {why}. {change or 'Nothing was changed.'}"
             )
             return EXIT_STORAGE
-    if sys.stderr.isatty():
-        _say("")  # the cursor stands behind "^C"
-    if made:
-        _say(f"Interrupted. {change}")
+    _say(f"\nInterrupted. {change}" if made else "")  # the cursor stands behind "^C"
     return 130
 
 
@@ -6311,8 +6307,7 @@ def enqueue(
 
 
 def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: bool) -> int:
-    accepted = enqueue_job(store, fields)
-    job = accepted.job
+    job, is_duplicate = enqueue_job(store, fields)
     if wait_:
         hint = f"See it with: queuectl logs {job.id} --follow"
         _done(store, [], f"job {job.id} stays in the queue. {hint}")
@@ -6322,7 +6317,7 @@ def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: 
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
     record = job_to_dict(job)
-    if accepted.duplicate:
+    if is_duplicate:
         record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
     return 0
@@ -6369,11 +6364,9 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
     code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            fields = parse_job_line(line, store.home.now())
-            if fields is None:
-                continue
-            id = enqueue_job(store, merge_fields(options, fields)).job.id
-            _done(store, [id], f"job {id} is in the queue.")
+            if fields := parse_job_line(line, store.home.now()):
+                job, _ = enqueue_job(store, merge_fields(options, fields))
+                _done(store, [job.id], f"job {job.id} is in the queue.")
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
             _say(f"Error: In line {number}: {error}")
@@ -6611,7 +6604,7 @@ def logs(
     job = _jobs_now(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
-        click.echo(f"Job '{id}' has not run yet.", err=True)
+        _say(f"Job '{id}' has not run yet.")
     elif show_path:
         click.echo(_log_of(store, job, run)[0])
     else:
@@ -6686,9 +6679,8 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
     wanted = [job.id for job in jobs]
     ended, warned = find_ended(store, wanted), False
-    hidden = not sys.stderr.isatty()
     with click.progressbar(
-        length=len(wanted), label="Waiting", file=sys.stderr, hidden=hidden
+        length=len(wanted), label="Waiting", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         bar.update(len(ended))
         while len(ended) < len(wanted) and time.monotonic() < deadline:
@@ -6764,11 +6756,8 @@ def retry(store: Store, ids: Words) -> None:
       queuectl retry job3
     """
     jobs = retry_jobs(store, ids)
-    lines = [
-        f"Job {job.id} is {'due now' if job.state == 'failed' else 'pending again'}."
-        for job in jobs
-    ]
-    _done(store, lines)
+    now = {"failed": "due now", "pending": "pending again"}
+    _done(store, [f"Job {job.id} is {now[job.state]}." for job in jobs])
 
 
 @cli.command()
@@ -6972,9 +6961,8 @@ def dlq_retry(
         jobs = revive_all(store, match, cancelled, changes, spread)
     else:
         jobs = revive_jobs(store, ids, changes, spread)
-    if jobs:
-        _done(store, [f"Job {job.id} is pending again." for job in jobs])
-    else:
+    _done(store, [f"Job {job.id} is pending again." for job in jobs])
+    if not jobs:
         _say("No dead letter fits; cancelled ones come back with --cancelled only.")
 
 
@@ -6993,10 +6981,7 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
     """
     _check_ids_or_all(ids, every or older_than is not None)
     _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    if ids:
-        purged = purge_dead(store, ids)
-    else:
-        purged = purge_jobs(store, ("dead",), older_than)
+    purged = purge_dead(store, ids) if ids else purge_jobs(store, ("dead",), older_than)
     _finish_purge(store, purged)
 
 
@@ -7156,10 +7141,8 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
                 "these end. End them now with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    if names:
-        _done(store, [f"{say_count(len(names), 'worker')} stopped."])
-    else:
-        click.echo("No worker was running.")
+    stopped = f"{say_count(len(names), 'worker')} stopped."
+    _done(store, [stopped if names else "No worker was running."])
 
 
 @worker.command("list")
