@@ -756,7 +756,7 @@ _WRONG_NAMES: Final = {  # what other programs call the field
     "tags": "label labels",
     "after": "depends_on",
 }
-_NEW_JOB_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
+NEW_JOB_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
 _NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}
 
 
@@ -770,7 +770,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
     out: dict[str, Any] = {}
     for name, value in record.items():
-        if name not in _NEW_JOB_CHECKS:
+        if name not in NEW_JOB_CHECKS:
             raise BadValue(_unknown_field(name))
         if name in ("created_at", "updated_at") or value in (None, _NEW_JOB.get(name)):
             continue
@@ -781,7 +781,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
         if name == "run_at":
             out[name] = parse_instant(value, name, now)
         else:
-            out[name] = _NEW_JOB_CHECKS[name](value, name)
+            out[name] = NEW_JOB_CHECKS[name](value, name)
     if out.keys() >= {"run_at", "delay"}:
         raise BadValue("Give 'run_at' or 'delay', not both.")
     if "command" not in out:
@@ -4869,10 +4869,17 @@ def halt() -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one."""
+    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one.
+
+    Python has no stream for a descriptor that was closed when it started, so it starts again.
+    """
+    was_closed = False
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
+        was_closed = True
     os.close(fd)
+    if was_closed:
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
@@ -6054,10 +6061,8 @@ def find_home(option: str | None) -> str:
     if home := option or os.environ.get("QUEUECTL_HOME"):
         return home
     here = os.path.dirname(__file__)
-    for name in ("config.json", "jobs.json", "dlq.json", ".queuectl"):
-        if os.path.exists(os.path.join(here, name)):
-            return here
-    return click.get_app_dir("queuectl")
+    marks = {"config.json", "jobs.json", "dlq.json", ".queuectl"}
+    return here if marks.intersection(os.listdir(here)) else click.get_app_dir("queuectl")
 
 
 def duration(text: str) -> float:
@@ -6205,8 +6210,8 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if after := [*fields.pop("after", ()), *after_any]:
         fields["after"] = after
     for name, value in fields.items():
-        if name in FIELD_CHECKS and value != MADE_KEY:  # Click has checked the delay
-            fields[name] = FIELD_CHECKS[name](value, name)
+        if value != MADE_KEY:
+            fields[name] = NEW_JOB_CHECKS[name](value, name)
     return fields
 
 
@@ -6242,10 +6247,7 @@ def _here() -> str:
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
 )
 @click.option(
-    "--after-any",
-    multiple=True,
-    metavar="ID",
-    help="Start when it is over, completed or dead (repeatable).",
+    "--after-any", multiple=True, metavar="ID", help="Start when that job is over (repeatable)."
 )
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
 @click.option(
@@ -6828,11 +6830,7 @@ def resume(store: Store) -> None:
 
 @cli.command()
 @click.option(
-    "--state",
-    "states",
-    type=_one_of(OVER),
-    multiple=True,
-    help="Only these. [completed and dead]",
+    "--state", "states", type=_one_of(OVER), multiple=True, help="Only these. [completed and dead]"
 )
 @_older_than
 @_switch("--dry-run", help="Say what would go, change nothing.")
@@ -7211,11 +7209,7 @@ def completion(shell: str) -> None:
 def main() -> None:
     """The console script."""
     open_standard_descriptors()
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        # None stands for a descriptor that was closed.
-        stream = getattr(sys, name) or open(fd, "w" if fd else "r", encoding="utf-8")
-        stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, stream)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:
