@@ -1341,7 +1341,7 @@ class Home:
                 pid = int(name.partition("-")[0])
                 unread = {"pid": pid, "threads": 0, "started_at": self.now()}
                 info = self.read_worker(name)
-                found.append(info if info.header else info._replace(header=unread))
+                found.append(info._replace(header={**unread, **info.header}))
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:
@@ -1398,7 +1398,7 @@ class Home:
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return None
 
-    def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
+    def write_clock_mark(self, mark: ClockMark, most_s: float) -> None:
         with self.locked(most_s):
             self.put_file(self._clock_path, [encode_json(mark._asdict())])
 
@@ -1691,11 +1691,6 @@ class Mark(NamedTuple):
     crc: int = -1
 
 
-def are_same_files(one: Mapping[str, Mark], other: Mapping[str, Mark]) -> bool:
-    """Whether both name the same arrays, whatever is known of their bytes."""
-    return all(one[name][:3] == other[name][:3] for name in ARRAYS)
-
-
 def mark_of(file: int | str, crc: int = -1) -> Mark:
     """The mark of a descriptor or path."""
     info = os.stat(file)
@@ -1923,12 +1918,7 @@ class Journal:
 
     def ids_with(self, needle: bytes) -> set[str]:
         """The ids of the jobs that some record which holds these bytes is of."""
-        text, ids = self._read_text(), set()
-        at = text.find(needle)
-        while at >= 0:
-            ids.add(id_of(text[text.rfind(b"\t", 0, at) + 1 : at]))
-            at = text.find(needle, at + 1)
-        return ids
+        return {id_of(part) for part in self._read_text().split(b"\t") if needle in part}
 
     def _read_text(self) -> bytes:
         if self._text is None or len(self._text) != self.end:
@@ -2026,9 +2016,9 @@ class Store:
         self.read()
         return before != (self.journal, self.journal and self.journal.end)
 
-    def follow(self, most_s: float = math.inf) -> None:
+    def follow(self) -> None:
         """Take in what others appended, folded or edited, and repair what a crash left."""
-        with self.home.locked(most_s):
+        with self.home.locked():
             self.look(locked=True)
 
     def look(self, light: bool = False, locked: bool = False) -> None:
@@ -2314,7 +2304,8 @@ class Store:
         journal = self.journal
         if journal is None:
             return False
-        if not journal.is_of_this_boot or not are_same_files(self._marks, journal.marks):
+        is_other = any(self._marks[name][:3] != mark[:3] for name, mark in journal.marks.items())
+        if is_other or not journal.is_of_this_boot:
             return True  # until then no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
         is_small = arrays <= max(SMALL_BYTES, quiet_s * FOLD_BYTES_S)
@@ -2334,8 +2325,7 @@ class Store:
         try:
             yield
         except (OSError, StoreError) as error:
-            text = storage_error(error, self.home.dir) if isinstance(error, OSError) else error
-            self.home.warn(f"The change is stored; writing the arrays anew did not work: {text}")
+            self.home.warn(f"The change is stored; writing the arrays anew did not work: {error}")
 
     def settle(self) -> None:
         """At the end of a one-shot command that changed something: fold where that is due, else
@@ -2520,7 +2510,8 @@ class Store:
         assert self.journal is not None
         if not self.snapshots:
             self._open_arrays()
-            if not are_same_files(self._marks, self.journal.marks):
+            marks = self.journal.marks
+            if not all(self.snapshots[name].is_same(marks[name]) for name in ARRAYS):
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
         return self.journal
 
@@ -4063,10 +4054,10 @@ class Salvage:
                     continue
                 if "intent" not in rest:
                     self._apply(records_of(body), rest.get("del", ()))
-                elif all(Mark(*rest["intent"][name]) == marks[name] for name in ARRAYS):
+                elif Mark(*rest["intent"]["jobs"]) == marks["jobs"]:
                     self.jobs, self._named = dict(arrays), dict(named)  # they hold all of the above
                 else:
-                    continue
+                    continue  # the fold was not committed
                 counts = list(rest["counts"])
             except (ValueError, LookupError, TypeError, BadValue) as error:
                 if line:
@@ -4096,7 +4087,9 @@ class Salvage:
         for job in list(self.jobs.values()):
             lost = [id for id in parents_of(job) if id not in self.jobs]
             if job.state in WAITING and lost:
-                self.jobs[job.id] = end_without(job, lost[0], now)
+                hint = f"let it run with: queuectl dlq retry {job.id}"
+                reason = f"it comes after job '{lost[0]}', which damage took; {hint}"
+                self.jobs[job.id] = let_die(job, reason, now)
                 self.problems.append(
                     f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a "
                     "dead letter."
@@ -4137,12 +4130,6 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
         )  # fmt: skip
     hint = f"see that it is right, then: queuectl dlq retry {job.id}"
     return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
-
-
-def end_without(job: Job, parent: str, now: str) -> Job:
-    """A waiting job, dead because its parent was lost and nobody knows how the parent ended."""
-    hint = f"let it run with: queuectl dlq retry {job.id}"
-    return let_die(job, f"it comes after job '{parent}', which damage took; {hint}", now)
 
 
 def mend(store: Store) -> tuple[list[str], str]:

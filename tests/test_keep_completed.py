@@ -163,8 +163,8 @@ def test_an_idle_worker_removes_the_output_of_jobs_that_are_gone(store, home, cl
     other, sweep = Watched(home, clock), q.sweep_logs
 
     def checked(*args: Any) -> None:
-        with pytest.raises(q.Busy):
-            other.follow(most_s=0)
+        with pytest.raises(q.Busy), other.transaction(most_s=0):
+            pass
         sweep(*args)
 
     monkeypatch.setattr(q, "sweep_logs", checked)
