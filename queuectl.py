@@ -1119,8 +1119,8 @@ class Home:
         self.warn = warn
         self.clock = clock
         self.keeps_settings = False  # the last good ones, where config.json is damaged
-        self._settings: dict[str, object] = {}
         self.last_config = parse_settings({})  # as this process read it last
+        self._settings: dict[str, object] = {}  # the same as config.json spells them
         self._config_mark: object = None  # inode, size and time of the file that was read last
         self._mutex = threading.Lock()  # a descriptor's lock does not keep threads apart
         self._lock_fd = -1
@@ -1137,8 +1137,6 @@ class Home:
             info = os.stat(self.path)
         except FileNotFoundError:
             return False
-        except OSError as error:
-            raise storage_error(error, self.path) from error
         _check_own_dir(self.path, info)
         if info.st_mode & stat.S_IWOTH:
             raise StoreError(
@@ -1148,23 +1146,20 @@ class Home:
         return True
 
     def prepare(self) -> None:
-        """Make the home ready for changes: its directories and the lock file. Raises StoreError."""
+        """Make the home ready for changes: its directories and the lock file."""
         if self._lock_fd >= 0:
             return
         existed = self.check()
-        try:
-            for path in (self.path, self.dir):
-                make_dir(path)
-            _check_own_dir(self.dir, os.lstat(self.dir))
-            for path in (self.workers_dir, self.logs_dir):
-                make_dir(path)
-            if existed:
-                self._take_group_write()
-            fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)
-            os.fchmod(fd, 0o600)
-            self._lock_fd, self._lock_identity = fd, identity_of(fd)
-        except OSError as error:
-            raise storage_error(error, self.dir) from error
+        for path in (self.path, self.dir):
+            make_dir(path)
+        _check_own_dir(self.dir, os.lstat(self.dir))
+        for path in (self.workers_dir, self.logs_dir):
+            make_dir(path)
+        if existed:
+            self._take_group_write()
+        fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)
+        os.fchmod(fd, 0o600)
+        self._lock_fd, self._lock_identity = fd, identity_of(fd)
         self.config()  # for `last_config`
 
     def _take_group_write(self) -> None:
@@ -1291,6 +1286,9 @@ class Home:
 
     # -- Workers
 
+    def _worker_path(self, name: str, ending: str = "") -> str:
+        return os.path.join(self.workers_dir, name + ending)
+
     def worker_names(self) -> list[str]:
         """Every worker that left a file, alive or not."""
         try:
@@ -1305,7 +1303,7 @@ class Home:
         The store lock makes one temporary name enough: what a worker left there that was killed is
         replaced by the next one.
         """
-        path, new = os.path.join(self.workers_dir, name), os.path.join(self.workers_dir, "new")
+        path, new = self._worker_path(name), self._worker_path("new")
         with self.locked(), new_file(new) as fd:
             lock_descriptor(fd)
             file = WorkerFile(path, os.dup(fd), header)
@@ -1317,7 +1315,7 @@ class Home:
         """A locked descriptor of a dead worker's file, which says "dead" from now on; -1 where the
         file is missing, None where the worker lives."""
         try:
-            fd = os.open(os.path.join(self.workers_dir, name), _WRITE)
+            fd = os.open(self._worker_path(name), _WRITE)
         except OSError as error:
             if error.errno in NO_FILE:
                 return -1
@@ -1333,8 +1331,7 @@ class Home:
         """The workers whose file is locked: the kernel tells the truth about who lives."""
         found = []
         for name in self.worker_names():
-            path = os.path.join(self.workers_dir, name)
-            with contextlib.suppress(OSError), opened(path, _READ) as fd:
+            with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
                 if lock_descriptor(fd, blocking=False):
                     unlock_descriptor(fd)
                     continue
@@ -1346,7 +1343,7 @@ class Home:
 
     def read_worker(self, name: str) -> WorkerInfo:
         """What the file of a live or dead worker says; no header where it says nothing usable."""
-        path = os.path.join(self.workers_dir, name)
+        path = self._worker_path(name)
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             header, *rows = map(bytes.strip, bytes_of(path, _READ).split(b"\n"))
             head = json.loads(header)
@@ -1359,21 +1356,23 @@ class Home:
         would look for the others, so it goes last."""
         for ending in (".stop", ".wake", ""):
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.workers_dir, name + ending))
+                os.unlink(self._worker_path(name, ending))
 
     def wake_workers(self, but: str = "") -> None:
         """Write a byte to each worker's FIFO. A dead worker has no reader."""
         for name in self.worker_names():
-            path = os.path.join(self.workers_dir, f"{name}.wake")
             if name == but:
                 continue
-            with contextlib.suppress(OSError), opened(path, _WRITE) as fd:
+            with (
+                contextlib.suppress(OSError),
+                opened(self._worker_path(name, ".wake"), _WRITE) as fd,
+            ):
                 if stat.S_ISFIFO(os.fstat(fd).st_mode):
                     os.write(fd, b"\n")
 
     def request_stop(self, name: str, how: Literal["stop", "now"]) -> None:
         """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
-        path = os.path.join(self.workers_dir, name + ".stop")
+        path = self._worker_path(name, ".stop")
         try:
             self.put_file(path, [how.encode()])
         except OSError as error:
@@ -1387,8 +1386,7 @@ class Home:
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` asked of this worker: `stop`, `now` or None."""
         with contextlib.suppress(OSError):
-            path = os.path.join(self.workers_dir, name + ".stop")
-            return bytes_of(path, _READ).decode("ascii", "replace")
+            return bytes_of(self._worker_path(name, ".stop"), _READ).decode("ascii", "replace")
         return None
 
     def clock_mark(self) -> ClockMark | None:
@@ -6027,7 +6025,7 @@ def _fail(error: BaseException, made: str) -> int:
             )
             return code
         case OSError(filename=str() | bytes() as name):
-            _say(f"Error: {error.strerror}: '{os.fsdecode(name)}'. {change or 'Try again.'}")
+            _say(f"Error: {storage_error(error, os.fsdecode(name))} {change}".rstrip())
             return EXIT_STORAGE
         case BrokenPipeError():
             if made:
