@@ -4728,8 +4728,6 @@ def _first_data(fd: int) -> int:
     """Where a log's output begins: behind the hole of what was given up."""
     try:
         return os.lseek(fd, 0, os.SEEK_DATA)
-    except AttributeError:
-        return 0
     except OSError as error:
         return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0  # all is hole
 
