@@ -5285,18 +5285,16 @@ class Worker:
                 self._run_hooks(slot, turn.reported, turn.hooks)
             elif turn.claimed is not None:
                 done = turn.claimed, self._attempt(slot, turn.claimed)
-            elif has_reported:
-                self._clear_row(slot)
-                # Where it may claim it turns again now: the report may have freed a job.
-                if self.state == "running" and not may_claim:
-                    self._pause()
-            elif may_claim:
-                self._set_trouble(slot, None)
-                with self._work:
-                    while self._round == seen:
-                        self._work.wait()
             else:
-                self._pause()
+                if has_reported:
+                    self._clear_row(slot)
+                if may_claim:
+                    self._set_trouble(slot, None)
+                    with self._work:  # a report that freed a job has called the slots
+                        while self._round == seen:
+                            self._work.wait()
+                elif self.state == "running":
+                    self._pause()
         self._logs[slot].close()
 
     def _may_claim(self, slot: int, has_ended: bool) -> bool:
