@@ -253,11 +253,6 @@ def test_status_json_gives_the_time_of_the_next_retry(run, jobs, drained):
     assert run("status", "--json").json["next_run_at"] == jobs()["flaky"]["run_at"]
 
 
-def test_status_check_is_1_when_a_job_is_due_and_no_worker_lives(run):
-    run("enqueue", "true")
-    run("status", "--check", code=1)
-
-
 # ---- logs ----
 
 

@@ -23,19 +23,6 @@ pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
 
 
-def test_two_stop_signals_at_once_stop_the_worker(enqueue, worker, job, written, tmp_path):
-    note = tmp_path / "pid"
-    enqueue("a", f"echo $$ > {note}; sleep 60")
-    child = worker()
-    written(note)
-    child.send_signal(signal.SIGSTOP)
-    child.send_signal(signal.SIGTERM)
-    child.send_signal(signal.SIGINT)
-    child.send_signal(signal.SIGCONT)
-    assert child.wait(20) in (130, 143)
-    assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("pending", 0, 1)
-
-
 def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home, run, reaches):
     reader, writer = os.pipe()
     try:

@@ -349,15 +349,6 @@ def test_a_job_knows_its_id_attempt_worker_slot_and_home_from_its_environment(ho
     assert given["QUEUECTL_RUN"] == f"{lock.st_dev}.{lock.st_ino}/{given['QUEUECTL_WORKER']}/probe/1"
 
 
-def test_every_attempt_has_its_own_number_and_its_own_run(enqueue, drain, tmp_path):
-    seen = tmp_path / "seen"
-    enqueue("a", f"{append(seen, '$QUEUECTL_ATTEMPT $QUEUECTL_RUN')}; exit 1")
-    drain(code=1)
-    attempts, runs = zip(*(line.split() for line in seen.read_text().splitlines()), strict=True)
-    assert attempts == ("1", "2", "3")
-    assert len(set(runs)) == 3
-
-
 def test_the_slots_of_a_worker_are_numbered_from_0(enqueue, drain, tmp_path):
     seen = tmp_path / "seen"
     for number in range(3):

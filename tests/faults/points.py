@@ -1,6 +1,6 @@
 """Every point: at each effect of each scenario each fault, in a process that truly dies; then the home is checked.
 
-    python tests/faults/points.py                 a sample of about 1,500 points
+    python tests/faults/points.py                 a sample of about 1,300 points
     python tests/faults/points.py --all           all of them
     python tests/faults/points.py --scenario fold --all --seed 7
 
@@ -33,7 +33,7 @@ from tests.faults.effects import HANG_S, SCRATCH, Ended, Fault, FaultyOs, all_fa
 from tests.faults.scenarios import NOW_S, SCENARIOS, Scenario, close_store, copy_home, open_store  # noqa: E402
 
 PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
-SAMPLE = 1_600  # points in all
+SAMPLE = 1_300  # points in all
 DOUBLE = 6  # second crashes per scenario in the sample; with --all one for every third kill
 SEED = 20261124
 HAS_SAID_SO = ("may have been stored", "The change was made")  # F2: how an error says that the change may be there

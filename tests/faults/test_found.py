@@ -54,16 +54,6 @@ def edit(path: Path, *more: dict[str, Any], **changes: Any) -> None:
     path.write_text(json.dumps([*records, *more], indent=2))
 
 
-def test_a_worker_that_could_not_read_the_arrays_once_does_not_fold_them_away(home, run):
-    run("enqueue", "--id", "a", "true")
-    store = queuectl.open_store(str(home), print)
-    with standing_in(queuectl, Nth("open", 1, "EMFILE", on="jobs.json")), pytest.raises(queuectl.StoreError):
-        store.follow()
-    store.fold()
-    store.close()
-    assert [job["id"] for job in run("list", "--json").json] == ["a"]
-
-
 def test_a_cancel_that_fails_after_its_change_says_that_it_was_made(home, run):
     run("enqueue", "--id", "a", "true")
     with standing_in(queuectl, Nth("lock", 2)):

@@ -1,6 +1,6 @@
 """Kind 1 of the fault tests: a fault at every file effect of every scenario, and the home is right after it.
 
-    python -m pytest tests/faults/test_points.py -rP             a sample of about 1,500 points, counts printed
+    python -m pytest tests/faults/test_points.py -rP             about 1,500 points, counts printed
     python -m pytest tests/faults/test_points.py -rP -m slow     every point (tens of thousands)
 
 The points run in a process of their own, which has no threads, because each is a forked child that dies by SIGKILL.

@@ -43,7 +43,7 @@ def nasty_home(run, home, tmp_path):
     return home
 
 
-def test_nothing_of_a_job_reaches_the_terminal_raw(nasty_home, process):
+def test_nothing_of_a_job_reaches_the_terminal_raw(nasty_home, process, run):
     assert raw_controls(process("worker", "start", "--drain", code=1).err) == []
     for words in (
         ["list"], ["show", "fails"], ["show", "nowhere", "waits"], ["status"], ["stats"], ["stats", "--by", "tag"],
@@ -53,7 +53,7 @@ def test_nothing_of_a_job_reaches_the_terminal_raw(nasty_home, process):
         ["enqueue", "--timeout", NASTY, "true"], ["config", "set", NASTY, "1"], ["config", "set", "log_max", NASTY],
         ["--home", f"/nowhere/{NASTY}", "enqueue", "true"], ["enqueue", f"--{NASTY}", "true"], [NASTY],
     ):  # fmt: skip
-        answer = process(*words, code=None)
+        answer = run(*words, code=None)
         assert raw_controls(answer.out + answer.err) == [], words
 
 
