@@ -3249,11 +3249,8 @@ class Bulk:
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     """The fields of a new job from one line: a JSON object, else a command; None for a blank line
     or a `#` comment."""
-    try:
-        text = line.decode().strip()
-    except UnicodeDecodeError:
-        shown = _shown(line.decode("utf-8", "replace"))
-        raise BadValue(f"Not valid UTF-8: {shown}. Give it in UTF-8.") from None
+    # What is not UTF-8 is refused with its field.
+    text = line.decode("utf-8", "surrogateescape").strip()
     if not text or text[0] == "#":
         return None
     if text[0] == "{":
