@@ -576,15 +576,15 @@ def parse_env(value: Any, name: str = "env") -> dict[str, str] | None:
 
 def parse_tags(value: Any, name: str = "tags") -> list[str] | None:
     """A list of tags, each once; None for no tags."""
-    is_list = isinstance(value, (list, tuple)) and len(value) <= TAGS_MAX
-    if not is_list or not all(map(_is_tag, value)):
-        tags = f"{TAGS_MAX} tags of 1 to {TAG_CHARS_MAX} characters"
-        raise unfit(value, name, f"a list of at most {tags} without space, ',' or '='")
-    return list(dict.fromkeys(value)) or None
+    if not isinstance(value, (list, tuple)) or len(value) > TAGS_MAX:
+        raise unfit(value, name, f"a list of at most {TAGS_MAX} tags")
+    return list(dict.fromkeys(_tag(tag, name) for tag in value)) or None
 
 
-def _is_tag(value: Any) -> bool:
-    return is_text(value) and re.fullmatch(TAG, value) is not None
+_tag: Final = _rule(
+    lambda value: is_text(value) and re.fullmatch(TAG, value),
+    f"tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='",
+)
 
 
 def parse_after(value: Any, name: str = "after") -> list[Any] | None:
@@ -1336,7 +1336,13 @@ class Home:
                     unlock_descriptor(fd)
                     continue
                 pid = int(name.partition("-")[0])
-                unread = {"pid": pid, "threads": 0, "started_at": self.now()}
+                unread = {
+                    "pid": pid,
+                    "threads": 0,
+                    "started_at": self.now(),
+                    "tags": [],
+                    "not_tags": [],
+                }
                 info = self.read_worker(name)
                 found.append(info._replace(header={**unread, **info.header}))
         return found
@@ -3685,8 +3691,7 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
     head = info.header
     return {
         "name": info.name,
-        **{key: head[key] for key in ("pid", "threads", "started_at")},
-        **{key: head.get(key) or [] for key in ("tags", "not_tags")},
+        **{key: head.get(key) for key in ("pid", "threads", "started_at", "tags", "not_tags")},
         "running": [
             {"slot": slot, "job": row["job"], "run": row["run"]}
             for slot, row in enumerate(info.rows)
