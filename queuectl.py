@@ -3150,7 +3150,6 @@ _NO_HEAD: Final = _HEAD % (b"", 0)
 class Bulk:
     """New jobs on their way into the queue: encoded without the lock, numbered under it.
 
-    added    how many jobs are new
     line     the number of the line that is numbered now, for an error
     ids      for each line the id of its job; a unique key may name one that was there before
     records  if they are kept: for each line the record of its job, and whether it was there before
@@ -3158,7 +3157,6 @@ class Bulk:
     """
 
     def __init__(self, store: Store, keep_records: bool) -> None:
-        self.added = 0
         self.line = 0
         self.ids: list[str] = []
         self.records: list[tuple[bytes, bool]] = []
@@ -3211,7 +3209,6 @@ class Bulk:
                 id, raw = job.id, encode_job(job)
             if is_new:
                 n += 1
-                self.added += 1
                 yield raw
             self.ids.append(id)
             if self._keep_records:
@@ -6339,7 +6336,7 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
         for raw, is_duplicate in bulk.records
     ]
     out = [as_json(jobs)] if in_json else bulk.ids
-    _done(store, out, f"{bulk.added} jobs are in the queue.")
+    _done(store, out, f"{len(bulk.ids)} jobs are in the queue.")
     return 0
 
 
