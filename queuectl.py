@@ -256,9 +256,7 @@ def parse_exit_codes(value: Any, name: str = "no_retry_on") -> str:
 def exit_codes(codes: str) -> set[int]:
     """The exit codes in `"2,64-78"`. Raises ValueError for another kind of text."""
     out: set[int] = set()
-    if not codes.strip():
-        return out
-    for part in codes.split(","):
+    for part in codes.split(",") if codes.strip() else ():
         low, dash, high = part.partition("-")
         first, last = int(low), int(high if dash else low)
         if not first <= last <= 255:
@@ -2661,8 +2659,6 @@ def edited_job(store: Store, name: str, number: int, record: Any, mark: Mark) ->
     }  # fmt: skip
     if state in OVER:
         defaults["finished_at"] = at
-    if state == "failed":
-        defaults["run_at"] = at
     return job_from_dict(record, defaults)
 
 
@@ -3451,10 +3447,10 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     unique key, as a revived job has: an enqueue with that key finds one that is active."""
     out = []
     with _change(store) as change:
-        ms, jobs = int(instant_s(change.now) * 1000), find_all(store, ids)
-        parents = store.find_jobs({id for job in jobs for id in parents_of(job)})
-        not_over = {id for id, parent in parents.items() if parent.state not in OVER}
-        for seq, job in enumerate(jobs, store.n + 1):
+        ms = int(instant_s(change.now) * 1000)
+        for seq, job in enumerate(find_all(store, ids), store.n + 1):
+            parents = store.find_jobs(parents_of(job)).values()
+            not_over = [parent.id for parent in parents if parent.state not in OVER]
             new = rerun_job(job, make_id(ms, seq), seq, not_over, change.now)
             out.append(change.put(None, new))
     return out
@@ -3523,7 +3519,7 @@ def _revive(
             stays.add(job.id)
             continue
         new = revive_job(job, change.now)
-        if spread_s and is_chosen:
+        if is_chosen and spread_s:
             run_at = add_seconds(begin, spread_s * chosen[job.id] / len(chosen))
             changes = {**changes, "run_at": run_at}
         if is_chosen:
@@ -3588,8 +3584,6 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
     with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
         old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
         ids = list(itertools.islice(old, PURGE_JOBS))
-    if not ids:
-        return []
     with store.transaction(most_s=most_s) as change:
         gone = []
         for job in store.find_jobs(ids).values():
@@ -3861,8 +3855,8 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     groups: dict[str, Tally] = {}
     for job in store.jobs():
         whole.add(job)
-        names = {"tag": job.tags or [""], "command": [job.command]}
-        for name in names[by] if by else ():
+        names = {None: [], "tag": job.tags or [""], "command": [job.command]}
+        for name in names[by]:
             if name not in groups and len(groups) >= GROUPS_MAX:
                 name = "(others)"
             groups.setdefault(name, Tally(since)).add(job)
