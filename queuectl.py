@@ -4257,6 +4257,13 @@ def _find_spawn() -> Callable[..., int]:
             f"This system starts no jobs ({error}). They need Python's ctypes, and glibc 2.29, "
             "musl 1.1.24, macOS 10.15 or newer."
         ) from None
+    add_dup, start = library.posix_spawn_file_actions_adddup2, library.posix_spawn
+
+    def check(error: int) -> None:
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    add_chdir.restype = add_dup.restype = start.restype = check
     attributes, signals = (ctypes.create_string_buffer(SPAWN_BYTES) for _ in range(2))
     library.posix_spawnattr_init(attributes)  # its signal mask is empty
     library.sigfillset(signals)
@@ -4270,17 +4277,15 @@ def _find_spawn() -> Callable[..., int]:
         path: bytes, words: list[bytes], env: dict[bytes, bytes], cwd: bytes, fds: Sequence[int]
     ) -> int:
         pid, actions = ctypes.c_int(), ctypes.create_string_buffer(SPAWN_BYTES)
-        library.posix_spawn_file_actions_init(actions)
-        add_chdir(actions, cwd)
-        for theirs, ours in enumerate(fds):
-            library.posix_spawn_file_actions_adddup2(actions, ours, theirs)
         variables = texts([b"%s=%s" % pair for pair in env.items()])
-        error = library.posix_spawn(
-            ctypes.byref(pid), path, actions, attributes, texts(words), variables
-        )
-        library.posix_spawn_file_actions_destroy(actions)
-        if error:
-            raise OSError(error, os.strerror(error))
+        library.posix_spawn_file_actions_init(actions)
+        try:
+            add_chdir(actions, cwd)
+            for theirs, ours in enumerate(fds):
+                add_dup(actions, ours, theirs)
+            start(ctypes.byref(pid), path, actions, attributes, texts(words), variables)
+        finally:
+            library.posix_spawn_file_actions_destroy(actions)
         return pid.value
 
     return spawn
@@ -4601,10 +4606,12 @@ def has_room(logs_dir: str) -> bool:
 
     The folder is made again where somebody deleted it.
     """
-    if not os.path.isdir(logs_dir):
+    try:
+        disk = os.statvfs(logs_dir)
+    except FileNotFoundError:
         os.mkdir(logs_dir, 0o700)  # not its parents: without those the queue is gone
         os.chmod(logs_dir, 0o700)
-    disk = os.statvfs(logs_dir)
+        disk = os.statvfs(logs_dir)
     return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
 
 
@@ -4663,11 +4670,11 @@ class SlotLog:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
             # Another slot's child holds a copy until its exec is done: 100 ms at the most.
-            for _ in range(500):
+            for power in range(10):
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
-                time.sleep(0.0002)
+                time.sleep(0.0001 * 2**power)
         trim_log(fd, most)
         os.close(fd)
         self._keep(path)
