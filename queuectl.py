@@ -4305,6 +4305,7 @@ class Executor:
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
         self._spawn = _find_spawn()
+        self.starting: set[int] = set()  # the slots whose command has not begun yet
         self.running: dict[int, Attempt] = {}  # by slot
 
     def start(
@@ -4322,10 +4323,13 @@ class Executor:
         path = self.find_runner(runner)
         words = [word.encode() for word in (*runner, command)]
         fds = (self._null if stdin is None else stdin, log_fd, log_fd)
+        self.starting.add(slot)
         try:
             pid = self._spawn(path, words, {**self._env, **env}, cwd, fds)
         except OSError as error:
             return self._not_started(error, runner, cwd)
+        finally:
+            self.starting.discard(slot)
         deadline = time.monotonic() + (limit_s or math.inf)
         trace = Trace(env[b"QUEUECTL_RUN"].decode(), logs, pid, boot_clock_s())
         attempt = self.running[slot] = Attempt(pid, trace, deadline)
@@ -4658,10 +4662,11 @@ class SlotLog:
             os.close(self._fd)
             self._fd = None
 
-    def finish(self, path: str, most: int) -> None:
+    def finish(self, path: str, most: int, starting: Collection[int] = ()) -> None:
         """Give the output the path of its run, and keep its newest `most` bytes.
 
-        A file without output is kept for the next run, unless a process still holds it.
+        A file without output is kept for the next run, unless a process still holds it 100 ms after
+        no slot is `starting` a command any more.
         """
         self.release()
         try:
@@ -4669,12 +4674,14 @@ class SlotLog:
         except OSError:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
-            # Another slot's child holds a copy until its exec is done: 100 ms at the most.
-            for power in range(10):
+            # A command that another slot starts holds a copy until its exec is done.
+            power = 0
+            while power < 10:
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
                 time.sleep(0.0001 * 2**power)
+                power += not starting
         trim_log(fd, most)
         os.close(fd)
         self._keep(path)
@@ -5336,7 +5343,8 @@ class Worker:
             outcome = self._abandon(slot, _say_why(error))
         try:
             log = log_path(self.home.logs_dir, job.id, job.runs)
-            self._logs[slot].finish(log, self.home.last_config.log_max)
+            most, starting = self.home.last_config.log_max, self._executor.starting
+            self._logs[slot].finish(log, most, starting)
         except (HostFault, OSError) as error:
             self._set_trouble(slot, error)
         return outcome
