@@ -4474,12 +4474,8 @@ class Fence:
     def look(self) -> bool:
         """Find what lives of the run, without a signal; whether some process holds its output."""
         held = any(_is_log_held(path) for path in self.trace.logs)
-        try:
-            names = os.listdir(_PROC)
-        except FileNotFoundError:
-            names = []
-        if str(os.getpid()) in names:
-            pids = [int(name) for name in names if name.isdigit()]
+        if os.path.exists(f"{_PROC}/{os.getpid()}"):
+            pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
             self.living = [pid for pid in pids if self._belongs(pid, held)]
         else:  # no /proc, or an empty one: the group and the log are all that can be told apart
             self.living = self._find_group()
@@ -5450,10 +5446,10 @@ class Worker:
         job = turn.reported
         if job is not None:
             self.say(self._describe(job))
+            if job.state in WAITING:
+                self.file.wake()  # the main thread has a new time to wait for
         elif done is not None:
             self.say(f"{done[0].id}: its report was dropped, the queue no longer knows this run")
-        if job is not None and job.state in WAITING:
-            self.file.wake()  # the main thread has a new time to wait for
         if turn.frees:
             self._call_slots()
             self.home.wake_workers(but=self.name)
