@@ -1097,7 +1097,7 @@ class Home:
     """The directory of one queue.
 
     check, prepare           is it there and ours; make it ready for changes
-    locked, at_rest, lock_id the store lock
+    locked, mutex, lock_id   the store lock
     now                      the wall clock
     config, settings ...     config.json, parsed and as it was written
     live_workers ...         the workers' files
@@ -1120,7 +1120,10 @@ class Home:
         self.last_config = parse_settings({})  # as this process read it last
         self._settings: dict[str, object] = {}  # the same as config.json spells them
         self._config_mark: object = None  # inode, size and time of the file that was read last
-        self._mutex = threading.Lock()  # a descriptor's lock does not keep threads apart
+        # Held with the store lock, since a descriptor's lock does not keep threads apart. Who holds
+        # it alone knows that no thread of this process holds the lock: a process that is halted
+        # while it holds the lock would hold up everybody.
+        self.mutex = threading.Lock()
         self._lock_fd = -1
         self._lock_identity: tuple[int, int] | None = None
 
@@ -1185,7 +1188,7 @@ class Home:
         self.prepare()
         limit_s = min(self.last_config.lock_timeout, most_s)
         deadline = time.monotonic() + limit_s
-        if not self._mutex.acquire(timeout=limit_s):
+        if not self.mutex.acquire(timeout=limit_s):
             raise self._locked_too_long(limit_s)
         try:
             pause_s = LOCK_POLL_S / 16  # most holders are done sooner than a poll
@@ -1206,7 +1209,7 @@ class Home:
         except OSError as error:
             raise storage_error(error, self.dir) from error
         finally:
-            self._mutex.release()
+            self.mutex.release()
 
     def _locked_too_long(self, limit_s: float) -> Busy:
         return Busy(
@@ -1214,11 +1217,6 @@ class Home:
             "Nothing was changed. Try again, or wait longer with: "
             "queuectl config set lock-timeout 60."
         )
-
-    def at_rest(self) -> contextlib.AbstractContextManager[bool]:
-        """Inside, no thread of this process holds the lock. A process that is halted while it holds
-        the lock would hold up everybody."""
-        return self._mutex
 
     def lock_id(self) -> str:
         """Device and inode of the lock file, which tell this home from a copy of it."""
@@ -1306,7 +1304,10 @@ class Home:
             lock_descriptor(fd)
             file = WorkerFile(path, os.dup(fd), header)
             os.rename(new, path)
-            file.make_fifo()
+            wake = self._worker_path(name, ".wake")
+            os.mkfifo(wake)
+            os.chmod(wake, 0o600)
+            file.wake_fd = os.open(wake, _WRITE)
         return file
 
     def lock_dead_worker(self, name: str) -> int | None:
@@ -1452,13 +1453,6 @@ class WorkerFile:
         write_whole(fd, b"\n".rjust(self._header_bytes))
         write_whole(fd, b"\n".rjust(self.ROW_BYTES) * self.header["threads"])
         self._write(0, self._header_bytes, self.header)
-
-    def make_fifo(self) -> None:
-        """Make the FIFO by which others wake this worker."""
-        path = self.path + ".wake"
-        os.mkfifo(path)
-        os.chmod(path, 0o600)
-        self.wake_fd = os.open(path, _WRITE)
 
     def write_header(self, **changes: Any) -> None:
         """Write the header with these changes; where they change nothing in it, touch the file.
@@ -2418,7 +2412,7 @@ class Store:
         if self.home.last_config.fsync == "never":
             return
         with self._syncing:  # without the store's lock: others go on meanwhile
-            with self.home.at_rest():
+            with self.home.mutex:
                 if self.why_broken:
                     mine = "The change may have been stored. " if self._unsynced else ""
                     raise StoreError(mine + self.why_broken)
@@ -3982,10 +3976,8 @@ class Salvage:
         self.lost = _NO_JOURNAL if counts is None else ""
         ids = [id for id in self._named if id not in self.jobs]
         if number := max(len(ids), sum(counts or ()) - sum(found)):
-            names = ids[:NAMED_MAX]
-            if number > len(names):
-                names.append(f"{number - len(names)} that are not named here")
-            self.lost = f"{number} {'job' if number == 1 else 'jobs'} ({', '.join(names)})"
+            names = f" ({', '.join(ids[:NAMED_MAX])})" if ids else ""
+            self.lost = f"{number} {'job' if number == 1 else 'jobs'}{names}"
 
     def _read_array(self, name: str, path: str) -> Mark | None:
         """Take the jobs that are whole in an array."""
@@ -5077,7 +5069,7 @@ class Worker:
 
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
-            with self.home.at_rest():
+            with self.home.mutex:
                 halt()
         if self._signals:
             self._stop(
