@@ -173,7 +173,7 @@ MUTANTS = (
     Mutant(
         "a light look does not look at the arrays",
         ((LIGHT_LOOK, LIGHT_LOOK.replace("self._are_arrays_known() and ", "")),),
-        "points.py", "enqueue after a large bulk died before the journal's rename", "killed",
+        "test_store.py", "test_a_light_look_sees_an_edit_of_either_array",
     ),
     Mutant(
         "a light look does not look at the checksum",
