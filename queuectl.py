@@ -2467,8 +2467,8 @@ class Store:
     def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
         """The records of those of these jobs that are there."""
         found = {id: raw for id in ids if (raw := self.change_of(id)) is not None}
-        rest = {id for id in ids if id not in found}
-        for snapshot in self.snapshots.values() if rest else ():
+        rest = set(ids).difference(found)
+        for snapshot in self.snapshots.values():
             found |= {id_of(raw): raw for raw in snapshot.find(rest)}
         return {id: raw for id in ids if (raw := found.get(id))}
 
@@ -2484,22 +2484,20 @@ class Store:
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
             needles = [b'"unique": ']
-        jobs = [trust_job(raw) for needle in needles for _, raw in self.search(needle)]
+        jobs = [trust_job(raw) for needle in needles for raw in self.search(needle)]
         return {
             job.unique or "": job for job in jobs if job.unique in keys and job.state not in OVER
         }
 
-    def search(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
-        """The latest record of each job of jobs.json and the journal that holds these bytes, with
-        its offset in jobs.json (-1: the journal has it)."""
+    def search(self, needle: bytes) -> Iterator[bytes]:
+        """The latest record of each job of jobs.json and the journal that holds these bytes."""
         mine: Iterable[bytes | None] = self.records.values()
         if self.is_light:
             mine = self.find_raws(self._searchable().ids_with(needle)).values()
-        yield from ((-1, raw) for raw in filter(None, mine) if needle in raw)
+        yield from (raw for raw in filter(None, mine) if needle in raw)
         if "jobs" in self.snapshots:
-            for offset, raw in self.snapshots["jobs"].records(needle):
-                if self.change_of(id_of(raw)) is None:
-                    yield offset, raw
+            hits = self.snapshots["jobs"].records(needle)
+            yield from (raw for _, raw in hits if self.change_of(id_of(raw)) is None)
 
     def _searchable(self) -> Journal:
         """In a light store: the journal, for a search. The arrays are opened, too."""
@@ -2781,7 +2779,7 @@ class Followers:
         self.children: dict[str, dict[str, None]] = {}  # in order
         self.followers: dict[str, Follower] = {}
         self.freed: list[bytes] = []
-        for _, raw in store.search(_AFTER):
+        for raw in store.search(_AFTER):
             self._add(raw)
         for parent, raw in store.find_raws(self.children).items():
             for child in self.children[parent]:
