@@ -5705,8 +5705,8 @@ def job_row(job: Job, now: str) -> Row:
     """One job of a list: id, state, attempts, when, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
-    state = paint_state(job.state)
-    return clean(job.id), f"{state}  {made:>5}  {say_when(when, now):>11}  {clean(job.command)}"
+    row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
+    return clean(job.id), f"{row}  {clean(job.command)}"
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
@@ -6192,7 +6192,7 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _env_pair(text: str) -> tuple[str, str]:
     key, has_value, value = text.partition("=")
-    if has_value or not key:  # without a name it is refused with the rest
+    if has_value:
         return key, value
     if key not in os.environ:
         raise BadValue(
@@ -6206,8 +6206,9 @@ def _here() -> str:
     try:
         return str(parse_cwd(os.getcwd(), "current directory"))
     except (OSError, BadValue) as error:
-        why = f"The current directory cannot be used ({error})."
-        raise Refused(f"{why} Give another: --cwd DIR.") from error
+        raise Refused(
+            f"The current directory cannot be used ({error}). Give another: --cwd DIR."
+        ) from error
 
 
 @cli.command(
@@ -6286,8 +6287,9 @@ def enqueue(
 def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: bool) -> int:
     job, is_duplicate = enqueue_job(store, fields)
     if wait_:
-        hint = f"See it with: queuectl logs {job.id} --follow"
-        _done(store, [], f"job {job.id} stays in the queue. {hint}")
+        _done(
+            store, [], f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow"
+        )
         _say(job.id)
         job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
@@ -6330,8 +6332,8 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
         {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
         for raw, is_duplicate in bulk.records
     ]
-    out = [as_json(jobs)] if in_json else bulk.ids
-    _done(store, out, f"{len(bulk.ids)} jobs are in the queue.")
+    made = f"{len(bulk.ids)} jobs are in the queue."
+    _done(store, [as_json(jobs)] if in_json else bulk.ids, made)
     return 0
 
 
@@ -6772,8 +6774,7 @@ def edit(store: Store, /, ids: Words, **given: Any) -> None:
             "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
         )
     jobs = edit_jobs(store, ids, changes)
-    what = ", ".join(changes)
-    _done(store, [f"Job {job.id} is changed: {what}." for job in jobs])
+    _done(store, [f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs])
 
 
 @cli.command()
@@ -7158,8 +7159,10 @@ def doctor(store: Store, fix: bool) -> None:
         problems = examine(store)
         _echo_all(map(clean, problems))
     if problems:
-        found = say_count(len(problems), "problem")
-        raise StoreError(f"{found} in '{store.home.path}'. Repair it with: queuectl doctor --fix.")
+        raise StoreError(
+            f"{say_count(len(problems), 'problem')} in '{store.home.path}'. Repair it with: "
+            "queuectl doctor --fix."
+        )
     click.echo(f"Lost: {lost}." if lost else clean(f"All is well with '{store.home.path}'."))
 
 
