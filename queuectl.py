@@ -6083,7 +6083,7 @@ _limit = click.option(
 _tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
 _timeout = click.option(
-    "--timeout", type=duration, default=DURATION_MAX_S, help="Do not wait longer. [for ever]"
+    "--timeout", type=duration, default=DURATION_MAX_S, help="Give up after so long. [never]"
 )
 _older_than = click.option(
     "--older-than", type=duration, help="Only jobs that have been over for that long."
@@ -6154,16 +6154,16 @@ class EnqueueCommand(click.Command):
 # The options that say what a job is, of enqueue, edit and `dlq retry`.
 _CHANGES: Final = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
-    click.Option(["--timeout"], type=duration, help="Of an attempt; 0: none. [new: job_timeout]"),
+    click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
     click.Option(
         ["--max-retries"],
         type=click.IntRange(0, RETRIES_MAX),
-        help="Attempts in all. [new: max_retries]",
+        help="Attempts in all, also the first. [max_retries]",
     ),
     click.Option(
         ["--priority"],
         type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
-        help="Higher starts first. [new: 0]",
+        help="Higher starts first. [0]",
     ),
     click.Option(["--at", "--run-at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
     click.Option(
@@ -6215,8 +6215,8 @@ def _here() -> str:
     cls=EnqueueCommand, params=[*_CHANGES], context_settings={"allow_interspersed_args": False}
 )
 @click.argument("words", nargs=-1, metavar="JOB...")
-@click.option("--id", help="Its id. [made]")
-@click.option("--delay", type=duration, help="Start that much later.")
+@click.option("--id", help="Its id. [one is made]")
+@click.option("--delay", type=duration, help="Wait so long before the first start.")
 @click.option("--cwd", type=PATH, help="Where it runs. [here]")
 @click.option("--tag", "tags", multiple=True, help="A tag (repeatable).")
 @click.option(
@@ -6231,7 +6231,7 @@ def _here() -> str:
     is_flag=False,
     flag_value=MADE_KEY,
     metavar="[KEY]",
-    help="Not while a job with KEY is active.",
+    help="Add nothing while a job with KEY is active.",
 )
 @click.option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
@@ -6533,7 +6533,7 @@ def _other_screen() -> Iterator[None]:
 
 @cli.command("stats")
 @click.option("--since", type=duration, help="Only what ended in that time.")
-@click.option("--by", type=_one_of(["tag", "command"]), help="Each of these too.")
+@click.option("--by", type=_one_of(["tag", "command"]), help="Count each one by itself too.")
 @_json
 @_switch("--prometheus", help="In the format of Prometheus' textfile collector.")
 @_store
@@ -6646,7 +6646,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     """Wait until jobs are completed or dead.
 
     With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where
-    all completed. It is 124 when the time was over first.
+    all completed. It is 124 when the time of --timeout was over first.
 
     \b
     Example:
@@ -6834,7 +6834,7 @@ def _confirm(yes: bool, question: str) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("Nobody is there to be asked. Give --yes to do it.")
+        raise click.UsageError("There is no terminal to ask on. Give --yes to do it.")
     if not click.confirm(question, err=True):
         raise Refused("The answer was no. Nothing was changed.")
 
@@ -6852,7 +6852,7 @@ def _say_purged(purged: Purged, what: str) -> None:
     click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
     if kept := purged.kept:
         some = ", ".join(job.id for job in kept[:3])
-        _say(f"{say_count(len(kept), 'job')} kept, as jobs that wait come after: {some}")
+        _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
 
 
 # -- dlq
@@ -6937,7 +6937,7 @@ def dlq_retry(
         jobs = revive_jobs(store, ids, changes, spread)
     _done(store, [f"Job {job.id} is pending again." for job in jobs])
     if not jobs:
-        _say("No dead letter fits; cancelled ones come back with --cancelled only.")
+        _say("No dead letter fits. Cancelled ones come back with --cancelled only.")
 
 
 @dlq.command("purge")
@@ -7169,7 +7169,7 @@ def doctor(store: Store, fix: bool) -> None:
 @cli.command()
 @click.argument("shell", type=_one_of(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script by which a shell completes words.
+    """Print the script that lets a shell complete words.
 
     It completes commands, options, states and the ids of jobs. For bash and zsh put
     eval "$(queuectl completion bash)" (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is
