@@ -6318,7 +6318,8 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
-    data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
+    data = file.read() or b""  # None: nothing has come yet through a non-blocking stdin
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # A file that begins so, comments apart, is one JSON value; no command begins so.
