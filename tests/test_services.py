@@ -73,7 +73,7 @@ def test_the_crontab_of_the_readme_works(cron, account, eventually):
     backup.write_text('#!/bin/sh\necho "$QUEUECTL_JOB_ID in $PWD" >> nights\n')
     backup.chmod(0o755)
     assert cron("30 2 * * *") == cron("30 2 * * *") == ""  # the second night finds the first one waiting
-    assert "no worker is alive" in cron("0 * * * *")
+    assert "no worker is running" in cron("0 * * * *")
     assert cron("@reboot").startswith("Worker ")
     nights = account / "nights"
     eventually(lambda: nights.exists() and nights.read_text())

@@ -595,7 +595,7 @@ def purge_old(q: ModuleType, store: Any) -> Iterator[None]:
     gone = q.purge_completed(store, store.home.now(), 10)
     assert sorted(job.id for job in gone) == ["done", "gone"]
     yield
-    store.home.write_clock_mark(q.ClockMark("x", 1, 0))
+    store.home.write_clock_mark(q.ClockMark("x", 1, 0), 10)
     store.sync()
     store.fold()
 
