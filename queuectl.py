@@ -2879,7 +2879,7 @@ def _like(raw: bytes) -> Job:
 
 @functools.lru_cache(maxsize=1)
 def _decode_end(state: str, end: bytes) -> Job:
-    start = b'{"id": "", "state": "%s", "seq": 0, "command": "", "attempts": '
+    start = b'{"id": "x", "state": "%s", "seq": 0, "command": "x", "attempts": '
     return trust_job(start % state.encode() + end)
 
 

@@ -383,3 +383,14 @@ def test_a_job_that_comes_back_is_held_no_more_by_what_was_over(opened):
     store.fold()
     report(store, job, q.Outcome("handed_back"))
     assert (job := claim(store)) is not None and job.id == "b"
+
+
+def test_what_is_due_is_claimed_beside_a_delayed_job_that_was_noted_something_by_hand(opened, home):
+    store = opened()
+    for id, delay in (("later", 3600), ("now", None)):
+        enqueue(store, id, delay=delay)
+    store.fold()
+    array = json.loads((home / "jobs.json").read_text())
+    array[0]["note"] = "keep"
+    (home / "jobs.json").write_text(json.dumps(array))
+    assert (job := claim(opened())) is not None and job.id == "now"
