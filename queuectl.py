@@ -2130,7 +2130,8 @@ class Store:
                 self.snapshots[name] = Snapshot(path)
                 self._marks[name] = self.snapshots[name].mark
             except FileNotFoundError:
-                if os.path.exists(self.journal_path):
+                # Both are asked: the array and then the journal may have been made just now.
+                if os.path.exists(self.journal_path) and not os.path.exists(path):
                     raise StoreError(
                         f"'{path}' is missing beside a journal. Nothing was changed. Put it back "
                         "(an empty one holds: [ ]), or make do without: queuectl doctor --fix."

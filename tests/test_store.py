@@ -847,6 +847,22 @@ def test_every_lock_free_read_during_folds_is_one_consistent_state(home, opened)
     assert q.examine(opened()) == [] and len(seen(opened())) == 42
 
 
+def test_a_read_while_another_process_makes_the_home_shows_what_that_process_made(home, opened, monkeypatch):
+    snapshot = q.Snapshot
+
+    def missing_until_now(path: str) -> q.Snapshot:
+        monkeypatch.setattr(q, "Snapshot", snapshot)
+        with pytest.raises(FileNotFoundError):
+            snapshot(path)
+        enqueue(opened(), "a")
+        raise FileNotFoundError
+
+    monkeypatch.setattr(q, "Snapshot", missing_until_now)
+    reader = opened()
+    reader.read()
+    assert [job.id for job in reader.jobs()] == ["a"]
+
+
 def test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads(home, opened):
     holder, waiter = opened(), opened()
     enqueue(holder, "a")
