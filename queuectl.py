@@ -1257,7 +1257,8 @@ class Home:
                 self.last_config, self._settings = parse_settings(values), values
                 self._config_mark = mark
         except FileNotFoundError:
-            if os.path.exists(os.path.join(self.dir, "journal.jsonl")):
+            is_begun = os.path.exists(os.path.join(self.dir, "journal.jsonl"))
+            if is_begun and not os.path.exists(path):  # it may have been made just now
                 return (
                     f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or "
                     "write {} into it for the default settings."

@@ -863,6 +863,20 @@ def test_a_read_while_another_process_makes_the_home_shows_what_that_process_mad
     assert [job.id for job in reader.jobs()] == ["a"]
 
 
+def test_settings_that_another_process_makes_meanwhile_are_not_missing(home, opened, monkeypatch):
+    stat, made = os.stat, []
+
+    def missing_until_now(path: Any, **more: Any) -> os.stat_result:
+        if str(path).endswith("config.json") and not made:
+            made.append(path)
+            enqueue(opened(), "a")
+            raise FileNotFoundError
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", missing_until_now)
+    assert opened().home.config().max_retries == 3 and made
+
+
 def test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads(home, opened):
     holder, waiter = opened(), opened()
     enqueue(holder, "a")
