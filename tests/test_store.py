@@ -864,7 +864,7 @@ def test_a_read_while_another_process_makes_the_home_shows_what_that_process_mad
 
 
 def test_settings_that_another_process_makes_meanwhile_are_not_missing(home, opened, monkeypatch):
-    stat, made = os.stat, []
+    stat, made = os.stat, list[Any]()
 
     def missing_until_now(path: Any, **more: Any) -> os.stat_result:
         if str(path).endswith("config.json") and not made:
