@@ -1402,7 +1402,7 @@ class Home:
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return None
 
-    def write_clock_mark(self, mark: ClockMark, most_s: float) -> None:
+    def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         with self.locked(most_s):
             self.put_file(self._clock_path, [encode_json(mark._asdict())])
 
