@@ -75,7 +75,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Final, Literal, NamedTuple, Protocol, get_args
+from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
 # Before these imports: a command ends before the collector pays, and it took a tenth.
 gc.set_threshold(50_000)
@@ -101,33 +101,33 @@ __version__ = "0.1.0"
 # The words that the rest of the file uses: states, exit codes, limits and errors. No logic.
 
 State = Literal["pending", "processing", "completed", "failed", "dead"]
-STATES: Final[tuple[State, ...]] = get_args(State)
-WAITING: Final = ("pending", "failed")  # a worker may claim these once their time has come
-OVER: Final = ("completed", "dead")  # these run again only when a person asks for it
+STATES: tuple[State, ...] = get_args(State)
+WAITING: tuple[State, ...] = ("pending", "failed")  # a worker may claim these once their time has come
+OVER = ("completed", "dead")  # these run again only when a person asks for it
 
 OutcomeKind = Literal["exited", "signalled", "timed_out", "not_started", "handed_back"]
 
-EXIT_REFUSED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_STORAGE: Final = 3
-EXIT_TIMEOUT: Final = 124
-EXIT_NOT_FOUND: Final = 127  # a shell ends with this code when it does not find a command
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_STORAGE = 3
+EXIT_TIMEOUT = 124
+EXIT_NOT_FOUND = 127  # a shell ends with this code when it does not find a command
 
-COMMAND_BYTES_MAX: Final = 131_071  # the kernel's limit for one argument (MAX_ARG_STRLEN - 1)
-TEXT_BYTES_MAX: Final = 4_096  # cwd, unique key, name of a variable
-ID_CHARS_MAX: Final = 128
-TAGS_MAX: Final = 32
-TAG_CHARS_MAX: Final = 64
-TAG: Final = rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}"
-ENV_MAX: Final = 1_000
-AFTER_MAX: Final = 10_000  # jobs that one job may come after
-PRIORITY_MAX: Final = 1_000_000
-RETRIES_MAX: Final = 1_000
-SEQ_MAX: Final = 10**12
-COUNT_MAX: Final = 1_000_000  # attempts, runs, recoveries, slots
-DURATION_MAX_S: Final = 100 * 365 * 86_400
-HISTORY_MAX: Final = 5  # attempts kept in a job's record
-RECOVERIES_MAX: Final = 5  # a job is dead when its worker died more often than this while it ran
+COMMAND_BYTES_MAX = 131_071  # the kernel's limit for one argument (MAX_ARG_STRLEN - 1)
+TEXT_BYTES_MAX = 4_096  # cwd, unique key, name of a variable
+ID_CHARS_MAX = 128
+TAGS_MAX = 32
+TAG_CHARS_MAX = 64
+TAG = rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}"
+ENV_MAX = 1_000
+AFTER_MAX = 10_000  # jobs that one job may come after
+PRIORITY_MAX = 1_000_000
+RETRIES_MAX = 1_000
+SEQ_MAX = 10**12
+COUNT_MAX = 1_000_000  # attempts, runs, recoveries, slots
+DURATION_MAX_S = 100 * 365 * 86_400
+HISTORY_MAX = 5  # attempts kept in a job's record
+RECOVERIES_MAX = 5  # a job is dead when its worker died more often than this while it ran
 
 
 class QueueError(Exception):
@@ -323,10 +323,8 @@ class Config(NamedTuple):
     paused: bool = _setting(False, _rule(lambda value: isinstance(value, bool), "true or false"))
 
 
-SETTINGS: Final[dict[str, tuple[Any, Check]]] = Config._field_defaults
-DEFAULTS: Final = {
-    name: default for name, (default, _) in SETTINGS.items()
-}  # as config.json has it
+SETTINGS: dict[str, tuple[Any, Check]] = Config._field_defaults
+DEFAULTS = {name: default for name, (default, _) in SETTINGS.items()}  # as config.json has it
 
 
 def parse_settings(values: Mapping[str, object]) -> Config:
@@ -439,7 +437,7 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
-JOB_FIELDS: Final = Job._fields[:-1]
+JOB_FIELDS = Job._fields[:-1]
 _read_json = json.JSONDecoder().raw_decode
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -544,17 +542,17 @@ def _next_time_of_day(text: str, now: str) -> str:
 # -- The fields of a record
 
 
-parse_command: Final = _rule(
+parse_command = _rule(
     lambda value: is_text(value) and value.strip(),
     f"a text that is not empty, in UTF-8 without NUL, of at most {COMMAND_BYTES_MAX} bytes (the "
     "kernel's limit); a longer one as a script",
 )
-_ID: Final = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
-parse_id: Final = _rule(
+_ID = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
+parse_id = _rule(
     lambda value: isinstance(value, str) and re.fullmatch(_ID, value),
     f"1 to {ID_CHARS_MAX} letters, digits, '.', '_', '-' or ':', not starting with '.' or '-'",
 )
-parse_cwd: Final = _rule(
+parse_cwd = _rule(
     lambda value: is_text(value, TEXT_BYTES_MAX) and value.startswith("/"),
     f"an absolute path in UTF-8 without NUL, of at most {TEXT_BYTES_MAX} bytes",
 )
@@ -579,7 +577,7 @@ def parse_tags(value: Any, name: str = "tags") -> list[str] | None:
     return list(dict.fromkeys(_tag(tag, name) for tag in value)) or None
 
 
-_tag: Final = _rule(
+_tag = _rule(
     lambda value: is_text(value) and re.fullmatch(TAG, value),
     f"tags of 1 to {TAG_CHARS_MAX} characters without space, ',' or '='",
 )
@@ -622,7 +620,7 @@ def _name(bytes_max: int) -> Check:
     return _rule(lambda value: value != "" and is_text(value, bytes_max), wanted)
 
 
-FIELD_CHECKS: Final[dict[str, Check]] = {
+FIELD_CHECKS: dict[str, Check] = {
     "id": parse_id,
     "state": _choice(STATES),
     "seq": _whole(0, SEQ_MAX),
@@ -717,7 +715,7 @@ def check_job(job: Job) -> str | None:
     return None
 
 
-_FIELD_STATES: Final = {"worker": ("processing",), "finished_at": OVER}  # where the field is set
+_FIELD_STATES = {"worker": ("processing",), "finished_at": OVER}  # where the field is set
 
 
 def make_id(ms: int, number: int) -> str:
@@ -730,19 +728,19 @@ def make_id(ms: int, number: int) -> str:
     return id
 
 
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
-_PAIRS: Final = [high + low for high in _DIGITS for low in _DIGITS]
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
 
 
 # -- What a user may say of a new job
 
 
-NEW_JOB_FIELDS: Final = (
+NEW_JOB_FIELDS = (
     "command", "id", "unique", "max_retries", "priority", "timeout", "run_at", "cwd", "env", "tags",
     "after", "no_retry_on", "delay",
 )  # fmt: skip
-MADE_KEY: Final = "\0"  # as a unique key: make one (a key that is given holds no NUL)
-_WRONG_NAMES: Final = {  # what other programs call the field
+MADE_KEY = "\0"  # as a unique key: make one (a key that is given holds no NUL)
+_WRONG_NAMES = {  # what other programs call the field
     "command": "cmd script shell",
     "id": "name job_id",
     "unique": "key",
@@ -754,8 +752,8 @@ _WRONG_NAMES: Final = {  # what other programs call the field
     "tags": "label labels",
     "after": "depends_on",
 }
-NEW_JOB_CHECKS: Final = {**FIELD_CHECKS, "delay": parse_duration}
-_NEW_JOB: Final = {"state": "pending", "attempts": 0, "runs": 0}
+NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
+_NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}
 
 
 def parse_spec(record: object, now: str) -> dict[str, Any]:
@@ -1057,17 +1055,17 @@ def array_of(state: str) -> str:
 #   .queuectl/clock         how the wall clock stood, and when the next purge of old jobs is due
 #   .queuectl/aside/        copies of what was cut off or replaced
 
-CHUNK_BYTES: Final = 1 << 20  # files are read and copied in pieces of this size
-TROUBLE_CHARS: Final = 250  # of a worker's trouble its file shows so many
-LOCK_POLL_S: Final = 0.001
-_DEAD: Final = b'{"dead": true '  # in the place of `{"dead": false`, how a worker's header begins
-NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link there is none of our files
+CHUNK_BYTES = 1 << 20  # files are read and copied in pieces of this size
+TROUBLE_CHARS = 250  # of a worker's trouble its file shows so many
+LOCK_POLL_S = 0.001
+_DEAD = b'{"dead": true '  # in the place of `{"dead": false`, how a worker's header begins
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link there is none of our files
 # Python opens every file with O_CLOEXEC.
-_OPEN: Final = os.O_RDONLY | os.O_NONBLOCK
-_READ: Final = _OPEN | os.O_NOFOLLOW
-_WRITE: Final = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
-_NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-_ADVICE: Final = {
+_OPEN = os.O_RDONLY | os.O_NONBLOCK
+_READ = _OPEN | os.O_NOFOLLOW
+_WRITE = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_ADVICE = {
     errno.ENOSPC: "Free some space and try again.",
     errno.EDQUOT: "Free some space and try again.",
     errno.EROFS: "The file system is read-only.",
@@ -1443,9 +1441,9 @@ class WorkerFile:
     error: recovery also finds a run by its mark and by its log.
     """
 
-    ROW_BYTES: Final = 256
+    ROW_BYTES = 256
     # For the times and the trouble that the header will hold.
-    SPARE_BYTES: Final = 8 * TROUBLE_CHARS
+    SPARE_BYTES = 8 * TROUBLE_CHARS
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
@@ -1663,20 +1661,20 @@ def boot_clock_s() -> float:
 # S6  Memory changes only after the line is whole in the journal.
 # S7  Nothing is appended to a journal that is no longer at its path, or on which a sync failed.
 
-FORMAT: Final = 2
-ARRAYS: Final = ("jobs", "dlq")
-SMALL_BYTES: Final = 1 << 20  # arrays below this are folded after every command
-LINE_BYTES_MAX: Final = 32 << 20  # a longer bulk goes straight into jobs.json
-LONG_BYTES: Final = 2 << 20  # a journal below this is read in 30 ms
-FOLD_BYTES_S: Final = 2 << 20  # of an array are written in a second, at least
-RECORD_BYTES: Final = 1 << 10  # most records are shorter
-TAIL_BYTES: Final = 1 << 16  # of the journal, read for its last line; a longer one is replayed
-BLOB_BYTES: Final = 1 << 16  # of an array are searched at once: they stay in the cache
-SEARCH_MAX: Final = 8  # so many ids are searched for one by one; more, in one pass
-LOOKS_MAX: Final = 20  # at files that others fold or save meanwhile
-HOLE: Final = bytes(64)  # so many NULs in the journal are a block that never reached the disk
-BETWEEN: Final = b",\n"  # two records of an array; no newline stands inside one
-NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
+FORMAT = 2
+ARRAYS = ("jobs", "dlq")
+SMALL_BYTES = 1 << 20  # arrays below this are folded after every command
+LINE_BYTES_MAX = 32 << 20  # a longer bulk goes straight into jobs.json
+LONG_BYTES = 2 << 20  # a journal below this is read in 30 ms
+FOLD_BYTES_S = 2 << 20  # of an array are written in a second, at least
+RECORD_BYTES = 1 << 10  # most records are shorter
+TAIL_BYTES = 1 << 16  # of the journal, read for its last line; a longer one is replayed
+BLOB_BYTES = 1 << 16  # of an array are searched at once: they stay in the cache
+SEARCH_MAX = 8  # so many ids are searched for one by one; more, in one pass
+LOOKS_MAX = 20  # at files that others fold or save meanwhile
+HOLE = bytes(64)  # so many NULs in the journal are a block that never reached the disk
+BETWEEN = b",\n"  # two records of an array; no newline stands inside one
+NUMBER_OF = {state: number for number, state in enumerate(STATES)}
 
 
 class Mark(NamedTuple):
@@ -1708,7 +1706,7 @@ def head_of(raw: bytes) -> tuple[str, State, int]:
         raise StoreError(_CHANGED) from None
 
 
-_CHANGED: Final = "An array changed while it was read. Nothing was changed. Try again."
+_CHANGED = "An array changed while it was read. Nothing was changed. Try again."
 
 
 def id_of(raw: bytes) -> str:
@@ -2729,11 +2727,11 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
 #     would be stranded when the clock steps back.
 # C3  A job that comes after others has no entry before the last of them is over.
 
-CLOCK_STEP_S: Final = 1.0  # a wall clock that moves more than this against the other one was set
+CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the other one was set
 # Stand in every record of a job with that field; a text of a user may hold the first two.
-_AFTER: Final = b'"after": '
-_RUN_AT: Final = b'"run_at": '
-_PRIORITY: Final = b'"priority": '
+_AFTER = b'"after": '
+_RUN_AT = b'"run_at": '
+_PRIORITY = b'"priority": '
 
 
 class TagFilter(NamedTuple):
@@ -2749,7 +2747,7 @@ class TagFilter(NamedTuple):
         return set(self.not_tags).isdisjoint(tags or ())
 
 
-ALL_JOBS: Final = TagFilter()
+ALL_JOBS = TagFilter()
 
 
 def waiting_record(store: Store, raw: bytes) -> bytes | None:
@@ -3133,8 +3131,8 @@ def enqueue_bulk(
     return bulk
 
 
-_HEAD: Final = b'{"id": "%s", "state": "pending", "seq": %d, "command": '
-_NO_HEAD: Final = _HEAD % (b"", 0)
+_HEAD = b'{"id": "%s", "state": "pending", "seq": %d, "command": '
+_NO_HEAD = _HEAD % (b"", 0)
 
 
 class Bulk:
@@ -3376,7 +3374,7 @@ def _change(store: Store) -> Iterator[Transaction]:
 
 # -- What people do to jobs
 
-PURGE_JOBS: Final = 10_000  # are deleted by a worker in one transaction
+PURGE_JOBS = 10_000  # are deleted by a worker in one transaction
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -3613,8 +3611,8 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
 
 # -- Looking
 
-RECENT_MAX: Final = 10_000  # a shell is offered ids of the jobs that arrived last
-COMPLETED_MAX: Final = 100  # and so many of them
+RECENT_MAX = 10_000  # a shell is offered ids of the jobs that arrived last
+COMPLETED_MAX = 100  # and so many of them
 
 
 def status(store: Store) -> dict[str, Any]:
@@ -3646,8 +3644,8 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
     return waiting_times(store)
 
 
-RATES_MAX: Final = 50  # so many columns fit beside the throughput
-FAILURES_MAX: Final = 200  # the last failures are those among so many dead letters, the newest
+RATES_MAX = 50  # so many columns fit beside the throughput
+FAILURES_MAX = 200  # the last failures are those among so many dead letters, the newest
 
 
 def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
@@ -3769,15 +3767,15 @@ def ended_view(id: str, job: Job | None, is_over: bool) -> dict[str, Any]:
 
 # -- Counting what ended: `stats`
 
-QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-TIME_BOUNDS_S: Final = (0.01, 0.1, 1, 10, 60, 600, 3600)  # of the histograms
-GROUPS_MAX: Final = 1_000  # of `--by`; later ones are counted together
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+TIME_BOUNDS_S = (0.01, 0.1, 1, 10, 60, 600, 3600)  # of the histograms
+GROUPS_MAX = 1_000  # of `--by`; later ones are counted together
 
 
 class Tally:
     """What came of some jobs: of those that ended since an instant, and of their attempts."""
 
-    COUNTS: Final = ("completed", "failed_attempts", "dead", "cancelled")
+    COUNTS = ("completed", "failed_attempts", "dead", "cancelled")
 
     def __init__(self, since: str) -> None:
         self._since = since
@@ -3881,8 +3879,8 @@ def _size(view: Mapping[str, Any]) -> int:
 #     the one that was given.
 # D3  A job that comes after a lost one does not run by itself.
 
-NAMED_MAX: Final = 20  # ids that a sentence names
-_NO_JOURNAL: Final = "what changed since the arrays were written"
+NAMED_MAX = 20  # ids that a sentence names
+_NO_JOURNAL = "what changed since the arrays were written"
 
 
 def examine(store: Store) -> list[str]:
@@ -4183,16 +4181,16 @@ def _mend_settings(home: Home) -> None:
 # F4 to F7, which hold after any fault, concern this section and WORKER: see
 # tests/faults/test_survived.py.
 
-FENCE_POLL_S: Final = 0.03
-LAST_LINE_CHARS: Final = 200
-HOOK_S: Final = 30  # a hook may run that long
-HOOK_LINES: Final = 20  # of the job's output are given to a hook
-HOOK_BYTES: Final = 16_384  # at most
-ROOM_BYTES: Final = 16_384  # on the logs' disk; with less nothing is started
-_PROC: Final = "/proc"
-SPAWN_BYTES: Final = 1024  # the C library's records of a spawn take 336 bytes at most
-_SETSID: Final = 0x400 if sys.platform == "darwin" else 0x80
-SPAWN_FLAGS: Final = 0x0C | _SETSID  # ... POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
+FENCE_POLL_S = 0.03
+LAST_LINE_CHARS = 200
+HOOK_S = 30  # a hook may run that long
+HOOK_LINES = 20  # of the job's output are given to a hook
+HOOK_BYTES = 16_384  # at most
+ROOM_BYTES = 16_384  # on the logs' disk; with less nothing is started
+_PROC = "/proc"
+SPAWN_BYTES = 1024  # the C library's records of a spawn take 336 bytes at most
+_SETSID = 0x400 if sys.platform == "darwin" else 0x80
+SPAWN_FLAGS = 0x0C | _SETSID  # ... POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
 
 
 class HostFault(Exception):
@@ -4587,10 +4585,10 @@ def _writes_to(pid: int, path: str) -> bool:
 # itself (`truncate -s 1G /dev/stdout`) reads as zeros, but those before the first data count as
 # left out.
 
-_READ_LOG: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND_LOG: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-LOG_FOLDERS: Final = 256
-_PUNCH_HOLE: Final = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_READ_LOG = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+LOG_FOLDERS = 256
+_PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
@@ -4906,22 +4904,20 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 #   a spawn with a near time limit, a failed attempt, a last job  the worker's own main thread
 #   a signal                                                      the worker's own main thread
 
-PURGE_S: Final = 3600.0  # between two purges, and after the clock was set or the machine started
-SWEEP_S: Final = 60.0  # between two looks for what is old, in the queue and in a folder of logs
-TICK_S: Final = 1.0  # folding, syncing, and a look for what no wake-up announced
-CARE_S: Final = 2.0  # between two looks for jobs of dead workers and for logs above log_max
+PURGE_S = 3600.0  # between two purges, and after the clock was set or the machine started
+SWEEP_S = 60.0  # between two looks for what is old, in the queue and in a folder of logs
+TICK_S = 1.0  # folding, syncing, and a look for what no wake-up announced
+CARE_S = 2.0  # between two looks for jobs of dead workers and for logs above log_max
 # Of the main thread for the store lock: time limits and signals are its own.
-PATIENCE_S: Final = 0.1
-UNSAID_MAX: Final = 10_000  # lines kept for a stderr that is not read
-SPEAK_S: Final = 0.05
-LAST_WORDS_S: Final = 2.0
-STOPPED: Final = "the worker was stopped"  # why an attempt was handed back
-NO_THREADS: Final = (
-    "The system starts no more threads. Start fewer: queuectl worker start --count 1."
-)
+PATIENCE_S = 0.1
+UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
+SPEAK_S = 0.05
+LAST_WORDS_S = 2.0
+STOPPED = "the worker was stopped"  # why an attempt was handed back
+NO_THREADS = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 # A job's death by a signal may be seen so long before the signal that stops its worker.
-GROUP_STOP_S: Final = 0.25
-WAKE_BYTES: Final = 65_536  # a FIFO holds no more
+GROUP_STOP_S = 0.25
+WAKE_BYTES = 65_536  # a FIFO holds no more
 
 
 class Worker:
@@ -5620,10 +5616,10 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
 # A person sees relative times; exact ones are in `--json`. Text for a person is cleaned, so that
 # neither a command nor an id can drive the terminal.
 
-PAUSED: Final = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
-SILENT_S: Final = 10  # a worker that has shown no sign of life for so long is reported
+PAUSED = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
+SILENT_S = 10  # a worker that has shown no sign of life for so long is reported
 _BOLD, _YELLOW = 1, 33
-_COLOURS: Final = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
+_COLOURS = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
 
 
 def clean(text: str) -> str:
@@ -5665,7 +5661,7 @@ def say_when(instant: str, now: str) -> str:
     return f"in {said}" if seconds > 0 else f"{said} ago"
 
 
-_PARTS: Final = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
+_PARTS = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
 
 
 def cut(line: str, width: float) -> str:
@@ -5689,8 +5685,8 @@ def _columns(part: str) -> int:
 
 
 Row = tuple[str, str]  # an id, and what stands behind it
-FAILED_ROWS: Final = 5  # of the live screen
-TABLE_ROWS: Final = 200  # the width of the ids is that of the widest one in so many rows
+FAILED_ROWS = 5  # of the live screen
+TABLE_ROWS = 200  # the width of the ids is that of the widest one in so many rows
 
 
 def table(rows: Iterable[Row], width: float) -> Iterator[str]:
@@ -5734,7 +5730,7 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
-_ATTEMPT: Final = (
+_ATTEMPT = (
     "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {started_at} to {finished_at}"
 )
 
@@ -5855,7 +5851,7 @@ def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
 
 
-_GAUGES: Final = ("completed", "failed_attempts", "dead", "cancelled", "success_rate", "jobs_per_s")
+_GAUGES = ("completed", "failed_attempts", "dead", "cancelled", "success_rate", "jobs_per_s")
 
 
 def stats_as_prometheus(view: Mapping[str, Any]) -> str:
@@ -5944,7 +5940,7 @@ def watch_line(view: Mapping[str, Any], now: str) -> str:
 # Click, prints, and waits for a person's sake; it decides nothing about jobs. What a command
 # returns is its exit code (None: 0).
 
-POLL_S: Final = 0.03  # between two looks of a command that waits
+POLL_S = 0.03  # between two looks of a command that waits
 
 Words = tuple[str, ...]  # what stands for several ids, states or tags
 
@@ -5962,7 +5958,7 @@ def _echo_all(lines: Iterable[str]) -> None:
         click.echo("\n".join(piece))
 
 
-MADE: Final = "queuectl.made"  # in Click's context: what this call has changed so far
+MADE = "queuectl.made"  # in Click's context: what this call has changed so far
 
 
 def _keep_made(made: str) -> None:
@@ -6050,7 +6046,7 @@ def duration(text: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES: Final = {  # the states of the jobs that a command takes
+_COMPLETES = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
@@ -6073,7 +6069,7 @@ _switch = functools.partial(click.option, is_flag=True)
 _one_of = functools.partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
-PATH: Final = click.Path(readable=False)  # a shell completes it; what is there is not asked here
+PATH = click.Path(readable=False)  # a shell completes it; what is there is not asked here
 _store = click.make_pass_decorator(Store)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
@@ -6098,7 +6094,7 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
 
 
 # What Click looks for where no command has the name that was typed.
-SYNONYMS: Final = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
+SYNONYMS = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
 
 
 @click.group(
@@ -6154,7 +6150,7 @@ class EnqueueCommand(click.Command):
 
 
 # The options that say what a job is, of enqueue, edit and `dlq retry`.
-_CHANGES: Final = [
+_CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
     click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
     click.Option(
