@@ -95,14 +95,14 @@ except ImportError as error:
         "uv run queuectl.py"
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ======== 1. VOCABULARY & ERRORS ========
 # The words that the rest of the file uses: states, exit codes, limits and errors. No logic.
 
 State = Literal["pending", "processing", "completed", "failed", "dead"]
 STATES: tuple[State, ...] = get_args(State)
-WAITING: tuple[State, ...] = ("pending", "failed")  # a worker may claim these once their time has come
+WAITING: tuple[State, ...] = ("pending", "failed")  # claimed once their time has come
 OVER = ("completed", "dead")  # these run again only when a person asks for it
 
 OutcomeKind = Literal["exited", "signalled", "timed_out", "not_started", "handed_back"]
@@ -2704,8 +2704,9 @@ def check_format(header: Mapping[str, Any], path: str) -> None:
     if header.get("format") != FORMAT:
         raise StoreError(
             f"'{path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
-            "Nothing was changed. Use the queuectl that wrote it. To change over, stop the workers "
-            "with it, let one command of it write the arrays, then remove that file."
+            "Nothing was changed. Use the queuectl that wrote it. To change over, stop its "
+            "workers, pause the queue with it, let a worker of it write the arrays (start one and "
+            "stop it with Ctrl+C), remove that file, and resume the queue with this one."
         )
 
 
@@ -3088,22 +3089,16 @@ def open_store(
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-class Accepted(NamedTuple):
-    """The job of an enqueue, and whether it was there before: its unique key is in use."""
-
-    job: Job
-    duplicate: bool
-
-
-def enqueue_job(store: Store, fields: Mapping[str, Any]) -> Accepted:
-    """Add one job, or find the active one that holds its unique key. Refuses a taken id, and a
-    parent that is not there. A job that needs a dead one is dead from the start."""
+def enqueue_job(store: Store, fields: Mapping[str, Any]) -> tuple[Job, bool]:
+    """Add one job, or find the active one that holds its unique key; the job, and whether it was
+    there before. Refuses a taken id, and a parent that is not there. A job that needs a dead one is
+    dead from the start."""
     bulk = Bulk(store, keep_records=True)
     line = bulk.encode_job(fields)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
     store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
-    return Accepted(trust_job(raw), is_duplicate)
+    return trust_job(raw), is_duplicate
 
 
 def enqueue_bulk(
@@ -4239,21 +4234,19 @@ def _find_spawn() -> Callable[..., int]:
     """
     try:
         import ctypes
-
-        library = ctypes.CDLL(None)
-        add_chdir = library.posix_spawn_file_actions_addchdir_np
-    except (ImportError, AttributeError) as error:
-        raise Refused(
-            f"This system starts no jobs ({error}). They need Python's ctypes, and glibc 2.29, "
-            "musl 1.1.24, macOS 10.15 or newer."
-        ) from None
+    except ImportError as error:
+        raise Refused(f"This Python has no ctypes, which starts the jobs: {error}.") from None
+    library = ctypes.CDLL(None)
     add_dup, start = library.posix_spawn_file_actions_adddup2, library.posix_spawn
+    # It is missing before glibc 2.29, musl 1.1.24 and macOS 10.15.
+    add_chdir = getattr(library, "posix_spawn_file_actions_addchdir_np", None)
 
     def check(error: int) -> None:
         if error:
             raise OSError(error, os.strerror(error))
 
-    add_chdir.restype = add_dup.restype = start.restype = check
+    for function in filter(None, (add_chdir, add_dup, start)):
+        function.restype = check
     attributes, signals = (ctypes.create_string_buffer(SPAWN_BYTES) for _ in range(2))
     library.posix_spawnattr_init(attributes)  # its signal mask is empty
     library.sigfillset(signals)
@@ -4270,7 +4263,11 @@ def _find_spawn() -> Callable[..., int]:
         variables = texts([b"%s=%s" % pair for pair in env.items()])
         library.posix_spawn_file_actions_init(actions)
         try:
-            add_chdir(actions, cwd)
+            if add_chdir is not None:
+                add_chdir(actions, cwd)
+            else:
+                words = [b"sh", b"-c", b'cd "$0" && exec "$@"', cwd, path, *words[1:]]
+                path = b"/bin/sh"
             for theirs, ours in enumerate(fds):
                 add_dup(actions, ours, theirs)
             start(ctypes.byref(pid), path, actions, attributes, texts(words), variables)
@@ -4939,7 +4936,7 @@ class Worker:
         self.drain = drain
         self._say = say
         self._describe = describe
-        self._unsaid: queue.SimpleQueue[str] = queue.SimpleQueue()  # "": the end
+        self._unsaid = queue.SimpleQueue[str]()  # "": the end
         self.name = f"{os.getpid()}-{os.urandom(3).hex()}"
         self.state: Literal["running", "stopping", "handing back"] = "running"
         self._stopped_at = -math.inf

@@ -97,7 +97,7 @@ IO_ERROR = fails(errno.EIO)
 
 
 def enqueue(store: q.Store, id: str | None = None, command: str = "true", **said: Any) -> q.Job:
-    return q.enqueue_job(store, {"command": command, "id": id or "", "cwd": "/", **said}).job
+    return q.enqueue_job(store, {"command": command, "id": id or "", "cwd": "/", **said})[0]
 
 
 def bulk(store: q.Store, *lines: str, **options: Any) -> q.Bulk:

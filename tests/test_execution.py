@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
@@ -42,6 +43,22 @@ def logs(start: Call) -> Call:
 
 
 # -- how an attempt ends
+
+
+def test_with_an_old_c_library_a_shell_enters_the_directory(tmp_path, monkeypatch):
+    class OldLibrary(ctypes.CDLL):
+        def __getattr__(self, name: str) -> Any:
+            if name.endswith("addchdir_np"):
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", OldLibrary)
+    with open(tmp_path / "out", "wb+") as out:
+        words = [b"sh", b"-c", b'pwd; echo "$0 $A"']
+        pid = q._find_spawn()(b"/bin/sh", words, {b"A": b"b c"}, os.fsencode(tmp_path), [0, out.fileno(), 2])
+        assert os.waitpid(pid, 0)[1] == 0
+        out.seek(0)
+        assert out.read().decode() == f"{tmp_path}\n/bin/sh b c\n"
 
 
 def test_an_attempt_ends_as_its_command_does(enqueue, drain, run, jobs, tmp_path):

@@ -214,7 +214,7 @@ def test_a_hook_runs_only_when_the_report_is_on_the_disk(home, tmp_path, monkeyp
             raise q.StoreError("The disk did not confirm it.")
 
     monkeypatch.setattr(slot.store, "sync", sync)
-    job = q.enqueue_job(slot.store, dict(command="true", id="a", cwd="/")).job
+    job = q.enqueue_job(slot.store, dict(command="true", id="a", cwd="/"))[0]
     slot._run_hooks(0, job, {"on_finish": f"echo > {tmp_path}/told"})
     assert done == ["synced before"] and (tmp_path / "told").exists() == (not fails)
     assert any("on_finish of job a failed" in slot._unsaid.get() for _ in range(slot._unsaid.qsize())) == fails

@@ -209,8 +209,8 @@ class Queue(RuleBasedStateMachine):
         there = self.holders(key)
         if there:
             reached(f"a unique key is held{' by more than one' * (len(there) > 1)}")
-            answer = q.enqueue_job(store, dict(command="true", id=id or "", unique=key, cwd="/"))
-            assert answer.duplicate and answer.job.id in there and answer.job.state == self.rows[answer.job.id].state
+            job, is_duplicate = q.enqueue_job(store, dict(command="true", id=id or "", unique=key, cwd="/"))
+            assert is_duplicate and job.id in there and job.state == self.rows[job.id].state
         elif id in self.rows:
             reached("an id is taken")
             with pytest.raises(q.Refused):

@@ -952,9 +952,9 @@ def test_a_unique_key_is_held_by_an_active_job_alone(home, opened, folded, key):
         if folded:
             store.fold()
         one = opened()
-        answer = q.enqueue_job(one, dict(command="probe", id="probe", unique=key))
-        if answer.duplicate:
-            return answer.job.id
+        job, is_duplicate = q.enqueue_job(one, dict(command="probe", id="probe", unique=key))
+        if is_duplicate:
+            return job.id
         q.cancel_jobs(one, ["probe"])
         q.purge_dead(one, ["probe"])
         return None

@@ -345,14 +345,14 @@ def enqueue_id(q: ModuleType, store: Any) -> Iterator[None]:
 
 
 def enqueue_duplicate(q: ModuleType, store: Any) -> Iterator[None]:
-    assert q.enqueue_job(store, dict(command="echo one", unique="key-a", cwd="/")).duplicate
+    assert q.enqueue_job(store, dict(command="echo one", unique="key-a", cwd="/"))[1]
     yield
     store.settle()
 
 
 def enqueue_freed(q: ModuleType, store: Any) -> Iterator[None]:
     """The key's holder is over: a new job gets it."""
-    assert not q.enqueue_job(store, dict(command="echo one", unique="key-done", cwd="/")).duplicate
+    assert not q.enqueue_job(store, dict(command="echo one", unique="key-done", cwd="/"))[1]
     yield
     store.settle()
 
