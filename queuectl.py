@@ -2913,7 +2913,6 @@ class ClaimOrder:
         self.named = named  # the tags that matter: they have a limit, or a worker filters by them
         self._store = store
         self._now = now
-        self._backoff_max_s = store.home.config().backoff_max
         self._lanes: dict[LaneKey, Lane] = {}
         self._keys: list[LaneKey] = []  # in claim order
         self._timed: list[tuple[str, int, bytes]] = []  # (run_at, seq, record)
@@ -2966,10 +2965,14 @@ class ClaimOrder:
         if self._followers.is_held(id):
             return
         job = _like(raw) if _RUN_AT in raw else None
-        if job is None or is_ready(job, self._now, self._backoff_max_s):
+        if job is None or self._is_ready(job):
             heapq.heappush(self._lane_of(raw).heap, (seq, raw))
         else:
             heapq.heappush(self._timed, (job.run_at or "", seq, raw))
+
+    def _is_ready(self, job: Job) -> bool:
+        # The setting is read each time: it may have changed since this order was made.
+        return is_ready(job, self._now, self._store.home.last_config.backoff_max)
 
     def _enter_next(self, lane: Lane) -> None:
         """Move the next job of the snapshot to the lane's heap."""
@@ -3017,7 +3020,7 @@ class ClaimOrder:
             raw = self._record(lane.heap[0][1])
             if raw is not None and self._key_of(raw) == key:
                 job = trust_job(raw)
-                if is_ready(job, self._now, self._backoff_max_s):
+                if self._is_ready(job):
                     return job
                 self._enter(raw)
             self._enter_next(lane)  # it comes later, so this one is still the first

@@ -310,6 +310,19 @@ def test_an_edit_gives_a_job_another_place_at_once(opened):
     assert [run_next(store).id for _ in range(2)] == ["b", "a"]
 
 
+def test_a_longer_backoff_max_holds_for_a_worker_that_is_running(opened):
+    """Its claim order was made under the shorter one, beyond which no retry can be meant."""
+    store = opened()
+    enqueue(store, "a")
+    q.set_setting(store, "backoff-base", "1000")
+    q.set_setting(store, "backoff-max", "10")
+    store.follow()
+    q.claim_order(store, store.home.now())
+    q.set_setting(store, "backoff-max", "1h")
+    assert run_next(store, BAD).run_at == "2027-01-15T08:16:40.000Z"
+    assert claim(store) is None
+
+
 def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened):
     """In the index an entry of each stays where claims and hints look: it must not be believed."""
     store = opened()
