@@ -1857,10 +1857,9 @@ class Journal:
     """
 
     def __init__(self, path: str, writable: bool) -> None:
-        flags = os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         self.path = path
         self.is_writable = writable
-        self.fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
+        self.fd = os.open(path, (_WRITE if writable else _READ) | os.O_APPEND)
         try:
             lines = self.lines(0)
             first, repeat = next(lines, b""), next(lines, b"")
