@@ -9,8 +9,8 @@ People enqueue commands; worker processes run them in threads, retry what fails 
 backoff, and keep what stays broken in a dead letter queue. A queue is a directory, its *home*:
 
     config.json             the settings
-    jobs.json               every job that is not dead, one a line, in order of arrival
-    dlq.json                the dead ones
+    jobs.json               every job that is not dead, one per line, in order of arrival
+    dlq.json                the dead jobs, in the same form
     .queuectl/              lock, journal, one file per live worker, the jobs' output
 
                 claim                  exit 0
@@ -26,12 +26,13 @@ once unless its worker or the machine dies while it runs; on this machine it nev
 the same time; it is never lost and never stuck. Not promised: network file systems, one home on
 several machines, disks that lie about fsync.
 
-Sections, each using only those above it; in a section, lines that begin with `# --` head its parts:
+The file has twelve sections. Each uses only those above it. Inside a section, a line that begins
+with `# --` heads a part.
     1 VOCABULARY & ERRORS   states, limits, exit codes, the kinds of error
     2 CONFIGURATION         Config, the table of settings; the checks of values
     3 JOBS                  Job: its fields, JSON, transitions and backoff; values in, values out
-    4 HOME                  the directory: permissions, the lock, settings, worker files, the clock
-    5 STORE                 Store: snapshot and journal, a look, a transaction, a fold, hand edits
+    4 HOME                  Home: permissions, the lock, settings, worker files, the clock
+    5 STORE                 Store: snapshot and journal; look, transaction, fold; hand edits
     6 CLAIM ORDER           ClaimOrder: which jobs wait, in which order; Followers of other jobs
     7 OPERATIONS            enqueue, claim and report, revive ...: one function, one transaction
     8 DAMAGE                what `doctor` finds in a home and repairs
@@ -40,7 +41,7 @@ Sections, each using only those above it; in a section, lines that begin with `#
     11 PRESENTATION         records to text
     12 COMMANDS             the Click command group; errors to exits
 
-The way of a job, each function with its section:
+The way of a job, with the section of each function:
     accepted    enqueue 12, parse_spec 3, enqueue_job 7, make_id 3; Store.transaction 5 appends a
                 line to the journal; wake_workers 4
     claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6, claim_job 3
@@ -48,8 +49,8 @@ The way of a job, each function with its section:
     reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3,
                 waiting_times 7; the disk: Store.sync 5
     recovered   Recovery.step 10, Fence.step 9, recover 7, recover_job 3
-    filed       Store.fold 5, after take_edits 5 of hand edits; Home.keep_aside 4 of a torn line;
-                mend 8 of damage
+    filed       Store.fold 5 writes the journal's changes into the arrays
+    repaired    a torn line: Home.keep_aside 4; a hand edit: take_edits 5; damage: mend 8
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
-# Before these imports: a command ends before the collector pays, and it took a tenth.
+# Set before these imports. A command ends before the garbage collector is of use, and at its
+# default threshold the collector took a tenth of the command's time.
 gc.set_threshold(50_000)
 
 try:
@@ -87,7 +89,7 @@ try:
     from click.exceptions import NoArgsIsHelpError  # Click 8.2
     from filelock import lock_descriptor, unlock_descriptor  # filelock 4.2
 except ImportError as error:
-    # A checkout without its set-up, or with a system's older packages.
+    # The checkout was not set up, or the system's packages are older.
     sys.exit(
         f"Error: QueueCTL cannot start on {sys.executable}: {error}. It needs Python 3.11 and the "
         "packages of requirements.txt. Set up: python3 -m venv .venv && "
@@ -103,14 +105,14 @@ __version__ = "0.2.0"
 State = Literal["pending", "processing", "completed", "failed", "dead"]
 STATES: tuple[State, ...] = get_args(State)
 WAITING: tuple[State, ...] = ("pending", "failed")  # claimed once their time has come
-OVER = ("completed", "dead")  # these run again only when a person asks for it
+OVER = ("completed", "dead")  # runs again only when a person asks for it
 
 OutcomeKind = Literal["exited", "signalled", "timed_out", "not_started", "handed_back"]
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_STORAGE = 3
-EXIT_TIMEOUT = 124
+EXIT_TIMEOUT = 124  # as timeout(1) ends when the time is up
 EXIT_NOT_FOUND = 127  # a shell ends with this code when it does not find a command
 
 COMMAND_BYTES_MAX = 131_071  # the kernel's limit for one argument (MAX_ARG_STRLEN - 1)
@@ -141,7 +143,7 @@ class Refused(QueueError):
 
 
 class BadValue(QueueError):
-    """A value has the wrong type, is out of bounds, or is for no known field. Nothing changed."""
+    """A value has the wrong type, is out of bounds, or names no known field. Nothing changed."""
 
     exit_code = EXIT_USAGE
 
@@ -158,17 +160,17 @@ class Busy(StoreError):
 
 # ======== 2. CONFIGURATION ========
 # The checks of single values, and the settings: one table of names, defaults and checks.
-# Values in, values out: STORE reads and writes the file.
-# config.json keeps a value as the user wrote it ("30d"); `Config` holds it parsed (2592000).
+# Values in, values out: HOME reads and writes config.json. The file keeps a value as the user wrote
+# it ("30d"); `Config` holds it parsed (2592000).
 #
-# A check takes a value and the name of its setting or field. It returns the value in the form that
-# is kept, or raises BadValue.
+# A check takes a value and the name of its setting or field. It returns the parsed value, or raises
+# BadValue.
 
 Check = Callable[[Any, str], Any]
 
 
 def unfit(value: object, name: str, wanted: str) -> BadValue:
-    """The error for a value, or a part of one, that a setting or field cannot hold."""
+    """The error for a value that the setting or field `name` cannot hold."""
     return BadValue(f"'{name}' cannot be {_shown(value)}. Give {wanted}.")
 
 
@@ -179,7 +181,7 @@ def _shown(value: object) -> str:
 
 
 def _rule(fits: Callable[[Any], object], wanted: str) -> Check:
-    """The check that keeps a value as it is, if it fits."""
+    """A check that returns a value unchanged if it fits."""
 
     def check(value: Any, name: str) -> Any:
         if not fits(value):
@@ -205,7 +207,7 @@ def _choice(words: Sequence[str]) -> Check:
 
 
 def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
-    """Whether the system can take the value as a text: UTF-8 without NUL, at most that long."""
+    """Whether the value is a text that the system can take: UTF-8, no NUL, not too long."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
@@ -223,7 +225,7 @@ def parse_duration(value: object, name: str = "duration") -> float:
 
 
 def parse_bytes(value: object, name: str) -> int:
-    """Bytes from `1048576`, `"100M"` or `"1.5G"`."""
+    """Bytes from `1048576`, `"100M"`, `"100 MiB"` or `"1.5G"`. All units are powers of 1024."""
     text = str(value).lower().removesuffix("b").removesuffix("i")
     size = _amount(text, {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40})
     if not 4096 <= size <= 1 << 50:
@@ -243,18 +245,18 @@ def _amount(value: object, units: Mapping[str, int]) -> float:
 
 def parse_exit_codes(value: Any, name: str = "no_retry_on") -> str:
     """`"2,64-78"` or a list of integers, as a text without spaces; "" for none."""
-    # In the list, `repr` leaves a text its quotes and a truth value its name: both are refused.
+    # Texts and truth values in a list are refused: `repr` gives 'x' in quotes, and True.
     codes = ",".join(map(repr, value)) if isinstance(value, list) else value
     try:
         exit_codes(codes)
-    except (ValueError, AttributeError):  # AttributeError: it is no text
+    except (ValueError, AttributeError):  # AttributeError: the value is not a text
         wanted = "exit codes from 0 to 255, as 2,64-78 or as a list of integers"
         raise unfit(value, name, wanted) from None
     return "".join(codes.split())
 
 
 def exit_codes(codes: str) -> set[int]:
-    """The exit codes in `"2,64-78"`. Raises ValueError for another kind of text."""
+    """The exit codes in `"2,64-78"`. Raises ValueError for a text of another form."""
     out: set[int] = set()
     for part in codes.split(",") if codes.strip() else ():
         low, dash, high = part.partition("-")
@@ -266,7 +268,7 @@ def exit_codes(codes: str) -> set[int]:
 
 
 def parse_runner(value: Any, name: str) -> tuple[str, ...]:
-    """The words of `ssh "my host"`, split as a shell would split them."""
+    """The words of a command line like `ssh "my host"`, split as a shell splits them."""
     import shlex
 
     try:
@@ -280,8 +282,8 @@ def parse_runner(value: Any, name: str) -> tuple[str, ...]:
 
 
 def parse_limits(value: Any, name: str) -> dict[str, int]:
-    """`gpu=1,net=4`: tag to how many of its jobs may run at once."""
-    parts = value.split(",") if is_text(value) else ["no limit"]
+    """From `gpu=1,net=4`, how many jobs of each tag may run at once."""
+    parts = value.split(",") if is_text(value) else ["no limit"]  # which is refused below
     pattern = rf"\s*({TAG})\s*=\s*([0-9]{{1,6}})\s*"
     matches = [re.fullmatch(pattern, part) for part in parts if part.strip()]
     limits = {match[1]: int(match[2]) for match in matches if match}
@@ -294,20 +296,21 @@ _hook = _rule(is_text, f"a text in UTF-8 without NUL, of at most {COMMAND_BYTES_
 
 
 def _setting(default: object, check: Check) -> Any:
-    """A row of the table of settings: the default as config.json spells it, and the check."""
+    """A row of the table below: the default as config.json spells it, and the check."""
     return default, check
 
 
 class Config(NamedTuple):
-    """The settings in force, parsed. Made by `parse_settings`: the rows below are no defaults.
+    """The settings in force, parsed; made by `parse_settings`.
 
+    This is also the table of settings: what stands as a field's default is its row (`_setting`).
     To add a setting, add a row here, the place that reads it, and a row in the README.
     """
 
     max_retries: int = _setting(3, _whole(0, RETRIES_MAX))  # attempts of a job before it is dead
     backoff_base: float = _setting(2, _number(0, 1000))  # seconds after failed attempt n: base ** n
-    backoff_max: float = _setting(3600, parse_duration)  # longest such wait, in seconds
-    backoff_jitter: float = _setting(0, _number(0, 1))  # spread it by this fraction either way
+    backoff_max: float = _setting(3600, parse_duration)  # the longest such wait, in seconds
+    backoff_jitter: float = _setting(0, _number(0, 1))  # vary the wait by up to this fraction
     job_timeout: float = _setting(30, parse_duration)  # seconds an attempt may run; 0 = no limit
     no_retry_on: str = _setting("", parse_exit_codes)  # exit codes that make a job dead at once
     grace_period: float = _setting(5, parse_duration)  # seconds between SIGTERM and SIGKILL
@@ -319,16 +322,19 @@ class Config(NamedTuple):
     keep_completed: float = _setting("30d", parse_duration)  # age to purge at; 0 = never
     log_max: int = _setting("100M", parse_bytes)  # bytes kept of one attempt's output
     on_dead: str = _setting("", _hook)  # shell command run when a job dies
-    on_finish: str = _setting("", _hook)  # the same for any end of a job
+    on_finish: str = _setting("", _hook)  # shell command run when a job completes or dies
     paused: bool = _setting(False, _rule(lambda value: isinstance(value, bool), "true or false"))
 
 
 SETTINGS: dict[str, tuple[Any, Check]] = Config._field_defaults
-DEFAULTS = {name: default for name, (default, _) in SETTINGS.items()}  # as config.json has it
+DEFAULTS = {name: default for name, (default, _) in SETTINGS.items()}  # as config.json has them
 
 
 def parse_settings(values: Mapping[str, object]) -> Config:
-    """A Config from settings by name. A missing setting has its default. Raises BadValue."""
+    """A Config from settings as config.json holds them. Raises BadValue.
+
+    A setting that is missing gets its default.
+    """
     return Config(
         **{
             name: check(values.get(name, default), name)
@@ -338,7 +344,7 @@ def parse_settings(values: Mapping[str, object]) -> Config:
 
 
 def known_setting(name: str) -> str:
-    """The setting that `max-retries` or `MAX_RETRIES` names. Refuses an unknown name."""
+    """The setting that `max-retries` or `MAX_RETRIES` names. Raises BadValue if there is none."""
     key = name.lower().replace("-", "_")
     if key not in SETTINGS:
         hint = _nearest(key, SETTINGS)
@@ -347,7 +353,7 @@ def known_setting(name: str) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the name that the word may be meant for, or nothing."""
+    """A hint at the known name that is most like the word; "" where none is."""
     import difflib
 
     names = list(known) if len(word) > 2 else []
@@ -357,8 +363,8 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def setting_from_text(name: str, text: str) -> object:
-    """What `config set NAME TEXT` stores: the text, or its number or truth value if the default of
-    that setting is one."""
+    """The value that `config set NAME TEXT` stores. For a setting whose default is a number or a
+    truth value, the text is read as JSON if it is JSON; else it is stored as it is."""
     default, _ = SETTINGS[name]
     if not isinstance(default, str):
         with contextlib.suppress(ValueError, RecursionError):
