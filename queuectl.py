@@ -385,12 +385,12 @@ def setting_from_text(name: str, text: str) -> object:
 # J3  A completed job never changes. It can only be purged.
 # J4  `seq`, the order of arrival, never changes: a retried or revived job keeps its place.
 # J5  A job comes `after` earlier jobs only (their `seq` is lower), so there are no cycles. A later
-#     job that was given the id of a purged one is another job. When a job dies, the jobs that need
-#     it die in the same transaction. A job that is no longer stored does not hold back any other.
+#     job with the id of a purged one is another job. When a job dies, the jobs that need it die in
+#     the same transaction. A job that is no longer stored does not hold back any other.
 #
 # If you add a state, also change: State, WAITING or OVER, the drawing at the top of this file,
-# check_job, the colour in PRESENTATION, the state machine's test, FORMAT (the journal counts the
-# jobs of each state), and what `Waiting` searches an array for.
+# check_job, the colour in PRESENTATION, the state machine's test, and FORMAT (the journal counts
+# the jobs of each state). If jobs wait in it, also change is_waiting.
 # If you add a field, also change: FIELD_CHECKS and, if a user may give the field, NEW_JOB_FIELDS
 # and the option.
 
@@ -431,7 +431,7 @@ class Job(NamedTuple):
     reason: str | None = None
     recoveries: int | None = None
     history: list[dict[str, Any]] | None = None
-    extra: dict[str, Any] | None = None  # unknown fields that a user put into the record
+    extra: dict[str, Any] | None = None  # fields that only the user knows; kept in every rewrite
 
 
 class Outcome(NamedTuple):
@@ -454,21 +454,21 @@ def encode_json(value: object) -> bytes:
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:
-    """The job as the files hold it: fields in their order, those without a value left out."""
+    """The job as the files hold it: fields in order, without those that have no value."""
     out = {name: value for name, value in zip(JOB_FIELDS, job, strict=False) if value is not None}
     return {**out, **job.extra} if job.extra else out
 
 
 def encode_job(job: Job) -> bytes:
-    """A line of an array without its comma: `{"id": "job1", "state": "pending", "seq": 1, ...}`."""
+    """The job's record: `{"id": "job1", "state": "pending", "seq": 1, ...}`, in one line."""
     return encode_json(job_to_dict(job))
 
 
 def parse_json(text: str, what: str, hint: str = "") -> Any:
-    """One JSON value. Raises BadValue for what is not quite JSON.
+    """One JSON value. Raises BadValue, with `what` in front of the problem and `hint` behind it.
 
-    Python's reader accepts NaN, Infinity and an object that has a key twice. They are refused here,
-    with the name of the key.
+    Python's reader accepts NaN, Infinity and an object that has a key twice. This one refuses them
+    and names the key.
     """
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -501,7 +501,7 @@ def _is_finite(value: object) -> bool:
 
 def format_instant(seconds: float) -> str:
     """Seconds since 1970 as the text that is stored: UTC, milliseconds, `Z`."""
-    # Whole milliseconds, because a float that far from 1970 has no room for microseconds.
+    # Rounded to milliseconds: a float so far from 1970 is not exact in the microseconds.
     whole_s, ms = divmod(round(seconds * 1000), 1000)
     return f"{_format_second(whole_s)}.{ms:03d}Z"
 
@@ -517,14 +517,14 @@ def instant_s(instant: str) -> float:
 
 
 def add_seconds(instant: str, seconds: float) -> str:
-    """The instant that much later, never beyond the year 9999."""
+    """The instant so many seconds later, but not after the year 9999."""
     return format_instant(min(instant_s(instant) + seconds, 253_402_300_799.0))
 
 
 def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z") -> str:
-    """A stored instant from ISO 8601, `HH:MM` (the next one) or `+10m`.
+    """A stored instant from ISO 8601, `HH:MM` (tomorrow if that is past today) or `+10m`.
 
-    A time without a zone is in the local zone. For a record from a file `now` does not matter.
+    A time without a zone is in the local zone. ISO 8601, as records have it, needs no `now`.
     """
     text = value.strip() if isinstance(value, str) else ""
     with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -540,7 +540,7 @@ def _next_time_of_day(text: str, now: str) -> str:
     hour, minute = map(int, text.split(":"))
     here = datetime.fromtimestamp(instant_s(now))
     today = here.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    # `fold` names the second of two equal times, on the day when the clocks are set back.
+    # On the day when the clocks are set back, a time comes twice: `fold=1` is the second.
     times = (today, today.replace(fold=1), today + timedelta(days=1))
     return min(at for when in times if (at := format_instant(when.timestamp())) > now)
 
@@ -590,8 +590,10 @@ _tag = _rule(
 
 
 def parse_after(value: Any, name: str = "after") -> list[Any] | None:
-    """`["a7", {"id": "b2", "any": true}]`, each job once; None for no job. A job that is named in
-    both ways has to be completed."""
+    """A list like `["a7", {"id": "b2", "any": true}]`, each job once; None for no job.
+
+    The job waits until a7 is completed and b2 is over. An id in both forms must be completed.
+    """
     if not isinstance(value, list) or len(value) > AFTER_MAX:
         raise unfit(value, name, f"a list of at most {AFTER_MAX} ids")
     parents: dict[str, bool] = {}
@@ -607,8 +609,10 @@ def parse_after(value: Any, name: str = "after") -> list[Any] | None:
 
 
 def parse_history(value: Any, name: str) -> Any:
-    """The attempts of a record: `[{"run": 1, "attempt": 1, "outcome": "exited", ...}]`. A hand edit
-    may have left out or mangled all but the number of the run."""
+    """The attempts of a record: `[{"run": 1, "attempt": 1, "outcome": "exited", ...}]`.
+
+    Only `run` is checked. A hand edit may have removed or spoiled the rest.
+    """
     is_list = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
     if not is_list:
         raise unfit(value, name, "a list of objects")
@@ -646,15 +650,15 @@ FIELD_CHECKS: dict[str, Check] = {
     "outcome": _choice(get_args(OutcomeKind)),
     "exit_code": _whole(0, 255),
     "signal": _whole(1, 64),
-    "reason": _text,  # UTF-8 or not: it may quote a PATH
+    "reason": _text,  # may be no UTF-8, since it may quote a PATH
     "history": parse_history,
 }
 
 
 def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Job:
-    """A Job from JSON, every field checked, unknown fields kept. Raises BadValue.
+    """A Job from a JSON object. Checks every field, and keeps unknown ones. Raises BadValue.
 
-    `defaults` fills in what a hand-written record leaves out.
+    `defaults` has the fields that a hand-written record may leave out.
     """
     values: dict[str, Any] = {"unique": None, **(defaults or {})}
     extra = {}
@@ -672,10 +676,7 @@ def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None 
 
 
 def decode_job(raw: bytes) -> Job:
-    """A Job from a line of which it is not certain that we wrote it and that it is whole.
-
-    Raises BadValue for anything but a whole record.
-    """
+    """A Job from bytes that may be damaged, or not ours. Raises BadValue if they are no record."""
     try:
         record, _ = _read_json(raw.decode())
     except ValueError as error:
@@ -686,10 +687,10 @@ def decode_job(raw: bytes) -> Job:
 
 
 def trust_job(raw: bytes) -> Job:
-    """A Job from a whole line that we wrote: one that a checksum or a fingerprint vouches for.
+    """A Job from a record that we wrote: a checksum or a mark has shown that it is unchanged.
 
     Its values were checked before they were written, so they are not checked again: 4 us instead of
-    14, in a turn of 47. Raises StoreError where the line is no record all the same.
+    14, in a turn of 47. Raises StoreError if the bytes are no record all the same.
     """
     try:
         record, _ = _read_json(raw.decode())
@@ -721,12 +722,16 @@ def check_job(job: Job) -> str | None:
     return None
 
 
-_FIELD_STATES = {"worker": ("processing",), "finished_at": OVER}  # where the field is set
+# The states in which the field is set. In all others it is not.
+_FIELD_STATES = {"worker": ("processing",), "finished_at": OVER}
 
 
 def make_id(ms: int, number: int) -> str:
-    """A made id, of 12 base-36 digits: of the milliseconds, times 36**4, and n. Both are taken
-    under the lock, so no two are equal."""
+    """An id for a job that was given none: `ms * 36**4 + number`, as 12 digits of base 36.
+
+    Of a new job, `ms` is the time and `number` its seq, both read under the lock: no two ids are
+    equal.
+    """
     rest, id = ms * 36**4 + number, ""
     for _ in range(6):
         rest, pair = divmod(rest, 36**2)
@@ -738,14 +743,14 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
 
 
-# -- What a user may say of a new job
+# -- A new job
 
 
 NEW_JOB_FIELDS = (
     "command", "id", "unique", "max_retries", "priority", "timeout", "run_at", "cwd", "env", "tags",
     "after", "no_retry_on", "delay",
 )  # fmt: skip
-MADE_KEY = "\0"  # as a unique key: make one (a key that is given holds no NUL)
+MADE_KEY = "\0"  # the unique key of a job for which one is to be made; no given key has a NUL
 _WRONG_NAMES = {  # what other programs call the field
     "command": "cmd script shell",
     "id": "name job_id",
@@ -759,13 +764,13 @@ _WRONG_NAMES = {  # what other programs call the field
     "after": "depends_on",
 }
 NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
-_NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}
+_NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # of every new job; may be given, too
 
 
 def parse_spec(record: object, now: str) -> dict[str, Any]:
-    """The fields of a new job from a user's JSON object, checked. Raises BadValue naming the field.
+    """The fields of a new job from a user's JSON object. Raises BadValue with the field's name.
 
-    A field that belongs to the queue may hold what each new job has anyway.
+    A field that belongs to the queue is refused, unless it says what is true of every new job.
     """
     if not isinstance(record, dict):
         example = 'Give one: {"command": "echo hi"}.'
@@ -802,7 +807,7 @@ def _unknown_field(name: str) -> str:
 
 
 def default_fields(config: Config, now: str) -> dict[str, Any]:
-    """What the record of a new job holds where a user does not say otherwise."""
+    """The fields of a new job that was given none."""
     return {
         "id": "", "state": "pending", "seq": 0, "unique": None, "attempts": 0, "runs": 0,
         "max_retries": config.max_retries, "priority": 0, "timeout": config.job_timeout,
@@ -811,8 +816,8 @@ def default_fields(config: Config, now: str) -> dict[str, Any]:
 
 
 def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
-    """A new job from its fields (NEW_JOB_FIELDS), which were checked. It has no `seq` yet, and no
-    id where none is given. A key that is made stands for the command in its directory."""
+    """A new job from checked fields (NEW_JOB_FIELDS). Its `seq` is 0, and its id "" if none is
+    given. A made key is a hash of directory and command."""
     values = {**default_fields(config, now), **fields}
     delay_s = values.pop("delay", None)
     if delay_s is not None:
@@ -827,7 +832,7 @@ def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
 
 
 def parents_of(job: Job) -> dict[str, bool]:
-    """The jobs that this job comes after, each with whether it may end in any way."""
+    """The ids of the jobs that this job comes after. True: any end will do, even death."""
     return {
         item["id"] if isinstance(item, dict) else item: isinstance(item, dict)
         for item in job.after or ()
@@ -835,22 +840,22 @@ def parents_of(job: Job) -> dict[str, bool]:
 
 
 def needed_by(job: Job) -> list[str]:
-    """The parents that have to be completed: if one of them dies, this job dies too."""
+    """The ids of the parents that must be completed: if one of them dies, this job dies too."""
     return [id for id, any_end in parents_of(job).items() if not any_end]
 
 
 def die_after(job: Job, parent: str, now: str) -> Job:
-    """A waiting job, dead because its parent is."""
+    """The waiting job, dead because that parent is dead."""
     return let_die(job, _after_reason(parent), now)
 
 
 def let_die(job: Job, reason: str, now: str) -> Job:
-    """A job that is not running, dead for that reason."""
+    """The job, which is not running, dead for that reason."""
     return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason)
 
 
 def has_died_after(job: Job) -> bool:
-    """Whether the job is dead only because a parent is: it is revived together with the parent."""
+    """Whether the job died only because a parent did. Then it is revived with the parent."""
     return job.state == "dead" and job.reason in [_after_reason(id) for id in needed_by(job)]
 
 
@@ -862,7 +867,7 @@ def _after_reason(parent: str) -> str:
 
 
 def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
-    """A ready job as it runs in that slot, with one more attempt and one more run."""
+    """The ready job, running in that slot, with one more attempt and one more run."""
     return job._replace(
         state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now,
         run_at=None, worker=worker, slot=slot, started_at=now,
@@ -871,7 +876,7 @@ def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
 
 
 def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: str) -> Job:
-    """The job after its attempt ended. `spread`, from -1 to 1, is a factor of backoff_jitter."""
+    """The running job after its attempt ended. `spread`, from -1 to 1, scales backoff_jitter."""
     if job.cancelled_at is not None or outcome.kind == "handed_back":
         return give_back(job, outcome, now)
     code = outcome.exit_code if outcome.kind == "exited" else None
@@ -891,21 +896,8 @@ def report_job(job: Job, outcome: Outcome, config: Config, spread: float, now: s
     return ended._replace(run_at=add_seconds(now, backoff_s(config, job.attempts, spread)))
 
 
-def hooks_of(job: Job, config: Config) -> dict[str, str]:
-    """The commands of the hooks that a reported job calls for, by name.
-
-    A cancelled job calls for `on_finish` alone, and a job that is not over for none.
-    """
-    hooks = {}
-    if job.state == "dead" and job.cancelled_at is None:
-        hooks["on_dead"] = config.on_dead
-    if job.state in OVER:
-        hooks["on_finish"] = config.on_finish
-    return {name: command for name, command in hooks.items() if command}
-
-
 def give_back(job: Job, outcome: Outcome, now: str) -> Job:
-    """A running job, pending again without the attempt; dead if it is being cancelled."""
+    """The running job, pending again, as if the attempt was not made; dead if it was cancelled."""
     if job.cancelled_at is not None:
         return _end_run(job, outcome, now, "dead", "cancelled")
     waiting = _end_run(job, outcome, now, "pending", outcome.reason)
@@ -913,7 +905,7 @@ def give_back(job: Job, outcome: Outcome, now: str) -> Job:
 
 
 def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | None) -> Job:
-    """A running job in its next state, with the attempt in its history."""
+    """The running job in its next state, with the attempt in its history."""
     entry = {
         "run": job.runs, "attempt": job.attempts, "started_at": job.started_at, "finished_at": now,
         "outcome": outcome.kind,
@@ -944,8 +936,8 @@ def describe_outcome(outcome: Outcome) -> str:
 
 
 def backoff_s(config: Config, attempt: int, spread: float) -> float:
-    """Seconds to wait after failed attempt number `attempt`: base ** n, spread by the jitter and
-    never above backoff_max."""
+    """Seconds to wait after failed attempt number `attempt`: `backoff_base ** attempt`, spread by
+    the jitter, and never above backoff_max."""
     try:
         wait = float(config.backoff_base) ** attempt
     except OverflowError:
@@ -955,9 +947,9 @@ def backoff_s(config: Config, attempt: int, spread: float) -> float:
 
 
 def recover_job(job: Job, excused: bool, now: str) -> Job:
-    """The job of a dead worker, pending again without the attempt; dead if that happened too often.
+    """The job of a dead worker, pending again; dead if too many workers died while it ran.
 
-    A death is excused, and not counted, if the job cannot have caused it: the machine was
+    A worker's death is excused, and not counted, if the job cannot have caused it: the machine was
     restarted, or the worker was killed after it had been told to stop.
     """
     recoveries = job.recoveries or 0
@@ -974,19 +966,19 @@ def recover_job(job: Job, excused: bool, now: str) -> Job:
 
 
 def cancel_job(job: Job, now: str) -> Job:
-    """A waiting job, dead. A running job is only marked: it dies when its processes are gone."""
+    """The job, dead if it waits. If it runs, it is only marked: it dies when its processes end."""
     if job.state == "processing":
         return job._replace(cancelled_at=now, updated_at=now)
     return let_die(job, "cancelled", now)._replace(cancelled_at=now)
 
 
 def retry_now(job: Job, now: str) -> Job:
-    """A failed job, due at once."""
+    """The failed job, due at once."""
     return job._replace(run_at=now, updated_at=now)
 
 
 def revive_job(job: Job, now: str) -> Job:
-    """A dead letter, pending again: attempts at zero, `seq` and history kept."""
+    """The dead letter, pending again: attempts at zero, `seq` and history kept."""
     return job._replace(
         state="pending", attempts=0, updated_at=now, run_at=None, started_at=None, finished_at=None,
         cancelled_at=None, outcome=None, exit_code=None, signal=None, reason=None, recoveries=None,
@@ -994,8 +986,8 @@ def revive_job(job: Job, now: str) -> Job:
 
 
 def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) -> Job:
-    """A new job with everything that a user said of the old one. It is due now, or when those of
-    the old job's parents are over that are not yet."""
+    """A new job with all that the user gave the old one, except for its time. Of the old job's
+    parents it comes only after those that are not over."""
     parents = parents_of(job).items()
     left = [{"id": id, "any": any_end} for id, any_end in parents if id in not_over]
     return revive_job(job, now)._replace(
@@ -1005,9 +997,9 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
 
 
 def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
-    """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`,
-    `env`). `env` is added to the job's own. A job that is given a time waits for that and no longer
-    for its retry, so it is pending."""
+    """The job with these fields changed: `command`, `timeout`, `max_retries`, `priority`, `run_at`,
+    `env`. `env` adds to the job's own variables. A failed job that is given a `run_at` becomes
+    pending, since it no longer waits for its retry. Raises Refused."""
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
@@ -1016,17 +1008,33 @@ def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     edited = job._replace(**values)
     if problem := check_job(edited):
         raise Refused(
-            f"Job '{job.id}' cannot be changed so: {problem}. Nothing was changed. See its "
+            f"Job '{job.id}' cannot be changed like that: {problem}. Nothing was changed. See its "
             f"attempts with: queuectl show {job.id}."
         )
     return edited
 
 
+# -- Questions about a job
+
+
+def hooks_of(job: Job, config: Config) -> dict[str, str]:
+    """The commands of the hooks to run for a job that was just reported, by name of the hook.
+
+    For a cancelled job only `on_finish` runs; for a job that is not over, none.
+    """
+    hooks = {}
+    if job.state == "dead" and job.cancelled_at is None:
+        hooks["on_dead"] = config.on_dead
+    if job.state in OVER:
+        hooks["on_finish"] = config.on_finish
+    return {name: command for name, command in hooks.items() if command}
+
+
 def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     """Whether a waiting job's time has come.
 
-    A failed job that seems to wait longer than backoff_max is ready too: the clock was set back
-    after its `run_at` was written.
+    A failed job that seems to wait longer than backoff_max is ready too: the clock must have been
+    set back after its `run_at` was written.
     """
     if job.run_at is None or job.run_at <= now:
         return True
@@ -1034,7 +1042,7 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
 
 
 def full_tags(limits: Mapping[str, int], running: Iterable[Job]) -> frozenset[str]:
-    """The tags of which as many jobs are running as their limit allows."""
+    """The tags of which no further job may run: as many are running as the limit allows."""
     tags_of_jobs = [job.tags or [] for job in running]
     return frozenset(
         tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) >= limit
@@ -1042,7 +1050,7 @@ def full_tags(limits: Mapping[str, int], running: Iterable[Job]) -> frozenset[st
 
 
 def array_of(state: str) -> str:
-    """The array that a job in that state belongs to: `dlq` or `jobs`."""
+    """The name of the array that holds the jobs in that state: `dlq` or `jobs`."""
     return "dlq" if state == "dead" else "jobs"
 
 
