@@ -1057,25 +1057,25 @@ def array_of(state: str) -> str:
 # ======== 4. HOME ========
 # The directory of a queue and its files, except for the stores and the jobs' output: permissions,
 # the lock, config.json, the workers' files and FIFOs, stop requests, the clock's file, copies kept
-# aside. It may use `os`, filelock and the wall clock, and knows nothing about jobs.
+# aside. It may use `os`, filelock and the clocks, and knows nothing about jobs.
 #
 # Every file effect of HOME and STORE goes through `os.`, so that a test can make any of them fail.
-# What is created is 0700 or 0600, whatever the umask. A link, FIFO or directory in the place of one
-# of our files is an error: nothing follows it, waits for it or removes it.
+# What is created is 0700 or 0600, whatever the umask. A link, FIFO or directory in the place of a
+# file under .queuectl is an error: nothing follows it, waits for it or removes it.
 #
 #   .queuectl/lock          the store lock, never deleted: deleting it would split the waiters
-#   .queuectl/workers/NAME  a line of header and a row for each slot, locked while the worker lives;
+#   .queuectl/workers/NAME  a header line and a row for each slot, locked while the worker lives;
 #                           NAME.wake is its FIFO, NAME.stop a request to stop
-#   .queuectl/clock         how the wall clock stood, and when the next purge of old jobs is due
+#   .queuectl/clock         how the wall clock is set, and when the next purge of old jobs is due
 #   .queuectl/aside/        copies of what was cut off or replaced
 
 CHUNK_BYTES = 1 << 20  # files are read and copied in pieces of this size
-TROUBLE_CHARS = 250  # of a worker's trouble its file shows so many
+TROUBLE_CHARS = 250  # a worker's file shows no more of its trouble
 LOCK_POLL_S = 0.001
-_DEAD = b'{"dead": true '  # in the place of `{"dead": false`, how a worker's header begins
-NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link there is none of our files
-# Python opens every file with O_CLOEXEC.
-_OPEN = os.O_RDONLY | os.O_NONBLOCK
+_DEAD = b'{"dead": true '  # written over `{"dead": false`, with which a worker's header begins
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a link, which is no file of ours
+# Python adds O_CLOEXEC to each.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK  # for config.json and the arrays, which may be links
 _READ = _OPEN | os.O_NOFOLLOW
 _WRITE = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -1089,7 +1089,7 @@ _ADVICE = {
 
 
 class WorkerInfo(NamedTuple):
-    """A worker as its file shows it."""
+    """What a worker's file says."""
 
     name: str
     header: dict[str, Any]  # dead, pid, started_at, boot_id, lock, threads, tags, trouble ...
@@ -1098,22 +1098,22 @@ class WorkerInfo(NamedTuple):
 
 
 class ClockMark(NamedTuple):
-    """What the workers have agreed on, as `.queuectl/clock` holds it."""
+    """What `.queuectl/clock` says, for all workers."""
 
     boot_id: str
-    offset_s: float  # of the wall clock from the clock that counts from boot
-    purge_at_s: float  # when the next purge of old jobs is due, on the clock that counts from boot
+    offset_s: float  # wall clock less boot clock
+    purge_at_s: float  # when the next purge of old jobs is due, on the boot clock
 
 
 class Home:
     """The directory of one queue.
 
-    check, prepare           is it there and ours; make it ready for changes
-    locked, mutex, lock_id   the store lock
-    now                      the wall clock
-    config, settings ...     config.json, parsed and as it was written
-    live_workers ...         the workers' files
-    keep_aside               a copy of bytes that are about to go
+    check, prepare            whether it exists and is safe; make it ready for changes
+    locked, mutex, lock_id    the store lock
+    config, settings ...      config.json, parsed and as it was written
+    live_workers ...          the workers' files
+    now, clock_mark ...       the wall clock, and what .queuectl/clock says of it
+    put_file, keep_aside ...  replace a file of ours; copy bytes that are about to go
     """
 
     def __init__(
@@ -1128,13 +1128,14 @@ class Home:
         self._clock_path = os.path.join(self.dir, "clock")
         self.warn = warn
         self.clock = clock
-        self.keeps_settings = False  # the last good ones, where config.json is damaged
+        # True: while config.json is damaged, the last good settings stay in force.
+        self.keeps_settings = False
         self.last_config = parse_settings({})  # as this process read it last
-        self._settings: dict[str, object] = {}  # the same as config.json spells them
+        self._settings: dict[str, object] = {}  # the same settings as config.json spells them
         self._config_mark: object = None  # inode, size and time of the file that was read last
-        # Held with the store lock, since a descriptor's lock does not keep threads apart. Who holds
-        # it alone knows that no thread of this process holds the lock: a process that is halted
-        # while it holds the lock would hold up everybody.
+        # Each holder of the store lock holds the mutex too, since a descriptor's lock does not keep
+        # threads apart. A thread that holds the mutex alone knows that no thread of its process has
+        # the store lock. A worker is halted (Ctrl+Z) only then; else it would block all others.
         self.mutex = threading.Lock()
         self._lock_fd = -1
         self._lock_identity: tuple[int, int] | None = None
@@ -1145,7 +1146,7 @@ class Home:
         self._lock_fd = -1
 
     def check(self) -> bool:
-        """Whether the home exists. Raises StoreError where others could write it."""
+        """Whether the home exists. Raises StoreError if it is not ours or open to everyone."""
         try:
             info = os.stat(self.path)
         except FileNotFoundError:
@@ -1173,7 +1174,7 @@ class Home:
         fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)
         os.fchmod(fd, 0o600)
         self._lock_fd, self._lock_identity = fd, identity_of(fd)
-        self.config()  # for `last_config`
+        self.config()  # `last_config` says how long to wait for the lock
 
     def _take_group_write(self) -> None:
         """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
@@ -1195,15 +1196,15 @@ class Home:
 
     @contextlib.contextmanager
     def locked(self, most_s: float = math.inf) -> Iterator[None]:
-        """Hold the store lock. Raises Busy after `lock_timeout` as it was last read, or after
-        `most_s` where that is shorter: the lock is polled, so that the wait has an end."""
+        """Hold the store lock within the block. Raises Busy after `lock_timeout` (as it was last
+        read), or after `most_s` if that is shorter. A wait that ends must poll the lock."""
         self.prepare()
         limit_s = min(self.last_config.lock_timeout, most_s)
         deadline = time.monotonic() + limit_s
         if not self.mutex.acquire(timeout=limit_s):
             raise self._locked_too_long(limit_s)
         try:
-            pause_s = LOCK_POLL_S / 16  # most holders are done sooner than a poll
+            pause_s = LOCK_POLL_S / 16  # short at first: most holders need less than LOCK_POLL_S
             while not lock_descriptor(self._lock_fd, blocking=False):
                 if time.monotonic() > deadline:
                     raise self._locked_too_long(limit_s)
@@ -1211,7 +1212,7 @@ class Home:
                 pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
                 if identity_of(self.lock_path) != self._lock_identity:
-                    raise StoreError(  # others may hold another lock by now
+                    raise StoreError(  # others may hold the lock of a new file by now
                         f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. "
                         "Start again."
                     )
@@ -1235,28 +1236,25 @@ class Home:
         info = os.stat(self.lock_path)
         return f"{info.st_dev}.{info.st_ino}"
 
-    def now(self) -> str:
-        """The wall clock as an instant."""
-        return format_instant(self.clock())
-
     # -- Settings
 
     def settings(self) -> dict[str, object]:
-        """Every setting as config.json spells it, the default where it does not name one. Raises
+        """Every setting as config.json spells it; the default if it is not there. Raises
         StoreError."""
         self.config()
         return {**DEFAULTS, **self._settings}
 
     def config(self) -> Config:
-        """The settings in force. Raises StoreError, unless the last good ones are to be kept."""
+        """The settings in force. If config.json is damaged, raises StoreError or, with
+        `keeps_settings`, gives the last good ones."""
         problem = self.settings_problem()
         if problem and not self.keeps_settings:
             raise StoreError(problem)
         return self.last_config
 
     def settings_problem(self) -> str | None:
-        """Read config.json where it has changed. What is wrong with it, else None; the settings
-        that were read last, or the defaults, then stay in force."""
+        """Read config.json if it has changed. Gives what is wrong with it, or None. While something
+        is wrong, `last_config` stays as it is."""
         path = self.config_path
         try:
             info = os.stat(path)
@@ -1270,7 +1268,7 @@ class Home:
                 self._config_mark = mark
         except FileNotFoundError:
             is_begun = os.path.exists(os.path.join(self.dir, "journal.jsonl"))
-            if is_begun and not os.path.exists(path):  # it may have been made just now
+            if is_begun and not os.path.exists(path):  # again: a first start may have just made it
                 return (
                     f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or "
                     "write {} into it for the default settings."
@@ -1299,7 +1297,7 @@ class Home:
         return os.path.join(self.workers_dir, name + ending)
 
     def worker_names(self) -> list[str]:
-        """Every worker that left a file, alive or not."""
+        """The name of every worker that has a file, alive or not."""
         try:
             names = os.listdir(self.workers_dir)
         except OSError:
@@ -1307,10 +1305,11 @@ class Home:
         return sorted(name for name in names if re.fullmatch(r"\d+-[0-9a-f]+", name))
 
     def create_worker(self, name: str, header: Mapping[str, Any]) -> WorkerFile:
-        """The file that says this worker lives: locked before it has its name, and until the end.
+        """Make the file that says this worker lives. It is locked before it gets its name, and
+        stays locked until the end.
 
-        The store lock makes one temporary name enough: what a worker left there that was killed is
-        replaced by the next one.
+        Under the store lock, one temporary name is enough for all. A file that a killed worker left
+        there is replaced by the next worker.
         """
         path, new = self._worker_path(name), self._worker_path("new")
         with self.locked(), new_file(new) as fd:
@@ -1324,8 +1323,8 @@ class Home:
         return file
 
     def lock_dead_worker(self, name: str) -> int | None:
-        """A locked descriptor of a dead worker's file, which says "dead" from now on; -1 where the
-        file is missing, None where the worker lives."""
+        """Lock a dead worker's file, which says "dead" from then on. Gives its descriptor, -1 if
+        there is no file, or None if the worker lives."""
         try:
             fd = os.open(self._worker_path(name), _WRITE)
         except OSError as error:
@@ -1340,7 +1339,7 @@ class Home:
         return None
 
     def live_workers(self) -> list[WorkerInfo]:
-        """The workers whose file is locked: the kernel tells the truth about who lives."""
+        """The workers whose file is locked: the kernel unlocks it when its worker dies."""
         found = []
         for name in self.worker_names():
             with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
@@ -1360,7 +1359,7 @@ class Home:
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:
-        """What the file of a live or dead worker says; no header where it says nothing usable."""
+        """What the file of a live or dead worker says. The header is empty if it is unusable."""
         path = self._worker_path(name)
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             header, *rows = map(bytes.strip, bytes_of(path, _READ).split(b"\n"))
@@ -1370,14 +1369,14 @@ class Home:
         return WorkerInfo(name, {}, [], 0.0)
 
     def forget_worker(self, name: str) -> None:
-        """Remove the files of a worker that is dead or leaves. Without the first of them nobody
-        would look for the others, so it goes last."""
+        """Remove the files of a worker that is dead or leaves. The file NAME goes last: nobody
+        would look for the others without it."""
         for ending in (".stop", ".wake", ""):
             with contextlib.suppress(OSError):
                 os.unlink(self._worker_path(name, ending))
 
     def wake_workers(self, but: str = "") -> None:
-        """Write a byte to each worker's FIFO. A dead worker has no reader."""
+        """Write a byte to each worker's FIFO, except to that of `but`."""
         for name in self.worker_names():
             if name == but:
                 continue
@@ -1389,7 +1388,7 @@ class Home:
                     os.write(fd, b"\n")
 
     def request_stop(self, name: str, how: Literal["stop", "now"]) -> None:
-        """Ask a worker to stop, by a file: a remembered pid may be another process's by now."""
+        """Ask a worker to stop, by a file. Its pid may belong to another process by now."""
         path = self._worker_path(name, ".stop")
         try:
             self.put_file(path, [how.encode()])
@@ -1402,25 +1401,34 @@ class Home:
         self.wake_workers()
 
     def stop_requested(self, name: str) -> str | None:
-        """What `worker stop` asked of this worker: `stop`, `now` or None."""
+        """What `worker stop` has asked of this worker: `stop`, `now` or None."""
         with contextlib.suppress(OSError):
             return bytes_of(self._worker_path(name, ".stop"), _READ).decode("ascii", "replace")
         return None
 
+    # -- The clock
+
+    def now(self) -> str:
+        """The wall clock as an instant."""
+        return format_instant(self.clock())
+
     def clock_mark(self) -> ClockMark | None:
-        """What a worker wrote last of the clock; None where it is not usable."""
+        """What a worker wrote last into .queuectl/clock; None if there is nothing usable."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             mark = json.loads(bytes_of(self._clock_path, _READ))
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return None
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
+        """Replace .queuectl/clock. Takes the store lock."""
         with self.locked(most_s):
             self.put_file(self._clock_path, [encode_json(mark._asdict())])
 
+    # -- Files
+
     @contextlib.contextmanager
     def unnamed_file(self, data: bytes) -> Iterator[int]:
-        """A file that has no name and these bytes, open at its start within the block."""
+        """A file that has these bytes and no name, open at its start within the block."""
         path = os.path.join(self.dir, f"unnamed.{os.getpid()}.{threading.get_ident()}")
         with new_file(path) as fd:
             os.unlink(path)
@@ -1429,7 +1437,7 @@ class Home:
             yield fd
 
     def put_file(self, path: str, parts: Iterable[bytes]) -> None:
-        """Replace a file of ours, whole and synced; its name is not yet synced."""
+        """Replace a file of ours atomically. Its content is synced; the rename is not."""
         new = os.path.join(self.dir, os.path.basename(path) + ".new")
         with new_file(new) as fd:
             for part in parts:
@@ -1438,7 +1446,7 @@ class Home:
         os.rename(new, path)
 
     def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
-        """Copy a file's bytes from `start` on to a new file under .queuectl/aside; its path."""
+        """Copy a file's bytes from `start` on to a new file in .queuectl/aside. Gives its path."""
         folder = os.path.join(self.dir, "aside")
         make_dir(folder)
         stamp = self.now().replace(":", "")
@@ -1449,27 +1457,26 @@ class Home:
 
 
 class WorkerFile:
-    """A live worker's own file: a padded line of header, and a padded row for each slot.
+    """A live worker's own file: a padded header line, and a padded row for each slot.
 
-    Both are written in place, without a lock. The file only informs, so a write that fails is no
-    error: recovery also finds a run by its mark and by its log.
+    Both are written in place, without the store lock. The file only informs, so a write that fails
+    is no error: recovery also finds a run by its environment and by its log.
     """
 
     ROW_BYTES = 256
-    # For the times and the trouble that the header will hold.
-    SPARE_BYTES = 8 * TROUBLE_CHARS
+    SPARE_BYTES = 8 * TROUBLE_CHARS  # room for the times and the trouble that the header gets later
 
     def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
-        self.header = {"dead": False, **header}  # in this order: see _DEAD
+        self.header = {"dead": False, **header}  # "dead" comes first: see _DEAD
         self._header_bytes = len(encode_json(self.header)) + self.SPARE_BYTES
         write_whole(fd, b"\n".rjust(self._header_bytes))
         write_whole(fd, b"\n".rjust(self.ROW_BYTES) * self.header["threads"])
         self._write(0, self._header_bytes, self.header)
 
     def write_header(self, **changes: Any) -> None:
-        """Write the header with these changes; where they change nothing in it, touch the file.
-        Its time is the worker's sign of life: it tells one that is halted or hangs."""
+        """Write the header with these changes, or only touch the file if they change nothing. The
+        file's time is the worker's last sign of life: without one, it is halted or hangs."""
         if changes.items() <= self.header.items():
             os.utime(self.fd)
         else:
@@ -1477,8 +1484,8 @@ class WorkerFile:
             self._write(0, self._header_bytes, self.header)
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
-        """`{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`; an empty row where the
-        slot is idle."""
+        """Write a slot's row: `{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an
+        empty one while the slot is idle."""
         self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
@@ -1487,7 +1494,7 @@ class WorkerFile:
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
 
     def is_linked(self) -> bool:
-        """Whether the file still stands at its path; else others take this worker for dead."""
+        """Whether the file is still at its path. If not, others take this worker for dead."""
         return identity_of(self.path) == identity_of(self.fd)
 
     def wake(self) -> None:
@@ -1496,12 +1503,12 @@ class WorkerFile:
             os.write(self.wake_fd, b"\n")
 
     def close(self) -> None:
-        """Unlock the file; until then nobody takes this worker for dead."""
+        """Close the FIFO and the file, which unlocks it: the worker no longer counts as alive."""
         os.close(self.wake_fd)
         os.close(self.fd)
 
 
-# -- Small files
+# -- Errors of the file system
 
 
 def _check_own_dir(path: str, info: os.stat_result) -> None:
@@ -1513,24 +1520,28 @@ def _check_own_dir(path: str, info: os.stat_result) -> None:
 
 
 def storage_error(error: OSError, path: str) -> StoreError:
-    """An OSError as a person should read it."""
+    """The StoreError for an OSError, in a person's words."""
     where = os.fsdecode(error.filename or path)
     advice = _ADVICE.get(error.errno or 0, "Check the disk and the permissions, then try again.")
     return StoreError(f"{error.strerror or error}: '{where}'. {advice}")
 
 
 def unconfirmed(error: OSError, command: str) -> StoreError:
-    """The error for a change that is written and whose sync failed; that command shows it."""
+    """The error for a change that was written but whose sync failed. `command` shows what is
+    stored."""
     return StoreError(
         f"The change may have been stored, but the disk did not confirm it ({error.strerror}). "
         f"Look with: {command}."
     )
 
 
+# -- Small files
+
+
 def pieces(
     fd: int, start: int = 0, end: int = sys.maxsize, size: int = CHUNK_BYTES
 ) -> Iterator[bytes]:
-    """The bytes of a file between two offsets, as far as there are any, in pieces."""
+    """The bytes of a file between two offsets, in pieces; fewer if the file ends before."""
     while start < end and (piece := os.pread(fd, min(size, end - start), start)):
         yield piece
         start += len(piece)
@@ -1553,7 +1564,7 @@ def bytes_of(path: str, flags: int = _OPEN) -> bytes:
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all of it or raise: a short write is a full disk that has not said so yet."""
+    """Write all the data or raise. After a short write (of a full disk), the next one raises."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -1561,8 +1572,8 @@ def write_whole(fd: int, data: bytes | bytearray) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str) -> Iterator[int]:
-    """A new file of ours, open within the block. What a crash left under that name goes first. An
-    error removes the file, which may hold the last free bytes of the disk."""
+    """A new file of ours, open within the block. Replaces one that a crash left. An error removes
+    the new file, since it may hold the last free bytes of the disk."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, _NEW, 0o600)
@@ -1578,7 +1589,7 @@ def new_file(path: str) -> Iterator[int]:
 
 
 def make_dir(path: str) -> None:
-    """A directory of ours, 0700 whatever the umask, with its parents."""
+    """Make a directory of ours and its parents, 0700 whatever the umask."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -1590,19 +1601,19 @@ def make_dir(path: str) -> None:
 
 
 def sync_dir(path: str) -> None:
-    """See that the names in a directory are on the disk."""
+    """Sync a directory: the names in it, and which files they name."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
         os.fsync(fd)
 
 
 def close_fd(fd: int) -> None:
-    """Close a descriptor that may be -1 for none, or closed already."""
+    """Close a descriptor that may be -1 (none) or closed already."""
     with contextlib.suppress(OSError):
         os.close(fd)
 
 
 def identity_of(file: str | int) -> tuple[int, int] | None:
-    """Device and inode of a path or descriptor; None where there is no such file."""
+    """Device and inode of a path or descriptor; None if there is no such file."""
     try:
         info = os.stat(file)
         return info.st_dev, info.st_ino
@@ -1610,8 +1621,11 @@ def identity_of(file: str | int) -> tuple[int, int] | None:
         return None
 
 
+# -- The machine
+
+
 def boot_id() -> str:
-    """What this boot of the machine is called; "" where the system does not say."""
+    """The name of this boot of the machine; "" if the system does not give one."""
     try:
         return bytes_of("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
@@ -1619,8 +1633,7 @@ def boot_id() -> str:
 
 
 def boot_clock_s() -> float:
-    """Seconds on the clock that nobody sets. It runs from boot; processes' start times are on
-    it."""
+    """Seconds since boot, on a clock that nobody sets. The start times of processes are on it."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
