@@ -1639,73 +1639,92 @@ def boot_clock_s() -> float:
 
 
 # ======== 5. STORE ========
-# Every job of a queue, in two arrays and a journal, under the store lock. It may use `os` and
-# `json` through HOME's helpers. It knows what a record looks like and not what should become of a
-# job: what it needs to know of that, it is given (`end_followers`).
+# Every job of a queue, in two arrays and a journal, changed under the store lock. It may use `os`,
+# `json` and HOME. It knows what a record looks like, but not what should become of a job: the one
+# rule about that which it needs, it is given as a function (`end_followers`).
 #
-#   jobs.json, dlq.json   the *snapshot*: `[`, one record a line in `seq` order, `]`
-#   .queuectl/journal.jsonl, what changed since the snapshot was written; a line is `CRC32HEX JSON`:
-#     header   {"format": 2, "boot": BOOT ID, "jobs": MARK, "dlq": MARK}: the arrays it goes with
+#   jobs.json, dlq.json   the *snapshot*: `[`, one record per line in `seq` order, `]`
+#   .queuectl/journal.jsonl, the changes since the snapshot was written; a line is `CRC32HEX JSON`:
+#     header   {"format": 2, "boot": BOOT ID, "jobs": MARK, "dlq": MARK}: the arrays it belongs to
 #     change   {"put": [<TAB>{job},<TAB>{job}<TAB>], "del": ["id"], "counts": [3, 1, 4, 0, 2],
 #              "n": 10}
 #     intent   {"intent": {"jobs": MARK, "dlq": MARK}, "counts": [...], "n": 10}: a fold is about to
 #              rename these arrays into place
 #
-# A transaction is one change: a whole line with its checksum and newline, or nothing. The first
-# change after the header repeats every processing job. `counts` has the jobs in each of STATES, `n`
-# the last `seq` given. A MARK is [inode, size, mtime_ns, crc] of an array. A raw tab stands nowhere
-# else in our JSON, so records are split without being parsed.
+# The first line is the header. The second is a change that repeats every processing job. `counts`
+# has the number of jobs in each of STATES. `n` is the last `seq` given. A MARK is [inode, size,
+# mtime_ns, crc] of an array. A raw tab stands nowhere else in our JSON, so records are split
+# without being parsed.
 #
-# The truth about a job is its last record in the journal, else its line in the snapshot.
+# A job is as the last change that has its id says: put or deleted. If none has, it is as its line
+# in the snapshot says.
 #
-# A fold: (1) write the arrays that change to temporary files, fsync; (2) append the intent, fsync;
-# (3) see that the arrays on disk are still the known ones; (4) rename dlq.json, then jobs.json,
-# fsync the home; (5) write the new journal, fsync, rename, fsync. The rename of jobs.json is the
-# commit point. A crash before it leaves the old jobs.json, after it the new one and the counts of
-# the intent. Replaying the journal over old or new arrays, or one of each, gives the same jobs,
-# since a put is the whole record: so no step needs undoing.
+# A transaction is one change. It is committed as soon as its line is whole in the journal, with
+# checksum and newline. `fsync` says when the journal is synced. A line that is not whole is a torn
+# tail, and is cut off, if no whole line follows or if it holds NULs (a block that a power loss kept
+# from the disk). Any other is damage.
+#
+# A fold writes the changes into the arrays and begins a new journal:
+#
+#   1  Write jobs.json, and dlq.json if it changes, to temporary files. Sync them.
+#   2  Append the intent. Sync the journal.
+#   3  Check that the arrays on the disk are still the known ones.
+#   4  Rename dlq.json, then jobs.json. Sync the home. The rename of jobs.json is the commit point.
+#   5  Write the new journal to a temporary file. Sync it, rename it, sync its directory.
+#
+# A crash between any two steps needs no undoing. Before step 4, nobody reads the temporary files,
+# and an intent for arrays that are not there changes nothing. From then on, header and intent name
+# every array that may stand there, old or new. Replaying the journal over either gives the same
+# jobs, since a put is the whole record. The counts of the intent hold once jobs.json is the new
+# one: only they count the jobs that a bulk has added to it.
 #
 # What a process knows of the queue:
 #
-#   unread   nothing: there is no journal open. The next look reads; an error while it reads, or a
-#            fold, leads back here.
-#   light    counts and n, from the journal's two ends. A look that needs records reads them all.
-#   full     the records too.
+#   unread   Nothing: no journal is open. The next look reads what it needs. The store is unread at
+#            first, after a fold, and after a look that failed.
+#   light    `counts` and `n`, from the journal's first and last lines.
+#   full     The records, too. A look that needs them reads everything.
 #
-# `why_broken` says that a change may be lost: from then on the process makes no more.
+# `why_broken` is set when a change may be lost. From then on the process makes no more changes.
 #
-# A look without the lock opens the arrays before the journal: an array that a fold has renamed is
-# then named by the journal's intent. With the lock a look also repairs: a torn tail is kept aside
-# and cut off, a hand edit is appended and folded, a home without a journal gets one. Not promised:
-# network file systems; power loss with fsync `never`, folds apart.
+# A look without the lock sees every transaction that was committed when it began and perhaps later
+# ones, synced or not, but never a part of one. It opens the arrays before the journal. If it has
+# opened a new array, the journal names that one in its intent or header. If a fold replaced an
+# array after it was opened, the journal may not name it: then another array stands at its path, and
+# the look begins again.
+#
+# A look with the lock also repairs: it keeps a torn tail aside and cuts it off, appends and folds a
+# hand edit (an array that neither header nor intent names), and gives a home its first journal.
+#
+# Not promised: network file systems; power loss with `fsync` at `never`. Folds are synced even so.
 #
 # S1  Snapshot and journal show each id exactly once.
 # S2  No byte of a store changes without the lock.
 # S3  An array is replaced whole or not at all; the journal only grows until a fold replaces it.
-# S4  The lock is never held while a command runs, a worker sleeps, or a person or a pipe is waited
-#     for.
-# S5  A file that cannot be understood is never overwritten; what is cut off or overruled is kept.
+# S4  Nobody holds the lock while a command runs, a worker sleeps, or a program waits for a person
+#     or a pipe.
+# S5  A file that cannot be understood is never overwritten. What is cut off or overruled is kept.
 # S6  Memory changes only after the line is whole in the journal.
 # S7  Nothing is appended to a journal that is no longer at its path, or on which a sync failed.
 
 FORMAT = 2
 ARRAYS = ("jobs", "dlq")
-SMALL_BYTES = 1 << 20  # arrays below this are folded after every command
+SMALL_BYTES = 1 << 20  # arrays up to this size are folded after every command
 LINE_BYTES_MAX = 32 << 20  # a longer bulk goes straight into jobs.json
-LONG_BYTES = 2 << 20  # a journal below this is read in 30 ms
-FOLD_BYTES_S = 2 << 20  # of an array are written in a second, at least
+LONG_BYTES = 2 << 20  # a journal up to this length is read in 30 ms
+FOLD_BYTES_S = 2 << 20  # a fold writes at least this much in a second
 RECORD_BYTES = 1 << 10  # most records are shorter
-TAIL_BYTES = 1 << 16  # of the journal, read for its last line; a longer one is replayed
-BLOB_BYTES = 1 << 16  # of an array are searched at once: they stay in the cache
-SEARCH_MAX = 8  # so many ids are searched for one by one; more, in one pass
-LOOKS_MAX = 20  # at files that others fold or save meanwhile
+TAIL_BYTES = 1 << 16  # read for the journal's last line; if the line is longer, all is replayed
+BLOB_BYTES = 1 << 16  # an array is searched in pieces of this size, which fit into the cache
+SEARCH_MAX = 8  # up to so many ids are searched for one by one; more of them, in one pass
+LOOKS_MAX = 20  # reads of files that others fold or save meanwhile, before a look gives up
 HOLE = bytes(64)  # so many NULs in the journal are a block that never reached the disk
-BETWEEN = b",\n"  # two records of an array; no newline stands inside one
+BETWEEN = b",\n"  # stands between two records of an array; no newline stands inside one
 NUMBER_OF = {state: number for number, state in enumerate(STATES)}
 
 
 class Mark(NamedTuple):
-    """What tells one state of an array from another; `crc` is of its bytes, -1 where not read."""
+    """What tells one state of an array from another. `crc` is -1 until the bytes are read."""
 
     inode: int
     size: int
@@ -1723,7 +1742,7 @@ def mark_of(file: int | str, crc: int = -1) -> Mark:
 
 
 def head_of(raw: bytes) -> tuple[str, State, int]:
-    """Id, state and seq of a record, which begins `{"id": "a", "state": "pending", "seq": 7,`."""
+    """Id, state and seq of a record: it begins `{"id": "a", "state": "pending", "seq": 7,`."""
     try:
         parts = raw.split(b'"', 8)
         rest = parts[8]
@@ -1742,22 +1761,34 @@ def id_of(raw: bytes) -> str:
 
 
 def seq_of(raw: bytes) -> int:
-    """The place of a record in the order of arrival."""
+    """The `seq` of a record."""
     return head_of(raw)[2]
 
 
 def is_waiting(raw: bytes) -> bool:
-    """Whether the record is of a job that waits. An id has at most 128 characters, all ASCII."""
+    """Whether the job of that record waits. An id has at most 128 characters, all ASCII, so the
+    state ends before byte 170."""
     is_pending = raw.find(b'"state": "pending"', 8, 170) > 0
     return is_pending or raw.find(b'"state": "failed"', 8, 170) > 0
 
 
+def is_completed_before(raw: bytes, instant: str) -> bool:
+    """Whether the job of that record was completed before that instant, or at it.
+
+    A completed job never changes (J3), so `updated_at` says when. Its first occurrence is the job's
+    own: no object stands before it, and quotes inside a text are escaped.
+    """
+    at = raw.find(b'"updated_at": "') + 15
+    return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
+
+
 def journal_line(body: bytes) -> bytes:
+    """A line of the journal from its JSON."""
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
 def body_of(line: bytes) -> bytes | None:
-    """The JSON of a journal line; None where the line is cut or damaged."""
+    """The JSON of a journal line; None if the line is cut off or damaged."""
     try:
         is_whole = line.endswith(b"\n") and int(line[:9], 16) == zlib.crc32(line[9:-1])
     except ValueError:
@@ -1768,41 +1799,46 @@ def body_of(line: bytes) -> bytes | None:
 def change_body(
     raws: Sequence[bytes], deleted: Sequence[str], counts: Sequence[int], n: int
 ) -> bytes:
-    """A transaction as the journal has it."""
+    """A change in the journal's JSON."""
     gone = f'"del": {json.dumps(deleted)}, ' if deleted else ""
     rest = f'{gone}"counts": {list(counts)}, "n": {n}}}'.encode()
     return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + rest
 
 
 def records_of(body: bytes) -> list[bytes]:
-    """The records that a transaction puts."""
+    """The records that a change puts."""
     inner = body[body.index(b"\t") + 1 : body.rindex(b"\t")]
     return inner.split(b",\t") if inner else []
 
 
 def rest_of(body: bytes) -> dict[str, Any]:
-    """What a transaction says beside its records: `del`, `counts`, `n`."""
+    """What a change says after its records: `del`, `counts`, `n`."""
     rest: dict[str, Any] = json.loads(b"{" + body[body.rindex(b"\t") + 4 :])
     return rest
 
 
-class Snapshot:
-    """One array on the disk, open. What we wrote ourselves is read without a parser.
+# -- The files
 
-    blobs, records, raws   in pieces; one by one, each with its offset or without
-    record_at, find        the record at an offset; those of some ids
+
+class Snapshot:
+    """One array on the disk, open. An array that we wrote is read without a JSON parser.
+
+    blobs, records, raws   its records: in pieces; one by one, with their offsets; or without
+    record_at, find        the record at an offset; the records of some ids
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.fd = os.open(path, _OPEN)
         self.mark = mark_of(self.fd)
-        self.end = max(2, self.mark.size - 3)  # of the last record
+        # `[` and a newline stand before the records; a newline, `]` and a newline, behind them.
+        self.end = max(2, self.mark.size - 3)
         self.is_edited = False
-        self.is_overruled = False  # the journal says something else of an edited job
+        self.is_overruled = False  # an edited job is another one in the journal, which wins
 
     def is_same(self, known: Mark) -> bool:
-        """Whether it is the array of that mark, or a copy of it (touched, copied or restored)."""
+        """Whether this is the array of that mark. If only inode or time differ (it was touched,
+        copied or restored), the checksum decides."""
         if self.mark[:3] == known[:3]:
             self.mark = known
         elif self.mark.size == known.size and self.mark.crc < 0:
@@ -1814,19 +1850,19 @@ class Snapshot:
         close_fd(self.fd)
 
     def crc(self) -> int:
-        """The checksum of its bytes as they are now."""
+        """The checksum of its bytes."""
         crc = 0
         for piece in pieces(self.fd, 0, self.mark.size):
             crc = zlib.crc32(piece, crc)
         return crc
 
     def give_up(self) -> None:
-        """Hold no records any more: it was edited, and all of it was taken into memory."""
+        """Hold no records any more: a person edited it, and all its jobs were taken into memory."""
         self.end = 2
         self.is_edited = True
 
     def blobs(self) -> Iterator[tuple[int, bytes]]:
-        """Pieces of whole records with what stands between them, each with its offset."""
+        """The array in pieces of whole records with BETWEEN between them, each with its offset."""
         at, rest = 2, b""
         for piece in pieces(self.fd, at, self.end, BLOB_BYTES):
             blob, cut, rest = (rest + piece).rpartition(BETWEEN)
@@ -1847,7 +1883,7 @@ class Snapshot:
                 at += len(raw) + len(BETWEEN)
 
     def raws(self, reverse: bool = False) -> Iterator[bytes]:
-        """The records, from the first or from the last."""
+        """The records, in order or in reverse."""
         if not reverse:
             return (raw for _, raw in self.records())
         spans = [(at, len(blob)) for at, blob in self.blobs()]
@@ -1867,20 +1903,20 @@ class Snapshot:
         return raw
 
     def find(self, ids: Collection[str]) -> Iterator[bytes]:
-        """The records of those of these jobs that stand here."""
+        """The records of the jobs with these ids, as far as they are in this array."""
         needles = [b'{"id": "%s", "state": "' % id.encode() for id in ids]
         for needle in needles if len(ids) <= SEARCH_MAX else [b""]:
-            # A hit inside a record, in a field of the user's, is not meant.
+            # The bytes of a needle may also stand in a field that a user made.
             yield from (raw for _, raw in self.records(needle) if id_of(raw) in ids)
 
 
 class Journal:
-    """The journal, open. `end` is of the last line that was read, `start` of the changes since the
-    fold.
+    """The journal, open. `end` is the offset behind the last line that was read. `start` is the
+    offset behind the first two lines, where the changes since the fold begin.
 
     lines, last_change       its lines from an offset on; what the last one says of the whole queue
-    last_record, ids_with    a search for bytes, where nothing was replayed
-    append                   a line, by one write
+    last_record, ids_with    search its bytes, without a replay
+    append                   write a line at its end
     """
 
     def __init__(self, path: str, writable: bool) -> None:
@@ -1895,18 +1931,18 @@ class Journal:
                 raise self.damaged()
             header: dict[str, Any] = json.loads(body)
             check_format(header, path)
-            self.marks = {name: Mark(*header[name]) for name in ARRAYS}  # it goes with these
-            # An older one may have a hole that a power loss left, before lines that are whole.
+            self.marks = {name: Mark(*header[name]) for name in ARRAYS}
+            # A journal of an earlier boot may have a hole before whole lines, after a power loss.
             self.is_of_this_boot = header["boot"] == boot_id()
             self.inode = os.fstat(self.fd).st_ino  # no other file has it while this one is open
         except BaseException:
             os.close(self.fd)
             raise
         self.start, self.end = len(first) + len(repeat), len(first)
-        self._text: bytes | None = None
+        self._text: bytes | None = None  # all of it up to `end`, for searches
 
     def lines(self, start: int) -> Iterator[bytes]:
-        """Its lines from there on with their newlines; the last one may have none."""
+        """Its lines from that offset on, with their newlines. The last one may have none."""
         rest = b""
         for piece in pieces(self.fd, start, os.fstat(self.fd).st_size):
             *lines, rest = (rest + piece).split(b"\n")
@@ -1915,8 +1951,8 @@ class Journal:
             yield rest
 
     def last_change(self) -> dict[str, Any] | None:
-        """What the last line says beside its records; None where it is no whole change, or a long
-        one."""
+        """What the last line says after its records. None if that line is not a whole change, or
+        too long. Else `end` is behind it."""
         size = os.fstat(self.fd).st_size
         tail = b"".join(pieces(self.fd, max(self.end, size - TAIL_BYTES), size))
         body = body_of(tail[tail.rfind(b"\n", 0, -1) + 1 :])
@@ -1926,8 +1962,8 @@ class Journal:
         return rest_of(body)
 
     def last_record(self, id: str) -> bytes | None:
-        """Its last word on a job: the record, b"" where it was deleted, None where there is
-        none."""
+        """What it says of a job: the latest record, b"" if the job was deleted since, None if it
+        does not have the id."""
         text, quoted = self._read_text(), b'"%s"' % id.encode()
         put = text.rfind(b'\t{"id": %s, "state": "' % quoted)
         deletions = []
@@ -1938,7 +1974,7 @@ class Journal:
         return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
 
     def ids_with(self, needle: bytes) -> set[str]:
-        """The ids of the jobs that some record which holds these bytes is of."""
+        """The ids of the jobs of which some record, perhaps an old one, holds these bytes."""
         return {id_of(part) for part in self._read_text().split(b"\t") if needle in part}
 
     def _read_text(self) -> bytes:
@@ -1947,12 +1983,12 @@ class Journal:
         return self._text
 
     def append(self, body: bytes) -> None:
-        """Append a line; cut back what only half arrived."""
+        """Append a line. If the write fails half-way, cut off what was written."""
         line = journal_line(body)
         try:
             write_whole(self.fd, line)
         except OSError:
-            with contextlib.suppress(OSError):  # else the next look cuts it off
+            with contextlib.suppress(OSError):  # then the next look cuts it off
                 os.ftruncate(self.fd, self.end)
             raise
         self.end += len(line)
@@ -1964,25 +2000,42 @@ class Journal:
         )
 
 
+def check_format(header: Mapping[str, Any], path: str) -> None:
+    """Refuse a journal of another format."""
+    if header.get("format") != FORMAT:
+        raise StoreError(
+            f"'{path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
+            "Nothing was changed. Use the queuectl that wrote it. To change over, stop its "
+            "workers, pause the queue with it, let a worker of it write the arrays (start one and "
+            "stop it with Ctrl+C), remove that file, and resume the queue with this one."
+        )
+
+
+# -- The store
+
+
 class Listener(Protocol):
-    """Is told each record that changes; see `Store.listeners`."""
+    """What stands in `Store.listeners`: it is told each record that is put, not the deletions."""
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None: ...
 
 
 class Store:
-    """A queue as journal and snapshot have it.
+    """The jobs of a queue, as journal and snapshot have them.
 
-    read, refresh, follow    look without the lock; once more; with the lock
-    transaction, add_bulk    one change; all jobs of a file
-    get, find_jobs, find_raws, change_of, holders    jobs by id, or by unique key
+    read, refresh, follow    look: without the lock; without it, once more; with the lock
+    transaction, add_bulk    make one change; add many jobs at once
+    get, find_jobs           jobs by id; find_raws and change_of give records
+    holders                  the active jobs that have some unique keys
     search                   the records that hold some bytes
     raws, jobs               every record, or job, in order of arrival
-    fold, fold_due, sync, settle
-    counts, n, processing    true after a look; `records` after a full one (not `is_light`)
+    fold, fold_due           write the journal's changes into the arrays; whether that is due
+    sync, settle             sync the journal; end a command that changed something
+    counts, n                true after a look
+    records, processing      true after a full look (not `is_light`)
 
-    `records` holds what the journal says of a job since the snapshot was written: its record, or
-    None where it was deleted. Everything else is read from the snapshot when it is asked for.
+    `records` has each job that the journal has: its latest record, or None if it was deleted. All
+    other jobs are read from the snapshot when they are asked for.
     """
 
     def __init__(
@@ -1995,21 +2048,21 @@ class Store:
         self.paths = {name: os.path.join(home.path, f"{name}.json") for name in ARRAYS}
         self.end_followers = end_followers
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
-        self._unsynced = False
-        self.why_broken = ""
+        self._unsynced = False  # this process appended something that was not synced since
+        self.why_broken = ""  # why a change may be lost
         self.journal: Journal | None = None
         self.snapshots: dict[str, Snapshot] = {}
         self.forget()
 
     def forget(self) -> None:
-        """Let go of what was read: the next look reads anew."""
+        """Forget what was read. The next look reads everything anew."""
         for file in (self.journal, *self.snapshots.values()):
             if file is not None:
                 close_fd(file.fd)
         self.journal = None
         self.is_light = False
-        self._marks: dict[str, Mark] = {}  # of the arrays as they were seen
-        self._named: dict[str, list[Mark]] = {}  # what header and intents name of each array
+        self._marks: dict[str, Mark] = {}  # of the arrays: as opened, or as the header has them
+        self._named: dict[str, list[Mark]] = {}  # the marks in header and intents, by array
         self.snapshots = {}
         self.counts = [0] * len(STATES)
         self.n = 0
@@ -2018,7 +2071,7 @@ class Store:
         self.listeners: list[Listener] = []
 
     def close(self) -> None:
-        """Let go of every descriptor."""
+        """Close every file."""
         self.forget()
         self.home.close()
 
@@ -2032,34 +2085,34 @@ class Store:
             self.forget()
 
     def refresh(self) -> bool:
-        """Read what changed since, without the lock. False where nothing did."""
+        """Read what changed since the last look, without the lock. False if nothing did."""
         before = self.journal, self.journal and self.journal.end
         self.read()
         return before != (self.journal, self.journal and self.journal.end)
 
     def follow(self) -> None:
-        """Take in what others appended, folded or edited, and repair what a crash left."""
+        """Read the queue as it is now, with the lock. Repairs what a crash or an edit left."""
         with self.home.locked():
             self.look(locked=True)
 
     def look(self, light: bool = False, locked: bool = False) -> None:
-        """Make memory true. A light look is enough for `counts` and `n`. Only with the lock does a
-        look repair (a torn tail, a hand edit, a first start)."""
+        """Bring memory up to date. A light look is enough for `counts` and `n`. `locked` says that
+        the caller holds the lock: then the look also repairs."""
         if locked and self.why_broken:
             raise StoreError(self.why_broken)
         try:
-            if self.journal is None or not self._follow(self.journal, light, locked):
+            if self.journal is None or not self._read_on(self.journal, light, locked):
                 if not (light and self._read_light(locked)):
-                    self._read(locked)
+                    self._read_all(locked)
         except OSError as error:
             self.forget()
             raise storage_error(error, self.home.dir) from error
         except BaseException:
-            self.forget()  # half a state must not be taken for the whole
+            self.forget()  # what was read so far is not the whole state
             raise
 
-    def _follow(self, journal: Journal, light: bool, locked: bool) -> bool:
-        """Read on where the last look ended. False where everything must be read anew."""
+    def _read_on(self, journal: Journal, light: bool, locked: bool) -> bool:
+        """Read on from where the last look ended. False if everything must be read anew."""
         try:
             info = os.stat(journal.path)
         except FileNotFoundError:
@@ -2078,12 +2131,12 @@ class Store:
         return True
 
     def _break(self, why: str) -> StoreError:
-        """Make no more changes in this process: what memory knows may be lost."""
+        """Make no more changes in this process, since earlier ones may be lost. Gives the error."""
         self.why_broken = f"{why} Nothing more is changed. See: queuectl doctor."
         return StoreError(self.why_broken)
 
     def _read_light(self, locked: bool) -> bool:
-        """Read the journal's two ends. False where that is not enough to know `counts` and `n`."""
+        """Read the journal's first and last lines. False if `counts` and `n` are not in them."""
         self.forget()
         journal = self._open_journal(locked)
         if journal is None or not journal.is_of_this_boot:
@@ -2099,8 +2152,8 @@ class Store:
         self.counts, self.n = rest["counts"], rest["n"]
         return True
 
-    def _read(self, locked: bool) -> None:
-        """Read journal and arrays whole."""
+    def _read_all(self, locked: bool) -> None:
+        """Read the whole journal and both arrays."""
         may_fold = locked
         if locked and not os.path.lexists(self.journal_path):
             self.forget()
@@ -2110,19 +2163,20 @@ class Store:
             self._open_arrays()
             journal = self._open_journal(locked)
             if journal is not None and len(self.snapshots) < len(ARRAYS):
-                continue  # all of it was made just now
+                continue  # a first start made them after this look began
+            # Without a journal, the arrays are what a person wrote.
             edited = self._replay_all(journal, locked) if journal else list(self.snapshots)
             if edited and not (locked or self._are_arrays_known()):
-                continue  # a fold came between; nobody edited them
+                continue  # not edited: a fold replaced them after they were opened
             if edited:
                 take_edits(self, edited, locked)
             if not (edited and may_fold):
                 return
-            may_fold = False  # once: where the fold fails, the journal holds the edit
+            may_fold = False  # only once: others may edit the arrays again and again
             with self._fold_may_fail():
-                self._fold()
+                self._fold_locked()
             if self.journal is not None:
-                return
+                return  # the fold failed, so memory is still true; the journal holds the edit
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _open_journal(self, locked: bool) -> Journal | None:
@@ -2131,9 +2185,9 @@ class Store:
         return self.journal
 
     def _begin(self) -> None:
-        """First start: settings and arrays where there are none, then a journal that knows no
-        arrays, so that they are taken in as a hand edit is."""
-        if self.home.live_workers():  # it runs what the lost journal says
+        """First start: make the settings and arrays that are missing, then a journal. Its marks fit
+        no array, so that the next look takes the arrays in as a hand edit."""
+        if self.home.live_workers():  # they run jobs that only the lost journal says they claimed
             raise StoreError(
                 f"'{self.journal_path}' is missing while a worker lives. Nothing was changed. "
                 "Stop the worker first: queuectl worker stop."
@@ -2145,7 +2199,8 @@ class Store:
                 write_array(self.temporary(name), ())
                 os.rename(self.temporary(name), path)
         sync_dir(self.home.path)
-        with contextlib.suppress(PermissionError):  # the home's own name; its parent is another's
+        # The name of the home stands in its parent, which may be another user's.
+        with contextlib.suppress(PermissionError):
             sync_dir(os.path.dirname(self.home.path))
         self._write_journal(dict.fromkeys(ARRAYS, Mark(0, 0, 0)))
 
@@ -2155,7 +2210,7 @@ class Store:
                 self.snapshots[name] = Snapshot(path)
                 self._marks[name] = self.snapshots[name].mark
             except FileNotFoundError:
-                # Both are asked: the array and then the journal may have been made just now.
+                # Look again: a first start may have made the array, and then the journal, by now.
                 if os.path.exists(self.journal_path) and not os.path.exists(path):
                     raise StoreError(
                         f"'{path}' is missing beside a journal. Nothing was changed. Put it back "
@@ -2163,7 +2218,7 @@ class Store:
                     ) from None
 
     def _are_arrays_known(self) -> bool:
-        """Whether both arrays are as they were seen, or as the header has them."""
+        """Whether the arrays on the disk are those of `_marks`."""
         for name, mark in self._marks.items():
             try:
                 info = os.stat(self.paths[name])
@@ -2174,8 +2229,8 @@ class Store:
         return True
 
     def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
-        """Replay the whole journal. Gives the arrays that neither header nor intent name: a
-        person's work."""
+        """Replay the whole journal. Gives the names of the arrays that a person edited: neither
+        header nor intent names them."""
         self._named = {name: [mark] for name, mark in journal.marks.items()}
         self._replay(journal, locked)
         return [
@@ -2185,15 +2240,14 @@ class Store:
         ]
 
     def _replay(self, journal: Journal, locked: bool) -> None:
-        """Apply the journal from its `end` on. A line that is not whole is a torn tail where no
-        whole one follows."""
+        """Apply the journal's lines from its `end` on. With the lock, cut off a torn tail."""
         is_torn = False
         for line in journal.lines(journal.end):
             body = body_of(line)
             if body is None:
                 is_torn = True
                 if HOLE in line:
-                    break  # it never reached the disk, and what follows was not synced either
+                    break  # a power loss: what follows was not synced either, though it is whole
             elif is_torn:
                 raise journal.damaged()
             else:
@@ -2228,7 +2282,7 @@ class Store:
             ) from error
 
     def put_record(self, raw: bytes, job: Job | None = None) -> None:
-        """A job has that record now. Only memory changes."""
+        """Take a job's new record into memory, and tell the listeners."""
         id, state, seq = job[:3] if job is not None else head_of(raw)
         self.records[id] = raw
         if state == "processing":
@@ -2242,10 +2296,11 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
-        """One change of the queue, whole or not at all: the lock, a look, the block, one line.
+        """Change the queue, whole or not at all: take the lock, look, run the block, append a line.
 
-        What the block raises leaves everything as it was. `light` is for blocks that only add jobs
-        and look others up. With fsync `always` it returns when the change is on the disk.
+        If the block raises, nothing changes. A light look is enough for a block that changes no
+        job that is there; it may look jobs up.
+        With fsync `always`, the change is on the disk when this returns.
         """
         with self.home.locked(most_s):
             self.look(light, locked=True)
@@ -2279,7 +2334,7 @@ class Store:
         counts: list[int],
         n: int,
     ) -> None:
-        """Append a change; only then let memory know."""
+        """Append a change, and only then take it into memory (S6)."""
         self.append(change_body([raw for raw, _ in puts], deleted, counts, n))
         self.counts, self.n = counts, n
         if not self.is_light:
@@ -2288,7 +2343,7 @@ class Store:
             self.records |= dict.fromkeys(deleted)
 
     def append(self, body: bytes) -> None:
-        """Append a line to the journal. Memory is the caller's."""
+        """Append a line to the journal. The caller brings memory up to date."""
         assert self.journal is not None
         self.journal.append(body)
         self._unsynced = True
@@ -2296,20 +2351,22 @@ class Store:
     def add_bulk(
         self, size: int, may_fold: bool, make: Callable[[str, int], Iterable[bytes]]
     ) -> None:
-        """Add the new jobs whose records `make(now, n)` gives, all or nothing; `size` is about how
-        many bytes they take. They are one line of the journal. A bulk that would make the journal
-        due for a fold at once goes straight into a new jobs.json, where all of it is pending
-        (`may_fold`)."""
+        """Add new jobs, all or nothing. `make(now, n)` gives their records, of about `size` bytes.
+
+        They become one line of the journal. If they are at least a quarter of the arrays, or too
+        long for a line, they go straight into a new jobs.json. `may_fold` allows that: all of them
+        are new and pending.
+        """
         with self.home.locked():
             self.look(light=True, locked=True)
             arrays = sum(mark.size for mark in self._marks.values())
             if may_fold and (4 * size >= arrays or size > LINE_BYTES_MAX):
                 self.look(locked=True)
-                self._fold(added=make(self.home.now(), self.n))
+                self._fold_locked(added=make(self.home.now(), self.n))
             elif raws := list(make(self.home.now(), self.n)):
                 counts, n = list(self.counts), self.n
                 for _, state, seq in map(head_of, raws):
-                    # One with a lower seq was there before, and is only put again.
+                    # A record with a lower seq is a parent's, which was there and is put again.
                     counts[NUMBER_OF[state]] += seq > self.n
                     n = max(n, seq)
                 self._write_change([(raw, None) for raw in raws], (), counts, n)
@@ -2319,47 +2376,49 @@ class Store:
     # -- Folding and syncing
 
     def fold_due(self, quiet_s: float) -> bool:
-        """Whether the journal should be folded: while the arrays are small always, else when it is
-        long and has reached a quarter of them, so that the cost of a change stays bounded.
-        `quiet_s` is for how long nothing happened: an idle worker does not rewrite a large queue
-        for each new job."""
+        """Whether to fold now. For small arrays: after any change. For large ones: when the journal
+        is long and a quarter of their size, so that folds add little to the cost of a change.
+
+        `quiet_s` is how long nothing has happened. The longer, the larger may arrays be that count
+        as small: an idle worker does not rewrite a large queue for each new job.
+        """
         journal = self.journal
         if journal is None:
             return False
-        is_other = any(self._marks[name][:3] != mark[:3] for name, mark in journal.marks.items())
-        if is_other or not journal.is_of_this_boot:
-            return True  # until then no light look is enough
+        is_stale = any(self._marks[name][:3] != mark[:3] for name, mark in journal.marks.items())
+        if is_stale or not journal.is_of_this_boot:
+            return True  # with such a header no light look is enough
         arrays = sum(mark.size for mark in self._marks.values())
         is_small = arrays <= max(SMALL_BYTES, quiet_s * FOLD_BYTES_S)
         return journal.end > (journal.start if is_small else max(LONG_BYTES, arrays // 4))
 
     def fold(self, most_s: float = math.inf) -> None:
-        """Write the journal's changes into the arrays. Raises StoreError; then nothing is lost."""
+        """Write the journal's changes into the arrays. If it raises StoreError, nothing is lost."""
         with self.home.locked(most_s):
             self.look(locked=True)
-            self._fold()
-            with contextlib.suppress(StoreError):  # the fold is done; the next look meets it again
+            self._fold_locked()
+            with contextlib.suppress(StoreError):  # the fold is done; the next look raises it again
                 self.look(locked=True)
 
     @contextlib.contextmanager
     def _fold_may_fail(self) -> Iterator[None]:
-        """A fold that fails is a warning: the journal still holds everything."""
+        """Turn an error of a fold into a warning: the journal still holds everything."""
         try:
             yield
         except (OSError, StoreError) as error:
             self.home.warn(f"The change is stored; writing the arrays anew did not work: {error}")
 
     def settle(self) -> None:
-        """At the end of a one-shot command that changed something: fold where that is due, else
-        sync."""
+        """End a command that changed something: fold if that is due and no worker lives to do it;
+        then sync what is not synced yet."""
         if self.fold_due(quiet_s=0) and not self.home.live_workers():
             with self._fold_may_fail():
                 self.fold()
         self.sync()
 
-    def _fold(self, added: Iterable[bytes] = ()) -> None:
-        """The five steps of the section's head. Under the lock, after a full look; the store is
-        unread after it. `added` are records of new pending jobs."""
+    def _fold_locked(self, added: Iterable[bytes] = ()) -> None:
+        """The five steps at the top of this section. Under the lock, after a full look. The store
+        is unread afterwards. `added` are records of new pending jobs."""
         assert self.journal is not None
         counts, n = list(self.counts), self.n
         dead = self._changed(["dlq"])
@@ -2395,7 +2454,7 @@ class Store:
         self.forget()
 
     def _replace_arrays(self, marks: Mapping[str, Mark]) -> None:
-        """Steps 3 and 4."""
+        """Steps 3 and 4. Before them, an edited array that the journal overrules is kept aside."""
         for name, snapshot in self.snapshots.items():
             if snapshot.is_overruled:
                 path = self.home.keep_aside(f"{name}.json.edited", snapshot.fd)
@@ -2413,39 +2472,41 @@ class Store:
             committed = True
             sync_dir(self.home.path)
         except OSError as error:
-            self.forget()  # the next look finds out what holds
+            self.forget()  # the next look finds out which renames were done
             if committed:
                 raise unconfirmed(error, "queuectl list") from error
             raise
 
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
-        """A new journal in the old one's place, synced: the header and the processing jobs."""
+        """Replace the journal by one that has only a header and the processing jobs. Synced."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
         bodies = (encode_json(header), change_body(running, (), self.counts, self.n))
         self.home.put_file(self.journal_path, map(journal_line, bodies))
         sync_dir(self.home.dir)
 
     def temporary(self, name: str) -> str:
+        """Where a new array is written before it is renamed."""
         return os.path.join(self.home.dir, f"{name}.json.new")
 
     def sync(self) -> None:
-        """See that what was appended is on the disk. Raises StoreError: it may have been stored.
+        """Sync what was appended, unless `fsync` is `never`. Raises StoreError if a change may not
+        be on the disk.
 
-        After a failed fsync the system may call the lost pages clean, also to the next process. So
-        that journal is never synced again: it is copied to a fresh file while its pages are still
-        in memory. With the setting `never` nothing is synced here.
+        After a failed fsync the system may take the lost pages for written, in the next process
+        too. So that journal is never synced again: while its pages are still in memory, it is
+        copied to a fresh file.
         """
         if self.home.last_config.fsync == "never":
             return
-        with self._syncing:  # without the store's lock: others go on meanwhile
+        with self._syncing:  # and without the store lock, so that others go on meanwhile
             with self.home.mutex:
                 if self.why_broken:
-                    mine = "The change may have been stored. " if self._unsynced else ""
-                    raise StoreError(mine + self.why_broken)
+                    doubt = "The change may have been stored. " if self._unsynced else ""
+                    raise StoreError(doubt + self.why_broken)
                 if not self._unsynced:
                     return
                 try:
-                    # A look that failed has closed the journal; it is still where it was.
+                    # A look that failed has closed the journal. The file is still at its path.
                     fd = (
                         os.open(self.journal_path, _READ)
                         if self.journal is None
@@ -2466,11 +2527,11 @@ class Store:
     def _renew_journal(
         self, fd: int, error: OSError, lock: contextlib.AbstractContextManager[None]
     ) -> None:
-        """After a sync of that journal failed: put a synced copy of it in its place. Where that
-        fails, no more changes are made."""
+        """Replace a journal whose sync failed by a synced copy. If that fails too, this process
+        makes no more changes."""
         try:
             with lock:
-                if identity_of(self.journal_path) == identity_of(fd):  # else a fold has replaced it
+                if identity_of(self.journal_path) == identity_of(fd):  # not if a fold replaced it
                     self.home.put_file(self.journal_path, pieces(fd))
                     sync_dir(self.home.dir)
                 self._unsynced = False
@@ -2487,11 +2548,11 @@ class Store:
         return self.find_jobs([id]).get(id)
 
     def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
-        """Those of these jobs that are there."""
+        """The jobs with these ids, as far as there are any, by id."""
         return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
 
     def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
-        """The records of those of these jobs that are there."""
+        """The records of the jobs with these ids, as far as there are any, by id."""
         found = {id: raw for id in ids if (raw := self.change_of(id)) is not None}
         rest = set(ids).difference(found)
         for snapshot in self.snapshots.values():
@@ -2499,14 +2560,13 @@ class Store:
         return {id: raw for id in ids if (raw := found.get(id))}
 
     def change_of(self, id: str) -> bytes | None:
-        """What the journal says of a job: its record, b"" where it was deleted, None for
-        nothing."""
+        """What the journal says of a job: its record, b"" if it was deleted, None if nothing."""
         if self.is_light:
             return self._searchable().last_record(id)
         return self.records[id] or b"" if id in self.records else None
 
     def holders(self, keys: Collection[str]) -> dict[str, Job]:
-        """The jobs that are not over and have these unique keys, by key."""
+        """The jobs that have these unique keys and are not over, by key."""
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
             needles = [b'"unique": ']
@@ -2516,17 +2576,17 @@ class Store:
         }
 
     def search(self, needle: bytes) -> Iterator[bytes]:
-        """The latest record of each job of jobs.json and the journal that holds these bytes."""
-        mine: Iterable[bytes | None] = self.records.values()
+        """The records that hold these bytes, of the jobs in the journal and in jobs.json."""
+        changed: Iterable[bytes | None] = self.records.values()
         if self.is_light:
-            mine = self.find_raws(self._searchable().ids_with(needle)).values()
-        yield from (raw for raw in filter(None, mine) if needle in raw)
+            changed = self.find_raws(self._searchable().ids_with(needle)).values()
+        yield from (raw for raw in filter(None, changed) if needle in raw)
         if "jobs" in self.snapshots:
             hits = self.snapshots["jobs"].records(needle)
             yield from (raw for _, raw in hits if self.change_of(id_of(raw)) is None)
 
     def _searchable(self) -> Journal:
-        """In a light store: the journal, for a search. The arrays are opened, too."""
+        """The journal of a light store, for a search. Opens the arrays, too."""
         assert self.journal is not None
         if not self.snapshots:
             self._open_arrays()
@@ -2536,9 +2596,9 @@ class Store:
         return self.journal
 
     def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
-        """The record of every job (of these arrays), in order of arrival or the reverse."""
-        mine = self._changed(arrays)
-        streams: list[Iterable[bytes]] = [mine[::-1] if reverse else mine]
+        """The record of every job in these arrays, in order of arrival or in reverse."""
+        changed = self._changed(arrays)
+        streams: list[Iterable[bytes]] = [changed[::-1] if reverse else changed]
         for name in arrays:
             if name in self.snapshots:
                 raws = self.snapshots[name].raws(reverse)
@@ -2546,20 +2606,20 @@ class Store:
         return heapq.merge(*streams, key=seq_of, reverse=reverse)
 
     def _changed(self, arrays: Collection[str]) -> list[bytes]:
-        """The records of the journal that belong in these arrays, in order of arrival."""
+        """The journal's records of the jobs that belong in these arrays, in order of arrival."""
         raws = filter(None, self.records.values())
         return sorted((raw for raw in raws if array_of(head_of(raw)[1]) in arrays), key=seq_of)
 
     def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
-        """Every job in those states, in order of arrival (or the reverse)."""
+        """Every job in those states, in order of arrival or in reverse."""
         for raw in self.raws(reverse, {array_of(state) for state in states}):
             if head_of(raw)[1] in states:
                 yield trust_job(raw)
 
 
 class Transaction:
-    """One change in the making. `now` was read once, under the lock; `changes` maps an id to the
-    job before and after."""
+    """A change that is being made. `now` was read once, under the lock. `changes` has the job
+    before and after the change, by id."""
 
     def __init__(self, store: Store, now: str) -> None:
         self.store = store
@@ -2571,8 +2631,8 @@ class Transaction:
         return self.changes[id][1] if id in self.changes else self.store.get(id)
 
     def put(self, old: Job | None, new: Job) -> Job:
-        """Add a job (`old` is None) or put its next state in its place; gives the new job. The
-        followers of a job that dies die too."""
+        """Replace a job by its next state, or add one (`old` is None). Gives the new job. If the
+        job dies, its followers that need it die too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
         if new.state == "dead" and old is not None and old.state != "dead":
@@ -2593,11 +2653,11 @@ class Transaction:
 
 
 def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
-    """Put what a person made of these arrays under what the journal says, and then into it.
+    """Take in arrays that a person edited. Where the journal has a job too, the journal wins.
 
-    Only jobs that the journal does not hold are appended: a job that the edit moved between the
-    arrays would be lost in a crash, and others would be appended again at every look while the fold
-    cannot be done.
+    With the lock, the jobs are also appended to the journal. Otherwise a crash in the fold that
+    follows could lose a job that the edit moved to the other array. A job that the journal has is
+    not appended again: on a full disk, where no fold works, each look would do that.
     """
     journal = dict(store.records)
     taken: dict[str, Job] = {}
@@ -2634,7 +2694,7 @@ def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
 
 
 def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
-    """The jobs of an edited array."""
+    """The jobs of an edited array, read as any JSON array of objects."""
     snapshot = store.snapshots[name]
     if mark_of(snapshot.fd)[:3] != snapshot.mark[:3]:
         raise Busy(f"'{snapshot.path}' is just being saved. Nothing was changed. Try again.")
@@ -2645,31 +2705,35 @@ def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
         raise _unusable(store, name, str(error).rstrip(".")) from None
     if not isinstance(records, list):
         raise _unusable(store, name, "it must hold one JSON array")
-    later = {str(record.get("id", "")) for record in records if isinstance(record, dict)}
+    ids_below = {str(record.get("id", "")) for record in records if isinstance(record, dict)}
     for number, record in enumerate(records, 1):
         try:
             job = edited_job(store, name, number, record, snapshot.mark)
         except BadValue as error:
             raise _unusable(store, name, f"element {number}: {str(error).rstrip('.')}") from None
-        late = later.intersection(parents_of(job))
-        if late and "seq" not in record:
-            why = f"job '{job.id}' comes after '{min(late)}', which does not stand before it"
+        parents_below = ids_below.intersection(parents_of(job))
+        if parents_below and "seq" not in record:
+            parent = min(parents_below)
+            why = f"job '{job.id}' comes after '{parent}', which does not stand before it"
             raise _unusable(store, name, why)
-        later.discard(job.id)
+        ids_below.discard(job.id)
         yield job
 
 
 def edited_job(store: Store, name: str, number: int, record: Any, mark: Mark) -> Job:
-    """A job from a hand-written record; what is missing gets the defaults of an enqueue. A made id
-    depends only on the file's time and the place in its own array, so that every look makes the
-    same one. Raises BadValue."""
+    """A job from a hand-written record. A field that is missing gets the default of an enqueue.
+    Raises BadValue.
+
+    A made id depends only on the file's time and the record's place in its array, so that every
+    look makes the same one.
+    """
     if not isinstance(record, dict) or "command" not in record:
         raise BadValue("it is no job: an object with a 'command'")
     config, saved_s = store.home.config(), mark.mtime_ns / 1e9
     at = format_instant(saved_s)
     state = record.get("state", "dead" if name == "dlq" else "pending")
     made_id = make_id(int(saved_s * 1000), number if name == "jobs" else -number)
-    known = store.records.get(str(record.get("id", made_id)))  # perhaps from this very edit
+    known = store.records.get(str(record.get("id", made_id)))  # maybe of this edit
     defaults = {
         **default_fields(config, at),
         "id": made_id, "state": state, "seq": head_of(known)[2] if known else store.n + 1,
@@ -2687,28 +2751,28 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
     )
 
 
-# -- Arrays and lines
+# -- Writing arrays
 
 
 def merge_records(
-    snapshot: Snapshot, mine: Sequence[bytes], changed: Collection[str]
+    snapshot: Snapshot, new: Sequence[bytes], changed: Collection[str]
 ) -> Iterator[bytes]:
-    """An array's records after a fold, in pieces: the old ones but those of `changed`, and `mine`,
-    which are sorted, in their places."""
+    """The records of an array after a fold, in pieces. The array loses the ids in `changed` and
+    gets the records `new`. Both are in `seq` order, and so is the result."""
     done = 0
     for _, blob in snapshot.blobs():
         raws = blob.split(BETWEEN)
         kept = [raw for raw in raws if id_of(raw) not in changed]
-        upto = bisect.bisect(mine, seq_of(raws[-1]), key=seq_of)
+        upto = bisect.bisect(new, seq_of(raws[-1]), key=seq_of)
         if upto > done:
-            kept = sorted([*kept, *mine[done:upto]], key=seq_of)
+            kept = sorted([*kept, *new[done:upto]], key=seq_of)
             done = upto
         yield BETWEEN.join(kept)
-    yield BETWEEN.join(mine[done:])
+    yield BETWEEN.join(new[done:])
 
 
 def write_array(path: str, parts: Iterable[bytes]) -> Mark:
-    """Write an array, given in pieces of records, to a new file, synced; its mark."""
+    """Write an array, given in pieces of records, to a new file, and sync it. Gives its mark."""
     with new_file(path) as fd:
         crc, buffer, between = 0, bytearray(b"[\n"), b""
         for part in filter(None, parts):
@@ -2723,24 +2787,6 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
         write_whole(fd, buffer)
         os.fsync(fd)
         return mark_of(fd, zlib.crc32(buffer, crc))
-
-
-def check_format(header: Mapping[str, Any], path: str) -> None:
-    """Refuse a journal of another format."""
-    if header.get("format") != FORMAT:
-        raise StoreError(
-            f"'{path}' has format {_shown(header.get('format'))}; this queuectl knows {FORMAT}. "
-            "Nothing was changed. Use the queuectl that wrote it. To change over, stop its "
-            "workers, pause the queue with it, let a worker of it write the arrays (start one and "
-            "stop it with Ctrl+C), remove that file, and resume the queue with this one."
-        )
-
-
-def is_completed_before(raw: bytes, instant: str) -> bool:
-    """Whether the job was completed by then. It never changed since, and the first `updated_at` is
-    its own: what stands before it is no object, and quotes inside a text are escaped."""
-    at = raw.find(b'"updated_at": "') + 15
-    return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
 
 
 # ======== 6. CLAIM ORDER ========

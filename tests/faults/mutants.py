@@ -194,7 +194,7 @@ MUTANTS = (
     ),
     Mutant(
         "a first start is made beside a live worker",
-        (("        if self.home.live_workers():  # it runs", "        if False:  # it runs"),),
+        (("        if self.home.live_workers():  # they run", "        if False:  # they run"),),
         "test_store.py", "test_there_is_no_first_start_while_a_workers_file_is_locked",
     ),
     Mutant(
