@@ -2791,24 +2791,26 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 
 # ======== 6. CLAIM ORDER ========
 # Which jobs wait, and in which order they are claimed: higher priority first, then order of
-# arrival. It uses the store's records, writes no file and reads no clock but the one it is given.
+# arrival. It uses the store's records and writes no file. It is given the time, and reads clocks
+# only to find out whether one was set.
 #
 # C1  The order is a list of places to look, never the truth. An entry whose job has changed since
-#     is dropped when it comes up, so nothing has to be removed, and a claim that failed does no
-#     harm.
+#     is dropped when it comes up. So no change has to remove an entry, and a claim that failed does
+#     no harm.
 # C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
 #     would be stranded when the clock steps back.
 # C3  A job that comes after others has no entry before the last of them is over.
 
-CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the other one was set
-# Stand in every record of a job with that field; a text of a user may hold the first two.
+CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the boot clock was set
+# A record that has the field holds these bytes. So may a record without it, since a user's object
+# (`env`, an unknown field) may have such a key. `_PRIORITY` is in each record, before such objects.
 _AFTER = b'"after": '
 _RUN_AT = b'"run_at": '
 _PRIORITY = b'"priority": '
 
 
 class TagFilter(NamedTuple):
-    """`--tag`, `--not-tag`: which jobs a worker takes."""
+    """Which jobs a worker takes, by `--tag` and `--not-tag`."""
 
     tags: Sequence[str] = ()
     not_tags: Sequence[str] = ()
@@ -2824,27 +2826,30 @@ ALL_JOBS = TagFilter()
 
 
 def waiting_record(store: Store, raw: bytes) -> bytes | None:
-    """The record of that job as it is now, if the job waits."""
+    """The latest record of the job that `raw` is a record of, if the job waits."""
     latest = store.records.get(id_of(raw), raw)
     return latest if latest and is_waiting(latest) else None
+
+
+# -- Jobs that come after others
 
 
 class Follower(NamedTuple):
     """A job that comes after others."""
 
     seq: int
-    raw: bytes  # its record as it was registered
+    raw: bytes  # its record when it was registered
     parents: Collection[str]
-    left: set[str]  # those of the parents that are not over
+    left: set[str]  # the parents that are not over
 
 
 class Followers:
     """The jobs that come after others and are not over. A listener of the store.
 
-    followers, children   by id; the ids of each parent's followers
+    followers, children   the followers by id; the ids of each parent's followers
     waiting               the followers of a job that wait
-    is_held               whether one of a job's parents is not over
-    freed                 the records of those whose last parent is over, for the claim order
+    is_held               whether a job has a parent that is not over
+    freed                 records of jobs whose last parent is over; the claim order takes them
     """
 
     def __init__(self, store: Store) -> None:
@@ -2859,7 +2864,7 @@ class Followers:
                 self._update(child, *head_of(raw))
 
     def _add(self, raw: bytes) -> Collection[str]:
-        """Register a follower as if its parents were over; its parents."""
+        """Register a job that comes after others, as if those were over. Gives their ids."""
         job = trust_job(raw)
         parents = () if job.state in OVER else parents_of(job).keys()
         if parents:
@@ -2869,8 +2874,8 @@ class Followers:
         return parents
 
     def _update(self, child: str, id: str, state: str, seq: int) -> None:
-        """A parent is in that state now. A job of its name that arrived later than the child is
-        another job."""
+        """Note the state of a parent of `child`. A job with the parent's id that arrived later than
+        the child is another job (J5)."""
         follower = self.followers[child]
         if state not in OVER and seq < follower.seq:
             follower.left.add(id)
@@ -2880,7 +2885,7 @@ class Followers:
                 self.freed.append(follower.raw)
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
-        """A job has that record now."""
+        """Note a job's new record: the job may be a follower, a parent, or both."""
         if state in OVER:
             self._remove(id)
         elif _AFTER in raw and id not in self.followers:
@@ -2897,8 +2902,8 @@ class Followers:
                 del self.children[parent]
 
     def waiting(self, id: str, seq: int) -> Iterator[Job]:
-        """The followers of that job that wait. A follower that is older than the job came after an
-        earlier job of its name, which is gone."""
+        """The followers of that job that wait. A follower with a lower seq came after an earlier
+        job with that id, which is gone."""
         for child in self.children.get(id, ()):
             follower = self.followers[child]
             raw = waiting_record(self._store, follower.raw)
@@ -2906,12 +2911,12 @@ class Followers:
                 yield trust_job(raw)
 
     def is_held(self, id: str) -> bool:
-        """Whether one of the job's parents is not over."""
+        """Whether the job has a parent that is not over."""
         return id in self.followers and bool(self.followers[id].left)
 
 
 def followers_of(store: Store) -> Followers:
-    """The store's followers, read when they are first asked for."""
+    """The store's Followers. They are read when they are first asked for."""
     for listener in store.listeners:
         if isinstance(listener, Followers):
             return listener
@@ -2921,8 +2926,8 @@ def followers_of(store: Store) -> Followers:
 
 
 def end_followers(change: Transaction, dead: Job | None) -> None:
-    """The waiting jobs that need that dead job die, then those that need them, and so on (J5).
-    None: of every dead job."""
+    """Let the waiting jobs die that need the dead job, then those that need them, and so on (J5).
+    None stands for all dead jobs."""
     followers = followers_of(change.store)
     if dead is not None:
         to_do = [(dead.id, dead.seq)]
@@ -2940,13 +2945,19 @@ def end_followers(change: Transaction, dead: Job | None) -> None:
 
 
 def is_needed(store: Store, id: str, seq: int) -> bool:
-    """Whether a waiting job comes after that one."""
+    """Whether a job waits that comes after that one."""
     return any(followers_of(store).waiting(id, seq))
 
 
-def _like(raw: bytes) -> Job:
-    """A job with the same state, time and tags. Jobs that were added together have records that end
-    alike, from the field `attempts` on, so these are decoded once."""
+# -- What waits, in claim order
+
+
+def _job_like(raw: bytes) -> Job:
+    """A job with the state, time and tags of that record; its id and command are made up.
+
+    Records of jobs that were added together are alike from the field `attempts` on. That part is
+    decoded only once.
+    """
     return _decode_end(head_of(raw)[1], raw.partition(b', "attempts": ')[2])
 
 
@@ -2960,11 +2971,11 @@ LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
 
 
 class Lane:
-    """The jobs of one priority and one set of tags that can start at any time.
+    """The jobs of one priority and one set of tags whose time has come.
 
-    `heap` has (seq, record) of those that came later or had to wait for their time, and of the
-    first of those that stand in the snapshot. `offsets` has where the others of the snapshot stand,
-    the last one first, at 8 bytes a job.
+    `offsets` says where they stand in the snapshot, the last one first, at 8 bytes a job. `heap`
+    has (seq, record) of the first of these, and of all jobs that are not in `offsets`: they were
+    put after the snapshot was written, or had to wait.
     """
 
     def __init__(self) -> None:
@@ -2976,29 +2987,29 @@ class ClaimOrder:
     """What waits, in claim order. A listener of the store.
 
     first                the job to claim next
-    oldest, next_run_at  of the whole queue: what waits longest, and the earliest time that a job
-                         waits for
-    has_waiting          whether a job waits that a worker takes
+    oldest               when the job was created that has waited longest, in the whole queue
+    next_run_at          the earliest time that a job waits for, in the whole queue
+    has_waiting          whether any job waits that a worker takes
     """
 
     def __init__(self, store: Store, named: frozenset[str], now: str) -> None:
-        self.named = named  # the tags that matter: they have a limit, or a worker filters by them
+        self.named = named  # tags that have a limit or that a worker filters by
         self._store = store
         self._now = now
         self._lanes: dict[LaneKey, Lane] = {}
         self._keys: list[LaneKey] = []  # in claim order
         self._timed: list[tuple[str, int, bytes]] = []  # (run_at, seq, record)
-        self.clock_offset_s = 0.0  # wall clock less the clock since boot
+        self.clock_offset_s = 0.0  # wall clock less boot clock
         self._followers = followers_of(store)
         self._followers.freed.clear()
         if "jobs" in store.snapshots:
-            self._read(store.snapshots["jobs"])
+            self._enter_all(store.snapshots["jobs"])
         for raw in filter(None, store.records.values()):
             self.put(raw, *head_of(raw))
 
-    def _read(self, snapshot: Snapshot) -> None:
-        """Enter the jobs of the snapshot that wait. Most are not decoded: that would take 9 s at a
-        million jobs."""
+    def _enter_all(self, snapshot: Snapshot) -> None:
+        """Enter the waiting jobs of the snapshot. Most are not decoded: to decode a million takes
+        9 s."""
         for offset, raw in snapshot.records():
             if not is_waiting(raw):
                 continue
@@ -3011,13 +3022,12 @@ class ClaimOrder:
             self._enter_next(lane)
 
     def _key_of(self, raw: bytes) -> LaneKey:
-        """The lane of a job. The first `priority` is the job's own: quotes inside a text are
-        escaped."""
+        """The lane of a job. The first `priority` is the job's own: see _PRIORITY."""
         at = raw.index(_PRIORITY) + len(_PRIORITY)
         priority = int(raw[at : raw.index(b",", at)])
         if not (self.named and b'"tags": ' in raw):
             return -priority, ()
-        return -priority, tuple(sorted(self.named.intersection(_like(raw).tags or ())))
+        return -priority, tuple(sorted(self.named.intersection(_job_like(raw).tags or ())))
 
     def _lane_of(self, raw: bytes) -> Lane:
         key = self._key_of(raw)
@@ -3027,16 +3037,16 @@ class ClaimOrder:
         return self._lanes[key]
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
-        """A job has that record now."""
+        """Enter a job that has a new record, if it waits."""
         if state in WAITING:
             self._enter(raw)
 
     def _enter(self, raw: bytes) -> None:
-        """Enter a waiting job, unless it is held: it is entered when it is freed."""
+        """Enter a waiting job in its lane, or by its time. A held one is entered when freed."""
         id, _, seq = head_of(raw)
         if self._followers.is_held(id):
             return
-        job = _like(raw) if _RUN_AT in raw else None
+        job = _job_like(raw) if _RUN_AT in raw else None
         if job is None or self._is_ready(job):
             heapq.heappush(self._lane_of(raw).heap, (seq, raw))
         else:
@@ -3047,21 +3057,21 @@ class ClaimOrder:
         return is_ready(job, self._now, self._store.home.last_config.backoff_max)
 
     def _enter_next(self, lane: Lane) -> None:
-        """Move the next job of the snapshot to the lane's heap."""
+        """Move the next job of `offsets` to the lane's heap."""
         while lane.offsets:
             raw = self._store.snapshots["jobs"].record_at(lane.offsets[-1])
-            lane.offsets.pop()  # not before: the read may fail
+            lane.offsets.pop()  # only now, since the read may fail
             id, _, seq = head_of(raw)
             if id not in self._store.records:
                 heapq.heappush(lane.heap, (seq, raw))
                 return
 
     def _record(self, raw: bytes) -> bytes | None:
-        """The record of an entry's job as it is now, if the job waits and is not held."""
+        """The latest record of an entry's job, if the job waits and is not held."""
         return None if self._followers.is_held(id_of(raw)) else waiting_record(self._store, raw)
 
     def _release(self, now: str) -> None:
-        """Enter the jobs that were freed or whose time has come."""
+        """Move the jobs that were freed, or whose time has come, to their lanes."""
         self._now = now
         entries, self._followers.freed = self._followers.freed, []
         while self._timed and self._timed[0][0] <= now:
@@ -3074,7 +3084,7 @@ class ClaimOrder:
     def first(
         self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
     ) -> Job | None:
-        """The job to claim next: the filter takes it, and none of its tags is full."""
+        """The job to claim next, of those that `only` takes and that have no tag in `full`."""
         self._release(now)
         best: Job | None = None
         for priority, tags in list(self._keys):
@@ -3086,7 +3096,8 @@ class ClaimOrder:
         return best
 
     def _top(self, key: LaneKey) -> Job | None:
-        """The first job of a lane. Entries of jobs that have changed since are dropped."""
+        """The first job of a lane that is ready. Entries of jobs that have changed are dropped
+        (C1), and so is an empty lane."""
         lane = self._lanes[key]
         while lane.heap:
             raw = self._record(lane.heap[0][1])
@@ -3095,14 +3106,14 @@ class ClaimOrder:
                 if self._is_ready(job):
                     return job
                 self._enter(raw)
-            self._enter_next(lane)  # it comes later, so this one is still the first
+            self._enter_next(lane)  # a later job, so the entry to drop is still the first
             heapq.heappop(lane.heap)
         del self._lanes[key]
         self._keys.remove(key)
         return None
 
     def oldest(self, now: str) -> str | None:
-        """When the job was created that waits longest and could start."""
+        """When the oldest of the jobs that could start was created."""
         self._release(now)
         tops = filter(None, map(self._top, list(self._keys)))
         oldest = min(tops, key=lambda job: job.seq, default=None)
@@ -3119,7 +3130,7 @@ class ClaimOrder:
         return None
 
     def has_waiting(self, now: str, only: TagFilter) -> bool:
-        """Whether a job waits that such a worker takes: for a slot, its time or other jobs."""
+        """Whether a job that `only` takes waits: for a slot, for its time or for other jobs."""
         if self.first(now, only=only) is not None:
             return True
         timed = [raw for _, _, raw in self._timed]
@@ -3129,14 +3140,15 @@ class ClaimOrder:
 
 
 def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
-    """What waits. Built when it is first asked for, and anew when other tags matter or a clock was
-    set."""
+    """The store's ClaimOrder. It is made when it is first asked for, and anew when tags matter that
+    it does not know, or the clock was set."""
     offset_s = store.home.clock() - boot_clock_s()
     named = {*store.home.last_config.limits, *only.tags, *only.not_tags}
     for order in store.listeners:
         if isinstance(order, ClaimOrder):
             was_set = abs(offset_s - order.clock_offset_s) > CLOCK_STEP_S
-            order.clock_offset_s = offset_s  # a clock that is slewed moves little between two looks
+            # Compared with the last look: a clock that is only slewed moves little in between.
+            order.clock_offset_s = offset_s
             if named <= order.named and not was_set:
                 return order
             store.listeners.remove(order)
@@ -3150,7 +3162,7 @@ def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrde
 def open_store(
     path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
 ) -> Store:
-    """The store of the home at that path."""
+    """The store of the home at that path. It is made here, where `end_followers` is known."""
     return Store(Home(path, warn, clock), end_followers)
 
 
