@@ -1060,8 +1060,8 @@ def array_of(state: str) -> str:
 # aside. It may use `os`, filelock and the clocks, and knows nothing about jobs.
 #
 # Every file effect of HOME and STORE goes through `os.`, so that a test can make any of them fail.
-# What is created is 0700 or 0600, whatever the umask. A link, FIFO or directory in the place of a
-# file under .queuectl is an error: nothing follows it, waits for it or removes it.
+# What is created is 0700 or 0600, whatever the umask. A link, FIFO or directory in the place of one
+# of our files is an error: nothing follows it, waits for it or removes it.
 #
 #   .queuectl/lock          the store lock, never deleted: deleting it would split the waiters
 #   .queuectl/workers/NAME  a header line and a row for each slot, locked while the worker lives;
@@ -1075,8 +1075,7 @@ LOCK_POLL_S = 0.001
 _DEAD = b'{"dead": true '  # written over `{"dead": false`, with which a worker's header begins
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # ELOOP: a link, which is no file of ours
 # Python adds O_CLOEXEC to each.
-_OPEN = os.O_RDONLY | os.O_NONBLOCK  # for config.json and the arrays, which may be links
-_READ = _OPEN | os.O_NOFOLLOW
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
 _WRITE = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _ADVICE = {
@@ -1257,7 +1256,7 @@ class Home:
         is wrong, `last_config` stays as it is."""
         path = self.config_path
         try:
-            info = os.stat(path)
+            info = os.lstat(path)
             mark = (info.st_ino, info.st_size, info.st_mtime_ns)
             if mark != self._config_mark:
                 values = parse_json(bytes_of(path).decode(), "The file")
@@ -1362,7 +1361,7 @@ class Home:
         """What the file of a live or dead worker says. The header is empty if it is unusable."""
         path = self._worker_path(name)
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            header, *rows = map(bytes.strip, bytes_of(path, _READ).split(b"\n"))
+            header, *rows = map(bytes.strip, bytes_of(path).split(b"\n"))
             head = json.loads(header)
             whole = [json.loads(row or b"{}") for row in rows[: head["threads"]]]
             return WorkerInfo(name, head, whole, os.stat(path).st_mtime)
@@ -1403,7 +1402,7 @@ class Home:
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` has asked of this worker: `stop`, `now` or None."""
         with contextlib.suppress(OSError):
-            return bytes_of(self._worker_path(name, ".stop"), _READ).decode("ascii", "replace")
+            return bytes_of(self._worker_path(name, ".stop")).decode("ascii", "replace")
         return None
 
     # -- The clock
@@ -1415,7 +1414,7 @@ class Home:
     def clock_mark(self) -> ClockMark | None:
         """What a worker wrote last into .queuectl/clock; None if there is nothing usable."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            mark = json.loads(bytes_of(self._clock_path, _READ))
+            mark = json.loads(bytes_of(self._clock_path))
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return None
 
@@ -1557,9 +1556,9 @@ def opened(path: str, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def bytes_of(path: str, flags: int = _OPEN) -> bytes:
-    """The content of a file."""
-    with opened(path, flags) as fd:
+def bytes_of(path: str) -> bytes:
+    """The content of a file, which may not be a link."""
+    with opened(path, _READ) as fd:
         return b"".join(pieces(fd))
 
 
@@ -1829,7 +1828,7 @@ class Snapshot:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, _OPEN)
+        self.fd = os.open(path, _READ)
         self.mark = mark_of(self.fd)
         # `[` and a newline stand before the records; a newline, `]` and a newline, behind them.
         self.end = max(2, self.mark.size - 3)
@@ -2192,10 +2191,10 @@ class Store:
                 f"'{self.journal_path}' is missing while a worker lives. Nothing was changed. "
                 "Stop the worker first: queuectl worker stop."
             )
-        if not os.path.exists(self.home.config_path):
+        if not os.path.lexists(self.home.config_path):
             self.home.write_settings(DEFAULTS)
         for name, path in self.paths.items():
-            if not os.path.exists(path):
+            if not os.path.lexists(path):
                 write_array(self.temporary(name), ())
                 os.rename(self.temporary(name), path)
         sync_dir(self.home.path)
@@ -2221,7 +2220,7 @@ class Store:
         """Whether the arrays on the disk are those of `_marks`."""
         for name, mark in self._marks.items():
             try:
-                info = os.stat(self.paths[name])
+                info = os.lstat(self.paths[name])
             except FileNotFoundError:
                 return False
             if (info.st_ino, info.st_size, info.st_mtime_ns) != mark[:3]:
@@ -4103,7 +4102,7 @@ class Salvage:
         path, counts = self._store.journal_path, None
         arrays, named = dict(self.jobs), dict(self._named)
         try:
-            data = bytes_of(path, _READ)
+            data = bytes_of(path)
         except FileNotFoundError:
             self.problems.append(f"'{path}' is missing: {_NO_JOURNAL} is lost.")
             return None
@@ -4209,7 +4208,7 @@ def mend(store: Store) -> tuple[list[str], str]:
         found = Salvage(store)
         copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
-            with contextlib.suppress(FileNotFoundError), opened(path, _OPEN) as fd:
+            with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
                 copies.append(home.keep_aside(os.path.basename(path), fd))
         if not has_settings:
             _mend_settings(home)

@@ -115,6 +115,22 @@ def test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed(name, victim,
         assert "Error: " in process("worker", "start", "--drain", code=3).err
 
 
+@pytest.mark.parametrize("name", ["config.json", "jobs.json", "dlq.json"])
+def test_a_link_at_a_file_of_a_person_is_refused_and_stays(name, victim, run, process, home):
+    run("enqueue", "--id", "a", "true")
+    if victim.exists():
+        os.rename(home / name, victim)
+        was = victim.read_bytes()
+    plant(home / name, victim)
+    for arguments in (["enqueue", "true"], ["config", "set", "paused", "true"], ["doctor", "--fix"]):
+        assert "symbolic link" in process(*arguments, code=3).err
+        assert (home / name).is_symlink()
+    if victim.exists():
+        assert victim.read_bytes() == was
+        victim.write_text("mine\n")
+        victim.chmod(0o644)
+
+
 def test_links_at_the_temporary_names_are_removed_and_not_followed(victim, run, process, home):
     store = queuectl.open_store(str(home), print)
     run("enqueue", "--id", "a", "echo x")
