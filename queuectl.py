@@ -1092,7 +1092,7 @@ class WorkerInfo(NamedTuple):
 
     name: str
     header: dict[str, Any]  # dead, pid, started_at, boot_id, lock, threads, tags, trouble ...
-    rows: list[dict[str, Any]]  # one a slot: job, run, session, start; empty where the slot is idle
+    rows: list[dict[str, Any]]  # one per slot: job, run, session, start; empty if it is idle
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
@@ -1109,7 +1109,7 @@ class Home:
 
     check, prepare            whether it exists and is safe; make it ready for changes
     locked, mutex, lock_id    the store lock
-    config, settings ...      config.json, parsed and as it was written
+    config, settings ...      config.json, parsed and as it was written; read_settings reads it
     live_workers ...          the workers' files
     now, clock_mark ...       the wall clock, and what .queuectl/clock says of it
     put_file, keep_aside ...  replace a file of ours; copy bytes that are about to go
@@ -1246,12 +1246,12 @@ class Home:
     def config(self) -> Config:
         """The settings in force. If config.json is damaged, raises StoreError or, with
         `keeps_settings`, gives the last good ones."""
-        problem = self.settings_problem()
+        problem = self.read_settings()
         if problem and not self.keeps_settings:
             raise StoreError(problem)
         return self.last_config
 
-    def settings_problem(self) -> str | None:
+    def read_settings(self) -> str | None:
         """Read config.json if it has changed. Gives what is wrong with it, or None. While something
         is wrong, `last_config` stays as it is."""
         path = self.config_path
@@ -1507,7 +1507,7 @@ class WorkerFile:
         os.close(self.fd)
 
 
-# -- Errors of the file system
+# -- Errors
 
 
 def _check_own_dir(path: str, info: os.stat_result) -> None:
@@ -1639,8 +1639,8 @@ def boot_clock_s() -> float:
 
 # ======== 5. STORE ========
 # Every job of a queue, in two arrays and a journal, changed under the store lock. It may use `os`,
-# `json` and HOME. It knows what a record looks like, but not what should become of a job: the one
-# rule about that which it needs, it is given as a function (`end_followers`).
+# `json` and HOME. It knows what a record looks like, but not what should become of a job. It needs
+# one rule of that kind and is given it as a function: `end_followers`.
 #
 #   jobs.json, dlq.json   the *snapshot*: `[`, one record per line in `seq` order, `]`
 #   .queuectl/journal.jsonl, the changes since the snapshot was written; a line is `CRC32HEX JSON`:
@@ -1655,8 +1655,8 @@ def boot_clock_s() -> float:
 # mtime_ns, crc] of an array. A raw tab stands nowhere else in our JSON, so records are split
 # without being parsed.
 #
-# A job is as the last change that has its id says: put or deleted. If none has, it is as its line
-# in the snapshot says.
+# The last change that names a job decides: it puts the job's record, or deletes the job. If no
+# change names it, its line in the snapshot holds.
 #
 # A transaction is one change. It is committed as soon as its line is whole in the journal, with
 # checksum and newline. `fsync` says when the journal is synced. A line that is not whole is a torn
@@ -1833,7 +1833,7 @@ class Snapshot:
         # `[` and a newline stand before the records; a newline, `]` and a newline, behind them.
         self.end = max(2, self.mark.size - 3)
         self.is_edited = False
-        self.is_overruled = False  # an edited job is another one in the journal, which wins
+        self.is_overruled = False  # the journal, which wins, has another record of an edited job
 
     def is_same(self, known: Mark) -> bool:
         """Whether this is the array of that mark. If only inode or time differ (it was touched,
@@ -2029,7 +2029,7 @@ class Store:
     search                   the records that hold some bytes
     raws, jobs               every record, or job, in order of arrival
     fold, fold_due           write the journal's changes into the arrays; whether that is due
-    sync, settle             sync the journal; end a command that changed something
+    sync, fold_or_sync       sync the journal; end a command that changed something
     counts, n                true after a look
     records, processing      true after a full look (not `is_light`)
 
@@ -2135,7 +2135,7 @@ class Store:
         return StoreError(self.why_broken)
 
     def _read_light(self, locked: bool) -> bool:
-        """Read the journal's first and last lines. False if `counts` and `n` are not in them."""
+        """Read the journal's first and last lines. False if they do not tell `counts` and `n`."""
         self.forget()
         journal = self._open_journal(locked)
         if journal is None or not journal.is_of_this_boot:
@@ -2298,8 +2298,8 @@ class Store:
         """Change the queue, whole or not at all: take the lock, look, run the block, append a line.
 
         If the block raises, nothing changes. A light look is enough for a block that changes no
-        job that is there; it may look jobs up.
-        With fsync `always`, the change is on the disk when this returns.
+        job that is there; it may look jobs up. With `fsync` at `always`, the change is on the disk
+        when this returns.
         """
         with self.home.locked(most_s):
             self.look(light, locked=True)
@@ -2407,7 +2407,7 @@ class Store:
         except (OSError, StoreError) as error:
             self.home.warn(f"The change is stored; writing the arrays anew did not work: {error}")
 
-    def settle(self) -> None:
+    def fold_or_sync(self) -> None:
         """End a command that changed something: fold if that is due and no worker lives to do it;
         then sync what is not synced yet."""
         if self.fold_due(quiet_s=0) and not self.home.live_workers():
@@ -2654,9 +2654,9 @@ class Transaction:
 def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
     """Take in arrays that a person edited. Where the journal has a job too, the journal wins.
 
-    With the lock, the jobs are also appended to the journal. Otherwise a crash in the fold that
+    With the lock, the jobs are also appended to the journal. Without that, a crash in the fold that
     follows could lose a job that the edit moved to the other array. A job that the journal has is
-    not appended again: on a full disk, where no fold works, each look would do that.
+    not appended: on a full disk, where no fold succeeds, each look would append it again.
     """
     journal = dict(store.records)
     taken: dict[str, Job] = {}
@@ -2853,7 +2853,7 @@ class Followers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.children: dict[str, dict[str, None]] = {}  # in order
+        self.children: dict[str, dict[str, None]] = {}  # a dict of ids, since a set has no order
         self.followers: dict[str, Follower] = {}
         self.freed: list[bytes] = []
         for raw in store.search(_AFTER):
@@ -2973,8 +2973,8 @@ class Lane:
     """The jobs of one priority and one set of tags whose time has come.
 
     `offsets` says where they stand in the snapshot, the last one first, at 8 bytes a job. `heap`
-    has (seq, record) of the first of these, and of all jobs that are not in `offsets`: they were
-    put after the snapshot was written, or had to wait.
+    has (seq, record) of the first of these, and of the jobs that `offsets` never had: they were put
+    after the snapshot was written, or had to wait for their time.
     """
 
     def __init__(self) -> None:
@@ -2986,7 +2986,7 @@ class ClaimOrder:
     """What waits, in claim order. A listener of the store.
 
     first                the job to claim next
-    oldest               when the job was created that has waited longest, in the whole queue
+    oldest               when the oldest job that could start was created, in the whole queue
     next_run_at          the earliest time that a job waits for, in the whole queue
     has_waiting          whether any job waits that a worker takes
     """
@@ -3970,7 +3970,7 @@ def examine(store: Store) -> list[str]:
     try:
         if store.home.check():
             store.home.keeps_settings = True
-            problems += filter(None, [store.home.settings_problem()])
+            problems += filter(None, [store.home.read_settings()])
             try:
                 store.read()
                 problems += [*_examine_files(store), *_examine_jobs(store)]
@@ -4199,7 +4199,7 @@ def mend(store: Store) -> tuple[list[str], str]:
     were, and what is lost, in words. Refused while a worker lives: it has the queue in memory."""
     home = store.home
     home.keeps_settings = True
-    has_settings = home.settings_problem() is None
+    has_settings = home.read_settings() is None
     with home.locked():
         if home.live_workers():
             raise StoreError(
@@ -5218,7 +5218,7 @@ class Worker:
         if request == "now":
             self._hand_back()
         # From here on `last_config` has a changed setting.
-        self._set_trouble("the last good settings stay in force", self.home.settings_problem())
+        self._set_trouble("the last good settings stay in force", self.home.read_settings())
         with self.store.transaction(most_s=PATIENCE_S):
             oldest, next_run_at = waiting_times(self.store)
             is_over = self.drain and is_drained(self.store, self.only)
@@ -6053,7 +6053,7 @@ def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
     """The change is stored: put it on the disk, then print what is now true. `made` says it to
     somebody who sees an error instead."""
     _keep_made(made or " ".join(lines[:3]))
-    store.settle()
+    store.fold_or_sync()
     _echo_all(lines)
 
 
@@ -6924,7 +6924,7 @@ def _confirm(yes: bool, question: str) -> None:
 def _finish_purge(store: Store, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
     _keep_made(f"{say_count(len(purged.gone), 'job')} purged.")
-    store.settle()
+    store.fold_or_sync()
     for job in purged.gone:
         remove_logs(store.home.logs_dir, job.id, job.runs)
     _say_purged(purged, "purged")

@@ -656,7 +656,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(second=st.booleans())
     def settles(self, second: bool) -> None:
-        (self.other if second else self.store).settle()
+        (self.other if second else self.store).fold_or_sync()
 
     @rule()
     def restarts(self) -> None:
@@ -679,7 +679,7 @@ class Queue(RuleBasedStateMachine):
         q.os = effects  # type: ignore[attr-defined, assignment]
         try:
             self.one_command(store, what)
-            store.settle()
+            store.fold_or_sync()
         except Died:
             reached(f"died during {what}")
         finally:
@@ -708,7 +708,7 @@ class Queue(RuleBasedStateMachine):
             reached(f"{what} failed")
             failed = str(error)
         else:
-            store.settle()
+            store.fold_or_sync()
         finally:
             q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
         if failed and not ("may have been stored" in failed and self.is_shown()):

@@ -375,7 +375,7 @@ def test_a_light_look_sees_an_edit_of_either_array(home, opened, look, name):
     for id in ("a", "b"):
         enqueue(store, id)
     q.cancel_jobs(store, ["b"])
-    store.settle()
+    store.fold_or_sync()
     warm = opened()
     warm.read(light=True)
     edit(home, lambda jobs: [*jobs, {"command": "x"}, {"command": "y"}], name)
@@ -398,7 +398,7 @@ def test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line(home, open
     store = opened()
     LOOKS[look](store)
     assert store.counts[0] == 1 + (look == "enqueue")
-    store.settle()
+    store.fold_or_sync()
     assert len(seen(opened())) == 1 + (look == "enqueue")
 
 
@@ -496,17 +496,17 @@ def test_unknown_fields_survive_every_rewrite(home, opened):
 def test_a_failed_fold_does_not_fail_the_command(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
-    store.settle()
+    store.fold_or_sync()
     enqueue(store, "b")
     effects = faulty(lambda name, args: name == "rename", NO_SPACE)
-    store.settle()
+    store.fold_or_sync()
     effects.undo()
     (warning,) = store.warned
     assert warning.startswith("The change is stored")
     assert list(seen(opened())) == ["a", "b"] and ids_in(home) == ["a"]
     store = opened()
     added = bulk(store, "echo 1", "echo 2").ids
-    store.settle()
+    store.fold_or_sync()
     assert list(seen(opened())) == ["a", "b", *added] == ids_in(home)
 
 
@@ -514,7 +514,7 @@ def test_a_failed_fold_does_not_fail_the_command(home, opened, faulty):
 def test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten(home, opened, faulty, is_first):
     store = opened()
     enqueue(store, "a")
-    store.settle()
+    store.fold_or_sync()
     enqueue(store, "b")
     if not is_first:
         edit(home, lambda jobs: [{**job, "priority": 1} for job in jobs])
@@ -525,7 +525,7 @@ def test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten(home, open
         return real(*args)
 
     effects = faulty(is_of("jobs.json.new", "open"), edited)
-    store.settle()
+    store.fold_or_sync()
     assert "edited just now" in store.warned[0]
     assert set(seen(opened())) == {"a", "b", "hand"}
     opened().fold()
@@ -551,7 +551,7 @@ def synced_by(call: Callable[[], object], faulty: Any) -> list[int]:
 def test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_again(home, opened, faulty):
     store = opened()
     enqueue(store, "a")
-    store.settle()
+    store.fold_or_sync()
     enqueue(store, "b")
     old = journal(home).stat().st_ino
     keep = os.open(journal(home), os.O_RDONLY)  # so that no other file gets its inode
@@ -572,7 +572,7 @@ def test_a_journal_whose_sync_failed_is_copied_to_a_fresh_file_and_never_synced_
     os.close(keep)
 
 
-@pytest.mark.parametrize("at", ["sync", "fold", "settle"])
+@pytest.mark.parametrize("at", ["sync", "fold", "fold_or_sync"])
 def test_a_journal_that_can_be_neither_synced_nor_copied_ends_the_changes_of_a_process(home, opened, faulty, at):
     store = opened()
     enqueue(store, "a")
@@ -605,7 +605,7 @@ def test_a_change_is_synced_whatever_becomes_of_the_fold(home, opened, faulty, n
     store = opened()
     enqueue(store, "a")
     q.cancel_jobs(store, ["a"])
-    store.settle()
+    store.fold_or_sync()
     q.revive_jobs(store, ["a"])
     inode, synced = journal(home).stat().st_ino, []
 
@@ -617,7 +617,7 @@ def test_a_change_is_synced_whatever_becomes_of_the_fold(home, opened, faulty, n
     store = opened()
     enqueue(store, "b")
     effects = faulty(lambda effect, args: effect == "fsync" or is_of(f"/{name}", "open")(effect, args), act)
-    store.settle()
+    store.fold_or_sync()
     effects.undo()
     assert len(store.warned) == 1 and inode in synced
 
@@ -631,7 +631,7 @@ def test_with_fsync_always_each_change_is_synced_before_it_is_told(home, opened,
         for change in (lambda: enqueue(store), lambda: run_next(store), lambda: bulk(store, AS_LINE, AS_LINE)):
             synced = synced_by(change, faulty)
             assert (journal(home).stat().st_ino in synced) == bool(times), word
-        assert (synced_by(store.settle, faulty) == []) is False, "the fold is synced in any case"
+        assert (synced_by(store.fold_or_sync, faulty) == []) is False, "the fold is synced in any case"
 
 
 # -- Hand edits
@@ -640,7 +640,7 @@ def test_with_fsync_always_each_change_is_synced_before_it_is_told(home, opened,
 def test_a_pretty_printed_edit_with_missing_fields_is_taken_and_made_canonical(home, opened):
     store = opened()
     enqueue(store, "a")
-    store.settle()
+    store.fold_or_sync()
     mine = {"id": "mine", "command": "x", "max_retries": 9}
     edit(home, lambda jobs: [{**jobs[0], "priority": 7}, {"command": "echo hi"}, mine], indent=4)
     text = (home / "jobs.json").read_text()
@@ -672,7 +672,7 @@ def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_al
     for id in ("a", "b"):
         enqueue(store, id)
     q.cancel_jobs(store, ["b"])
-    store.settle()
+    store.fold_or_sync()
     edit(home, lambda jobs: [*jobs, {"command": "x"}, {"command": "y"}], at=1_800_000_000)
     alone = list(seen(opened()))
     edit(home, lambda jobs: [*[{"command": "first"}] * 5, *jobs, {"command": "z"}], "dlq", at=1_800_000_000)

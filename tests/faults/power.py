@@ -316,7 +316,7 @@ class PowerWalk(points.Walk):
             with standing_in(q, FaultyOs(lock_descriptor)):
                 store = open_store(q, self.home)
                 q.enqueue_job(store, dict(command="true", id="next", cwd="/"))
-                store.settle()
+                store.fold_or_sync()
                 close_store(store)
                 seen = self.look()
                 if seen["jobs"].pop("next", None) is None:

@@ -326,7 +326,7 @@ def live_worker(q: ModuleType, store: Any) -> Any:
 def enqueue(q: ModuleType, store: Any) -> Iterator[None]:
     q.enqueue_job(store, dict(command="echo one", cwd="/"))
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_twice(q: ModuleType, store: Any) -> Iterator[None]:
@@ -335,26 +335,26 @@ def enqueue_twice(q: ModuleType, store: Any) -> Iterator[None]:
         q.enqueue_job(store, dict(command=command, cwd="/"))
         yield
         store.sync()
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_id(q: ModuleType, store: Any) -> Iterator[None]:
     q.enqueue_job(store, dict(command="echo one", id="given", unique="key-given", cwd="/"))
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_duplicate(q: ModuleType, store: Any) -> Iterator[None]:
     assert q.enqueue_job(store, dict(command="echo one", unique="key-a", cwd="/"))[1]
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_freed(q: ModuleType, store: Any) -> Iterator[None]:
     """The key's holder is over: a new job gets it."""
     assert not q.enqueue_job(store, dict(command="echo one", unique="key-done", cwd="/"))[1]
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_cli(q: ModuleType, store: Any) -> Iterator[None]:
@@ -369,7 +369,7 @@ def enqueue_after(q: ModuleType, store: Any) -> Iterator[None]:
     store.sync()
     q.enqueue_job(store, dict(command="echo two", after=["stillborn"], cwd="/"))
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def _add(q: ModuleType, store: Any, lines: Sequence[bytes], straight: bool) -> None:
@@ -386,21 +386,21 @@ def bulk_after(q: ModuleType, store: Any) -> Iterator[None]:
     jobs[0]["after"] = ["run"]
     _add(q, store, [json.dumps({"command": "true", **job}).encode() for job in jobs], straight=False)
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def bulk(q: ModuleType, store: Any) -> Iterator[None]:
     lines = [b"echo %d" % number for number in range(9)]
     _add(q, store, [*lines, b'{"id": "last", "command": "x", "delay": 5}'], straight=True)
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def bulk_of_two(q: ModuleType, store: Any) -> Iterator[None]:
     """So small that it is no quarter of the arrays."""
     _add(q, store, [b"echo 1", b"echo 2"], straight=False)
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
@@ -409,7 +409,7 @@ def enqueue_renewed(q: ModuleType, store: Any) -> Iterator[None]:
     q.os.refuses_sync = True
     store.sync()
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def revive_renewed(q: ModuleType, store: Any) -> Iterator[None]:
@@ -418,7 +418,7 @@ def revive_renewed(q: ModuleType, store: Any) -> Iterator[None]:
     q.os.refuses_sync = True
     store.sync()
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
@@ -442,7 +442,7 @@ def enqueue_unfolded(q: ModuleType, store: Any) -> Iterator[None]:
     q.enqueue_job(store, dict(command="echo one", cwd="/"))
     yield
     q.os.open = real
-    store.settle()
+    store.fold_or_sync()
 
 
 def claim(q: ModuleType, store: Any) -> Iterator[None]:
@@ -545,7 +545,7 @@ def cancel(q: ModuleType, store: Any) -> Iterator[None]:
 def cancel_running(q: ModuleType, store: Any) -> Iterator[None]:
     q.cancel_jobs(store, ["run"])
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def cancel_recovered(q: ModuleType, store: Any) -> Iterator[None]:
@@ -555,7 +555,7 @@ def cancel_recovered(q: ModuleType, store: Any) -> Iterator[None]:
     store.sync()
     assert q.recover(store, store.processing["run"], False).state == "dead"
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def revive(q: ModuleType, store: Any) -> Iterator[None]:
@@ -576,7 +576,7 @@ def rerun(q: ModuleType, store: Any) -> Iterator[None]:
 def purge(q: ModuleType, store: Any) -> Iterator[None]:
     assert len(q.purge_jobs(store, q.OVER).gone) > 1
     yield
-    store.settle()
+    store.fold_or_sync()
 
 
 def purge_everything(q: ModuleType, store: Any) -> Iterator[None]:
