@@ -292,6 +292,9 @@ def parse_limits(value: Any, name: str) -> dict[str, int]:
     return limits
 
 
+# -- The settings
+
+
 _hook = _rule(is_text, f"a text in UTF-8 without NUL, of at most {COMMAND_BYTES_MAX} bytes")
 
 
@@ -443,6 +446,9 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
+# -- Records as JSON
+
+
 JOB_FIELDS = Job._fields[:-1]
 _read_json = json.JSONDecoder().raw_decode
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -497,6 +503,9 @@ def _is_finite(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+# -- Instants
 
 
 def format_instant(seconds: float) -> str:
@@ -750,7 +759,7 @@ NEW_JOB_FIELDS = (
     "command", "id", "unique", "max_retries", "priority", "timeout", "run_at", "cwd", "env", "tags",
     "after", "no_retry_on", "delay",
 )  # fmt: skip
-MADE_KEY = "\0"  # the unique key of a job for which one is to be made; no given key has a NUL
+MADE_KEY = "\0"  # asks for a made key in the place of a unique key; no other key has a NUL
 _WRONG_NAMES = {  # what other programs call the field
     "command": "cmd script shell",
     "id": "name job_id",
@@ -764,7 +773,7 @@ _WRONG_NAMES = {  # what other programs call the field
     "after": "depends_on",
 }
 NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
-_NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # of every new job; may be given, too
+_NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # true of every new job
 
 
 def parse_spec(record: object, now: str) -> dict[str, Any]:
@@ -1196,7 +1205,8 @@ class Home:
     @contextlib.contextmanager
     def locked(self, most_s: float = math.inf) -> Iterator[None]:
         """Hold the store lock within the block. Raises Busy after `lock_timeout` (as it was last
-        read), or after `most_s` if that is shorter. A wait that ends must poll the lock."""
+        read), or after `most_s` if that is shorter. The lock is polled, because a wait for a file
+        lock has no time limit."""
         self.prepare()
         limit_s = min(self.last_config.lock_timeout, most_s)
         deadline = time.monotonic() + limit_s
@@ -1225,7 +1235,7 @@ class Home:
 
     def _locked_too_long(self, limit_s: float) -> Busy:
         return Busy(
-            f"The queue '{self.path}' is locked by another process for more than {limit_s} s. "
+            f"The queue '{self.path}' has been locked by another process for {limit_s} s. "
             "Nothing was changed. Try again, or wait longer with: "
             "queuectl config set lock-timeout 60."
         )
@@ -1346,7 +1356,8 @@ class Home:
                     unlock_descriptor(fd)
                     continue
                 pid = int(name.partition("-")[0])
-                unread = {
+                # What a header that cannot be read is taken for.
+                defaults = {
                     "pid": pid,
                     "threads": 0,
                     "started_at": self.now(),
@@ -1354,7 +1365,7 @@ class Home:
                     "not_tags": [],
                 }
                 info = self.read_worker(name)
-                found.append(info._replace(header={**unread, **info.header}))
+                found.append(info._replace(header={**defaults, **info.header}))
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:

@@ -888,7 +888,7 @@ def test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads(home, o
 
     def change_all() -> None:
         for change in changes:
-            with pytest.raises(q.Busy, match="is locked by another process") as error:
+            with pytest.raises(q.Busy, match="has been locked by another process") as error:
                 change()
             refused.append(str(error.value))
 
