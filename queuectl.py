@@ -2490,9 +2490,16 @@ class Store:
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
         """Replace the journal by one that has only a header and the processing jobs. Synced."""
         header = {"format": FORMAT, "boot": boot_id(), **marks}
-        bodies = (encode_json(header), change_body(running, (), self.counts, self.n))
-        self.home.put_file(self.journal_path, map(journal_line, bodies))
-        sync_dir(self.home.dir)
+        repeat = change_body(running, (), self.counts, self.n)
+        lines = [journal_line(encode_json(header)), journal_line(repeat)]
+        self.home.put_file(self.journal_path, lines)
+        try:
+            sync_dir(self.home.dir)
+        except OSError:
+            # After a power loss the name may stand for the old journal, which does not know the
+            # arrays of the next fold. That directory is synced once more, with a new file in it.
+            self.home.put_file(self.journal_path, lines)
+            sync_dir(self.home.dir)
 
     def temporary(self, name: str) -> str:
         """Where a new array is written before it is renamed."""

@@ -149,10 +149,15 @@ MUTANTS = (
     ),
     Mutant(
         "the new journal is written in place",
-        (("        self.home.put_file(self.journal_path, map(journal_line, bodies))\n",
+        (("        self.home.put_file(self.journal_path, lines)\n        try:\n",
           "        with new_file(self.journal_path) as fd:\n"
-          "            for body in bodies:\n                write_whole(fd, journal_line(body))\n"),),
+          "            for line in lines:\n                write_whole(fd, line)\n        try:\n"),),
         "points.py", "fold", "killed",
+    ),
+    Mutant(
+        "a new journal whose name was not synced is not written again",
+        (("            self.home.put_file(self.journal_path, lines)\n", ""),),
+        "power.py", "cancel, retry and purge among jobs after others",
     ),
     Mutant(
         "processing jobs are not repeated after the header",
