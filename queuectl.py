@@ -2824,6 +2824,7 @@ CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the boot cl
 _AFTER = b'"after": '
 _RUN_AT = b'"run_at": '
 _PRIORITY = b'"priority": '
+_ATTEMPTS = b', "attempts": '  # from here on, records of jobs that were added together are alike
 
 
 class TagFilter(NamedTuple):
@@ -2975,12 +2976,12 @@ def _job_like(raw: bytes) -> Job:
     Records of jobs that were added together are alike from the field `attempts` on. That part is
     decoded only once.
     """
-    return _decode_end(head_of(raw)[1], raw.partition(b', "attempts": ')[2])
+    return _decode_end(head_of(raw)[1], raw[raw.index(_ATTEMPTS) :])
 
 
 @functools.lru_cache(maxsize=1)
 def _decode_end(state: str, end: bytes) -> Job:
-    start = b'{"id": "x", "state": "%s", "seq": 0, "command": "x", "attempts": '
+    start = b'{"id": "x", "state": "%s", "seq": 0, "command": "x"'
     return trust_job(start % state.encode() + end)
 
 
@@ -3026,14 +3027,20 @@ class ClaimOrder:
 
     def _enter_all(self, snapshot: Snapshot) -> None:
         """Enter the waiting jobs of the snapshot. Most are not decoded: to decode a million takes
-        9 s."""
-        for offset, raw in snapshot.records():
-            if not is_waiting(raw):
-                continue
-            if _RUN_AT not in raw and _AFTER not in raw:
-                self._lane_of(raw).offsets.append(offset)
-            elif id_of(raw) not in self._store.records:
-                self._enter(raw)
+        9 s. Jobs that were added together have records that end alike; their lane is found once."""
+        end, is_timed, lane = b"\0", False, Lane()
+        for at, blob in snapshot.blobs():
+            for raw in blob.split(BETWEEN):
+                if is_waiting(raw):
+                    if not raw.endswith(end):
+                        end = raw[raw.index(_ATTEMPTS) :]
+                        is_timed = _RUN_AT in end or _AFTER in end
+                        lane = self._lane_of(raw)
+                    if not is_timed:
+                        lane.offsets.append(at)
+                    elif id_of(raw) not in self._store.records:
+                        self._enter(raw)
+                at += len(raw) + len(BETWEEN)
         for lane in self._lanes.values():
             lane.offsets.reverse()
             self._enter_next(lane)
