@@ -6452,10 +6452,13 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
         try:
             if fields := parse_job_line(line, store.home.now()):
                 job, _ = enqueue_job(store, merge_fields(options, fields))
-                _done(store, [job.id], f"job {job.id} is in the queue.")
+                _keep_made(f"job {job.id} is in the queue.")
+                store.sync()  # a fold for each line would take ten times as long
+                click.echo(job.id)
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
             _say(f"Error: In line {number}: {error}")
+    store.settle()
     return code
 
 
