@@ -3717,8 +3717,7 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
 
 # -- Looking
 
-RECENT_MAX = 10_000  # a shell is offered ids of the jobs that arrived last
-COMPLETED_MAX = 100  # and so many of them
+RECENT_MAX = 1_000  # a shell is offered ids of the jobs that arrived last
 
 
 def status(store: Store) -> dict[str, Any]:
@@ -3834,8 +3833,7 @@ def why_waiting(store: Store, job: Job) -> str | None:
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
     """The ids that a shell is offered: of the newest jobs in those states, those that begin so."""
     newest = itertools.islice(store.jobs(reverse=True, states=states), RECENT_MAX)
-    ids = [job.id for job in newest if job.id.startswith(prefix)]
-    return ids[:COMPLETED_MAX]
+    return [job.id for job in newest if job.id.startswith(prefix)]
 
 
 def run_of_attempt(job: Job, attempt: int) -> int:

@@ -115,10 +115,9 @@ def test_the_home_on_the_line_is_the_one_that_is_looked_at(process, queue, tmp_p
 def test_a_completion_looks_at_a_bounded_number_of_records(run, home, monkeypatch):
     run("enqueue", "--file", "-", input="".join(f'{{"id": "job{n}", "command": "true"}}\n' for n in range(30)))
     monkeypatch.setattr(q, "RECENT_MAX", 10)
-    monkeypatch.setattr(q, "COMPLETED_MAX", 3)
     store = q.open_store(str(home), print)
     store.read()
-    assert q.newest_ids(store, "", ("pending",)) == ["job29", "job28", "job27"]
+    assert q.newest_ids(store, "", ("pending",)) == [f"job{n}" for n in range(29, 19, -1)]
     assert q.newest_ids(store, "job20", ("pending",)) == ["job20"]
     assert q.newest_ids(store, "job1", ("pending",)) == q.newest_ids(store, "", ("dead",)) == []
     store.close()
