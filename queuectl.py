@@ -4398,7 +4398,7 @@ class Executor:
                 with contextlib.suppress(OSError):
                     os.set_inheritable(int(name), int(name) <= 2)
         self._env = dict(base_env)
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._null = os.open(os.devnull, os.O_RDONLY)
         self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
         self._spawn = _find_spawn()
         self.starting: set[int] = set()  # the slots whose command has not begun yet
@@ -4662,7 +4662,7 @@ def _ancestors() -> set[int]:
 def _is_log_held(path: str) -> bool:
     """Whether some process holds that log open as its output: it then shares the log's lock."""
     try:
-        with opened(path, _READ_LOG) as fd:
+        with opened(path, _READ) as fd:
             if not lock_descriptor(fd, blocking=False):
                 return True
             unlock_descriptor(fd)
@@ -4691,8 +4691,7 @@ def _writes_to(pid: int, path: str) -> bool:
 # itself (`truncate -s 1G /dev/stdout`) reads as zeros, but those before the first data count as
 # left out.
 
-_READ_LOG = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND_LOG = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND_LOG = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW
 LOG_FOLDERS = 256
 _PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
@@ -4891,7 +4890,7 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     An offset beyond what was asked for, or read before, says that the output between was left out;
     the reading then goes on at the next line. A log that was truncated is read from its beginning.
     """
-    with contextlib.suppress(FileNotFoundError), opened(path, _READ_LOG) as fd:
+    with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
         end = os.fstat(fd).st_size  # a command may print faster than anybody reads
         start = start if start <= end else 0
         was_left_out = False
@@ -4909,7 +4908,7 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 def tail_start(path: str, lines: int) -> int:
     """The offset at which the last `lines` lines of a log begin; 0 where it holds no more."""
-    with contextlib.suppress(FileNotFoundError), opened(path, _READ_LOG) as fd:
+    with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
         size, first = os.fstat(fd).st_size, _first_data(fd)
         if lines == 0:
             return size
