@@ -4954,12 +4954,11 @@ def open_standard_descriptors() -> None:
 
     Python has no stream for a descriptor that was closed when it started, so it starts again.
     """
-    was_closed = False
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+    fd = os.open(os.devnull, os.O_RDWR)
+    if fd > 2:
+        os.close(fd)
+    else:
         os.set_inheritable(fd, True)
-        was_closed = True
-    os.close(fd)
-    if was_closed:
         os.execv(sys.executable, sys.orig_argv)
 
 
@@ -6621,11 +6620,8 @@ def _other_screen() -> Iterator[None]:
     import termios
     import tty
 
-    def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     mode = termios.tcgetattr(0)
     try:
