@@ -3191,9 +3191,9 @@ def open_store(
 
 
 # ======== 7. OPERATIONS ========
-# What can be done to a queue: one function, one transaction each. It decides with JOBS, writes with
-# STORE, and may use `random` for the jitter. It knows neither Click nor processes, and it never
-# sleeps.
+# What can be done to a queue: each change is one function and one transaction, and a look changes
+# nothing. It decides with JOBS and CLAIM ORDER, writes with STORE, and may use `random` for the
+# jitter. It knows neither Click nor processes, and it never sleeps.
 #
 # O1  One operation, one transaction.
 # O2  A refused operation changes nothing: every id is looked at before the first job is changed.
@@ -3201,11 +3201,11 @@ def open_store(
 
 
 def enqueue_job(store: Store, fields: Mapping[str, Any]) -> tuple[Job, bool]:
-    """Add one job, or find the active one that holds its unique key; the job, and whether it was
+    """Add one job, unless an active job holds its unique key. Gives the job, and whether it was
     there before. Refuses a taken id, and a parent that is not there. A job that needs a dead one is
     dead from the start."""
     bulk = Bulk(store, keep_records=True)
-    line = bulk.encode_job(fields)
+    line = bulk.encode_fields(fields)
     store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
     store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
@@ -3219,16 +3219,16 @@ def enqueue_bulk(
     keep_records: bool,
     unit: str = "line",
 ) -> Bulk:
-    """Add one job per line (a line's bytes, or an object in JSON), all or nothing; an error names
-    the number of the `unit`.
+    """Add one job per line (a line's bytes, or a JSON object), all or nothing. An error says which
+    line is wrong, as `unit` and number.
 
-    Every line is checked and encoded before the lock is taken. `options` are the fields of every
-    line that does not say otherwise, `cwd` always among them.
+    Every line is checked and encoded before the lock is taken. `options` has the fields that a line
+    may leave out, and always `cwd`.
     """
     bulk = Bulk(store, keep_records)
     raws = list(bulk.encode(lines, options, unit))
     size = sum(map(len, raws))
-    may_fold = not bulk.parents  # else a job may be dead at once, and belong in dlq.json
+    may_fold = not bulk.parents  # a job with parents may be dead at once, and belong in dlq.json
     try:
         store.add_bulk(size, may_fold, functools.partial(bulk.number, raws))
     except Refused as error:
@@ -3237,16 +3237,17 @@ def enqueue_bulk(
     return bulk
 
 
+# How the record of a new job without a unique key begins, and the same before it has id and seq.
 _HEAD = b'{"id": "%s", "state": "pending", "seq": %d, "command": '
-_NO_HEAD = _HEAD % (b"", 0)
+_BLANK_HEAD = _HEAD % (b"", 0)
 
 
 class Bulk:
     """New jobs on their way into the queue: encoded without the lock, numbered under it.
 
-    line     the number of the line that is numbered now, for an error
-    ids      for each line the id of its job; a unique key may name one that was there before
-    records  if they are kept: for each line the record of its job, and whether it was there before
+    line     which line `number` is at, for an error
+    ids      the id of each line's job; a job that was there before if it holds the unique key
+    records  if they are kept: the record of each line's job, and whether it was there before
     parents  the ids of the jobs that some line comes after
     """
 
@@ -3259,23 +3260,23 @@ class Bulk:
         self._keep_records = keep_records
         self._config = store.home.config()
         self._now = store.home.now()
-        self._given: set[str] = set()  # ids
-        self._keys: set[str] = set()
+        self._given: set[str] = set()  # the ids of the lines, "" for a line without one
+        self._keys: set[str] = set()  # their unique keys, "" likewise
 
     def encode(
         self, lines: Iterable[Any], options: Mapping[str, Any], unit: str
     ) -> Iterator[bytes]:
-        """For each line the record of its job, or nothing."""
+        """The record of each line's job; b"" for a blank line or a comment."""
         for number, line in enumerate(lines, 1):
             try:
                 parse = parse_job_line if isinstance(line, bytes) else parse_spec
                 fields = parse(line, self._now)
             except BadValue as error:
                 raise BadValue(f"In {unit} {number}: {error}") from None
-            yield self.encode_job(merge_fields(options, fields)) if fields else b""
+            yield self.encode_fields(merge_fields(options, fields)) if fields else b""
 
-    def encode_job(self, fields: Mapping[str, Any]) -> bytes:
-        """The record of a new job, without its `seq`, and without an id where none is given."""
+    def encode_fields(self, fields: Mapping[str, Any]) -> bytes:
+        """The record of a new job. Its `seq` is 0, and its id is empty unless one is given."""
         job = new_job(fields, self._config, self._now)
         self._given.add(job.id)
         self._keys.add(job.unique or "")
@@ -3283,23 +3284,24 @@ class Bulk:
         return encode_job(job)
 
     def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
-        """The new records, with id and seq. Parents that only the arrays have come first, so that
-        no worker has to search the arrays for them. Under the lock."""
+        """The new records, with id and seq. Before them it gives the records of parents that the
+        journal does not hold: once they are in it, no worker searches the arrays for them. Under
+        the lock."""
         ms = int(instant_s(now) * 1000)
         yield from self._look_up()
         for self.line, raw in enumerate(lines, 1):
             if not raw:
                 continue
             is_new = True
-            if raw.startswith(_NO_HEAD) and _AFTER not in raw:
+            if raw.startswith(_BLANK_HEAD) and _AFTER not in raw:
                 id = make_id(ms, n + 1)
-                raw = _HEAD % (id.encode(), n + 1) + raw.removeprefix(_NO_HEAD)
+                raw = _HEAD % (id.encode(), n + 1) + raw.removeprefix(_BLANK_HEAD)
             else:
                 job = trust_job(raw)
                 holder = self._holders.get(job.unique or "")
                 is_new = holder is None
-                made = job._replace(id=job.id or make_id(ms, n + 1), seq=n + 1)
-                job = holder or self._admit(made)
+                new = job._replace(id=job.id or make_id(ms, n + 1), seq=n + 1)
+                job = holder or self._admit(new)
                 id, raw = job.id, encode_job(job)
             if is_new:
                 n += 1
@@ -3309,9 +3311,10 @@ class Bulk:
                 self.records.append((raw, not is_new))
 
     def _look_up(self) -> Iterator[bytes]:
-        """Find the jobs that the lines name; gives the records that must be put again."""
+        """Find the jobs that the lines name, for `_admit`; gives the records of the parents that
+        the journal does not hold."""
         store = self._store
-        store.home.config()  # a first start has made it: read it while nothing is stored yet
+        store.home.config()  # a first start has just written it; a bad one must stop us here
         self._holders = store.holders(self._keys - {""})
         named = store.find_jobs((self._given | self.parents) - {""})
         self._states = {id: job.state for id, job in named.items()}
@@ -3320,8 +3323,8 @@ class Bulk:
                 yield encode_job(named[id])
 
     def _admit(self, job: Job) -> Job:
-        """A new job that has an id, a key or parents; dead where one that it needs is. Refuses a
-        taken id, and a parent that is not there."""
+        """Register a new job that has an id, a key or parents, for the lines after it. The job is
+        dead if one that it needs is dead. Refuses a taken id, and a parent that is not there."""
         if job.id in self._states:
             raise Refused(
                 f"Job '{job.id}' is there already. Nothing was added. Give another id, or leave "
@@ -3330,9 +3333,9 @@ class Bulk:
         for parent in parents_of(job):
             if parent not in self._states:
                 raise Refused(
-                    f"There is no job '{parent}' to come after; only a job that is there, or "
-                    "stands in an earlier line, can be named. Nothing was added. See them all "
-                    "with: queuectl list."
+                    f"There is no job '{parent}' to come after. Name a job that is in the queue, "
+                    "or one of an earlier line. Nothing was added. See them all with: "
+                    "queuectl list."
                 )
         dead = [parent for parent in needed_by(job) if self._states[parent] == "dead"]
         if dead:
@@ -3344,9 +3347,9 @@ class Bulk:
 
 
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
-    """The fields of a new job from one line: a JSON object, else a command; None for a blank line
-    or a `#` comment."""
-    # What is not UTF-8 is refused with its field.
+    """The fields of a new job from one line, which is a JSON object or a command. None for a blank
+    line or a `#` comment."""
+    # The check of a field refuses bytes that are not UTF-8, and names the field.
     text = line.decode("utf-8", "surrogateescape").strip()
     if not text or text[0] == "#":
         return None
@@ -3356,26 +3359,24 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     return {"command": parse_command(text, "command")}
 
 
-def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own fields over those given for all. A job's own `run_at` or `delay` takes the
-    place of either."""
-    if fields.keys() & {"run_at", "delay"}:
-        options = {name: options[name] for name in options if name not in ("run_at", "delay")}
-    return {**options, **fields}
+def merge_fields(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's fields: its own, and the defaults for the rest. A job with a `run_at` or a `delay` of
+    its own gets neither from the defaults."""
+    if own.keys() & {"run_at", "delay"}:
+        defaults = {name: defaults[name] for name in defaults if name not in ("run_at", "delay")}
+    return {**defaults, **own}
 
 
 # -- Claim, report, recover: what workers do
 
 
 class Turn(NamedTuple):
-    """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed,
-    the hooks to run (they come first, so nothing is claimed then), and whether the report may have
-    left other workers a job to claim."""
+    """What a slot's turn at the queue gave."""
 
-    reported: Job | None
-    claimed: Job | None
-    hooks: Mapping[str, str]
-    frees: bool
+    reported: Job | None  # as its report left it
+    claimed: Job | None  # none while there are hooks, which run first
+    hooks: Mapping[str, str]  # their commands, by name
+    frees: bool  # whether the report may have given other slots a job to claim
 
 
 def take_turn(
@@ -3388,8 +3389,8 @@ def take_turn(
 ) -> Turn:
     """Report the attempt that ended and claim the next job, in one transaction.
 
-    A report that the record does not expect (O3) is dropped: the job was recovered, or the queue
-    replaced. A job that the report frees is claimed in the next turn.
+    A report is dropped if the record names another run (O3): the job was recovered, or the queue
+    was replaced. A job that the report frees can be claimed from the next turn on.
     """
     reported = claimed = None
     hooks: Mapping[str, str] = {}
@@ -3398,8 +3399,8 @@ def take_turn(
         done_id = done[0].id if done is not None else ""
         for held in list(store.processing.values()):
             if (held.worker, held.slot) == (worker, slot) and held.id != done_id:
-                # The claim was written and its sync failed. A slot that takes its turn runs
-                # nothing.
+                # This slot runs nothing: its claim of that job was stored, but then failed (the
+                # sync, or a fault of ours), so the command was not started or was ended.
                 outcome = Outcome("handed_back", reason="its claim failed")
                 change.put(held, give_back(held, outcome, change.now))
         if done is not None:
@@ -3421,25 +3422,32 @@ def take_turn(
     return Turn(reported, claimed, hooks, frees)
 
 
+def _is_run(job: Job, run: Job) -> bool:
+    """Whether the job is still in that run (O3). If another job has its id by now, that one has
+    another `seq`."""
+    same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
+    return same and job.state == "processing"
+
+
 def _may_free(store: Store, job: Job, config: Config) -> bool:
-    """Whether others may have a job to claim now: a follower of this one, or one with a limited
-    tag."""
+    """Whether other slots may have a job to claim now: a follower of this one, or a job with the
+    same limited tag."""
     if not config.limits.keys().isdisjoint(job.tags or ()):
         return True
     return job.state in OVER and is_needed(store, job.id, job.seq)
 
 
 def waiting_times(store: Store) -> tuple[str | None, str | None]:
-    """When the oldest job that could start was created, and the next time that a job waits for. The
-    store was read; a worker, whose threads share it, holds the lock."""
+    """When the oldest job that could start was created, and the next time that a job waits for.
+    Call it after a look; in a worker, whose threads share the store, under the lock."""
     now = store.home.now()
     order = claim_order(store, now)
     return order.oldest(now), order.next_run_at()
 
 
 def is_drained(store: Store, only: TagFilter) -> bool:
-    """Whether nothing that fits is pending, processing (in any worker) or waiting for a retry or a
-    delay. Under the lock."""
+    """Whether no job that the filter takes is pending, processing (in any worker) or waiting for a
+    retry or a delay. Under the lock."""
     now = store.home.now()
     order = claim_order(store, now, only)
     is_running = any(only.takes(job.tags) for job in store.processing.values())
@@ -3447,40 +3455,51 @@ def is_drained(store: Store, only: TagFilter) -> bool:
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
-    """Whether a job that fits died since then, other than by being cancelled."""
+    """Whether a job that the filter takes died since then, other than by being cancelled."""
     dead = (job for job in store.jobs(states=("dead",)) if only.takes(job.tags))
     ends = [job.finished_at for job in dead if job.cancelled_at is None]
     return max(filter(None, ends), default="") >= instant
 
 
-def _is_run(job: Job, run: Job) -> bool:
-    """Whether the job is still in that run (O3). Another job that was given its id since has
-    another `seq`."""
-    same = (job.worker, job.runs, job.seq) == (run.worker, run.runs, run.seq)
-    return same and job.state == "processing"
-
-
-def recover(store: Store, orphan: Job, excused: bool) -> Job | None:
-    """Take back the job of a dead worker when nothing of its run lives any more. None if the job is
-    in another run, or over."""
-    with _change(store) as change:
-        job = change.job(orphan.id)
-        if job is None or not _is_run(job, orphan):
+def recover(store: Store, run: Job, excused: bool) -> Job | None:
+    """Take back a job of a dead worker, once nothing of its run lives any more. `run` is the job
+    as that worker held it. None if the job is in another run, or over."""
+    with _waking_transaction(store) as change:
+        job = change.job(run.id)
+        if job is None or not _is_run(job, run):
             return None
         return change.put(job, recover_job(job, excused, change.now))
 
 
 @contextlib.contextmanager
-def _change(store: Store) -> Iterator[Transaction]:
-    """A transaction of which the workers are told."""
+def _waking_transaction(store: Store) -> Iterator[Transaction]:
+    """A transaction that wakes every worker once it is stored."""
     with store.transaction() as change:
         yield change
     store.home.wake_workers()
 
 
-# -- What people do to jobs
+PURGE_JOBS = 10_000  # a worker deletes at most so many in one transaction
 
-PURGE_JOBS = 10_000  # are deleted by a worker in one transaction
+
+def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
+    """Delete jobs that were completed by then and that no waiting one comes after, at most
+    PURGE_JOBS. They are looked for in jobs.json without the lock."""
+    with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
+        old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
+        ids = list(itertools.islice(old, PURGE_JOBS))
+    with store.transaction(most_s=most_s) as change:
+        gone = []
+        for job in store.find_jobs(ids).values():
+            # An id may be another job's by now.
+            is_old = job.state == "completed" and job.updated_at <= instant
+            if is_old and not is_needed(store, job.id, job.seq):
+                gone.append(job)
+                change.delete(job)
+    return gone
+
+
+# -- What people do to jobs
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -3495,16 +3514,22 @@ def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     return [found[id] for id in dict.fromkeys(ids)]
 
 
+def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
+    """Whether id or command holds the text (in any case), and the job has one of the tags."""
+    has_tag = not tags or not set(tags).isdisjoint(job.tags or ())
+    return has_tag and (text or "").lower() in f"{job.id}\0{job.command}".lower()
+
+
 def _refusal(id: str, why: str, hint: str = "") -> Refused:
     hint = hint or f"See it with: queuectl show {id}."
     return Refused(f"Job '{id}' {why}. Nothing was changed. {hint}")
 
 
 def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Waiting jobs die, and with them the jobs that need them. Running ones are marked, and stopped
-    by the worker that runs them. Refuses jobs that are over. Gives these jobs, and after each the
+    """Cancel jobs: a waiting one dies, and with it the jobs that need it; a running one is marked,
+    and its worker ends it. Refuses jobs that are over. Gives these jobs, and after each one the
     others that died."""
-    with _change(store) as change:
+    with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state in OVER:
                 raise _refusal(job.id, f"is {job.state} already and cannot be cancelled")
@@ -3513,10 +3538,10 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Failed jobs are due now; dead ones are revived, with those that died because of them. Refuses
+    """Make failed jobs due now, and revive dead ones with those that died because of them. Refuses
     all others."""
     out, dead = [], []
-    with _change(store) as change:
+    with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state == "failed":
                 out.append(change.put(job, retry_now(job, change.now)))
@@ -3528,23 +3553,23 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
-    """Waiting jobs with these fields changed (`edit_job`). Refuses all others."""
+    """Change these fields of waiting jobs (`edit_job`). Refuses all others."""
     out = []
-    with _change(store) as change:
+    with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
                 why = f"is {job.state}; only a pending or failed job can be edited"
-                hint = f"Change it on its way back: queuectl dlq retry {job.id}."
+                hint = f"Change it as you bring it back: queuectl dlq retry {job.id}."
                 raise _refusal(job.id, why, hint if job.state == "dead" else "")
             out.append(change.put(job, edit_job(job, changes, change.now)))
     return out
 
 
 def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """A new job like each of these, whatever its state; gives the new ones. They have the same
-    unique key, as a revived job has: an enqueue with that key finds one that is active."""
+    """Add a new job like each of these, whatever its state; gives the new ones. A new job keeps the
+    unique key, so two active jobs may have it; an enqueue with that key finds one of them."""
     out = []
-    with _change(store) as change:
+    with _waking_transaction(store) as change:
         ms = int(instant_s(change.now) * 1000)
         for seq, job in enumerate(find_all(store, ids), store.n + 1):
             parents = store.find_jobs(parents_of(job)).values()
@@ -3569,8 +3594,8 @@ def revive_jobs(
 ) -> list[Job]:
     """Bring dead letters back: pending, attempts at zero, with these fields changed. The jobs that
     died only because of them come back too. Refuses a job that is not dead, or that needs one that
-    stays dead. `spread_s` lets them start evenly over that time."""
-    with _change(store) as change:
+    stays dead. `spread_s` spreads their starts evenly over that time."""
+    with _waking_transaction(store) as change:
         jobs = [check_dead(job) for job in find_all(store, ids)]
         return _revive(change, jobs, changes or {}, spread_s, refuses=True)
 
@@ -3582,9 +3607,9 @@ def revive_all(
     changes: Mapping[str, Any],
     spread_s: float | None,
 ) -> list[Job]:
-    """As `revive_jobs`, every dead letter that matches and needs none that stays dead. Cancelled
-    ones come only if asked for, since somebody did not want them."""
-    with _change(store) as change:
+    """As `revive_jobs`, for every dead letter that matches and needs none that stays dead. Somebody
+    did not want the cancelled ones: they stay unless `cancelled` asks for them."""
+    with _waking_transaction(store) as change:
         chosen = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
         if not cancelled:
             chosen = [job for job in chosen if job.cancelled_at is None]
@@ -3598,23 +3623,23 @@ def _revive(
     spread_s: float | None,
     refuses: bool,
 ) -> list[Job]:
-    """Revive these dead letters with these changes, and those that died only because of them. A job
-    that needs one that stays dead is refused, or left out."""
+    """Revive these dead letters with these changes, and unchanged those that died only because of
+    them. A job that needs one that stays dead is refused, or stays dead too."""
     chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
     revived: dict[str, Job] = {}
-    stays: set[str] = set()
+    left_dead: set[str] = set()
     for job in change.store.jobs(states=("dead",)):  # parents come first (J5)
         is_chosen, needed = job.id in chosen, needed_by(job)
-        dead = stays.intersection(needed)
+        dead = left_dead.intersection(needed)
         if dead and refuses and is_chosen:
             parent = min(dead)
             why = f"comes after '{parent}', which is dead"
-            hint = "Bring that one back, and this one comes with it if it died for nothing else"
+            hint = "Bring that one back; this one comes back too if it died for no other reason"
             raise _refusal(job.id, why, f"{hint}: queuectl dlq retry {parent}.")
-        died_with_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
-        if dead or not (is_chosen or died_with_one):
-            stays.add(job.id)
+        died_of_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        if dead or not (is_chosen or died_of_one):
+            left_dead.add(job.id)
             continue
         new = revive_job(job, change.now)
         if is_chosen and spread_s:
@@ -3627,8 +3652,8 @@ def _revive(
 
 
 class Purged(NamedTuple):
-    """The jobs that a purge deletes, and those that it keeps because a waiting job comes after
-    them."""
+    """What a purge does: the jobs that it deletes, and those that it keeps because a waiting job
+    comes after them."""
 
     gone: list[Job]
     kept: list[Job]
@@ -3637,7 +3662,7 @@ class Purged(NamedTuple):
 def choose_purged(
     store: Store, states: Collection[str], over_for_s: float | None, now: str
 ) -> Purged:
-    """What a purge would do with the jobs in those states that have been over for so long."""
+    """What a purge would do now with the jobs in those states that have been over for so long."""
     purged = Purged([], [])
     latest = "9999" if over_for_s is None else add_seconds(now, -over_for_s)
     for job in store.jobs(states=states):
@@ -3669,42 +3694,12 @@ def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
     return purged
 
 
-def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
-    """Those of these jobs that are over, or (None) that are not there any more."""
-    jobs = store.find_jobs(ids)
-    found = {id: jobs.get(id) for id in ids}
-    return {id: job for id, job in found.items() if job is None or job.state in OVER}
-
-
-def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
-    """Delete jobs that were completed by then and that no waiting one comes after, at most
-    PURGE_JOBS. They are looked for in jobs.json without the lock."""
-    with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
-        old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
-        ids = list(itertools.islice(old, PURGE_JOBS))
-    with store.transaction(most_s=most_s) as change:
-        gone = []
-        for job in store.find_jobs(ids).values():
-            # An id may be another job's by now.
-            is_old = job.state == "completed" and job.updated_at <= instant
-            if is_old and not is_needed(store, job.id, job.seq):
-                gone.append(job)
-                change.delete(job)
-    return gone
-
-
-def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
-    """Whether id or command holds the text (in any case), and the job has one of the tags."""
-    has_tag = not tags or not set(tags).isdisjoint(job.tags or ())
-    return has_tag and (text or "").lower() in f"{job.id}\0{job.command}".lower()
-
-
 # -- Settings
 
 
 def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]:
-    """Change one setting (None: back to its default); its key, and its new value as stored. Raises
-    BadValue before anything is written."""
+    """Change one setting (None: back to its default). Gives its key, and its new value as stored.
+    Raises BadValue before anything is written."""
     key = known_setting(name)
     default, check = SETTINGS[key]
     value = default if text is None else setting_from_text(key, text)
@@ -3717,15 +3712,13 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
 
 # -- Looking
 
-RECENT_MAX = 1_000  # a shell is offered ids of the jobs that arrived last
-
 
 def status(store: Store) -> dict[str, Any]:
-    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue
-    is not read: the worker's file says what waits."""
+    """Counts, workers, what waits longest, the next retry, settings. If a worker lives, no record
+    is read: the worker's file says what waits."""
     store.read(light=True)
     now_s, workers = store.home.clock(), store.home.live_workers()
-    oldest, next_run_at = _waiting_times(store, workers)
+    oldest, next_run_at = _known_waiting_times(store, workers)
     waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
     return {
         "jobs": dict(zip(STATES, store.counts, strict=True)),
@@ -3738,8 +3731,10 @@ def status(store: Store) -> dict[str, Any]:
     }
 
 
-def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | None, str | None]:
-    """As `waiting_times`: from a worker's file if there is one, else from the queue."""
+def _known_waiting_times(
+    store: Store, workers: Sequence[WorkerInfo]
+) -> tuple[str | None, str | None]:
+    """As `waiting_times`, but from a worker's file if one of them says it."""
     if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
         return None, None
     for info in workers:
@@ -3750,13 +3745,13 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
 
 
 RATES_MAX = 50  # so many columns fit beside the throughput
-FAILURES_MAX = 200  # the last failures are those among so many dead letters, the newest
+FAILURES_MAX = 200  # so many dead letters, those that arrived last, are sorted by when they died
 
 
 def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
     """What the live screen shows, look after look: `status` as it is now, with what runs, what died
-    last (newest first), and how many jobs a second completed between two looks. The store is read
-    once; a later look reads what has changed."""
+    last (newest first), and how many jobs a second completed between two looks. The first look
+    reads the whole queue, a later one only what has changed."""
     failed: list[Job] = []
     rates = collections.deque[float](maxlen=RATES_MAX)
     last_s, before = 0.0, math.inf
@@ -3800,7 +3795,7 @@ def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
 
 
 def why_waiting(store: Store, job: Job) -> str | None:
-    """Why a job that is not over does not run, or who runs it; None where it is over."""
+    """Why a job does not run, or who runs it; None for a job that is over."""
     if job.state in OVER:
         return None
     workers = store.home.live_workers()
@@ -3810,12 +3805,12 @@ def why_waiting(store: Store, job: Job) -> str | None:
             return f"{held}, which is dead; the next live worker takes the job back"
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
-    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
-    going = [parent.id for parent in earlier if parent.state not in OVER]
-    if going:
-        more = f" and {len(going) - 3} more" if len(going) > 3 else ""
-        noun = "job" if len(going) == 1 else "jobs"
-        return f"waiting for {noun} {', '.join(going[:3])}{more}"
+    earlier = [parent for parent in parents if parent.seq < job.seq]  # a later one is another (J5)
+    not_over = [parent.id for parent in earlier if parent.state not in OVER]
+    if not_over:
+        more = f" and {len(not_over) - 3} more" if len(not_over) > 3 else ""
+        noun = "job" if len(not_over) == 1 else "jobs"
+        return f"waiting for {noun} {', '.join(not_over[:3])}{more}"
     now, config = store.home.now(), store.home.config()
     if not is_ready(job, now, config.backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
@@ -3828,6 +3823,9 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return f"a worker has trouble: {trouble}"
     used_up = full_tags(config.limits, store.processing.values()).intersection(job.tags or ())
     return f"the limit of tag {min(used_up)} is used up" if used_up else "waiting for a free slot"
+
+
+RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived last
 
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
@@ -3850,9 +3848,16 @@ def run_of_attempt(job: Job, attempt: int) -> int:
     return int(max(runs))
 
 
+def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
+    """Those of these jobs that are over; None for one that was purged."""
+    jobs = store.find_jobs(ids)
+    found = {id: jobs.get(id) for id in ids}
+    return {id: job for id, job in found.items() if job is None or job.state in OVER}
+
+
 def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
-    """What `wait` exits with: the code of the single job, or whether all completed (a purged job,
-    None, did not)."""
+    """The exit code of `wait`: the job's own if a single one was named, else 0 if all completed and
+    1 if not. A purged job (None) did not complete."""
     if {job and job.state for job in jobs} <= {"completed"}:
         return 0
     job = jobs[0] if single else None
@@ -3862,7 +3867,7 @@ def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
 
 
 def ended_view(id: str, job: Job | None, is_over: bool) -> dict[str, Any]:
-    """How `wait --json` shows one job; None is one that was purged, or that is not over."""
+    """How `wait --json` shows one job; None for one that was purged, or that is not over."""
     if job is None:
         return {"id": id, "state": "purged" if is_over else None}
     names = ("id", "state", "attempts", "outcome", "exit_code", "signal", "reason", "finished_at")
@@ -3877,7 +3882,8 @@ GROUPS_MAX = 1_000  # of `--by`; later ones are counted together
 
 
 class Tally:
-    """What came of some jobs: of those that ended since an instant, and of their attempts."""
+    """The figures of some jobs: how those ended that ended since an instant, and how long their
+    attempts waited and ran."""
 
     COUNTS = ("completed", "failed_attempts", "dead", "cancelled")
 
@@ -3895,7 +3901,7 @@ class Tally:
             with contextlib.suppress(LookupError, ValueError, TypeError):
                 if entry["finished_at"] >= self._since:
                     failed += self._add_attempt(entry, job.created_at)
-        if not self._since:
+        if not self._since:  # the attempts that the history has forgotten count too
             failed = max(failed, job.attempts - (job.state in ("completed", "processing")))
         self._counts["failed_attempts"] += failed
         if job.finished_at is not None and job.finished_at >= self._since:
@@ -3903,7 +3909,7 @@ class Tally:
             self._counts["cancelled"] += job.cancelled_at is not None
 
     def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
-        """Count an attempt; whether it failed. Times are not negative: a clock may be set back."""
+        """Count an attempt; whether it failed. A clock that was set back makes no time negative."""
         start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
         self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
         if entry.get("run") == 1:
@@ -3929,7 +3935,7 @@ class Tally:
 
 def _times_view(times: Sequence[float]) -> dict[str, Any]:
     """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ...,
-    {"le": null, ...}]}`; a bar counts what is at most `le` and above the bar before."""
+    {"le": null, ...}]}`; a bar counts the times up to its `le` and above that of the bar before."""
     view: dict[str, Any] = {"count": len(times), "sum": round(sum(times), 3)}
     for name, share in QUANTILES.items():
         view[name] = round(times[math.ceil(share * len(times)) - 1], 3) if times else None
@@ -3942,8 +3948,8 @@ def _times_view(times: Sequence[float]) -> dict[str, Any]:
 
 
 def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
-    """What ended (in the last `since_s` seconds), counted job by job; if asked for, by `tag` or
-    `command` too."""
+    """The figures of what ended (in the last `since_s` seconds), and if asked for also those of
+    each tag or command."""
     store.read()
     now = store.home.now()
     since = "" if since_s is None else add_seconds(now, -since_s)
@@ -3965,11 +3971,12 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     }
     if by:
         views = [{by: name, **tally.view()} for name, tally in groups.items()]
-        out |= {"by": by, "groups": sorted(filter(_size, views), key=_size, reverse=True)}
+        out |= {"by": by, "groups": sorted(filter(_ended_in, views), key=_ended_in, reverse=True)}
     return out
 
 
-def _size(view: Mapping[str, Any]) -> int:
+def _ended_in(view: Mapping[str, Any]) -> int:
+    """How much ended in a group; one in which nothing did is left out."""
     return int(view["completed"] + view["failed_attempts"] + view["dead"])
 
 
