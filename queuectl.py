@@ -3982,16 +3982,16 @@ def _ended_in(view: Mapping[str, Any]) -> int:
 
 # ======== 8. DAMAGE ========
 # What `doctor` finds and repairs: it examines a home, and writes it anew from what is whole. It
-# reads STORE's files itself, since a store refuses to open what is damaged, and touches nothing in
-# a home that is not damaged.
+# reads STORE's files itself, since a store refuses to open what is damaged. It changes nothing in a
+# home that is not damaged.
 #
 # D1  Every file is copied aside before it is replaced.
-# D2  What a damaged line says is judged by `doubt_job`: the command that stands there may not be
-#     the one that was given.
+# D2  A job that stands in a damaged line goes through `doubt_job`: its command may not be the one
+#     that was given.
 # D3  A job that comes after a lost one does not run by itself.
 
 NAMED_MAX = 20  # ids that a sentence names
-_NO_JOURNAL = "what changed since the arrays were written"
+_JOURNAL_HELD = "what changed since the arrays were written"
 
 
 def examine(store: Store) -> list[str]:
@@ -3999,7 +3999,7 @@ def examine(store: Store) -> list[str]:
     problems: list[str] = []
     try:
         if store.home.check():
-            store.home.keeps_settings = True
+            store.home.keeps_settings = True  # a bad config.json must not hide the rest
             problems += filter(None, [store.home.read_settings()])
             try:
                 store.read()
@@ -4012,13 +4012,13 @@ def examine(store: Store) -> list[str]:
 
 
 def _examine_files(store: Store) -> Iterator[str]:
-    """What the journal's end and the arrays' bytes show, after a look."""
+    """What is wrong with the journal's end and the bytes of the arrays. After a look."""
     journal = store.journal
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
     was_used = store.records and os.path.exists(store.home.lock_path)
     if journal is None and was_used:
-        yield f"'{store.journal_path}' is missing: {_NO_JOURNAL} is lost."
+        yield f"'{store.journal_path}' is missing: {_JOURNAL_HELD} is lost."
     for name, snapshot in store.snapshots.items():
         if not snapshot.is_edited and snapshot.crc() != snapshot.mark.crc:
             yield f"'{snapshot.path}' does not hold the bytes that were written (bad disk?)."
@@ -4028,8 +4028,8 @@ def _examine_files(store: Store) -> Iterator[str]:
 
 
 def _examine_jobs(store: Store) -> Iterator[str]:
-    """Each job stands in one place and in order, its fields fit its state, and the counts are
-    true."""
+    """What is wrong with the jobs: each must stand in one place and in order, its fields must fit
+    its state, and the counts must be true."""
     counts = [0] * len(STATES)
     seen: set[str] = set()
     dead: set[str] = set()
@@ -4065,7 +4065,7 @@ def _miscounted(said: Sequence[int], found: Sequence[int]) -> str:
 class Salvage:
     """What is whole in the files of a home, however damaged they are.
 
-    jobs      by id
+    jobs      those that can be kept, by id
     problems  a sentence for everything that is not whole
     lost      what is lost, in words; empty if nothing is
     """
@@ -4074,22 +4074,22 @@ class Salvage:
         self.jobs: dict[str, Job] = {}
         self.problems: list[str] = []
         self._store = store
-        self._named: dict[str, None] = {}  # the ids that stand in damaged pieces, in order
+        self._named: dict[str, None] = {}  # the ids that damaged pieces name, in order
         marks = {name: self._read_array(name, path) for name, path in store.paths.items()}
         counts = self._read_journal(marks)
-        self._end_who_follows_a_lost_one(store.home.now())
+        self._end_followers_of_lost_jobs(store.home.now())
         states = [job.state for job in self.jobs.values()]
         found = [states.count(state) for state in STATES]
         if counts and counts != found:
             self.problems.append(_miscounted(counts, found))
-        self.lost = _NO_JOURNAL if counts is None else ""
+        self.lost = _JOURNAL_HELD if counts is None else ""
         ids = [id for id in self._named if id not in self.jobs]
         if number := max(len(ids), sum(counts or ()) - sum(found)):
             names = f" ({', '.join(ids[:NAMED_MAX])})" if ids else ""
             self.lost = f"{number} {'job' if number == 1 else 'jobs'}{names}"
 
     def _read_array(self, name: str, path: str) -> Mark | None:
-        """Take the jobs that are whole in an array."""
+        """Take the jobs that are whole in an array; its mark, or None where it is missing."""
         try:
             data = bytes_of(path)
         except FileNotFoundError:
@@ -4121,20 +4121,21 @@ class Salvage:
         return mark
 
     def _add_damaged(self, problem: str, piece: str) -> None:
-        """Remember which jobs stand there. An `id` in the field `after` is another job's."""
+        """Note a problem, and the ids of the jobs that the damaged piece holds. An `id` in the
+        field `after` is another job's."""
         self.problems.append(problem)
         found = re.findall(r'"id": "([A-Za-z0-9._:-]+)"(?!, "any")', piece)
         self._named |= dict.fromkeys(found)
 
     def _read_journal(self, marks: Mapping[str, Mark | None]) -> list[int] | None:
-        """Apply the journal's whole lines to what the arrays hold, and judge the others; the counts
-        of the last whole line."""
+        """Apply the journal's whole lines to what the arrays hold, and judge the others. Gives the
+        counts of the last whole line; None where there is none."""
         path, counts = self._store.journal_path, None
         arrays, named = dict(self.jobs), dict(self._named)
         try:
             data = bytes_of(path)
         except FileNotFoundError:
-            self.problems.append(f"'{path}' is missing: {_NO_JOURNAL} is lost.")
+            self.problems.append(f"'{path}' is missing: {_JOURNAL_HELD} is lost.")
             return None
         for number, line in enumerate(data.split(b"\n"), 1):
             try:
@@ -4147,7 +4148,8 @@ class Salvage:
                 if "intent" not in rest:
                     self._apply(records_of(body), rest.get("del", ()))
                 elif Mark(*rest["intent"]["jobs"]) == marks["jobs"]:
-                    self.jobs, self._named = dict(arrays), dict(named)  # they hold all of the above
+                    # That fold was committed: the arrays hold all that the lines above say.
+                    self.jobs, self._named = dict(arrays), dict(named)
                 else:
                     continue  # the fold was not committed
                 counts = list(rest["counts"])
@@ -4173,9 +4175,9 @@ class Salvage:
                     self.jobs[job.id] = new
         self._add_damaged(problem, line.decode("utf-8", "replace"))
 
-    def _end_who_follows_a_lost_one(self, now: str) -> None:
-        """End the waiting jobs that come after one that is lost. Those that need a dead one end
-        when the arrays that `mend` writes are taken in, as after a hand edit."""
+    def _end_followers_of_lost_jobs(self, now: str) -> None:
+        """End the waiting jobs that come after a lost one (D3). The jobs that need these end later:
+        the store takes in the arrays that `mend` writes as it takes in a hand edit."""
         for job in list(self.jobs.values()):
             lost = [id for id in parents_of(job) if id not in self.jobs]
             if job.state in WAITING and lost:
@@ -4191,14 +4193,14 @@ class Salvage:
 def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     """Start and end of each JSON object in a damaged array, and of each stretch that is none."""
     between = re.compile(r"[\s,\[\]\ufeff]*")
-    following = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")|\Z')
+    next_object = re.compile(r'\n[ \t]*(?=\{)|(?=\{"id": ")|\Z')
     at = 0
-    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # always
+    while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # matches
         end = at
         with contextlib.suppress(ValueError, RecursionError):
             end = _read_json(text, at)[1] if text[at] == "{" else at
         if end == at:
-            end = following.search(text, at + 1).end()  # type: ignore[union-attr]  # always
+            end = next_object.search(text, at + 1).end()  # type: ignore[union-attr]  # \Z matches
         yield at, end
         at = end
 
@@ -4206,10 +4208,10 @@ def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
 def doubt_job(job: Job, known: Job | None, now: str) -> Job:
     """What becomes of a job in a damaged journal line. `known` is the job as whole lines have it.
 
-    The line may hold another command than the one that was given, so such a job never runs by
-    itself. The line's word that a job is over, or running, is taken: its processes may live, and
-    recovery looks for them. A waiting job that only this line holds becomes a dead letter, for a
-    person to look at.
+    The line may hold another command than the one that was given, so no job starts because of it. A
+    job that it calls over is over. One that it calls running is running: its processes may live,
+    and recovery looks for them; if only this line holds the job, it is cancelled then. A waiting
+    job that only this line holds becomes a dead letter, for a person to look at.
     """
     if job.state in OVER:
         return job
@@ -4225,8 +4227,9 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
 
 
 def mend(store: Store) -> tuple[list[str], str]:
-    """Write the home anew from what is whole in it. Gives the paths of copies of the files as they
-    were, and what is lost, in words. Refused while a worker lives: it has the queue in memory."""
+    """Write the home anew from what is whole in it. Gives the paths of the copies of its files as
+    they were, and what is lost, in words. Refused while a worker lives: it has the queue in
+    memory."""
     home = store.home
     home.keeps_settings = True
     has_settings = home.read_settings() is None
@@ -4256,7 +4259,7 @@ def mend(store: Store) -> tuple[list[str], str]:
 
 
 def _mend_settings(home: Home) -> None:
-    """Keep the settings that can be read in a damaged config.json, each by itself."""
+    """Write config.json anew, with each setting that can be read in the damaged one by itself."""
     text = ""
     with contextlib.suppress(FileNotFoundError):
         text = bytes_of(home.config_path).decode("utf-8", "replace")
