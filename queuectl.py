@@ -4902,7 +4902,8 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """
     with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
         end = os.fstat(fd).st_size  # a command may print faster than anybody reads
-        start = start if start <= end else 0
+        if start > end:
+            start = 0
         was_left_out = False
         while chunk := os.pread(fd, min(CHUNK_BYTES, max(0, end - start)), start):
             data_at = _first_data(fd)
@@ -5502,8 +5503,10 @@ class Worker:
         time limit; an attempt that began during a hand-back is ended."""
         if isinstance(attempt, Outcome):
             return attempt
-        row = {"job": job.id, "run": job.runs, "hook": hook}
-        row |= {"session": attempt.pid, "start": attempt.trace.start_s}
+        row = {
+            "job": job.id, "run": job.runs, "hook": hook,
+            "session": attempt.pid, "start": attempt.trace.start_s,
+        }  # fmt: skip
         self.file.write_row(slot, row)
         attempt.job_id = "" if hook else job.id
         if self.state == "handing back" or attempt.deadline < time.monotonic() + TICK_S:
