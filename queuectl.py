@@ -4220,7 +4220,7 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
         return (known or job)._replace(
             state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
             worker=job.worker, slot=job.slot, started_at=job.started_at,
-            cancelled_at=None if known else now,
+            cancelled_at=known.cancelled_at if known else now,
         )  # fmt: skip
     hint = f"see that it is right, then: queuectl dlq retry {job.id}"
     return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)

@@ -160,6 +160,16 @@ def test_a_doubtful_line_never_makes_a_known_job_another(template, copy, run):
     assert job.command == jobs_of(template)["c"].command
 
 
+def test_a_cancel_that_a_whole_line_holds_survives_a_doubtful_one(copy, run):
+    """A fold repeats each processing job in the new journal's first line, which may be the one that is damaged."""
+    lines, now = lines_of(copy), "2030-01-01T00:00:00.000Z"
+    job = q.cancel_job(q.claim_job(jobs_of(copy)["c"], "1-ab", 0, now), now)
+    line = q.journal_line(q.change_body([q.encode_job(job)], [], [0, 0, 0, 0, 0], 0))
+    put(copy, JOURNAL, b"".join(lines) + line + spoiled(line) + lines[-1])
+    fix(copy, run)
+    assert jobs_of(copy)["c"] == job
+
+
 def test_a_lost_record_of_the_journal_is_named_unless_the_job_is_known_or_was_purged(copy, run):
     store = open_store(q, copy)
     for id, after in (("x1", [{"id": "c", "any": True}]), ("x2", None)):
