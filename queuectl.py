@@ -4279,32 +4279,36 @@ def _mend_settings(home: Home) -> None:
 # it, ends what a dead worker left running, and keeps and reads logs. It returns an outcome, and
 # knows neither stores nor job states.
 #
-# The processes of a run are found by three things. Its mark is QUEUECTL_RUN in their environment:
-# device and inode of the store lock, worker, job and run, which are never the same in a copied
-# home. Its session is in the row of the worker's file. Its log is locked before the spawn, and the
-# worker then closes its own descriptor: so exactly the descendants that hold the output keep the
-# lock, whatever they did to their session and environment.
+# The processes of a run are found by three things.
+#
+#   mark     QUEUECTL_RUN in their environment: device and inode of the store lock, worker, job and
+#            run (`run_mark`). In a copied home it is another one.
+#   session  the one that the command began. The row in the worker's file names it.
+#   log      the lock on the run's log. The worker takes it before the spawn, and closes its own
+#            descriptor after it: so exactly the processes that hold the output keep the lock,
+#            whatever they did to their session and environment.
 #
 # X1  A pid is signalled only while its process cannot have been reaped: under `_table`, or through
-#     a pidfd.
+#     a pidfd where the system has them.
 # X2  The working directory never changes: a command enters its own between spawn and exec.
 # X3  An attempt that we ended is over when nothing of its run lives. One that ended by itself is
 #     over with its leader; what it leaves behind is a daemon, which lives on.
-# X4  Fencing never waits for a lock, and never ends this process or one that it descends from.
-#     Such a process still counts: its run is not over.
-# F4 to F7, which hold after any fault, concern this section and WORKER: see
+# X4  Fencing never waits for a lock, and never ends this process or its ancestors. A run that one
+#     of these belongs to is not over all the same.
+#
+# F1 to F9, which comments here and in WORKER cite, are what holds after any fault: see
 # tests/faults/test_survived.py.
 
 FENCE_POLL_S = 0.03
-LAST_LINE_CHARS = 200
+LAST_LINE_CHARS = 200  # of a job's output, as `dlq list` shows it
 HOOK_S = 30  # a hook may run that long
-HOOK_LINES = 20  # of the job's output are given to a hook
-HOOK_BYTES = 16_384  # at most
-ROOM_BYTES = 16_384  # on the logs' disk; with less nothing is started
+HOOK_LINES = 20  # a hook is given so many lines of the job's output
+HOOK_BYTES = 16_384  # at most so many bytes of them
+ROOM_BYTES = 16_384  # free on the logs' disk; with less, nothing is started
 _PROC = "/proc"
 SPAWN_BYTES = 1024  # the C library's records of a spawn take 336 bytes at most
 _SETSID = 0x400 if sys.platform == "darwin" else 0x80
-SPAWN_FLAGS = 0x0C | _SETSID  # ... POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
+SPAWN_FLAGS = 0x0C | _SETSID  # POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID
 
 
 class HostFault(Exception):
@@ -4312,11 +4316,11 @@ class HostFault(Exception):
 
 
 class Trace(NamedTuple):
-    """What the processes of one run are known by; `session` only where its worker wrote it down."""
+    """What the processes of one run are known by."""
 
     mark: str
-    logs: tuple[str, ...]
-    session: int | None = None
+    logs: tuple[str, ...]  # the paths that its output may be at; none for a hook
+    session: int | None = None  # None where its worker did not write it down
     start_s: float | None = None  # of the session's leader, on the clock that counts from boot
 
 
@@ -4326,13 +4330,13 @@ class Attempt:
     def __init__(self, pid: int, trace: Trace, deadline: float) -> None:
         self.pid = pid
         self.trace = trace
-        # When the main thread acts next: its time limit strikes or, once it is being ended, SIGTERM
-        # has had its grace. inf: there is nothing to do.
+        # When the main thread has to act: at first when the time limit strikes, then, once it is
+        # being ended, when its group gets SIGKILL. inf: never again.
         self.deadline = deadline
-        self.ending: OutcomeKind | None = None  # once we have begun to end it: its outcome
+        self.ending: OutcomeKind | None = None  # how it will have ended, once we begin to end it
         self.reason: str | None = None  # of that outcome
-        self.kill_at = math.inf  # when what is left of it gets SIGKILL
-        self.job_id = ""  # of a hook: none
+        self.kill_at = math.inf  # when its fence begins to send SIGKILL
+        self.job_id = ""  # stays empty for a hook
 
 
 def run_mark(lock_id: str, worker: str, id: str, run: int, hook: str = "") -> str:
@@ -4346,10 +4350,11 @@ def as_utf8(texts: Mapping[str, str]) -> dict[bytes, bytes]:
 
 
 def _find_spawn() -> Callable[..., int]:
-    """What starts a program in a session of its own, with default signals, and gives its pid.
+    """The function that starts a program in a session of its own, with default signals, and gives
+    its pid.
 
-    It is posix_spawn of the C library. Python's own enters no directory, and it holds up all other
-    threads until the new program is loaded: a fifth of a drain's rate.
+    It calls posix_spawn of the C library. Python's own cannot enter a directory, and it stops all
+    other threads until the new program is loaded, which costs a fifth of a drain's rate.
     """
     try:
         import ctypes
@@ -4357,7 +4362,7 @@ def _find_spawn() -> Callable[..., int]:
         raise Refused(f"This Python has no ctypes, which starts the jobs: {error}.") from None
     library = ctypes.CDLL(None)
     add_dup, start = library.posix_spawn_file_actions_adddup2, library.posix_spawn
-    # It is missing before glibc 2.29, musl 1.1.24 and macOS 10.15.
+    # glibc before 2.29, musl before 1.1.24 and macOS before 10.15 do not have it.
     add_chdir = getattr(library, "posix_spawn_file_actions_addchdir_np", None)
 
     def check(error: int) -> None:
@@ -4384,7 +4389,7 @@ def _find_spawn() -> Callable[..., int]:
         try:
             if add_chdir is not None:
                 add_chdir(actions, cwd)
-            else:
+            else:  # a shell enters the directory
                 words = [b"sh", b"-c", b'cd "$0" && exec "$@"', cwd, path, *words[1:]]
                 path = b"/bin/sh"
             for theirs, ours in enumerate(fds):
@@ -4398,10 +4403,16 @@ def _find_spawn() -> Callable[..., int]:
 
 
 class Executor:
-    """Starts commands and ends them. It owns this process's running attempts."""
+    """Starts commands and ends them. It owns this process's running attempts.
+
+    find_runner        is the runner's program there
+    start, wait        a slot's command: begin it; wait until it is over
+    end, kill_late     SIGTERM; SIGKILL to those whose grace is over
+    starting, running  the slots whose command has not begun yet; the attempts, by slot
+    """
 
     def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
-        self._table = threading.Lock()  # X1
+        self._table = threading.Lock()  # of `running` (X1)
         # The descriptors that this process was started with are not for the jobs.
         with contextlib.suppress(OSError):
             for name in os.listdir("/dev/fd"):
@@ -4409,10 +4420,10 @@ class Executor:
                     os.set_inheritable(int(name), int(name) <= 2)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY)
-        self._runners: dict[tuple[str, ...], bytes] = {}  # to the paths of their programs
+        self._runners: dict[tuple[str, ...], bytes] = {}  # the path of each one's program
         self._spawn = _find_spawn()
-        self.starting: set[int] = set()  # the slots whose command has not begun yet
-        self.running: dict[int, Attempt] = {}  # by slot
+        self.starting: set[int] = set()
+        self.running: dict[int, Attempt] = {}
 
     def start(
         self, slot: int, runner: tuple[str, ...], command: str, cwd: bytes,
@@ -4421,10 +4432,10 @@ class Executor:
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own; a `limit_s` of 0 is no limit.
 
-        Its output goes to `log_fd`; its stdin is empty unless one is given. QUEUECTL_RUN in `env`,
-        and the files `logs`, say how the run is found again.
-        An Outcome (not_started) where the job itself cannot be started; raises HostFault where
-        that is not the job's fault.
+        Its output goes to `log_fd`; its stdin is empty unless one is given. The run is found again
+        by QUEUECTL_RUN in `env` and by the files `logs`.
+        Gives an Outcome (not_started) if the command does not start and that is the job's own
+        fault. Raises HostFault if it is not.
         """
         path = self.find_runner(runner)
         words = [word.encode() for word in (*runner, command)]
@@ -4442,7 +4453,7 @@ class Executor:
         return attempt
 
     def _not_started(self, error: OSError, runner: tuple[str, ...], cwd: bytes) -> Outcome:
-        """The job's own fault, for which the command did not start; else raises HostFault."""
+        """The outcome if that error is the job's own fault; else raises HostFault."""
         if error.errno == errno.E2BIG:
             reason = "its command and environment are too long for the system"
             return Outcome("not_started", reason=reason)
@@ -4451,7 +4462,7 @@ class Executor:
         except OSError as why:
             reason = f"its directory '{cwd.decode()}' cannot be entered: {why.strerror}"
             return Outcome("not_started", reason=reason)
-        self._runners.pop(runner, None)  # look for it again before the next claim
+        self._runners.pop(runner, None)  # the next claim looks for it again
         raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
 
     def find_runner(self, runner: tuple[str, ...]) -> bytes:
@@ -4471,7 +4482,7 @@ class Executor:
         attempt, status = self.running[slot], None
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
-        else:  # macOS before Python 3.13: only reaping it under the lock tells that it has ended
+        else:  # macOS before Python 3.13: only by reaping it, under the lock, do we see its end
             while (status := self._reap(slot, attempt)) is None:
                 time.sleep(FENCE_POLL_S)
         if attempt.ending is not None:
@@ -4481,7 +4492,7 @@ class Executor:
         assert status is not None
         code = os.waitstatus_to_exitcode(status)
         kind = attempt.ending
-        if kind in (None, "signalled"):  # a cancelled job may have exited all the same
+        if kind in (None, "signalled"):  # a job that we cancelled may still have exited by itself
             kind = "exited" if code >= 0 else "signalled"
         exit_code, number = (code, None) if code >= 0 else (None, -code)
         return Outcome(kind, exit_code, number, attempt.reason)
@@ -4496,11 +4507,12 @@ class Executor:
             return status
 
     def end(
-        self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None, grace_s: float
+        self, slot: int, attempt: Attempt, kind: OutcomeKind, reason: str | None, grace_s: float
     ) -> None:
         """Begin to end a running attempt: SIGTERM to its group now, SIGKILL later by `kill_late`.
+        `kind` and `reason` are its outcome then.
 
-        Nothing happens where it has ended by itself or is being ended already.
+        Nothing happens if it has ended by itself or is being ended already.
         """
         import signal
 
@@ -4509,7 +4521,7 @@ class Executor:
                 return
             if _has_exited(attempt.pid):
                 return
-            attempt.ending, attempt.reason = why, reason
+            attempt.ending, attempt.reason = kind, reason
             attempt.deadline = attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
             _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes SIGTERM only then
@@ -4540,10 +4552,11 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 class Fence:
-    """Ends the processes of one run: SIGTERM, after its grace SIGKILL, until two looks in a row
+    """Ends the processes of one run: SIGTERM, from `kill_at` on SIGKILL, until two looks in a row
     find nothing.
 
-    `living` are the processes that the last look found.
+    step, wait    one look and its signals; steps until the run is gone
+    look, living  a look without a signal; the processes that the last look found
     """
 
     def __init__(self, trace: Trace, kill_at: float) -> None:
@@ -4551,7 +4564,7 @@ class Fence:
         self.kill_at = kill_at
         self.living: list[int] = []
         self._told: set[int] = set()  # these have got SIGTERM
-        self._session_known = False  # and surely still the run's
+        self._session_known = False  # whether the session of that number is surely the run's
         self._empty = 0  # looks in a row that found nothing
 
     def step(self) -> bool:
@@ -4578,12 +4591,12 @@ class Fence:
         return self._empty >= 2
 
     def look(self) -> bool:
-        """Find what lives of the run, without a signal; whether some process holds its output."""
+        """Find what lives of the run, without a signal. Whether some process holds its output."""
         held = any(_is_log_held(path) for path in self.trace.logs)
         if os.path.exists(f"{_PROC}/{os.getpid()}"):
             pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
             self.living = [pid for pid in pids if self._belongs(pid, held)]
-        else:  # no /proc, or an empty one: the group and the log are all that can be told apart
+        else:  # no /proc, or an empty one: the group and the log are all there is to go by
             self.living = self._find_group()
         return held
 
@@ -4593,7 +4606,8 @@ class Fence:
             time.sleep(FENCE_POLL_S)
 
     def _find_group(self) -> list[int]:
-        """[-group], as `os.kill` takes it, while it has a process."""
+        """The run's process group as a negative pid, as `os.kill` takes it, while it has a
+        process."""
         with contextlib.suppress(OSError):
             if self.trace.session is not None:
                 os.killpg(self.trace.session, 0)
@@ -4607,9 +4621,9 @@ class Fence:
             return False
         is_in_session = status.session == self.trace.session
         if is_in_session and pid == status.session:
-            # If its leader is the process that we started, then the whole session is the run's.
+            # If its leader is the process that the worker started, the whole session is the run's.
             self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2
-        if status.state in "ZX":
+        if status.state in "ZX":  # a zombie runs no more
             return False
         if is_in_session and self._session_known:
             return True
@@ -4683,7 +4697,8 @@ def _is_log_held(path: str) -> bool:
 
 
 def _writes_to(pid: int, path: str) -> bool:
-    """Whether a process has that file open for writing; a reader (a pager, `logs`) is no job's."""
+    """Whether a process has that file open for writing. One that only reads it (a pager, `logs`) is
+    not the job's."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for name in os.listdir(f"{_PROC}/{pid}/fd"):
             if identity_of(f"{_PROC}/{pid}/fd/{name}") == identity_of(path):
@@ -4696,9 +4711,9 @@ def _writes_to(pid: int, path: str) -> bool:
 # -- Logs: NAME.SLOT.log while an attempt runs, then HH/ID.RUN.log
 #
 # A log above log_max gives its oldest blocks back to the disk. They become a hole, what follows
-# keeps its offset, and the command, which appends, notices nothing. Each reader asks after each
-# read where the data begins, and drops what it read before that place. A hole that a job makes
-# itself (`truncate -s 1G /dev/stdout`) reads as zeros, but those before the first data count as
+# keeps its offset, and the command, which appends, notices nothing. After each read a reader asks
+# where the data begins, and drops what it read before that place. A job may make a hole itself
+# (`truncate -s 1G /dev/stdout`). It reads as zeros, except at the beginning, where it counts as
 # left out.
 
 _APPEND_LOG = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW
@@ -4707,7 +4722,8 @@ _PUNCH_HOLE = 3  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def has_room(logs_dir: str) -> bool:
-    """Whether output can be kept. Without room a job that prints fails, not by its fault (F6).
+    """Whether output can be kept. Without room a job that prints would fail by no fault of its own
+    (F6).
 
     The folder is made again where somebody deleted it.
     """
@@ -4732,7 +4748,7 @@ def log_path(logs_dir: str, id: str, run: int) -> str:
 class SlotLog:
     """The file that a slot's attempts write to, one after the other.
 
-    It gets the name of its run where it holds any output.
+    A file with output gets the name of its run. An empty one serves the next run.
     """
 
     def __init__(self, path: str) -> None:
@@ -4749,7 +4765,7 @@ class SlotLog:
             if not lock_descriptor(fd, blocking=False):
                 os.close(fd)
                 raise HostFault(f"the log '{self.path}' is locked by another process")
-        except FileExistsError:  # left by a fault between two steps; its bytes are kept
+        except FileExistsError:  # a fault between two steps left it; its bytes are kept
             self._keep(f"{self.path}.{os.urandom(3).hex()}")
             return self.open()
         except OSError as error:
@@ -4766,8 +4782,7 @@ class SlotLog:
     def finish(self, path: str, most: int, starting: Collection[int] = ()) -> None:
         """Give the output the path of its run, and keep its newest `most` bytes.
 
-        A file without output is kept for the next run, unless a process still holds it 100 ms after
-        no slot is `starting` a command any more.
+        An empty file serves the next run, unless a process of this one still holds it.
         """
         self.release()
         try:
@@ -4775,7 +4790,8 @@ class SlotLog:
         except OSError:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
-            # A command that another slot starts holds a copy until its exec is done.
+            # A command that another slot is `starting` holds a copy of it until its exec: wait for
+            # these, and then for 100 ms more.
             power = 0
             while power < 10:
                 if lock_descriptor(fd, blocking=False):
@@ -4788,13 +4804,14 @@ class SlotLog:
         self._keep(path)
 
     def trim(self, most: int) -> bool:
-        """Keep the newest `most` bytes of the running log. False where the whole log had to go.
+        """Keep the newest `most` bytes of a log that is being written. False where all of it had to
+        go.
 
         Raises OSError.
         """
         with contextlib.suppress(FileNotFoundError), opened(self.path, _APPEND_LOG) as fd:
             if not trim_log(fd, most):
-                os.ftruncate(fd, 0)  # the command goes on at the new end, for it appends
+                os.ftruncate(fd, 0)  # the command appends, so it goes on at the new end
                 return False
         return True
 
@@ -4814,7 +4831,8 @@ class SlotLog:
 
 
 def trim_log(fd: int, most: int) -> bool:
-    """Give the oldest whole blocks of a log that holds more than `most` bytes back to the disk.
+    """Give the oldest blocks of a log back to the disk, so that little more than its newest `most`
+    bytes stay.
 
     False where the system does not punch holes.
     """
@@ -4825,7 +4843,8 @@ def trim_log(fd: int, most: int) -> bool:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    # The offsets have 64 bits in both; only the GNU library has another one for 32 bits.
+    # Offsets must have 64 bits. The GNU library's `fallocate` may take 32, which is why it has the
+    # other one; elsewhere `fallocate` takes 64.
     fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
     if fallocate is None:
         return False
@@ -4833,7 +4852,7 @@ def trim_log(fd: int, most: int) -> bool:
 
 
 def _first_data(fd: int) -> int:
-    """Where a log's output begins: behind the hole of what was given up."""
+    """Where a log's output begins: after the hole that was given up."""
     try:
         return os.lseek(fd, 0, os.SEEK_DATA)
     except OSError as error:
@@ -4841,14 +4860,15 @@ def _first_data(fd: int) -> int:
 
 
 def keep_orphan_log(logs: tuple[str, ...], most: int, has_begun: bool) -> None:
-    """Give the log of a dead worker's slot, the first of these, the path of its run, the second.
+    """Keep the output of a run that a dead worker left: `logs` are the slot's log, and the path of
+    the run, which the output gets.
 
-    It replaces what is there: a purge that died may have left the output of another job of that id.
-    Where the slot's log is empty, what is there goes too, unless the run is known to have begun:
-    then it is its own output, to which the worker gave the path before it died.
+    A file at that path is replaced: a purge that died may have left the output of another job of
+    that id (F9). If the slot's log is empty, that file is removed, unless the run is known to have
+    begun: then it is the run's own output, which the worker had moved there before it died.
     """
     slot_log, log = logs
-    # A log that cannot be kept is no reason to keep the job (F5).
+    # A log that cannot be kept must not keep the job from being recovered (F5).
     with contextlib.suppress(OSError, HostFault):
         if os.stat(slot_log).st_size > 0:
             SlotLog(slot_log).finish(log, most)
@@ -4873,15 +4893,15 @@ def remove_logs(logs_dir: str, id: str, runs: int) -> None:
 
 
 def remove_log(path: str) -> None:
-    with contextlib.suppress(OSError):  # the rest goes at the next sweep
+    with contextlib.suppress(OSError):  # what stays goes at the next sweep
         os.unlink(path)
 
 
 def sweep_logs(
     logs_dir: str, folder: int, find: Callable[[Collection[str]], Collection[str]]
 ) -> None:
-    """Remove the output of jobs that are gone from one of the folders of logs; `find(ids)` gives
-    those of these jobs that are there.
+    """Remove, from one of the folders of logs, the output of jobs that are gone. `find(ids)` gives
+    those of these jobs that are in the queue.
 
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
@@ -4897,8 +4917,8 @@ def sweep_logs(
 def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of a log's output from `start` on, as far as there is any now.
 
-    An offset beyond what was asked for, or read before, says that the output between was left out;
-    the reading then goes on at the next line. A log that was truncated is read from its beginning.
+    An offset above `start`, or above the end of the piece before, says that the output between was
+    left out; that piece begins with a line. A log that was truncated is read from its beginning.
     """
     with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
         end = os.fstat(fd).st_size  # a command may print faster than anybody reads
@@ -4935,7 +4955,7 @@ def tail_start(path: str, lines: int) -> int:
 
 
 def last_lines(path: str, lines: int, bytes_max: int) -> str:
-    """The last lines of output, at most so many bytes of them."""
+    """The last lines of output, cut to their last `bytes_max` bytes."""
     data = b""
     for _, piece in read_log(path, tail_start(path, lines)):
         data = (data + piece)[-bytes_max:]
@@ -4952,7 +4972,7 @@ def last_line(path: str) -> str:
 
 
 def halt() -> None:
-    """Halt this process as Ctrl+Z asks, until it is continued; called where that does no harm."""
+    """Halt this process as Ctrl+Z asks, until it is continued. Call it where that does no harm."""
     import signal
 
     handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -4961,9 +4981,10 @@ def halt() -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one.
+    """Open descriptors 0, 1 and 2 on /dev/null where they are closed: else a file of ours could
+    become one of them.
 
-    Python has no stream for a descriptor that was closed when it started, so it starts again.
+    Python has no stream for a descriptor that was closed when it started, so we start it again.
     """
     fd = os.open(os.devnull, os.O_RDWR)
     if fd > 2:
@@ -4974,9 +4995,8 @@ def open_standard_descriptors() -> None:
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
-    """Start queuectl itself in a session of its own, its output appended to `log`.
-
-    A subprocess.Popen. Raises StoreError.
+    """Start queuectl itself in a session of its own, its output appended to `log`. Gives a
+    subprocess.Popen. Raises StoreError.
     """
     import subprocess
 

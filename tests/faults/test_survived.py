@@ -4,6 +4,7 @@ F1  the next command opens the home, before or after each transaction  F5  no jo
 F2  a command that failed changed nothing                              F6  what is not the job's fault costs no attempt
 F3  memory never runs ahead of the file                                F7  completed means that status 0 was read
 F4  a job with a live run is not started, purged or revived            F8  no traceback; what is not understood is kept
+F9  a job's output is its own: it never shows what another job of that id wrote
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ F6: test_a_limit_costs_no_attempt_and_loses_nothing
     test_a_runner_that_does_not_exist_costs_no_attempt_and_status_says_why
 F7: test_exit_codes_are_really_read_when_the_worker_was_started_with_sigchld_ignored
 F8: test_a_damaged_file_is_answered_and_kept test_a_lock_held_too_long_is_a_store_error_for_processes_and_threads
+F9: test_a_job_never_shows_what_another_job_of_its_id_wrote test_recovery_gives_a_run_its_own_output_alone
 crash inside a fold: test_a_fold_that_stops_at_any_effect_is_done_whole_or_not_at_all
     test_a_fault_leaves_the_state_before_or_after
 short write, full disk, I/O error on append: test_a_write_that_fails_half_way_changes_nothing
