@@ -5016,9 +5016,9 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # ======== 10. WORKER ========
 # One worker process. Each of its slots is a thread that reports the attempt that ended and claims
 # the next job in one transaction, runs it, and begins again. The main thread handles signals, stop
-# requests, time limits, wake-ups, folding, syncing and purging. Recovery and the trimming of logs
-# have a thread, and what is said has another, since these may take long. It uses threads, signals
-# and the monotonic clock, and all else through the sections above.
+# requests, time limits, wake-ups, folding, syncing and purging. Two more threads do what may take
+# long: one recovers jobs and trims logs, the other prints messages. This section uses threads,
+# signals and the monotonic clock, and all else through the sections above.
 #
 # W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is
 #     on disk.
@@ -5026,28 +5026,26 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # W3  One worker process never runs more commands at once than its `--count`.
 # W4  A worker whose file is no longer at its path claims nothing more: others take it for dead.
 #
-# A worker is `running`, then `stopping`: it claims nothing more and its jobs finish. Where they
-# shall not finish it is `handing back`: it ends them, and they go back into the queue. It leaves
+# A worker is `running`, then `stopping`: it claims nothing more, and its jobs finish. It is
+# `handing back` if they are not to finish: it ends them, and they go back into the queue. It leaves
 # when the last slot is done.
 #
 # Who wakes whom: a byte in NAME.wake wakes the main thread of that worker, which looks at the queue
-# and calls its slots where a job is ready.
+# and calls its slots if a job is ready.
 #
-#   enqueue, retry, revive, edit, release, resume, config set     wakes every worker
-#   cancel, worker stop                                           every worker
-#   a report that ends a job others wait for or frees a limit     every other worker
-#   a spawn with a near time limit, a failed attempt, a last job  the worker's own main thread
-#   a signal                                                      the worker's own main thread
+#   every worker        an enqueue, retry, rerun, edit, cancel, recovery, changed setting or stop
+#   every other worker  a report that ends a job which others come after, or frees a limited tag
+#   the worker itself   a signal, an attempt with a near time limit, a job that waits again, a slot
+#                       that is done or idle, a hand-back
 
 PURGE_S = 3600.0  # between two purges, and after the clock was set or the machine started
 SWEEP_S = 60.0  # between two looks for what is old, in the queue and in a folder of logs
 TICK_S = 1.0  # folding, syncing, and a look for what no wake-up announced
 CARE_S = 2.0  # between two looks for jobs of dead workers and for logs above log_max
-# Of the main thread for the store lock: time limits and signals are its own.
-PATIENCE_S = 0.1
+PATIENCE_S = 0.1  # the main thread waits no longer for the lock: time limits and signals need it
 UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
-SPEAK_S = 0.05
-LAST_WORDS_S = 2.0
+SPEAK_S = 0.05  # lines are gathered for so long, then printed at once
+LAST_WORDS_S = 2.0  # a leaving worker waits so long for a stderr that is not read
 STOPPED = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
 # A job's death by a signal may be seen so long before the signal that stops its worker.
@@ -5058,8 +5056,8 @@ WAKE_BYTES = 65_536  # a FIFO holds no more
 class Worker:
     """A worker process: `run` works until it is stopped or has drained the queue.
 
-    `say(text)` tells a person what it does; it may fail and ends nothing. `describe(job)` is what
-    is said of an attempt that ended.
+    `say(text)` tells a person what it does, and never raises. `describe(job)` is the line about an
+    attempt that ended.
     """
 
     def __init__(
@@ -5074,27 +5072,27 @@ class Worker:
         self.drain = drain
         self._say = say
         self._describe = describe
-        self._unsaid = queue.SimpleQueue[str]()  # "": the end
+        self._unsaid = queue.SimpleQueue[str]()  # lines to print; "" ends the thread that prints
         self.name = f"{os.getpid()}-{os.urandom(3).hex()}"
         self.state: Literal["running", "stopping", "handing back"] = "running"
         self._stopped_at = -math.inf
         self._error: QueueError | None = None  # why it stops by itself
         self._prepared = threading.Event()  # the threads may begin
-        self._leaving = threading.Event()  # ends the threads beside the slots
-        self._signals: list[int] = []  # in order: the stop signals, and each Ctrl+Z until obeyed
+        self._leaving = threading.Event()  # the threads beside the slots may end
+        self._signals: list[int] = []  # in order: each stop signal, and each Ctrl+Z until obeyed
         self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
-        self._due_at = math.inf  # when a job will be due, on the monotonic clock
+        self._due_at = math.inf  # when the next job will be due, on the monotonic clock
         self._ended: set[int] = set()  # slots whose thread is done
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
-        self._said: set[str] = set()  # what is not said again
+        self._said: set[str] = set()  # what is said once only
         logs = (slot_log_path(self.home.logs_dir, self.name, slot) for slot in range(threads))
         self._logs = [SlotLog(log) for log in logs]
         self._sweep_at = 0.0  # on the monotonic clock
 
     def say(self, text: str) -> None:
-        """Tell a person, without ever waiting for a terminal or a pipe that nobody reads: what is
-        too much for these is dropped."""
+        """Tell a person. It never waits for a terminal or a pipe that nobody reads: beyond
+        UNSAID_MAX lines it drops the text."""
         if self._unsaid.qsize() < UNSAID_MAX:
             self._unsaid.put(text.replace("\n", "\\n"))
 
@@ -5104,8 +5102,8 @@ class Worker:
             self.say(text)
 
     def _speak(self) -> None:
-        """Print what is said, many lines at a time: a wake-up for each line would cost the slots a
-        third of their rate."""
+        """A thread: print what `say` was given, many lines at a time. A wake-up for each line would
+        cost the slots a third of their rate."""
         lines: list[str] = []
         while "" not in lines:
             self._leaving.wait(SPEAK_S)
@@ -5119,14 +5117,14 @@ class Worker:
         slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
         loops: list[Callable[[], None]] = [self._speak, self._care, *slots]
         speaker, *others = threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
-        try:
+        try:  # the threads first: if the system refuses one, nobody has seen a worker
             for thread in threads:
                 thread.start()
         except RuntimeError:
             raise Refused(NO_THREADS) from None
         self._prepare()
         self._prepared.set()
-        self._see_to_chores()
+        self._do_chores()
         self._leaving.set()
         for thread in others:
             thread.join()
@@ -5135,7 +5133,7 @@ class Worker:
         speaker.join(LAST_WORDS_S)
         return code
 
-    def _see_to_chores(self) -> None:
+    def _do_chores(self) -> None:
         """What the main thread does until the last slot is done."""
         import select
 
@@ -5146,9 +5144,9 @@ class Worker:
             now_s, self._due_at = time.monotonic(), math.inf
             try:
                 self._obey_signals()
-                self._end_attempts(now_s)
+                self._end_attempts(now_s)  # before the look, which may have to wait or fail
                 self._look()
-                self._end_attempts(now_s)
+                self._end_attempts(now_s)  # those that the look found to be cancelled
                 if now_s >= tick_at:
                     self._keep_house(now_s)
                     self._set_trouble("housekeeping fails", None)
@@ -5157,7 +5155,8 @@ class Worker:
                 tick_at = now_s + PATIENCE_S  # others are at work
             except Exception as error:
                 tick_at = now_s + TICK_S
-                # Also after a fault of ours: without this thread no time limit and no stop (W1).
+                # Go on also after a fault of ours: without this thread no time limit strikes, and
+                # nothing stops the worker.
                 self._set_trouble("housekeeping fails", error)
                 if isinstance(error, StoreError) and self.store.why_broken:
                     self._give_up(error)
@@ -5167,12 +5166,13 @@ class Worker:
                 os.read(self.file.wake_fd, WAKE_BYTES)
 
     def _prepare(self) -> None:
-        """Signals, environment and the worker's file; then others can see that it lives."""
+        """Take over the signals, read the queue and create the worker's file, by which others see
+        that it lives."""
         import signal
 
         # An ignored SIGCHLD would lose every exit status (F7).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        may_be_ignored = (signal.SIGHUP, signal.SIGTSTP)  # as under nohup, or without a job control
+        may_be_ignored = (signal.SIGHUP, signal.SIGTSTP)  # under nohup, or without job control
         for number in (signal.SIGINT, signal.SIGTERM, *may_be_ignored):
             if number not in may_be_ignored or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda number, _frame: self._signals.append(number))
@@ -5195,12 +5195,13 @@ class Worker:
     # -- The main thread's chores
 
     def _obey_signals(self) -> None:
-        """Ctrl+Z halts. The first stop signal stops; the second hands the running jobs back."""
+        """Ctrl+Z halts the process. The first stop signal stops the worker, and the second makes it
+        hand the running jobs back."""
         import signal
 
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
-            with self.home.mutex:
+            with self.home.mutex:  # no thread of ours holds the store lock meanwhile
                 halt()
         if self._signals:
             self._stop(
@@ -5214,7 +5215,7 @@ class Worker:
         if self.state != "running":
             return
         self.state, self._stopped_at = "stopping", time.monotonic()
-        # If the worker is killed now, that is not its jobs' fault.
+        # A worker that is killed from now on is not killed by its jobs.
         self.file.write_header(stopping=True)
         self.say(text)
         self._call_slots()
@@ -5229,8 +5230,8 @@ class Worker:
         self.file.wake()
 
     def _give_up(self, error: QueueError) -> None:
-        """End the running jobs and leave. Nothing of them can be stored any more; whoever finds
-        this worker's claims takes the jobs back."""
+        """End the running jobs and leave. How they end can no longer be stored: another worker
+        recovers them."""
         if self._error is None:
             self._error = error
             self.say(f"Error: {error}")
@@ -5249,18 +5250,18 @@ class Worker:
                 self._end(slot, attempt, "signalled", "cancelled")
         self._executor.kill_late(now_s)
 
-    def _end(self, slot: int, attempt: Attempt, why: OutcomeKind, reason: str | None) -> None:
-        self._executor.end(slot, attempt, why, reason, self.home.last_config.grace_period)
+    def _end(self, slot: int, attempt: Attempt, kind: OutcomeKind, reason: str | None) -> None:
+        self._executor.end(slot, attempt, kind, reason, self.home.last_config.grace_period)
 
     def _call_slots(self) -> None:
-        """Let the slots that wait look for work, or for the worker's new state."""
+        """Wake the slots that wait for work, or for a new state of the worker."""
         with self._work:
             self._round += 1
             self._work.notify_all()
 
     def _look(self) -> None:
-        """Take in what others did: a stop request, changed settings, new and cancelled jobs. Stop a
-        drain once nothing is pending, processing anywhere, or waiting for a retry or a delay."""
+        """Take in what others did: a stop request, changed settings, new and cancelled jobs. End a
+        drain that is done (`is_drained`)."""
         if not self.file.is_linked():
             self._give_up(StoreError(f"'{self.file.path}' was deleted while this worker ran."))
             return
@@ -5269,7 +5270,7 @@ class Worker:
             self._stop("Stopping on request: running jobs finish first.")
         if request == "now":
             self._hand_back()
-        # From here on `last_config` has a changed setting.
+        # This reads the settings again, for `last_config`.
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
         with self.store.transaction(most_s=PATIENCE_S):
             oldest, next_run_at = waiting_times(self.store)
@@ -5278,7 +5279,7 @@ class Worker:
         if oldest:
             self._call_slots()
         elif next_run_at:
-            # A millisecond later, since the wall clock may be a little slower than the other.
+            # A millisecond later, since the wall clock may be a little slower than the monotonic.
             wait_s = instant_s(next_run_at) - self.home.clock() + 0.001
             self._due_at = time.monotonic() + wait_s
         if not self.drain or self.state != "running":
@@ -5308,18 +5309,19 @@ class Worker:
     def _purge_old(self) -> None:
         """`keep_completed`: about once an hour one worker removes the completed jobs that are old.
 
-        `.queuectl/clock` says when that is due. It is put off for an hour where the wall clock was
-        set, or the machine was started, since a worker looked last: by a wrong clock jobs look old.
+        `.queuectl/clock` says when that is due. If the wall clock was set, or the machine was
+        started, since a worker looked last, it is put off for an hour: by a wrong clock new jobs
+        look old.
         """
         boot, now_s = self.file.header["boot_id"], boot_clock_s()
         offset_s = self.home.clock() - now_s
         mark = self.home.clock_mark() or ClockMark("", 0.0, 0.0)
-        is_true = mark.boot_id == boot and abs(mark.offset_s - offset_s) <= TICK_S
-        if is_true and now_s < mark.purge_at_s:
+        is_trusted = mark.boot_id == boot and abs(mark.offset_s - offset_s) <= TICK_S
+        if is_trusted and now_s < mark.purge_at_s:
             return
         self.home.write_clock_mark(ClockMark(boot, offset_s, now_s + PURGE_S), PATIENCE_S)
         keep_s = self.home.config().keep_completed
-        if not (is_true and keep_s):
+        if not (is_trusted and keep_s):
             return
         before = add_seconds(self.home.now(), -keep_s)
         gone = purge_completed(self.store, before, PATIENCE_S)
@@ -5329,8 +5331,8 @@ class Worker:
             remove_logs(self.home.logs_dir, job.id, job.runs)
 
     def _set_trouble(self, who: int | str, error: Exception | str | None) -> None:
-        """Say once why this slot claims nothing, or which chore fails, and show it in `status`;
-        None ends it."""
+        """Say once why a slot claims nothing, or why a chore fails, and show it in `status`. None
+        ends that trouble."""
         what = "not claiming" if isinstance(who, int) else who
         text = f"{what}: {_say_why(error)}" if error else None
         if text == self._troubles.get(who):
@@ -5342,8 +5344,8 @@ class Worker:
             self.say(f"Trouble: {trouble}" if trouble else "The trouble is over.")
 
     def _leave(self) -> int:
-        """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop
-        signal."""
+        """The last chores. Gives the exit code: 1 if a job died in a drain, 128 + n after a second
+        stop signal n."""
         import signal
 
         died = False
@@ -5359,7 +5361,7 @@ class Worker:
             self._error = error
             self.say(f"Error: {error}")
         finally:
-            # The FIFO is closed next, and its number may become another file's. The handlers stay:
+            # The FIFO is closed next, and another file may get its descriptor. The handlers stay:
             # there is nothing left to stop.
             signal.set_wakeup_fd(-1)
             self.home.forget_worker(self.name)
@@ -5374,21 +5376,21 @@ class Worker:
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A slot for the worker's whole life. After a fault of ours it begins anew, and what it
-        held is given back."""
+        """A thread: a slot for the worker's whole life. After a fault of ours the slot begins anew,
+        and its next turn gives back what it held."""
         self._prepared.wait()
         while slot not in self._ended:
             try:
-                self._slot(slot)
+                self._run_slot(slot)
                 self._ended.add(slot)
             except Exception as error:
                 self._set_trouble(slot, error)
                 self._pause()
         self.file.wake()
 
-    def _slot(self, slot: int) -> None:
-        """Report, claim, run, again; until told to stop with nothing left to report."""
-        # After a fault a command may run here still (F4), and the log hold its output (F9).
+    def _run_slot(self, slot: int) -> None:
+        """Report, claim, run, and again, until the worker stops and nothing is left to report."""
+        # After a fault a command may still run here (F4), and the log may hold its output (F9).
         self._abandon(slot, "a fault in the worker")
         self._logs[slot].release()
         done: tuple[Job, Outcome] | None = None
@@ -5406,7 +5408,8 @@ class Worker:
                 self._pause()
                 continue
             self._tell(turn, done)
-            has_reported, done = done is not None, None
+            has_reported = done is not None
+            done = None
             if turn.hooks and turn.reported is not None:
                 self._run_hooks(slot, turn.reported, turn.hooks)
             elif turn.claimed is not None:
@@ -5416,7 +5419,7 @@ class Worker:
                     self._clear_row(slot)
                 if may_claim:
                     self._set_trouble(slot, None)
-                    with self._work:  # a report that freed a job has called the slots
+                    with self._work:  # wait, unless a job came meanwhile or this report freed one
                         while self._round == seen:
                             self._work.wait()
                 elif self.state == "running":
@@ -5424,8 +5427,8 @@ class Worker:
         self._logs[slot].close()
 
     def _may_claim(self, slot: int, has_ended: bool) -> bool:
-        """Whether an attempt could begin here: a log can be made and the runner is there (F6). Says
-        why not. After an attempt that could not begin the slot rests before it claims again."""
+        """Whether an attempt could begin here: a log can be made and the runner is there (F6). If
+        not, it says why. A slot whose attempt has just failed to begin rests before it claims."""
         if self.state != "running" or (has_ended and self._troubles.get(slot)):
             return False
         try:
@@ -5445,15 +5448,13 @@ class Worker:
             self._work.wait_for(lambda: self.state != state, seconds)
 
     def _clear_row(self, slot: int) -> None:
-        """The slot is idle. The main thread may be waiting for the last one."""
+        """Show that the slot is idle, and wake the main thread: a drain may be over now."""
         self.file.write_row(slot)
         self.file.wake()
 
     def _attempt(self, slot: int, job: Job) -> Outcome:
-        """Run the job once and keep its output; how it ended.
-
-        It never raises: a fault of ours or of the machine hands the job back (F5, F6).
-        """
+        """Run the job once and keep its output. Gives how it ended, and never raises: a fault of
+        ours or of the machine hands the job back (F5, F6)."""
         try:
             outcome = self._run_command(slot, job)
             self._set_trouble(slot, None)
@@ -5469,6 +5470,7 @@ class Worker:
         return outcome
 
     def _run_command(self, slot: int, job: Job) -> Outcome:
+        """Start the job's command and wait for its end."""
         log = self._logs[slot]
         # A purge that died may have left the output of another job of that id (F9).
         remove_log(log_path(self.home.logs_dir, job.id, job.runs))
@@ -5478,13 +5480,11 @@ class Worker:
             env, log.open(), (log.path,), job.timeout,
         )  # fmt: skip
         log.release()
-        return self._explain(job, self._see_end(slot, job, attempt))
+        return self._explain(job, self._wait_for_end(slot, job, attempt))
 
     def _run_hooks(self, slot: int, job: Job, hooks: Mapping[str, str]) -> None:
-        """Run the hooks of a job's end once its report is on disk, so that none runs twice.
-
-        A hook that fails is a warning.
-        """
+        """Run the hooks of a job's end, once its report is on disk: so none runs twice. A hook that
+        fails is a warning."""
         for name, command in hooks.items():
             try:
                 self.store.sync()
@@ -5500,14 +5500,14 @@ class Worker:
         """Run one hook, with the job and its last output as JSON on stdin."""
         path = log_path(self.home.logs_dir, job.id, job.runs)
         about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
-        # The job is over: if the worker is killed now, only this row says that the hook may run.
+        # The job is over: only this row tells who recovers a killed worker that a hook may run.
         self.file.write_row(slot, {"job": job.id, "run": job.runs, "hook": name})
         with self.home.unnamed_file(encode_json(about) + b"\n") as fd:
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
             attempt = self._executor.start(
                 slot, ("sh", "-c"), command, env[b"QUEUECTL_HOME"], env, 2, (), HOOK_S, fd
             )
-            return self._see_end(slot, job, attempt, name)
+            return self._wait_for_end(slot, job, attempt, name)
 
     def _variables(self, slot: int, job: Job, hook: str = "") -> dict[bytes, bytes]:
         """What a job, or its hook, finds in its environment."""
@@ -5518,9 +5518,12 @@ class Worker:
         }  # fmt: skip
         return {b"QUEUECTL_HOME": os.fsencode(self.home.path), **as_utf8(texts)}
 
-    def _see_end(self, slot: int, job: Job, attempt: Attempt | Outcome, hook: str = "") -> Outcome:
-        """Write down what runs in the slot, and wait for its end. The main thread hears of a near
-        time limit; an attempt that began during a hand-back is ended."""
+    def _wait_for_end(
+        self, slot: int, job: Job, attempt: Attempt | Outcome, hook: str = ""
+    ) -> Outcome:
+        """Write down what runs in the slot, and wait for its end. The main thread is woken for a
+        near time limit, and to end an attempt that began during a hand-back. What did not start has
+        its outcome already."""
         if isinstance(attempt, Outcome):
             return attempt
         row = {
@@ -5534,7 +5537,8 @@ class Worker:
         return self._executor.wait(slot)
 
     def _abandon(self, slot: int, reason: str) -> Outcome:
-        """End what runs in a slot after a fault of ours; over only when nothing of it lives."""
+        """End what still runs in a slot after a fault of ours. It returns when nothing of it
+        lives."""
         attempt = self._executor.running.get(slot)
         if attempt is not None:
             self._end(slot, attempt, "handed_back", reason)
@@ -5544,7 +5548,7 @@ class Worker:
     def _explain(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome with its reason in words, where a person needs more than a number."""
         if outcome.kind == "signalled" and outcome.reason is None:
-            # A service manager signals the whole group: our own stop may be a moment behind.
+            # A service manager signals the whole group; our own signal may come a moment later.
             self._pause(GROUP_STOP_S)
             if time.monotonic() - self._stopped_at < TICK_S:
                 reason = "it was stopped together with its worker"
@@ -5567,7 +5571,7 @@ class Worker:
         return outcome
 
     def _tell(self, turn: Turn, done: tuple[Job, Outcome] | None) -> None:
-        """Say how an attempt ended, and wake those who may now have something to do."""
+        """Say how an attempt ended, and wake whoever may now have something to do."""
         job = turn.reported
         if job is not None:
             self.say(self._describe(job))
@@ -5582,20 +5586,22 @@ class Worker:
     # -- Recovery and the trimming of logs: a thread of their own, since either may take long
 
     def _care(self) -> None:
+        """A thread: recover and trim, every CARE_S."""
         self._prepared.wait()
         recovery = Recovery(self.store, self.name, self.say)
         while not self._leaving.is_set():
             self._attend("recovery fails", recovery.step)
             self._attend("a log cannot be trimmed", self._trim_logs)
-            # What SIGKILL did not end may live for long, and another finder may have to end it.
-            late_s = time.monotonic() - CARE_S
-            fences = [fence for of in recovery.fences.values() for fence in of.values()]
-            is_ending = any(fence.kill_at > late_s for fence in fences)
+            # Look again soon while a fence is ending a run. What SIGKILL did not end may live for
+            # long, and another process may have to end it.
+            long_ago_s = time.monotonic() - CARE_S
+            fences = [fence for runs in recovery.fences.values() for fence in runs.values()]
+            is_ending = any(fence.kill_at > long_ago_s for fence in fences)
             self._leaving.wait(FENCE_POLL_S if is_ending else CARE_S)
 
     def _attend(self, chore: str, do: Callable[[], None]) -> None:
-        """Do a chore. One that fails, also by a fault of ours, is shown as trouble, and is done
-        again next time."""
+        """Do a chore. If it fails, also by a fault of ours, that is shown as trouble, and it is
+        tried again next time."""
         try:
             do()
             self._set_trouble(chore, None)
@@ -5620,26 +5626,27 @@ def _say_why(error: Exception | str) -> str:
 
 
 class Orphan(NamedTuple):
-    """A run that a dead worker left. That of a hook has no job: once it is gone, that is all."""
+    """A run that a dead worker left."""
 
     trace: Trace
-    job: Job | None
-    excused: bool  # its worker was stopping, or the machine was: no fault of the job
+    job: Job | None  # None for a hook: once its run is gone, nothing is left to do
+    excused: bool  # the worker was stopping, or the machine was restarted: not the job's fault
     has_begun: bool  # its worker wrote down that it did
 
 
 class Recovery:
-    """Ends the runs that dead workers left, and gives their jobs (or only the jobs `ids`) back.
+    """Ends the runs that dead workers left, and gives their jobs back; with `ids`, only those jobs.
 
-    A dead worker's file is locked for one step at a time. Where this process cannot end a run (it
-    is another user's, or one of its own ancestors), another finder may.
+    `fences` are those of each dead worker, by the run's mark. A dead worker's file is locked for
+    one step only, so that another process can take over: this one cannot end a run that is another
+    user's, or that one of its own ancestors belongs to.
     """
 
     def __init__(
         self, store: Store, own: str, say: Callable[[str], None], ids: Collection[str] | None = None
     ) -> None:
         self.store, self.own, self.say, self.ids = store, own, say, ids
-        self.fences: dict[str, dict[str, Fence]] = {}  # of each dead worker, by the run's mark
+        self.fences: dict[str, dict[str, Fence]] = {}
 
     def step(self) -> None:
         """One look for dead workers, and one step of the fence of each run that they left."""
@@ -5648,7 +5655,7 @@ class Recovery:
         _each(names, self._step_worker)
 
     def _step_worker(self, name: str) -> None:
-        """Step the fences of one dead worker; it is cleared away once it has no run left."""
+        """Step the fences of a worker if it is dead; its files go once it has no run left."""
         lock_fd = self.store.home.lock_dead_worker(name)
         if lock_fd is None:
             return
@@ -5656,7 +5663,7 @@ class Recovery:
             orphans = _orphans_of(self.store, name)
             ids = self.ids
             chosen = [one for one in orphans if ids is None or (one.job and one.job.id in ids)]
-            # Without those of which another finder gave the job back.
+            # The fences of runs that another process gave back meanwhile are left out.
             known = self.fences.get(name, {})
             kill_at = time.monotonic() + self.store.home.config().grace_period
             fences = self.fences[name] = {
@@ -5682,11 +5689,11 @@ class Recovery:
             back = recover(self.store, job, orphan.excused)
             if back is not None:
                 self.say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
-        del fences[trace.mark]  # last: what fails on the way is tried again
+        del fences[trace.mark]  # at the end, so that what failed before is tried again
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
-    """Do it with each, so that a failing one holds up no other (F5); raise the last failure."""
+    """Do it with each. One that fails holds up no other (F5); the last failure is raised."""
     failed: Exception | None = None
     for thing in things:
         try:
@@ -5700,25 +5707,25 @@ def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
 def _orphans_of(store: Store, name: str) -> list[Orphan]:
     """The runs that a dead worker left: of its processing jobs, and of the hooks in its rows."""
     info = store.home.read_worker(name)
-    with store.transaction():  # the worker is dead now: what it still wrote is its last word
+    with store.transaction():  # a look under the lock; the worker is dead and writes no more
         jobs = [job for job in store.processing.values() if job.worker == name]
-    hooks = [_orphan(store, info, row, (), None) for row in info.rows if row.get("hook")]
+    hooks = [_orphan_in(store, info, row, (), None) for row in info.rows if row.get("hook")]
     return [_orphan_of(store, info, job) for job in jobs] + hooks
 
 
 def _orphan_of(store: Store, info: WorkerInfo, job: Job) -> Orphan:
-    """What is known of a job's run: its worker may not have written its row yet."""
+    """The orphan of a job. Its worker may have died before it wrote the row."""
     run = {"job": job.id, "run": job.runs}
     row = next((row for row in info.rows if run.items() <= row.items()), run)
     slot_log = slot_log_path(store.home.logs_dir, info.name, job.slot or 0)
     logs = (slot_log, log_path(store.home.logs_dir, job.id, job.runs))
-    return _orphan(store, info, row, logs, job)
+    return _orphan_in(store, info, row, logs, job)
 
 
-def _orphan(
+def _orphan_in(
     store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...], job: Job | None
 ) -> Orphan:
-    """How the run in a row is found: by no session after a reboot, and in a copied home."""
+    """The orphan in a row. After a reboot, and in a copied home, the row's session says nothing."""
     lock_id, header = store.home.lock_id(), info.header
     mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
     trace = Trace(mark, logs)
@@ -5730,7 +5737,7 @@ def _orphan(
 
 
 def processes_of(store: Store, job: Job) -> list[int]:
-    """The live processes of a job's run, for a person; [] where it is not processing."""
+    """The live processes of a job's run, for `show`; [] where it is not processing."""
     if job.state != "processing":
         return []
     info = store.home.read_worker(job.worker or "")
@@ -5740,7 +5747,7 @@ def processes_of(store: Store, job: Job) -> list[int]:
 
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
-    """Recover those of these jobs whose worker is dead, without being a worker."""
+    """Recover those of these jobs whose worker is dead. For a process that is no worker."""
     recovery = Recovery(store, "", say, ids)
     recovery.step()
     while recovery.fences:

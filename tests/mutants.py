@@ -147,7 +147,7 @@ a hook runs before its report is on the disk: test_a_hook_runs_only_when_the_rep
 +                outcome = self._run_hook(slot, job, name, command)
 
 nothing ends the hook of a dead worker: test_whoever_clears_a_dead_worker_away_ends_its_hook_first
--    hooks = [_orphan(store, info, row, (), None) for row in info.rows if row.get("hook")]
+-    hooks = [_orphan_in(store, info, row, (), None) for row in info.rows if row.get("hook")]
 +    hooks: list[Orphan] = []
 
 a time limit never strikes: test_a_job_over_its_time_limit_gets_sigterm_first
@@ -245,7 +245,7 @@ a reader shows the hole: test_a_log_is_read_on_while_it_is_trimmed
 +            if data_at < 0:
 
 old jobs go right after the clock was set: test_nothing_is_purged_within_the_hour_after_the_clock_was_set
--        if not (is_true and keep_s):
+-        if not (is_trusted and keep_s):
 +        if not keep_s:
 
 a closed home shows a traceback at a Tab: test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing
