@@ -3196,7 +3196,8 @@ def open_store(
 # jitter. It knows neither Click nor processes, and it never sleeps.
 #
 # O1  One operation, one transaction.
-# O2  A refused operation changes nothing: every id is looked at before the first job is changed.
+# O2  A refused operation changes nothing: what it refuses, it refuses inside the transaction, which
+#     then stores nothing.
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
@@ -3399,8 +3400,8 @@ def take_turn(
         done_id = done[0].id if done is not None else ""
         for held in list(store.processing.values()):
             if (held.worker, held.slot) == (worker, slot) and held.id != done_id:
-                # This slot runs nothing: its claim of that job was stored, but then failed (the
-                # sync, or a fault of ours), so the command was not started or was ended.
+                # This slot runs nothing now. Its claim of that job was stored, but then the sync
+                # failed, or the worker did.
                 outcome = Outcome("handed_back", reason="its claim failed")
                 change.put(held, give_back(held, outcome, change.now))
         if done is not None:
@@ -3745,7 +3746,7 @@ def _known_waiting_times(
 
 
 RATES_MAX = 50  # so many columns fit beside the throughput
-FAILURES_MAX = 200  # so many dead letters, those that arrived last, are sorted by when they died
+FAILURES_MAX = 200  # the last failures are looked for among so many of the newest dead letters
 
 
 def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
@@ -3829,7 +3830,8 @@ RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived 
 
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
-    """The ids that a shell is offered: of the newest jobs in those states, those that begin so."""
+    """The ids that a shell is offered for a word that begins with `prefix`: those of the newest
+    jobs in those states."""
     newest = itertools.islice(store.jobs(reverse=True, states=states), RECENT_MAX)
     return [job.id for job in newest if job.id.startswith(prefix)]
 
@@ -3882,7 +3884,7 @@ GROUPS_MAX = 1_000  # of `--by`; later ones are counted together
 
 
 class Tally:
-    """The figures of some jobs: how those ended that ended since an instant, and how long their
+    """The figures of some jobs since an instant: how many ended in which way, and how long their
     attempts waited and ran."""
 
     COUNTS = ("completed", "failed_attempts", "dead", "cancelled")
@@ -4016,7 +4018,7 @@ def _examine_files(store: Store) -> Iterator[str]:
     journal = store.journal
     if journal is not None and os.fstat(journal.fd).st_size > journal.end:
         yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
-    was_used = store.records and os.path.exists(store.home.lock_path)
+    was_used = store.records and os.path.exists(store.home.lock_path)  # the arrays hold jobs
     if journal is None and was_used:
         yield f"'{store.journal_path}' is missing: {_JOURNAL_HELD} is lost."
     for name, snapshot in store.snapshots.items():
@@ -4293,8 +4295,8 @@ def _mend_settings(home: Home) -> None:
 # X2  The working directory never changes: a command enters its own between spawn and exec.
 # X3  An attempt that we ended is over when nothing of its run lives. One that ended by itself is
 #     over with its leader; what it leaves behind is a daemon, which lives on.
-# X4  Fencing never waits for a lock, and never ends this process or its ancestors. A run that one
-#     of these belongs to is not over all the same.
+# X4  Fencing never waits for a lock, and never ends this process or its ancestors. A run is not
+#     over while one of these belongs to it.
 #
 # F1 to F9, which comments here and in WORKER cite, are what holds after any fault: see
 # tests/faults/test_survived.py.
@@ -4321,7 +4323,7 @@ class Trace(NamedTuple):
     mark: str
     logs: tuple[str, ...]  # the paths that its output may be at; none for a hook
     session: int | None = None  # None where its worker did not write it down
-    start_s: float | None = None  # of the session's leader, on the clock that counts from boot
+    start_s: float | None = None  # when its leader was started, on the clock that counts from boot
 
 
 class Attempt:
@@ -4633,7 +4635,8 @@ class Fence:
         return held and any(_writes_to(pid, path) for path in self.trace.logs)
 
     def _send(self, pid: int, held: bool, number: int) -> None:
-        """Signal a process by a pidfd, after making sure that the pid is still its own (X1)."""
+        """Signal a process of the run by a pidfd, once it is sure that the pid is still its own
+        (X1). A negative pid is a group."""
         import signal
 
         with contextlib.suppress(OSError):
@@ -4823,7 +4826,7 @@ class SlotLog:
             raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
 
     def close(self) -> None:
-        """At the worker's end: an empty log goes."""
+        """At the worker's end: remove the log if it is empty."""
         with contextlib.suppress(OSError):
             if self._fd is not None and os.fstat(self._fd).st_size == 0:
                 os.unlink(self.path)
@@ -4843,8 +4846,8 @@ def trim_log(fd: int, most: int) -> bool:
     import ctypes
 
     libc = ctypes.CDLL(None)
-    # Offsets must have 64 bits. The GNU library's `fallocate` may take 32, which is why it has the
-    # other one; elsewhere `fallocate` takes 64.
+    # The offsets here have 64 bits. In the GNU library only `fallocate64` always takes so many;
+    # other libraries have `fallocate` alone, which does.
     fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
     if fallocate is None:
         return False
@@ -5215,7 +5218,7 @@ class Worker:
         if self.state != "running":
             return
         self.state, self._stopped_at = "stopping", time.monotonic()
-        # A worker that is killed from now on is not killed by its jobs.
+        # If the worker is killed after this, that does not count against its jobs.
         self.file.write_header(stopping=True)
         self.say(text)
         self._call_slots()
@@ -5270,7 +5273,7 @@ class Worker:
             self._stop("Stopping on request: running jobs finish first.")
         if request == "now":
             self._hand_back()
-        # This reads the settings again, for `last_config`.
+        # This reads config.json if it has changed: from here on `last_config` has the changes.
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
         with self.store.transaction(most_s=PATIENCE_S):
             oldest, next_run_at = waiting_times(self.store)
@@ -5279,7 +5282,7 @@ class Worker:
         if oldest:
             self._call_slots()
         elif next_run_at:
-            # A millisecond later, since the wall clock may be a little slower than the monotonic.
+            # A millisecond later, since the wall clock may be a little slower than the other one.
             wait_s = instant_s(next_run_at) - self.home.clock() + 0.001
             self._due_at = time.monotonic() + wait_s
         if not self.drain or self.state != "running":
@@ -5300,7 +5303,7 @@ class Worker:
             return
         self._purge_old()
         if quiet_s >= SWEEP_S:
-            # A killed purge, or a job that is deleted by hand, leaves its output.
+            # A killed purge leaves output behind, and so does a job that is deleted by hand.
             with self.store.transaction(most_s=PATIENCE_S):
                 folder = int(self.home.clock() / SWEEP_S) % LOG_FOLDERS
                 sweep_logs(self.home.logs_dir, folder, self.store.find_raws)
@@ -5500,7 +5503,7 @@ class Worker:
         """Run one hook, with the job and its last output as JSON on stdin."""
         path = log_path(self.home.logs_dir, job.id, job.runs)
         about = {**job_to_dict(job), "output": last_lines(path, HOOK_LINES, HOOK_BYTES)}
-        # The job is over: only this row tells who recovers a killed worker that a hook may run.
+        # The job is over: if this worker is killed, recovery finds the hook by this row alone.
         self.file.write_row(slot, {"job": job.id, "run": job.runs, "hook": name})
         with self.home.unnamed_file(encode_json(about) + b"\n") as fd:
             env = {**self._variables(slot, job, name), b"QUEUECTL_STATE": job.state.encode()}
@@ -5756,9 +5759,9 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
 
 
 # ======== 11. PRESENTATION ========
-# Turns records into text: strings in, strings out. This section prints nothing and reads nothing.
-# A person sees relative times; exact ones are in `--json`. Text for a person is cleaned, so that
-# neither a command nor an id can drive the terminal.
+# Turns records into text: values in, strings out. This section prints nothing and reads nothing.
+# Lists show relative times; `show` and `--json` have exact ones. Text for a person is cleaned, so
+# that neither a command nor an id can drive the terminal.
 
 PAUSED = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
 SILENT_S = 10  # a worker that has shown no sign of life for so long is reported
@@ -5828,9 +5831,8 @@ def _columns(part: str) -> int:
     return 2 if unicodedata.east_asian_width(part) in "WF" else 1
 
 
-Row = tuple[str, str]  # an id, and what stands behind it
-FAILED_ROWS = 5  # of the live screen
-TABLE_ROWS = 200  # the width of the ids is that of the widest one in so many rows
+Row = tuple[str, str]  # an id, and the rest of its line
+TABLE_ROWS = 200  # the widest id of the first so many rows sets the width of all
 
 
 def table(rows: Iterable[Row], width: float) -> Iterator[str]:
@@ -5891,7 +5893,8 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
         if value is not None:
             rows.append(f"{clean(name) + ':':<14} {text}")
     for entry in job.history or ():
-        known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
+        # It lacks exit code or signal, and after a hand edit perhaps others.
+        known = collections.defaultdict(str, entry)
         rows.append(clean(_ATTEMPT.format_map(known)))
     return "\n".join(rows)
 
@@ -6031,13 +6034,14 @@ def _family(name: str, samples: Iterable[str], kind: str = "gauge") -> Iterator[
 
 # -- The live screen of `status --watch`
 
+FAILED_ROWS = 5
+
 
 def watch_frame(
     view: Mapping[str, Any], failed: Sequence[Row], columns: int, rows: int, now: str
 ) -> list[str]:
     """The live screen: at most `rows` lines that fit into so many columns, the most important
-    first. `failed` are the rows of the last failures, of which some are shown.
-    """
+    first. `failed` has the rows of the last failures; FAILED_ROWS of them are shown."""
     lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
     for title, part in (("last failures", failed[:FAILED_ROWS]), ("running", running)):
@@ -6068,41 +6072,41 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
 def _spark(rates: Sequence[float]) -> str:
     """A column for each rate, the newest on the right."""
     most = max(rates) or 1
-    # 7 * rate / most may be above 7.
+    # The inner parentheses matter: 7 * rate / most may be above 7.
     return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in rates)
 
 
 def watch_line(view: Mapping[str, Any], now: str) -> str:
-    """The same in one line, for a pipe: time, the five counts, jobs a second."""
+    """The live screen in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
     paused = ", PAUSED" if view["paused"] else ""
     return f"{now}  {counts}, {view['rates'][-1]:.1f} jobs/s{paused}"
 
 
 # ======== 12. COMMANDS ========
-# The command line: take arguments, call one operation, present, exit. The only section that knows
-# Click, prints, and waits for a person's sake; it decides nothing about jobs. What a command
-# returns is its exit code (None: 0).
+# The command line: take arguments, call one operation, present, exit. This is the only section that
+# knows Click, prints, and waits for a person's sake. It decides nothing about jobs. A command
+# returns its exit code (None: 0).
 
 POLL_S = 0.03  # between two looks of a command that waits
 
-Words = tuple[str, ...]  # what stands for several ids, states or tags
+Words = tuple[str, ...]  # ids, states or tags, as Click gives them
 
 
 def _say(text: str) -> None:
-    """A message to the person, on stderr. A stderr that is closed or full ends nothing."""
+    """Print a message to the person on stderr. If stderr is closed or full, nothing happens."""
     with contextlib.suppress(OSError, ValueError):
         click.echo("\n".join(map(clean, text.split("\n"))), err=True)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
-    """Print lines, many at a time, for Click flushes every call."""
+    """Print lines, many at a time, since Click flushes after every call."""
     rest = iter(lines)
     while piece := list(itertools.islice(rest, 200)):
         click.echo("\n".join(piece))
 
 
-MADE = "queuectl.made"  # in Click's context: what this call has changed so far
+MADE = "queuectl.made"  # where Click's context holds what this call has changed so far
 
 
 def _keep_made(made: str) -> None:
@@ -6111,8 +6115,8 @@ def _keep_made(made: str) -> None:
 
 
 def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
-    """The change is stored: put it on the disk, then print what is now true. `made` says it to
-    somebody who sees an error instead."""
+    """After a change is stored: put it on the disk, then print what is now true. If that fails, the
+    error tells the change in the words of `made`."""
     _keep_made(made or " ".join(lines[:3]))
     store.fold_or_sync()
     _echo_all(lines)
@@ -6122,13 +6126,13 @@ class Group(click.Group):
     """The command group. It turns every error into an exit."""
 
     def main(self, *args: Any, **more: Any) -> Any:
-        """As Click's own, but what cannot be printed (help, an error where stderr is full) keeps
-        its exit code."""
+        """As Click's own, but the exit code stays right where stdout or stderr cannot be written
+        (help, an error)."""
         try:
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
         except click.ClickException as error:
             code = error.exit_code
-            if not isinstance(error, NoArgsIsHelpError):  # whose text is a page
+            if not isinstance(error, NoArgsIsHelpError):  # its text is a page of help
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
                 error.show()
@@ -6137,7 +6141,8 @@ class Group(click.Group):
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As Click's own, but what ends a command is told together with what it had changed."""
+        """As Click's own, but the error that ends a command also says what the command has
+        changed."""
         try:
             return super().invoke(ctx)
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
@@ -6145,7 +6150,7 @@ class Group(click.Group):
 
 
 def _fail(error: BaseException, made: str) -> int:
-    """Say what ended a command, and what it had changed by then; the exit code."""
+    """Say what ended a command, and what it had changed by then. Gives the exit code."""
     change = f"The change was made before that: {made}" if made else ""
     match error:
         case QueueError(exit_code=code):
@@ -6183,14 +6188,14 @@ def find_home(option: str | None) -> str:
 
 
 def duration(text: str) -> float:
-    """A type of Click's: seconds."""
+    """A duration in seconds, as the type of an option."""
     try:
         return parse_duration(text)
     except BadValue as error:
         raise click.BadParameter(str(error)) from error
 
 
-_COMPLETES = {  # the states of the jobs that a command takes
+_COMPLETES = {  # the states of the jobs that a command takes; others take all
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
@@ -6199,7 +6204,8 @@ _COMPLETES = {  # the states of the jobs that a command takes
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
+    """The ids that begin like the word, of jobs that the command takes. None of them if the queue
+    cannot be read."""
     states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
     store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
@@ -6213,7 +6219,7 @@ _switch = functools.partial(click.option, is_flag=True)
 _one_of = functools.partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
-PATH = click.Path(readable=False)  # a shell completes it; what is there is not asked here
+PATH = click.Path(readable=False)  # a shell completes it; what is there is not checked here
 _store = click.make_pass_decorator(Store)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
@@ -6237,7 +6243,7 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
         raise click.UsageError("Give job ids, or --all.")
 
 
-# What Click looks for where no command has the name that was typed.
+# If no command has the name that was typed, Click looks for one of these.
 SYNONYMS = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
 
 
@@ -6272,8 +6278,8 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 
 class EnqueueCommand(click.Command):
-    """Looks at what Click's parser forgets: whether `--` stood before the words, and whether a key
-    was given as `--unique=KEY`."""
+    """Sees what Click's parser does not tell: whether `--` stood before the words, and whether a
+    key was given as `--unique=KEY`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
@@ -6286,14 +6292,14 @@ class EnqueueCommand(click.Command):
             name = word.partition("=")[0].replace("_", "-")
             if name.startswith("--") and name in options:
                 raise click.UsageError(
-                    f"'{word}' stands after the command's first word, where it belongs to the "
-                    "command. Put options of enqueue before the command; if the command has such "
-                    "an option, put -- before the command."
+                    f"'{word}' stands after the first word of the command, and would belong to it. "
+                    "Put options of enqueue before the command. If the command has such an option, "
+                    "put -- before the command."
                 )
         return rest
 
 
-# The options that say what a job is, of enqueue, edit and `dlq retry`.
+# The options that enqueue, edit and `dlq retry` share: they say what a job is.
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
     click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
@@ -6315,7 +6321,7 @@ _CHANGES = [
 
 
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a job that options gave, checked as those of JSON are."""
+    """The fields of a job that options give, checked like those of JSON."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     if "at" in fields:
         fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
@@ -6344,7 +6350,7 @@ def _env_pair(text: str) -> tuple[str, str]:
 
 
 def _here() -> str:
-    """The directory of the call, as a job can remember it."""
+    """The current directory, checked as a job's `cwd`."""
     try:
         return str(parse_cwd(os.getcwd(), "current directory"))
     except (OSError, BadValue) as error:
@@ -6464,9 +6470,9 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
-    # A file that begins so, comments apart, is one JSON value; no command begins so.
+    # After its comments, such a beginning makes the file one JSON value. No command begins so.
     if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\{|[\[{]\s*$)", data):
-        # What is not UTF-8 is refused with its field.
+        # The check of a field refuses bytes that are not UTF-8, and names the field.
         text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
         value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
         lines, unit = value if isinstance(value, list) else [value], "element"
@@ -6481,8 +6487,8 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
 
 
 def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
-    """Accept each line of stdin at once and print its id. A bad line is an error, and exit 1 at the
-    end."""
+    """Accept each line of stdin as it comes and print its job's id. A line that is refused is
+    reported, and makes the exit code 1 at the end."""
     code = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
@@ -6502,6 +6508,7 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 
 
 def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
+    """These jobs after a look."""
     store.read()
     return find_all(store, ids)
 
@@ -6550,7 +6557,7 @@ def list_(
 
 
 def _print_jobs(jobs: Iterable[Job], rows: Iterable[Row], in_json: bool) -> None:
-    """Print jobs as a JSON array, one a line, or their rows as a table."""
+    """Print jobs: as a JSON array, one a line, or their rows as a table."""
     if in_json:
         click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
     else:
@@ -6575,7 +6582,7 @@ def show(store: Store, ids: Words, in_json: bool) -> None:
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
-    """One job's object or page; of several an array, or their pages with a blank line between."""
+    """Print jobs whole: one as a JSON object, several as an array; or as pages."""
     if in_json:
         views = [job_to_dict(job) for job in jobs]
         click.echo(as_json(views[0] if len(views) == 1 else views))
@@ -6621,20 +6628,20 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
 
 
 def _watch(store: Store, seconds: float) -> None:
-    """Draw the live screen until it is ended."""
+    """Draw the live screen until a person ends it; in a pipe, print a line each time."""
     import select
     import shutil
 
     views = watch_queue(store)
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if not is_terminal or os.environ.get("TERM", "dumb") == "dumb":
-        for view in views:
+        for view in views:  # without end
             click.echo(watch_line(view, store.home.now()))
             time.sleep(seconds)
     with _other_screen():
         for view in views:
             now = store.home.now()
-            columns, rows = shutil.get_terminal_size()  # 80 and 24 where the terminal cannot tell
+            columns, rows = shutil.get_terminal_size()  # 80 and 24 if the terminal does not say
             failed = [dead_row(job, _last_output(store, job), now) for job in view["failed"][:rows]]
             text = "\033[K\n".join(watch_frame(view, failed, columns, rows, now))
             text = click.unstyle(text) if os.environ.get("NO_COLOR") else text
@@ -6654,8 +6661,8 @@ def _last_output(store: Store, job: Job) -> str:
 
 @contextlib.contextmanager
 def _other_screen() -> Iterator[None]:
-    """Show the terminal's other screen, and make the terminal what it was at the end. Ctrl+Z does
-    nothing there."""
+    """Show the terminal's other screen within the block, and restore the terminal at its end.
+    Ctrl+Z does nothing meanwhile."""
     import signal
     import termios
     import tty
@@ -6716,8 +6723,8 @@ def logs(
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
-    Of an output above `log_max` the oldest part is given up. This command then begins at the next
-    line and says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
+    An output above `log_max` loses its oldest part. This command then begins at the next line and
+    says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
 
     \b
     Example:
@@ -6735,9 +6742,9 @@ def logs(
 
 
 def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
-    """Print what a run wrote (of a tail, its last lines), and go on as more comes and with the runs
-    after it, until the run `last` or the job is over; 0: only what is there now. Gives the job as
-    it is then."""
+    """Print what a run wrote, or its last `tail` lines. With a `last` of 0 that is all. Otherwise
+    follow: print what this run and later ones write, until the run `last` or the job is over. Gives
+    the job as it is then."""
     out, warned = sys.stdout.buffer, False
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
@@ -6745,8 +6752,8 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
         path, running = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
-                # A slot's file serves run after run. It is believed only if the record, read
-                # afterwards, still names slot and run.
+                # A slot's file serves run after run. What was read is this run's only if the
+                # record, read after it, still names slot and run.
                 job = _jobs_now(store, [job.id])[0]
                 if _log_of(store, job, run) != (path, running):
                     break
@@ -6768,10 +6775,10 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
-    """The path of that run's output, and whether the run still goes on. A log that has the run's
-    name is of a run that is over."""
+    """The path of that run's output, and whether the run still goes on. Once a log has the name of
+    its run, the run is over."""
     if run > job.runs:
-        return os.devnull, False  # what has its name is another job's
+        return os.devnull, False  # not begun: a log of that name would be another job's
     path = log_path(store.home.logs_dir, job.id, run)
     has_worker = job.state == "processing" and job.runs == run
     if os.path.exists(path) or not has_worker:
@@ -6788,8 +6795,8 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -> int:
     """Wait until jobs are completed or dead.
 
-    With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 where
-    all completed. It is 124 when the time of --timeout was over first.
+    With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 if all
+    completed. It is 124 if the time of --timeout is over first.
 
     \b
     Example:
@@ -6820,7 +6827,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
 
 
 def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
-    """The exit code for how these jobs ended; says which did not complete."""
+    """Say which of these jobs did not complete. Gives the exit code of `wait`."""
     for id, job in ended.items():
         if job is None:
             _say(f"Job {id} was purged")
@@ -6830,7 +6837,7 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
 
 
 def _warn_without_worker(store: Store) -> bool:
-    """Whether no worker lives; says so."""
+    """Warn if no worker lives; whether it did."""
     if store.home.live_workers():
         return False
     store.home.warn("no worker is running. Start one: queuectl worker start")
@@ -6846,7 +6853,7 @@ def _warn_without_worker(store: Store) -> bool:
 def cancel(store: Store, ids: Words) -> None:
     """Cancel waiting jobs, and stop running ones.
 
-    They end in the dead letter queue, with the reason "cancelled"; a running one once it is gone.
+    They go to the dead letter queue with the reason "cancelled"; a running one once it has ended.
 
     \b
     Example:
@@ -6905,7 +6912,7 @@ def rerun(store: Store, ids: Words) -> None:
 def edit(store: Store, /, ids: Words, **given: Any) -> None:
     """Change jobs that are pending or failed.
 
-    A dead one is changed on its way back: 'dlq retry' takes the same options.
+    To change a dead one, bring it back with 'dlq retry', which takes the same options.
 
     \b
     Example:
@@ -6973,7 +6980,7 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
 
 
 def _confirm(yes: bool, question: str) -> None:
-    """Ask on a terminal; elsewhere `--yes` must have been given."""
+    """Ask the person, unless `--yes` was given. Without a terminal it must have been."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -6983,7 +6990,7 @@ def _confirm(yes: bool, question: str) -> None:
 
 
 def _finish_purge(store: Store, purged: Purged) -> None:
-    """Remove the output of the jobs that are gone, and say how many there were."""
+    """After a purge: remove the output of the jobs that are gone, and say how many there were."""
     _keep_made(f"{say_count(len(purged.gone), 'job')} purged.")
     store.fold_or_sync()
     for job in purged.gone:
@@ -7019,7 +7026,8 @@ def dlq() -> None:
 def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) -> None:
     """List the dead letters.
 
-    A line has the id, attempts made, last outcome, when that was, and the last line of output.
+    A line has the id, the attempts made, how and when the last one ended, and its last line of
+    output.
 
     \b
     Example:
@@ -7223,7 +7231,7 @@ def worker_start(
 
 
 def _detach(store: Store, options: list[str]) -> None:
-    """Start a worker in the background; return when it is ready."""
+    """Start a worker in the background, and return when it is ready."""
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
@@ -7240,7 +7248,7 @@ def _detach(store: Store, options: list[str]) -> None:
 def worker_stop(store: Store, now: bool, timeout: float) -> None:
     """Stop all workers of this queue and wait until they are gone.
 
-    Exit code 1 where some are not gone in time.
+    The exit code is 1 if some are not gone in time.
 
     \b
     Example:
@@ -7285,10 +7293,10 @@ def worker_list(store: Store, in_json: bool) -> None:
 def doctor(store: Store, fix: bool) -> None:
     """Check every store and the journal for damage.
 
-    Changes nothing without --fix, which keeps every job whose line is whole, and copies of the
-    files as they were in .queuectl/aside. A job that only a damaged line of the journal knows
-    becomes a dead letter: its command may not be what was given. Exit code 0 where all is well (by
-    now), 3 where something is not.
+    It changes nothing without --fix. With it, every job whose line is whole is kept, and the files
+    as they were are copied to .queuectl/aside. A job that stands only in a damaged line of the
+    journal becomes a dead letter, since its command may not be the one that was given. The exit
+    code is 0 if all is well, or is by now, and 3 if not.
 
     \b
     Example:
@@ -7314,9 +7322,9 @@ def doctor(store: Store, fix: bool) -> None:
 def completion(shell: str) -> None:
     """Print the script that lets a shell complete words.
 
-    It completes commands, options, states and the ids of jobs. For bash and zsh put
-    eval "$(queuectl completion bash)" (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is
-    printed as ~/.config/fish/completions/queuectl.fish.
+    It completes commands, options, states and the ids of jobs. For bash put
+    eval "$(queuectl completion bash)" into ~/.bashrc; for zsh the same with zsh into ~/.zshrc. For
+    fish save it as ~/.config/fish/completions/queuectl.fish.
 
     \b
     Example:
@@ -7334,8 +7342,8 @@ def main() -> None:
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:
-        # All output was flushed where it was made. The interpreter's own end would free every
-        # object one by one: a sixth of what an enqueue takes. (A profiler must look from outside.)
+        # All output is flushed by now. The interpreter's own end would free every object one by
+        # one, which takes a sixth of an enqueue's time. (A profiler must look from outside.)
         os._exit(end.code)  # type: ignore[arg-type]  # Group.main ends with a number only
 
 
