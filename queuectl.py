@@ -1128,12 +1128,12 @@ class Home:
         self, path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
     ) -> None:
         self.path = os.path.abspath(path)
-        self.dir = os.path.join(self.path, ".queuectl")
-        self.workers_dir = os.path.join(self.dir, "workers")
-        self.logs_dir = os.path.join(self.dir, "logs")
-        self.config_path = os.path.join(self.path, "config.json")
-        self.lock_path = os.path.join(self.dir, "lock")
-        self._clock_path = os.path.join(self.dir, "clock")
+        self.dir = f"{self.path}/.queuectl"
+        self.workers_dir = f"{self.dir}/workers"
+        self.logs_dir = f"{self.dir}/logs"
+        self.config_path = f"{self.path}/config.json"
+        self.lock_path = f"{self.dir}/lock"
+        self._clock_path = f"{self.dir}/clock"
         self.warn = warn
         self.clock = clock
         # True: while config.json is damaged, the last good settings stay in force.
@@ -1276,7 +1276,7 @@ class Home:
                 self.last_config, self._settings = parse_settings(values), values
                 self._config_mark = mark
         except FileNotFoundError:
-            is_begun = os.path.exists(os.path.join(self.dir, "journal.jsonl"))
+            is_begun = os.path.exists(f"{self.dir}/journal.jsonl")
             if is_begun and not os.path.exists(path):  # again: a first start may have just made it
                 return (
                     f"'{path}' is missing beside a journal. Nothing was changed. Put it back, or "
@@ -1303,7 +1303,7 @@ class Home:
     # -- Workers
 
     def _worker_path(self, name: str, ending: str = "") -> str:
-        return os.path.join(self.workers_dir, name + ending)
+        return f"{self.workers_dir}/{name}{ending}"
 
     def worker_names(self) -> list[str]:
         """The name of every worker that has a file, alive or not."""
@@ -1439,7 +1439,7 @@ class Home:
     @contextlib.contextmanager
     def unnamed_file(self, data: bytes) -> Iterator[int]:
         """A file that has these bytes and no name, open at its start within the block."""
-        path = os.path.join(self.dir, f"unnamed.{os.getpid()}.{threading.get_ident()}")
+        path = f"{self.dir}/unnamed.{os.getpid()}.{threading.get_ident()}"
         with new_file(path) as fd:
             os.unlink(path)
             write_whole(fd, data)
@@ -1448,7 +1448,7 @@ class Home:
 
     def put_file(self, path: str, parts: Iterable[bytes]) -> None:
         """Replace a file of ours atomically. Its content is synced; the rename is not."""
-        new = os.path.join(self.dir, os.path.basename(path) + ".new")
+        new = f"{self.dir}/{os.path.basename(path)}.new"
         with new_file(new) as fd:
             for part in parts:
                 write_whole(fd, part)
@@ -1457,10 +1457,10 @@ class Home:
 
     def keep_aside(self, stem: str, fd: int, start: int = 0) -> str:
         """Copy a file's bytes from `start` on to a new file in .queuectl/aside. Gives its path."""
-        folder = os.path.join(self.dir, "aside")
+        folder = f"{self.dir}/aside"
         make_dir(folder)
         stamp = self.now().replace(":", "")
-        path = os.path.join(folder, f"{stem}.{stamp}-{os.urandom(2).hex()}")
+        path = f"{folder}/{stem}.{stamp}-{os.urandom(2).hex()}"
         self.put_file(path, pieces(fd, start))
         sync_dir(folder)
         return path
@@ -2054,8 +2054,8 @@ class Store:
         end_followers: Callable[[Transaction, Job | None], None],
     ) -> None:
         self.home = home
-        self.journal_path = os.path.join(home.dir, "journal.jsonl")
-        self.paths = {name: os.path.join(home.path, f"{name}.json") for name in ARRAYS}
+        self.journal_path = f"{home.dir}/journal.jsonl"
+        self.paths = {name: f"{home.path}/{name}.json" for name in ARRAYS}
         self.end_followers = end_followers
         self._syncing = threading.Lock()  # no sync is reported done while another one still runs
         self._unsynced = False  # this process appended something that was not synced since
@@ -2503,7 +2503,7 @@ class Store:
 
     def temporary(self, name: str) -> str:
         """Where a new array is written before it is renamed."""
-        return os.path.join(self.home.dir, f"{name}.json.new")
+        return f"{self.home.dir}/{name}.json.new"
 
     def sync(self) -> None:
         """Sync what was appended, unless `fsync` is `never`. Raises StoreError if a change may not
@@ -4740,7 +4740,7 @@ def has_room(logs_dir: str) -> bool:
 
 
 def slot_log_path(logs_dir: str, worker: str, slot: int) -> str:
-    return os.path.join(logs_dir, f"{worker}.{slot}.log")
+    return f"{logs_dir}/{worker}.{slot}.log"
 
 
 def log_path(logs_dir: str, id: str, run: int) -> str:
@@ -4908,13 +4908,13 @@ def sweep_logs(
 
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
-    path = os.path.join(logs_dir, f"{folder:02x}")
+    path = f"{logs_dir}/{folder:02x}"
     with contextlib.suppress(FileNotFoundError):
         logs = re.findall(r"^((.+)\.\d+\.log)$", "\n".join(os.listdir(path)), re.MULTILINE)
         there = find({id for _, id in logs})
         for name, id in logs:
             if id not in there:
-                os.unlink(os.path.join(path, name))
+                os.unlink(f"{path}/{name}")
 
 
 def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -4972,15 +4972,6 @@ def last_line(path: str) -> str:
 
 
 # -- This process, and a worker in the background
-
-
-def halt() -> None:
-    """Halt this process as Ctrl+Z asks, until it is continued. Call it where that does no harm."""
-    import signal
-
-    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    signal.raise_signal(signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, handler)
 
 
 def open_standard_descriptors() -> None:
@@ -5205,7 +5196,9 @@ class Worker:
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
             with self.home.mutex:  # no thread of ours holds the store lock meanwhile
-                halt()
+                handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGTSTP)  # returns once this process is continued
+                signal.signal(signal.SIGTSTP, handler)
         if self._signals:
             self._stop(
                 "Stopping: running jobs finish first; once more ends them and hands them back."
@@ -6154,12 +6147,8 @@ def _fail(error: BaseException, made: str) -> int:
     change = f"The change was made before that: {made}" if made else ""
     match error:
         case QueueError(exit_code=code):
-            text = str(error)
-            _say(
-                f"Error: {text.replace(' Nothing was changed.', '')} {change}"
-                if made
-                else f"Error: {text}"
-            )
+            text = str(error).replace(" Nothing was changed.", "") if made else error
+            _say(f"Error: {text} {change}".rstrip())
             return code
         case OSError(filename=str() | bytes() as name):
             _say(f"Error: {storage_error(error, os.fsdecode(name))} {change}".rstrip())
@@ -6500,7 +6489,7 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
             _say(f"Error: In line {number}: {error}")
-    store.settle()
+    store.fold_or_sync()
     return code
 
 
@@ -7232,7 +7221,7 @@ def worker_start(
 
 def _detach(store: Store, options: list[str]) -> None:
     """Start a worker in the background, and return when it is ready."""
-    log = os.path.join(store.home.dir, "worker.log")
+    log = f"{store.home.dir}/worker.log"
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
         if child.poll() is not None:

@@ -864,16 +864,16 @@ def test_a_read_while_another_process_makes_the_home_shows_what_that_process_mad
 
 
 def test_settings_that_another_process_makes_meanwhile_are_not_missing(home, opened, monkeypatch):
-    stat, made = os.stat, list[Any]()
+    lstat, made = os.lstat, list[Any]()
 
     def missing_until_now(path: Any, **more: Any) -> os.stat_result:
         if str(path).endswith("config.json") and not made:
             made.append(path)
             enqueue(opened(), "a")
             raise FileNotFoundError
-        return stat(path, **more)
+        return lstat(path, **more)
 
-    monkeypatch.setattr(os, "stat", missing_until_now)
+    monkeypatch.setattr(os, "lstat", missing_until_now)
     assert opened().home.config().max_retries == 3 and made
 
 

@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     Mutant(
         "the settings are written in place",
-        (('        new = os.path.join(self.dir, os.path.basename(path) + ".new")\n', "        new = path\n"),),
+        (('        new = f"{self.dir}/{os.path.basename(path)}.new"\n', "        new = path\n"),),
         "points.py", "config set", "killed",
     ),
     Mutant(
