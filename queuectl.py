@@ -3268,13 +3268,22 @@ class Bulk:
         self, lines: Iterable[Any], options: Mapping[str, Any], unit: str
     ) -> Iterator[bytes]:
         """The record of each line's job; b"" for a blank line or a comment."""
+        # Lines that are a command alone differ in nothing else: one of their records is encoded.
+        example = self.encode_fields({**options, "command": ""})
+        are_alike = example.startswith(_BLANK_HEAD) and _AFTER not in example
+        end = example[example.index(_ATTEMPTS) :]
         for number, line in enumerate(lines, 1):
             try:
                 parse = parse_job_line if isinstance(line, bytes) else parse_spec
                 fields = parse(line, self._now)
             except BadValue as error:
                 raise BadValue(f"In {unit} {number}: {error}") from None
-            yield self.encode_fields(merge_fields(options, fields)) if fields else b""
+            if not fields:
+                yield b""
+            elif are_alike and fields.keys() == {"command"}:
+                yield _BLANK_HEAD + encode_json(fields["command"]) + end
+            else:
+                yield self.encode_fields(merge_fields(options, fields))
 
     def encode_fields(self, fields: Mapping[str, Any]) -> bytes:
         """The record of a new job. Its `seq` is 0, and its id is empty unless one is given."""
