@@ -3021,7 +3021,10 @@ class ClaimOrder:
         self._followers = followers_of(store)
         self._followers.freed.clear()
         if "jobs" in store.snapshots:
-            self._enter_all(store.snapshots["jobs"])
+            try:
+                self._enter_all(store.snapshots["jobs"])
+            except ValueError as error:  # a field is not where it was written: the disk's fault
+                raise StoreError(_CHANGED) from error
         for raw in filter(None, store.records.values()):
             self.put(raw, *head_of(raw))
 

@@ -260,3 +260,15 @@ def test_a_home_that_its_group_can_write_works(run, home):
     # reading: a checkout made under umask 002 is such a home, and the quick start must work there.
     home.chmod(0o775)
     assert run("enqueue", "--id", "a", "true").out == "a\n"
+
+
+@pytest.mark.parametrize("field", ["priority", "attempts"])
+def test_a_field_that_the_disk_changed_in_a_waiting_job_is_an_error(two, run, field):
+    path = two / "jobs.json"
+    times = path.stat()
+    text = path.read_text()
+    at = text.index(f'"{field}": ') + len(field) + 5
+    with open(path, "r+") as file:  # the same file, of the same size and time
+        file.write(text[:at] + "-" + text[at + 1 :])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run("status", "--check", code=3).err.startswith("Error: ")
