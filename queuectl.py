@@ -5047,7 +5047,7 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 PURGE_S = 3600.0  # between two purges, and after the clock was set or the machine started
 SWEEP_S = 60.0  # between two looks for what is old, in the queue and in a folder of logs
 TICK_S = 1.0  # folding, syncing, and a look for what no wake-up announced
-CARE_S = 2.0  # between two looks for jobs of dead workers and for logs above log_max
+RECOVERY_S = 2.0  # between two looks for jobs of dead workers and for logs above log_max
 PATIENCE_S = 0.1  # the main thread waits no longer for the lock: time limits and signals need it
 UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
 SPEAK_S = 0.05  # lines are gathered for so long, then printed at once
@@ -5121,7 +5121,7 @@ class Worker:
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
         slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
-        loops: list[Callable[[], None]] = [self._speak, self._care, *slots]
+        loops: list[Callable[[], None]] = [self._speak, self._recover_and_trim, *slots]
         speaker, *others = threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
         try:  # the threads first: if the system refuses one, nobody has seen a worker
             for thread in threads:
@@ -5593,8 +5593,8 @@ class Worker:
 
     # -- Recovery and the trimming of logs: a thread of their own, since either may take long
 
-    def _care(self) -> None:
-        """A thread: recover and trim, every CARE_S."""
+    def _recover_and_trim(self) -> None:
+        """A thread: recover the jobs of dead workers and trim the logs, every RECOVERY_S."""
         self._prepared.wait()
         recovery = Recovery(self.store, self.name, self.say)
         while not self._leaving.is_set():
@@ -5602,10 +5602,10 @@ class Worker:
             self._attend("a log cannot be trimmed", self._trim_logs)
             # Look again soon while a fence is ending a run. What SIGKILL did not end may live for
             # long, and another process may have to end it.
-            long_ago_s = time.monotonic() - CARE_S
+            long_ago_s = time.monotonic() - RECOVERY_S
             fences = [fence for runs in recovery.fences.values() for fence in runs.values()]
             is_ending = any(fence.kill_at > long_ago_s for fence in fences)
-            self._leaving.wait(FENCE_POLL_S if is_ending else CARE_S)
+            self._leaving.wait(FENCE_POLL_S if is_ending else RECOVERY_S)
 
     def _attend(self, chore: str, do: Callable[[], None]) -> None:
         """Do a chore. If it fails, also by a fault of ours, that is shown as trouble, and it is

@@ -265,7 +265,7 @@ class CDLL(ctypes.CDLL):
     fallocate = fallocate64 = None
 ctypes.CDLL = CDLL
 import queuectl
-queuectl.CARE_S = 0.05
+queuectl.RECOVERY_S = 0.05
 queuectl.main()
 """
 
