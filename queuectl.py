@@ -55,35 +55,45 @@ The way of a job, with the section of each function:
 
 from __future__ import annotations
 
-import bisect
-import collections
-import contextlib
-import errno
-import functools
-import gc
-import hashlib
-import heapq
-import itertools
-import json
-import math
-import os
-import random
-import re
-import stat
 import sys
-import threading
-import time
-import zlib
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
-# Set before these imports. A command ends before the garbage collector is of use, and at its
-# default threshold the collector took a tenth of the command's time.
-gc.set_threshold(50_000)
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Python's own report of what ended the program, but none of Ctrl+C, also during the imports
+    below."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report
 
 try:
+    import bisect
+    import collections
+    import contextlib
+    import errno
+    import functools
+    import gc
+    import hashlib
+    import heapq
+    import itertools
+    import json
+    import math
+    import os
+    import random
+    import re
+    import stat
+    import threading
+    import time
+    import zlib
+    from array import array
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
+    from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
+
+    # Set before the other imports. A command ends before the garbage collector is of use, and at
+    # its default threshold the collector took a tenth of the command's time.
+    gc.set_threshold(50_000)
 
     import click
     from click.exceptions import NoArgsIsHelpError  # Click 8.2

@@ -189,7 +189,6 @@ def test_ctrl_c_at_the_journals_write_tells_what_was_stored(words, printed, begi
 
 
 @pytest.mark.parametrize("module", ["json", "click", "filelock"])
-@broken("Ctrl+C while the program's modules are imported prints a traceback")
 def test_ctrl_c_during_the_imports_prints_no_traceback(module, home, tmp_path, begin):
     stand_ins = tmp_path / "modules"
     stand_ins.mkdir()
