@@ -76,12 +76,15 @@ try:
     import gc
     import hashlib
     import heapq
+    import io
     import itertools
     import json
     import math
     import os
     import random
     import re
+    import select
+    import signal
     import stat
     import threading
     import time
@@ -1574,10 +1577,21 @@ def bytes_of(path: str, flags: int = _OPEN) -> bytes:
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all the data or raise. After a short write (of a full disk), the next one raises."""
+    """Write all the data or raise. After a short write (of a full disk), the next one raises; for a
+    stream that another program made non-blocking, it waits."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            wait_for(fd, select.POLLOUT)
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Wait until a non-blocking stream can be read or written."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
 
 
 @contextlib.contextmanager
@@ -4480,7 +4494,6 @@ class Executor:
 
         Nothing happens where it has ended by itself or is being ended already.
         """
-        import signal
 
         with self._table:
             if self.running.get(slot) is not attempt or attempt.ending is not None:
@@ -4494,7 +4507,6 @@ class Executor:
 
     def kill_late(self, now_s: float) -> None:
         """SIGKILL to the groups whose grace is over."""
-        import signal
 
         with self._table:
             for attempt in list(self.running.values()):  # a slot may start one meanwhile
@@ -4534,7 +4546,6 @@ class Fence:
 
     def step(self) -> bool:
         """One look, one signal to each process found. True once the run is surely gone."""
-        import signal
 
         try:
             held = self.look()
@@ -4598,7 +4609,6 @@ class Fence:
 
     def _send(self, pid: int, held: bool, number: int) -> None:
         """Signal a process by a pidfd, after making sure that the pid is still its own (X1)."""
-        import signal
 
         with contextlib.suppress(OSError):
             if pid < 0 or not hasattr(os, "pidfd_open"):
@@ -4931,7 +4941,6 @@ def last_line(path: str) -> str:
 
 def halt() -> None:
     """Halt this process as Ctrl+Z asks, until it is continued; called where that does no harm."""
-    import signal
 
     handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTSTP)
@@ -5096,7 +5105,6 @@ class Worker:
 
     def _see_to_chores(self) -> None:
         """What the main thread does until the last slot is done."""
-        import select
 
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
@@ -5127,7 +5135,6 @@ class Worker:
 
     def _prepare(self) -> None:
         """Signals, environment and the worker's file; then others can see that it lives."""
-        import signal
 
         # An ignored SIGCHLD would lose every exit status (F7).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -5155,7 +5162,6 @@ class Worker:
 
     def _obey_signals(self) -> None:
         """Ctrl+Z halts. The first stop signal stops; the second hands the running jobs back."""
-        import signal
 
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
@@ -5303,7 +5309,6 @@ class Worker:
     def _leave(self) -> int:
         """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop
         signal."""
-        import signal
 
         died = False
         try:
@@ -6410,8 +6415,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
-    data = file.read() or b""  # None: nothing has come yet through a non-blocking stdin
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
+    data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # A file that begins so, comments apart, is one JSON value; no command begins so.
@@ -6569,7 +6573,6 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
 
 def _watch(store: Store, seconds: float) -> None:
     """Draw the live screen until it is ended."""
-    import select
     import shutil
 
     views = watch_queue(store)
@@ -6603,7 +6606,6 @@ def _last_output(store: Store, job: Job) -> str:
 def _other_screen() -> Iterator[None]:
     """Show the terminal's other screen, and make the terminal what it was at the end. Ctrl+Z does
     nothing there."""
-    import signal
     import termios
     import tty
 
@@ -7277,10 +7279,33 @@ def completion(shell: str) -> None:
     shell_complete(cli, {}, "queuectl", "_QUEUECTL_COMPLETE", f"{shell}_source")
 
 
+class Stream(io.FileIO):
+    """A standard stream. Also where another program made it non-blocking, a read waits for what
+    comes and a write is finished; the flag stays, for other processes share it."""
+
+    def readinto(self, buffer: Any) -> int:
+        while (count := super().readinto(buffer)) is None:
+            wait_for(self.fileno(), select.POLLIN)
+        return count
+
+    # These go by `readinto`.
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # type: ignore[assignment]
+
+    def write(self, data: Any) -> int:
+        write_whole(self.fileno(), data)
+        return len(data)
+
+
+def _as_text(buffer: Any) -> io.TextIOWrapper:
+    return io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
+
+
 def main() -> None:
     """The console script."""
     open_standard_descriptors()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's
+    sys.stdin = _as_text(io.BufferedReader(Stream(0, closefd=False)))
+    writers = (io.BufferedWriter(Stream(fd, "w", closefd=False)) for fd in (1, 2))
+    sys.stdout, sys.stderr = map(_as_text, writers)
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:
