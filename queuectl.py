@@ -4947,18 +4947,19 @@ def halt() -> None:
     signal.signal(signal.SIGTSTP, handler)
 
 
-def open_standard_descriptors() -> None:
-    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one.
+def start_again_if_needed() -> None:
+    """Open closed descriptors 0, 1 and 2 on /dev/null, so that no file of ours becomes one; and
+    take arguments, names of files and variables as UTF-8, whatever the locale.
 
-    Python has no stream for a descriptor that was closed when it started, so it starts again.
+    Python decides both before it starts a program, so it starts again.
     """
     was_closed = False
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
         was_closed = True
     os.close(fd)
-    if was_closed:
-        os.execv(sys.executable, sys.orig_argv)
+    if was_closed or sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
@@ -7302,7 +7303,7 @@ def _as_text(buffer: Any) -> io.TextIOWrapper:
 
 def main() -> None:
     """The console script."""
-    open_standard_descriptors()
+    start_again_if_needed()
     sys.stdin = _as_text(io.BufferedReader(Stream(0, closefd=False)))
     writers = (io.BufferedWriter(Stream(fd, "w", closefd=False)) for fd in (1, 2))
     sys.stdout, sys.stderr = map(_as_text, writers)
