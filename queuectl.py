@@ -1141,6 +1141,8 @@ class Home:
         self._clock_path = os.path.join(self.dir, "clock")
         self.warn = warn
         self.clock = clock
+        # True: the lock was taken, so something may be stored of which nobody has been told yet.
+        self.is_changing = False
         # True: while config.json is damaged, the last good settings stay in force.
         self.keeps_settings = False
         self.last_config = parse_settings({})  # as this process read it last
@@ -1224,6 +1226,7 @@ class Home:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
+                self.is_changing = True
                 if identity_of(self.lock_path) != self._lock_identity:
                     raise StoreError(  # others may hold the lock of a new file by now
                         f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. "
@@ -6058,7 +6061,8 @@ def _echo_all(lines: Iterable[str]) -> None:
         click.echo("\n".join(piece))
 
 
-MADE = "queuectl.made"  # in Click's context: what this call has changed so far
+# In Click's context: what this call has changed so far; whether Ctrl+C came while it did.
+MADE, INTERRUPTED = "queuectl.made", "queuectl.interrupted"
 
 
 def _keep_made(made: str) -> None:
@@ -6071,7 +6075,19 @@ def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
     somebody who sees an error instead."""
     _keep_made(made or " ".join(lines[:3]))
     store.settle()
+    store.home.is_changing = False
     _echo_all(lines)
+    if INTERRUPTED in click.get_current_context().meta:
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Ctrl+C ends a command at once, except while it makes a change: then when that is told."""
+    ctx = click.get_current_context(silent=True)
+    store = ctx.find_object(Store) if ctx else None
+    if store is None or not store.home.is_changing:
+        raise KeyboardInterrupt
+    click.get_current_context().meta[INTERRUPTED] = True
 
 
 class Group(click.Group):
@@ -6919,7 +6935,8 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
     if dry_run:
         store.read()
         purged = choose_purged(store, states, older_than, store.home.now())
-        _say_purged(purged, "would be purged")
+        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
+        _say_kept(purged)
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(store, purge_jobs(store, states, older_than))
@@ -6937,15 +6954,13 @@ def _confirm(yes: bool, question: str) -> None:
 
 def _finish_purge(store: Store, purged: Purged) -> None:
     """Remove the output of the jobs that are gone, and say how many there were."""
-    _keep_made(f"{say_count(len(purged.gone), 'job')} purged.")
-    store.settle()
+    _done(store, [f"{say_count(len(purged.gone), 'job')} purged."])
     for job in purged.gone:
         remove_logs(store.home.logs_dir, job.id, job.runs)
-    _say_purged(purged, "purged")
+    _say_kept(purged)
 
 
-def _say_purged(purged: Purged, what: str) -> None:
-    click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
+def _say_kept(purged: Purged) -> None:
     if kept := purged.kept:
         some = ", ".join(job.id for job in kept[:3])
         _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
@@ -7251,7 +7266,7 @@ def doctor(store: Store, fix: bool) -> None:
     _echo_all(map(clean, problems))
     if problems and fix:
         copies, lost = mend(store)
-        click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
+        _done(store, [clean(f"Repaired. The files as they were: {', '.join(copies)}.")])
         problems = examine(store)
         _echo_all(map(clean, problems))
     if problems:
@@ -7305,6 +7320,8 @@ def main() -> None:
     """The console script."""
     start_again_if_needed()
     sys.stdin = _as_text(io.BufferedReader(Stream(0, closefd=False)))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
     writers = (io.BufferedWriter(Stream(fd, "w", closefd=False)) for fd in (1, 2))
     sys.stdout, sys.stderr = map(_as_text, writers)
     try:
