@@ -1179,11 +1179,12 @@ class Home:
         if self._lock_fd >= 0:
             return
         existed = self.check()
-        for path in (self.path, self.dir):
+        make_dir(self.path)
+        for path in (self.dir, self.workers_dir, self.logs_dir):
             make_dir(path)
-        _check_own_dir(self.dir, os.lstat(self.dir))
-        for path in (self.workers_dir, self.logs_dir):
-            make_dir(path)
+            # The output may be on another disk: logs/ alone may be a link.
+            look = os.stat if path == self.logs_dir else os.lstat
+            _check_own_dir(path, look(path))
         if existed:
             self._take_group_write()
         fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)

@@ -301,7 +301,6 @@ def test_the_folder_of_the_logs_may_be_a_link_to_a_directory_of_the_same_owner(h
 
 
 @pytest.mark.parametrize("target", ["nothing", pytest.param("a directory of another user", marks=pytest.mark.root)])
-@broken("logs/ as a link is followed wherever it leads")
 def test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused(target, home, tmp_path, run, begin):
     run("enqueue", "--id", "a", "echo here")
     there = tmp_path / "there"
@@ -313,6 +312,14 @@ def test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused(target, ho
     code, _, err = end_of(begin(program("worker", "start", "--drain")), STUCK_S)
     assert code == STORAGE and "logs" in err
     assert not there.exists() if target == "nothing" else os.listdir(there) == []
+
+
+def test_the_folder_of_the_workers_is_no_link(home, tmp_path, run):
+    (tmp_path / "there").mkdir()
+    run("enqueue", "--id", "a", "true")
+    (home / ".queuectl" / "workers").rmdir()
+    (home / ".queuectl" / "workers").symlink_to(tmp_path / "there")
+    assert "workers" in run("enqueue", "true", code=STORAGE).err and not os.listdir(tmp_path / "there")
 
 
 # -- What a killed worker leaves
