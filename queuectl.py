@@ -1124,7 +1124,7 @@ class Home:
     check, prepare            whether it exists and is safe; make it ready for changes
     locked, mutex, lock_id    the store lock
     config, settings ...      config.json, parsed and as it was written
-    live_workers ...          the workers' files
+    workers, live_workers ... the workers' files
     now, clock_mark ...       the wall clock, and what .queuectl/clock says of it
     put_file, keep_aside ...  replace a file of ours; copy bytes that are about to go
     """
@@ -1356,15 +1356,20 @@ class Home:
         return None
 
     def live_workers(self) -> list[WorkerInfo]:
-        """The workers whose file is locked: the kernel unlocks it when its worker dies."""
+        return [info for info in self.workers() if not info.header["dead"]]
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers, whose file is locked (the kernel unlocks it when its worker dies), and
+        the dead ones whose jobs another process has begun to take back."""
         found = []
         for name in self.worker_names():
             with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
-                if lock_descriptor(fd, blocking=False):
+                is_free = lock_descriptor(fd, blocking=False)
+                if is_free:
                     unlock_descriptor(fd)
-                    continue
                 pid = int(name.partition("-")[0])
                 unread = {
+                    "dead": False,
                     "pid": pid,
                     "threads": 0,
                     "started_at": self.now(),
@@ -1372,7 +1377,9 @@ class Home:
                     "not_tags": [],
                 }
                 info = self.read_worker(name)
-                found.append(info._replace(header={**unread, **info.header}))
+                header = {**unread, **info.header}
+                if header["dead"] or not is_free:
+                    found.append(info._replace(header=header))
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:
@@ -3729,7 +3736,7 @@ def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings. If a worker lives, the queue
     is not read: the worker's file says what waits."""
     store.read(light=True)
-    now_s, workers = store.home.clock(), store.home.live_workers()
+    now_s, workers = store.home.clock(), store.home.workers()
     oldest, next_run_at = _waiting_times(store, workers)
     waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
     return {
@@ -3748,7 +3755,7 @@ def _waiting_times(store: Store, workers: Sequence[WorkerInfo]) -> tuple[str | N
     if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
         return None, None
     for info in workers:
-        if "oldest" in info.header:
+        if "oldest" in info.header and not info.header["dead"]:
             return info.header["oldest"], info.header["next_run_at"]
     store.read()
     return waiting_times(store)
@@ -3780,11 +3787,11 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
-    """A live worker as `status` and `worker list` show it."""
+    """A worker as `status` and `worker list` show it."""
     head = info.header
     return {
         "name": info.name,
-        **{key: head.get(key) for key in ("pid", "threads", "started_at", "tags", "not_tags")},
+        **{key: head[key] for key in ("dead", "pid", "threads", "started_at", "tags", "not_tags")},
         "running": [
             {"slot": slot, "job": row["job"], "run": row["run"]}
             for slot, row in enumerate(info.rows)
@@ -3797,22 +3804,27 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
 
 def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
     """`status --check`: no worker lives, and jobs are due or were left processing."""
-    if view["workers"]:
+    if not all(worker["dead"] for worker in view["workers"]):
         return False
     next_run_at = view["next_run_at"]
     is_retry_due = next_run_at is not None and next_run_at <= now
     return is_retry_due or view["oldest_pending_s"] is not None or view["jobs"]["processing"] > 0
 
 
-def why_waiting(store: Store, job: Job) -> str | None:
-    """Why a job that is not over does not run, or who runs it; None where it is over."""
+def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
+    """Why a job that is not over does not run, or who runs it; None where it is over. `processes`
+    are those of its run."""
     if job.state in OVER:
         return None
     workers = store.home.live_workers()
     if job.state == "processing":
-        held = f"held by worker {job.worker}, slot {job.slot}"
         if job.worker not in [info.name for info in workers]:
-            return f"{held}, which is dead; the next live worker takes the job back"
+            next_ = "the next live worker takes the job back"
+            if processes:
+                noun = "process" if len(processes) == 1 else "processes"
+                next_ = f"waiting for {noun} {', '.join(processes)} to end"
+            return f"its worker {job.worker} is dead; {next_}"
+        held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
@@ -4649,6 +4661,18 @@ def _process_status(pid: int) -> _Status | None:
         return None
     start_s = int(words[19]) / os.sysconf("SC_CLK_TCK")
     return _Status(words[0].decode(), int(words[1]), int(words[3]), start_s)
+
+
+def user_of(pid: int) -> str:
+    """Whose process that is: who may end it; "?" where the system does not tell."""
+    import pwd
+
+    uid = re.search(rb"\nUid:\s*(\d+)", _read_proc(pid, "status"))
+    if uid is None:
+        return "?"
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(int(uid[1])).pw_name
+    return uid[1].decode()
 
 
 def _ancestors() -> set[int]:
@@ -5554,11 +5578,7 @@ class Worker:
         while not self._leaving.is_set():
             self._attend("recovery fails", recovery.step)
             self._attend("a log cannot be trimmed", self._trim_logs)
-            # What SIGKILL did not end may live for long, and another finder may have to end it.
-            late_s = time.monotonic() - CARE_S
-            fences = [fence for of in recovery.fences.values() for fence in of.values()]
-            is_ending = any(fence.kill_at > late_s for fence in fences)
-            self._leaving.wait(FENCE_POLL_S if is_ending else CARE_S)
+            self._leaving.wait(FENCE_POLL_S if recovery.is_ending() else CARE_S)
 
     def _attend(self, chore: str, do: Callable[[], None]) -> None:
         """Do a chore. One that fails, also by a fault of ours, is shown as trouble, and is done
@@ -5613,6 +5633,13 @@ class Recovery:
         named = {job.worker or "" for job in list(self.store.processing.values())}
         names = {*named, *self.store.home.worker_names(), *self.fences} - {self.own}
         _each(names, self._step_worker)
+
+    def is_ending(self) -> bool:
+        """Whether the next step may soon find a run gone. What SIGKILL did not end may live for
+        long, and another finder may have to end it."""
+        late_s = time.monotonic() - CARE_S
+        fences = [fence for of in self.fences.values() for fence in of.values()]
+        return any(fence.kill_at > late_s for fence in fences)
 
     def _step_worker(self, name: str) -> None:
         """Step the fences of one dead worker; it is cleared away once it has no run left."""
@@ -5696,21 +5723,23 @@ def _orphan(
     return Orphan(trace, job, excused, "session" in row)
 
 
-def processes_of(store: Store, job: Job) -> list[int]:
-    """The live processes of a job's run, for a person; [] where it is not processing."""
+def processes_of(store: Store, job: Job) -> list[str]:
+    """The live processes of a job's run and their users, for a person: `4711 of root`; [] where
+    it is not processing."""
     if job.state != "processing":
         return []
     info = store.home.read_worker(job.worker or "")
     fence = Fence(_orphan_of(store, info, job).trace, math.inf)
     fence.look()
-    return fence.living
+    return [f"{pid} of {user_of(pid)}" for pid in fence.living]
 
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
-    """Recover those of these jobs whose worker is dead, without being a worker."""
+    """Recover those of these jobs whose worker is dead, without being a worker, as far as that is
+    soon done."""
     recovery = Recovery(store, "", say, ids)
     recovery.step()
-    while recovery.fences:
+    while recovery.is_ending():
         time.sleep(FENCE_POLL_S)
         recovery.step()
 
@@ -5839,7 +5868,7 @@ _ATTEMPT = (
 )
 
 
-def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
+def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
     fields |= {"now": why, "processes": processes or None}
@@ -5873,7 +5902,8 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
 
 def say_threads(view: Mapping[str, Any]) -> str:
     """`workers: 4`, the threads of all live workers."""
-    return f"workers: {sum(worker['threads'] for worker in view['workers'])}"
+    live = [worker["threads"] for worker in view["workers"] if not worker["dead"]]
+    return f"workers: {sum(live)}"
 
 
 def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
@@ -5885,8 +5915,10 @@ def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
 
 
 def worker_line(worker: Mapping[str, Any]) -> str:
-    """One live worker: name, pid, threads, what it runs, and what is wrong with it."""
+    """One worker: name, pid, threads, what it runs, and what is wrong with it."""
     runs = ", ".join(row["job"] for row in worker["running"]) or "nothing"
+    if worker["dead"]:
+        return clean(f"  {worker['name']}  pid {worker['pid']}, dead, ran {runs}")
     threads = say_count(worker["threads"], "thread")
     line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
     if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
@@ -6549,10 +6581,11 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
         views = [job_to_dict(job) for job in jobs]
         click.echo(as_json(views[0] if len(views) == 1 else views))
         return
-    pages = [
-        job_page(job, why_waiting(store, job), processes_of(store, job), store.home.now())
-        for job in jobs
-    ]
+    pages = []
+    for job in jobs:
+        processes = processes_of(store, job)
+        why = why_waiting(store, job, processes)
+        pages.append(job_page(job, why, processes, store.home.now()))
     click.echo("\n\n".join(pages))
 
 
@@ -7235,7 +7268,7 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
 @_json
 @_store
 def worker_list(store: Store, in_json: bool) -> None:
-    """List the live workers and what they run.
+    """List the workers and what they run.
 
     \b
     Example:

@@ -326,8 +326,8 @@ def test_the_folder_of_the_workers_is_no_link(home, tmp_path, run):
 
 
 @pytest.mark.root
-@broken("a process that the finder may not end is not named, and the killed worker is listed as alive")
-def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_ends(begin, eventually):
+@pytest.mark.parametrize("end", ["completed", "dead"])
+def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_ends(end, begin, eventually):
     other = NOBODY - 1
     with ordinary() as person:
         if person is None or not (setpriv := shutil.which("setpriv")):
@@ -364,9 +364,12 @@ def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_end
             why = re.findall(rf"dead; waiting for process {pid} of ", end_of(call("show", "a"))[1])
             assert answer("show", "a")["state"] == "processing"
             assert (listed, alive, len(why)) == ({first.pid: True, second.pid: False}, ["workers: 1"], 1)
+            assert f"pid {first.pid}, dead, ran a\n" in end_of(call("status"))[1]
+            if end == "dead":  # which waits for no process that nobody here may end
+                assert end_of(call("cancel", "a"))[:2] == (0, "Job a is running: stopping it.\n")
         finally:
             os.kill(pid, signal.SIGKILL)
-        eventually(lambda: answer("show", "a")["state"] == "completed")
+        eventually(lambda: answer("show", "a")["state"] == end)
 
 
 def test_a_worker_inside_a_killed_workers_job_is_ended_by_another_worker(home, gate, worker, run, eventually, reaches):
