@@ -59,8 +59,8 @@ import sys
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Python's own report of what ended the program, but none of Ctrl+C, also during the imports
-    below."""
+    """Report what ended the program as Python does, but say nothing of Ctrl+C, which may also come
+    during the imports below."""
     if kind is not KeyboardInterrupt:
         sys.__excepthook__(kind, error, trace)
 
@@ -3819,11 +3819,11 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
     workers = store.home.live_workers()
     if job.state == "processing":
         if job.worker not in [info.name for info in workers]:
-            next_ = "the next live worker takes the job back"
+            then = "the next live worker takes the job back"
             if processes:
                 noun = "process" if len(processes) == 1 else "processes"
-                next_ = f"waiting for {noun} {', '.join(processes)} to end"
-            return f"its worker {job.worker} is dead; {next_}"
+                then = f"waiting for {noun} {', '.join(processes)} to end"
+            return f"its worker {job.worker} is dead; {then}"
         held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
@@ -4304,6 +4304,7 @@ def _mend_settings(home: Home) -> None:
 # tests/faults/test_survived.py.
 
 FENCE_POLL_S = 0.03
+KILLS_MAX = 60  # looks, in 2 s or more, until it is not soon that a run is gone
 LAST_LINE_CHARS = 200
 HOOK_S = 30  # a hook may run that long
 HOOK_LINES = 20  # of the job's output are given to a hook
@@ -4510,7 +4511,6 @@ class Executor:
 
         Nothing happens where it has ended by itself or is being ended already.
         """
-
         with self._table:
             if self.running.get(slot) is not attempt or attempt.ending is not None:
                 return
@@ -4523,7 +4523,6 @@ class Executor:
 
     def kill_late(self, now_s: float) -> None:
         """SIGKILL to the groups whose grace is over."""
-
         with self._table:
             for attempt in list(self.running.values()):  # a slot may start one meanwhile
                 if attempt.ending is not None and attempt.deadline <= now_s:
@@ -4559,16 +4558,17 @@ class Fence:
         self._told: set[int] = set()  # these have got SIGTERM
         self._session_known = False  # and surely still the run's
         self._empty = 0  # looks in a row that found nothing
+        self.kills = 0  # looks after which SIGKILL was sent
 
     def step(self) -> bool:
         """One look, one signal to each process found. True once the run is surely gone."""
-
         try:
             held = self.look()
         except OSError:  # no descriptors or no memory to look with: nothing is known
             self._empty = 0
             return False
         killing = time.monotonic() >= self.kill_at
+        self.kills += killing
         spared = {*_ancestors(), -os.getpgrp()}  # X4
         for pid in self.living:
             if pid in spared:
@@ -4625,7 +4625,6 @@ class Fence:
 
     def _send(self, pid: int, held: bool, number: int) -> None:
         """Signal a process by a pidfd, after making sure that the pid is still its own (X1)."""
-
         with contextlib.suppress(OSError):
             if pid < 0 or not hasattr(os, "pidfd_open"):
                 os.kill(pid, number)
@@ -4969,7 +4968,6 @@ def last_line(path: str) -> str:
 
 def halt() -> None:
     """Halt this process as Ctrl+Z asks, until it is continued; called where that does no harm."""
-
     handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTSTP)
     signal.signal(signal.SIGTSTP, handler)
@@ -5134,7 +5132,6 @@ class Worker:
 
     def _see_to_chores(self) -> None:
         """What the main thread does until the last slot is done."""
-
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
         tick_at = 0.0
@@ -5164,7 +5161,6 @@ class Worker:
 
     def _prepare(self) -> None:
         """Signals, environment and the worker's file; then others can see that it lives."""
-
         # An ignored SIGCHLD would lose every exit status (F7).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         may_be_ignored = (signal.SIGHUP, signal.SIGTSTP)  # as under nohup, or without a job control
@@ -5191,7 +5187,6 @@ class Worker:
 
     def _obey_signals(self) -> None:
         """Ctrl+Z halts. The first stop signal stops; the second hands the running jobs back."""
-
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
             with self.home.mutex:
@@ -5338,7 +5333,6 @@ class Worker:
     def _leave(self) -> int:
         """The last chores; the exit code: 1 where a drained job died, 128 + n after a second stop
         signal."""
-
         died = False
         try:
             if self._error is None:
@@ -5637,9 +5631,7 @@ class Recovery:
     def is_ending(self) -> bool:
         """Whether the next step may soon find a run gone. What SIGKILL did not end may live for
         long, and another finder may have to end it."""
-        late_s = time.monotonic() - CARE_S
-        fences = [fence for of in self.fences.values() for fence in of.values()]
-        return any(fence.kill_at > late_s for fence in fences)
+        return any(fence.kills < KILLS_MAX for of in self.fences.values() for fence in of.values())
 
     def _step_worker(self, name: str) -> None:
         """Step the fences of one dead worker; it is cleared away once it has no run left."""
