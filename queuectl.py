@@ -1234,6 +1234,9 @@ class Home:
                         "Start again."
                     )
                 yield
+            except BaseException:
+                self.is_changing = False
+                raise
             finally:
                 unlock_descriptor(self._lock_fd)
         except OSError as error:
@@ -1356,6 +1359,7 @@ class Home:
         return None
 
     def live_workers(self) -> list[WorkerInfo]:
+        """Those of `workers` that live."""
         return [info for info in self.workers() if not info.header["dead"]]
 
     def workers(self) -> list[WorkerInfo]:
@@ -4304,7 +4308,7 @@ def _mend_settings(home: Home) -> None:
 # tests/faults/test_survived.py.
 
 FENCE_POLL_S = 0.03
-KILLS_MAX = 60  # looks, in 2 s or more, until it is not soon that a run is gone
+KILLS_MAX = 60  # after so many looks, in 2 s or more, SIGKILL will not end a run soon
 LAST_LINE_CHARS = 200
 HOOK_S = 30  # a hook may run that long
 HOOK_LINES = 20  # of the job's output are given to a hook

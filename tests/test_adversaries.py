@@ -197,17 +197,30 @@ def after(name, args):
 """
 
 
-def test_ctrl_c_at_any_effect_of_an_enqueue_tells_whether_the_job_is_stored(begin, jobs):
-    """Also where it comes while the id is printed, or the arrays are written anew."""
+@pytest.mark.parametrize(
+    "words", [("enqueue", "--command", "true", "--id"), ("config", "set", "on-finish")], ids=" ".join
+)
+def test_ctrl_c_at_any_effect_of_a_change_tells_whether_it_is_stored(words, begin, run):
+    """Also where it comes while the result is printed, or the arrays are written anew."""
     for number in itertools.count(1):
         part = INTERRUPTED_AT_EFFECT.format(number=number)
-        words = stand_in(part, "enqueue", "--id", f"a{number}", "true")
-        code, out, err = end_of(begin(words, stdout=subprocess.PIPE))
+        code, out, err = end_of(begin(stand_in(part, *words, f"a{number}"), stdout=subprocess.PIPE))
         if code == 0:
             break  # it has fewer effects
-        is_stored = f"a{number}" in jobs()
-        assert (code, out, "nterrupted" in err) == (130, f"a{number}\n" if is_stored else "", is_stored), err
-    assert number > 10
+        stored = run("list", "--ids").out + run("config", "get", "on-finish").out
+        is_stored = f"a{number}" in stored.split()
+        assert (code, bool(out), "nterrupted" in err) == (130, is_stored, is_stored), err
+    assert number > 5
+
+
+def test_ctrl_c_ends_a_stream_that_waits_for_its_next_line_also_after_a_refused_one(begin, jobs):
+    with started_with(signal.SIG_DFL, signal.SIGINT):
+        child = begin(program("enqueue", "--stream"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdin.write(b'{"id": "a", "command": "true"}\n' * 2)
+    child.stdin.flush()
+    assert b"In line 2" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 130 and list(jobs()) == ["a"]
 
 
 @pytest.mark.parametrize("module", ["json", "click", "filelock"])

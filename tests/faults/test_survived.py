@@ -17,7 +17,7 @@ TESTS = Path(__file__).resolve().parents[1]
 PROVED_BY = """
 F1: test_a_fault_leaves_the_state_before_or_after test_a_power_loss_leaves_what_was_told
 F2: test_a_fault_leaves_the_state_before_or_after test_a_write_that_fails_half_way_changes_nothing
-    test_ctrl_c_at_any_effect_of_an_enqueue_tells_whether_the_job_is_stored
+    test_ctrl_c_at_any_effect_of_a_change_tells_whether_it_is_stored
 F3: test_whatever_happens_in_whatever_order_the_queue_is_as_the_model_says
     test_a_write_that_fails_half_way_changes_nothing
 F4: test_nothing_is_lost_stuck_doubled_or_overlapping_in_a_storm
@@ -60,7 +60,7 @@ standard streams non-blocking, slow, closed, full:
     test_what_comes_late_through_a_non_blocking_stdin_is_accepted_whole
     test_a_result_larger_than_a_non_blocking_pipe_is_printed_whole
 Ctrl+C at any moment: test_ctrl_c_during_the_imports_prints_no_traceback
-    test_ctrl_c_at_any_effect_of_an_enqueue_tells_whether_the_job_is_stored
+    test_ctrl_c_at_any_effect_of_a_change_tells_whether_it_is_stored
 a FIFO or link in the place of a file of ours: test_a_pipe_in_the_place_of_a_file_does_not_hang_a_command
     test_a_pipe_in_the_place_of_the_workers_log_is_refused_and_never_waited_for
     test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed
