@@ -55,35 +55,48 @@ The way of a job, with the section of each function:
 
 from __future__ import annotations
 
-import bisect
-import collections
-import contextlib
-import errno
-import functools
-import gc
-import hashlib
-import heapq
-import itertools
-import json
-import math
-import os
-import random
-import re
-import stat
 import sys
-import threading
-import time
-import zlib
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
-# Set before these imports. A command ends before the garbage collector is of use, and at its
-# default threshold the collector took a tenth of the command's time.
-gc.set_threshold(50_000)
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Report what ended the program as Python does, but say nothing of Ctrl+C, which may also come
+    during the imports below."""
+    if kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report
 
 try:
+    import bisect
+    import collections
+    import contextlib
+    import errno
+    import functools
+    import gc
+    import hashlib
+    import heapq
+    import io
+    import itertools
+    import json
+    import math
+    import os
+    import random
+    import re
+    import select
+    import signal
+    import stat
+    import threading
+    import time
+    import zlib
+    from array import array
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
+    from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
+
+    # Set before the other imports. A command ends before the garbage collector is of use, and at
+    # its default threshold the collector took a tenth of the command's time.
+    gc.set_threshold(50_000)
 
     import click
     from click.exceptions import NoArgsIsHelpError  # Click 8.2
@@ -1119,7 +1132,7 @@ class Home:
     check, prepare            whether it exists and is safe; make it ready for changes
     locked, mutex, lock_id    the store lock
     config, settings ...      config.json, parsed and as it was written; read_settings reads it
-    live_workers ...          the workers' files
+    workers, live_workers ... the workers' files
     now, clock_mark ...       the wall clock, and what .queuectl/clock says of it
     put_file, keep_aside ...  replace a file of ours; copy bytes that are about to go
     """
@@ -1136,6 +1149,8 @@ class Home:
         self._clock_path = f"{self.dir}/clock"
         self.warn = warn
         self.clock = clock
+        # True: the lock was taken, so something may be stored of which nobody has been told yet.
+        self.is_changing = False
         # True: while config.json is damaged, the last good settings stay in force.
         self.keeps_settings = False
         self.last_config = parse_settings({})  # as this process read it last
@@ -1172,11 +1187,12 @@ class Home:
         if self._lock_fd >= 0:
             return
         existed = self.check()
-        for path in (self.path, self.dir):
+        make_dir(self.path)
+        for path in (self.dir, self.workers_dir, self.logs_dir):
             make_dir(path)
-        _check_own_dir(self.dir, os.lstat(self.dir))
-        for path in (self.workers_dir, self.logs_dir):
-            make_dir(path)
+            # The output may be on another disk: logs/ alone may be a link.
+            look = os.stat if path == self.logs_dir else os.lstat
+            _check_own_dir(path, look(path))
         if existed:
             self._take_group_write()
         fd = os.open(self.lock_path, _WRITE | os.O_CREAT, 0o600)
@@ -1220,12 +1236,16 @@ class Home:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LOCK_POLL_S)
             try:
+                self.is_changing = True
                 if identity_of(self.lock_path) != self._lock_identity:
                     raise StoreError(  # others may hold the lock of a new file by now
                         f"'{self.dir}' was deleted or replaced while in use. Nothing was changed. "
                         "Start again."
                     )
                 yield
+            except BaseException:
+                self.is_changing = False
+                raise
             finally:
                 unlock_descriptor(self._lock_fd)
         except OSError as error:
@@ -1348,16 +1368,22 @@ class Home:
         return None
 
     def live_workers(self) -> list[WorkerInfo]:
-        """The workers whose file is locked: the kernel unlocks it when its worker dies."""
+        """Those of `workers` that live."""
+        return [info for info in self.workers() if not info.header["dead"]]
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers, whose file is locked (the kernel unlocks it when its worker dies), and
+        the dead ones whose jobs another process has begun to take back."""
         found = []
         for name in self.worker_names():
             with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
-                if lock_descriptor(fd, blocking=False):
+                is_free = lock_descriptor(fd, blocking=False)
+                if is_free:
                     unlock_descriptor(fd)
-                    continue
                 pid = int(name.partition("-")[0])
                 # What a header that cannot be read is taken for.
                 defaults = {
+                    "dead": False,
                     "pid": pid,
                     "threads": 0,
                     "started_at": self.now(),
@@ -1365,7 +1391,9 @@ class Home:
                     "not_tags": [],
                 }
                 info = self.read_worker(name)
-                found.append(info._replace(header={**defaults, **info.header}))
+                header = {**defaults, **info.header}
+                if header["dead"] or not is_free:
+                    found.append(info._replace(header=header))
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:
@@ -1574,10 +1602,21 @@ def bytes_of(path: str) -> bytes:
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all the data or raise. After a short write (of a full disk), the next one raises."""
+    """Write all the data or raise. After a short write (of a full disk), the next one raises; for a
+    stream that another program made non-blocking, it waits."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            wait_for(fd, select.POLLOUT)
+
+
+def wait_for(fd: int, event: int) -> None:
+    """Wait until a non-blocking stream can be read or written."""
+    poll = select.poll()
+    poll.register(fd, event)
+    poll.poll()
 
 
 @contextlib.contextmanager
@@ -3730,7 +3769,7 @@ def status(store: Store) -> dict[str, Any]:
     """Counts, workers, what waits longest, the next retry, settings. If a worker lives, no record
     is read: the worker's file says what waits."""
     store.read(light=True)
-    now_s, workers = store.home.clock(), store.home.live_workers()
+    now_s, workers = store.home.clock(), store.home.workers()
     oldest, next_run_at = _known_waiting_times(store, workers)
     waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
     return {
@@ -3751,7 +3790,7 @@ def _known_waiting_times(
     if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
         return None, None
     for info in workers:
-        if "oldest" in info.header:
+        if "oldest" in info.header and not info.header["dead"]:
             return info.header["oldest"], info.header["next_run_at"]
     store.read()
     return waiting_times(store)
@@ -3783,11 +3822,11 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
-    """A live worker as `status` and `worker list` show it."""
+    """A worker as `status` and `worker list` show it."""
     head = info.header
     return {
         "name": info.name,
-        **{key: head.get(key) for key in ("pid", "threads", "started_at", "tags", "not_tags")},
+        **{key: head[key] for key in ("dead", "pid", "threads", "started_at", "tags", "not_tags")},
         "running": [
             {"slot": slot, "job": row["job"], "run": row["run"]}
             for slot, row in enumerate(info.rows)
@@ -3800,22 +3839,27 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
 
 def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
     """`status --check`: no worker lives, and jobs are due or were left processing."""
-    if view["workers"]:
+    if not all(worker["dead"] for worker in view["workers"]):
         return False
     next_run_at = view["next_run_at"]
     is_retry_due = next_run_at is not None and next_run_at <= now
     return is_retry_due or view["oldest_pending_s"] is not None or view["jobs"]["processing"] > 0
 
 
-def why_waiting(store: Store, job: Job) -> str | None:
-    """Why a job does not run, or who runs it; None for a job that is over."""
+def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
+    """Why a job does not run, or who runs it; None for a job that is over. `processes` are those
+    of its run."""
     if job.state in OVER:
         return None
     workers = store.home.live_workers()
     if job.state == "processing":
-        held = f"held by worker {job.worker}, slot {job.slot}"
         if job.worker not in [info.name for info in workers]:
-            return f"{held}, which is dead; the next live worker takes the job back"
+            then = "the next live worker takes the job back"
+            if processes:
+                noun = "process" if len(processes) == 1 else "processes"
+                then = f"waiting for {noun} {', '.join(processes)} to end"
+            return f"its worker {job.worker} is dead; {then}"
+        held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # a later one is another (J5)
@@ -4314,6 +4358,7 @@ def _mend_settings(home: Home) -> None:
 # tests/faults/test_survived.py.
 
 FENCE_POLL_S = 0.03
+KILLS_MAX = 60  # after so many looks, in 2 s or more, SIGKILL will not end a run soon
 LAST_LINE_CHARS = 200  # of a job's output, as `dlq list` shows it
 HOOK_S = 30  # a hook may run that long
 HOOK_LINES = 20  # a hook is given so many lines of the job's output
@@ -4528,8 +4573,6 @@ class Executor:
 
         Nothing happens if it has ended by itself or is being ended already.
         """
-        import signal
-
         with self._table:
             if self.running.get(slot) is not attempt or attempt.ending is not None:
                 return
@@ -4542,8 +4585,6 @@ class Executor:
 
     def kill_late(self, now_s: float) -> None:
         """SIGKILL to the groups whose grace is over."""
-        import signal
-
         with self._table:
             for attempt in list(self.running.values()):  # a slot may start one meanwhile
                 if attempt.ending is not None and attempt.deadline <= now_s:
@@ -4580,17 +4621,17 @@ class Fence:
         self._told: set[int] = set()  # these have got SIGTERM
         self._session_known = False  # whether the session of that number is surely the run's
         self._empty = 0  # looks in a row that found nothing
+        self.kills = 0  # looks after which SIGKILL was sent
 
     def step(self) -> bool:
         """One look, one signal to each process found. True once the run is surely gone."""
-        import signal
-
         try:
             held = self.look()
         except OSError:  # no descriptors or no memory to look with: nothing is known
             self._empty = 0
             return False
         killing = time.monotonic() >= self.kill_at
+        self.kills += killing
         spared = {*_ancestors(), -os.getpgrp()}  # X4
         for pid in self.living:
             if pid in spared:
@@ -4649,8 +4690,6 @@ class Fence:
     def _send(self, pid: int, held: bool, number: int) -> None:
         """Signal a process of the run by a pidfd, once it is sure that the pid is still its own
         (X1). A negative pid is a group."""
-        import signal
-
         with contextlib.suppress(OSError):
             if pid < 0 or not hasattr(os, "pidfd_open"):
                 os.kill(pid, number)
@@ -4686,6 +4725,18 @@ def _process_status(pid: int) -> _Status | None:
         return None
     start_s = int(words[19]) / os.sysconf("SC_CLK_TCK")
     return _Status(words[0].decode(), int(words[1]), int(words[3]), start_s)
+
+
+def user_of(pid: int) -> str:
+    """Whose process that is: who may end it; "?" where the system does not tell."""
+    import pwd
+
+    uid = re.search(rb"\nUid:\s*(\d+)", _read_proc(pid, "status"))
+    if uid is None:
+        return "?"
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(int(uid[1])).pw_name
+    return uid[1].decode()
 
 
 def _ancestors() -> set[int]:
@@ -4986,18 +5037,20 @@ def last_line(path: str) -> str:
 # -- This process, and a worker in the background
 
 
-def open_standard_descriptors() -> None:
+def start_again_if_needed() -> None:
     """Open descriptors 0, 1 and 2 on /dev/null where they are closed: else a file of ours could
-    become one of them.
+    become one of them. Take arguments, names of files and variables as UTF-8, whatever the locale.
 
-    Python has no stream for a descriptor that was closed when it started, so we start it again.
+    Python decides both before it starts a program, so we start it again.
     """
     fd = os.open(os.devnull, os.O_RDWR)
-    if fd > 2:
-        os.close(fd)
-    else:
+    was_closed = fd <= 2
+    if was_closed:
         os.set_inheritable(fd, True)
-        os.execv(sys.executable, sys.orig_argv)
+    else:
+        os.close(fd)
+    if was_closed or sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def start_detached(words: Sequence[str], log: str) -> Any:
@@ -5141,8 +5194,6 @@ class Worker:
 
     def _do_chores(self) -> None:
         """What the main thread does until the last slot is done."""
-        import select
-
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
         tick_at = 0.0
@@ -5174,8 +5225,6 @@ class Worker:
     def _prepare(self) -> None:
         """Take over the signals, read the queue and create the worker's file, by which others see
         that it lives."""
-        import signal
-
         # An ignored SIGCHLD would lose every exit status (F7).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         may_be_ignored = (signal.SIGHUP, signal.SIGTSTP)  # under nohup, or without job control
@@ -5203,8 +5252,6 @@ class Worker:
     def _obey_signals(self) -> None:
         """Ctrl+Z halts the process. The first stop signal stops the worker, and the second makes it
         hand the running jobs back."""
-        import signal
-
         while signal.SIGTSTP in self._signals:
             self._signals.remove(signal.SIGTSTP)
             with self.home.mutex:  # no thread of ours holds the store lock meanwhile
@@ -5354,8 +5401,6 @@ class Worker:
     def _leave(self) -> int:
         """The last chores. Gives the exit code: 1 if a job died in a drain, 128 + n after a second
         stop signal n."""
-        import signal
-
         died = False
         try:
             if self._error is None:
@@ -5600,12 +5645,7 @@ class Worker:
         while not self._leaving.is_set():
             self._attend("recovery fails", recovery.step)
             self._attend("a log cannot be trimmed", self._trim_logs)
-            # Look again soon while a fence is ending a run. What SIGKILL did not end may live for
-            # long, and another process may have to end it.
-            long_ago_s = time.monotonic() - RECOVERY_S
-            fences = [fence for runs in recovery.fences.values() for fence in runs.values()]
-            is_ending = any(fence.kill_at > long_ago_s for fence in fences)
-            self._leaving.wait(FENCE_POLL_S if is_ending else RECOVERY_S)
+            self._leaving.wait(FENCE_POLL_S if recovery.is_ending() else RECOVERY_S)
 
     def _attend(self, chore: str, do: Callable[[], None]) -> None:
         """Do a chore. If it fails, also by a fault of ours, that is shown as trouble, and it is
@@ -5661,6 +5701,11 @@ class Recovery:
         named = {job.worker or "" for job in list(self.store.processing.values())}
         names = {*named, *self.store.home.worker_names(), *self.fences} - {self.own}
         _each(names, self._step_worker)
+
+    def is_ending(self) -> bool:
+        """Whether the next step may soon find a run gone. What SIGKILL did not end may live for
+        long, and another finder may have to end it."""
+        return any(fence.kills < KILLS_MAX for of in self.fences.values() for fence in of.values())
 
     def _step_worker(self, name: str) -> None:
         """Step the fences of a worker if it is dead; its files go once it has no run left."""
@@ -5744,21 +5789,23 @@ def _orphan_in(
     return Orphan(trace, job, excused, "session" in row)
 
 
-def processes_of(store: Store, job: Job) -> list[int]:
-    """The live processes of a job's run, for `show`; [] where it is not processing."""
+def processes_of(store: Store, job: Job) -> list[str]:
+    """The live processes of a job's run and their users, for `show`: `4711 of root`; [] where it is
+    not processing."""
     if job.state != "processing":
         return []
     info = store.home.read_worker(job.worker or "")
     fence = Fence(_orphan_of(store, info, job).trace, math.inf)
     fence.look()
-    return fence.living
+    return [f"{pid} of {user_of(pid)}" for pid in fence.living]
 
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
-    """Recover those of these jobs whose worker is dead. For a process that is no worker."""
+    """Recover those of these jobs whose worker is dead, as far as that is soon done. For a process
+    that is no worker."""
     recovery = Recovery(store, "", say, ids)
     recovery.step()
-    while recovery.fences:
+    while recovery.is_ending():
         time.sleep(FENCE_POLL_S)
         recovery.step()
 
@@ -5886,7 +5933,7 @@ _ATTEMPT = (
 )
 
 
-def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
+def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
     fields |= {"now": why, "processes": processes or None}
@@ -5921,7 +5968,8 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
 
 def say_threads(view: Mapping[str, Any]) -> str:
     """`workers: 4`, the threads of all live workers."""
-    return f"workers: {sum(worker['threads'] for worker in view['workers'])}"
+    live = [worker["threads"] for worker in view["workers"] if not worker["dead"]]
+    return f"workers: {sum(live)}"
 
 
 def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
@@ -5933,8 +5981,10 @@ def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
 
 
 def worker_line(worker: Mapping[str, Any]) -> str:
-    """One live worker: name, pid, threads, what it runs, and what is wrong with it."""
+    """One worker: name, pid, threads, what it runs, and what is wrong with it."""
     runs = ", ".join(row["job"] for row in worker["running"]) or "nothing"
+    if worker["dead"]:
+        return clean(f"  {worker['name']}  pid {worker['pid']}, dead, ran {runs}")
     threads = say_count(worker["threads"], "thread")
     line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
     if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
@@ -6111,7 +6161,8 @@ def _echo_all(lines: Iterable[str]) -> None:
         click.echo("\n".join(piece))
 
 
-MADE = "queuectl.made"  # where Click's context holds what this call has changed so far
+# In Click's context: what this call has changed so far; whether Ctrl+C came while it did.
+MADE, INTERRUPTED = "queuectl.made", "queuectl.interrupted"
 
 
 def _keep_made(made: str) -> None:
@@ -6124,7 +6175,24 @@ def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
     error tells the change in the words of `made`."""
     _keep_made(made or " ".join(lines[:3]))
     store.fold_or_sync()
+    _tell(store, lines)
+
+
+def _tell(store: Store, lines: Iterable[str]) -> None:
+    """Print what a change has made true, and then end if Ctrl+C came during the change."""
+    store.home.is_changing = False
     _echo_all(lines)
+    if INTERRUPTED in click.get_current_context().meta:
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Ctrl+C ends a command at once, except while it makes a change: then when that is told."""
+    ctx = click.get_current_context(silent=True)
+    store = ctx.find_object(Store) if ctx else None
+    if store is None or not store.home.is_changing:
+        raise KeyboardInterrupt
+    click.get_current_context().meta[INTERRUPTED] = True
 
 
 class Group(click.Group):
@@ -6467,8 +6535,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
     """Add all jobs of a file or of stdin, or none."""
-    data = file.read() or b""  # None: nothing has come yet through a non-blocking stdin
-    data = data.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
+    data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # After its comments, such a beginning makes the file one JSON value. No command begins so.
@@ -6497,7 +6564,7 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
                 job, _ = enqueue_job(store, merge_fields(options, fields))
                 _keep_made(f"job {job.id} is in the queue.")
                 store.sync()  # a fold for each line would take ten times as long
-                click.echo(job.id)
+                _tell(store, [job.id])
         except (BadValue, Refused) as error:
             code = EXIT_REFUSED
             _say(f"Error: In line {number}: {error}")
@@ -6588,10 +6655,11 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
         views = [job_to_dict(job) for job in jobs]
         click.echo(as_json(views[0] if len(views) == 1 else views))
         return
-    pages = [
-        job_page(job, why_waiting(store, job), processes_of(store, job), store.home.now())
-        for job in jobs
-    ]
+    pages = []
+    for job in jobs:
+        processes = processes_of(store, job)
+        why = why_waiting(store, job, processes)
+        pages.append(job_page(job, why, processes, store.home.now()))
     click.echo("\n\n".join(pages))
 
 
@@ -6630,7 +6698,6 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
 
 def _watch(store: Store, seconds: float) -> None:
     """Draw the live screen until a person ends it; in a pipe, print a line each time."""
-    import select
     import shutil
 
     views = watch_queue(store)
@@ -6664,7 +6731,6 @@ def _last_output(store: Store, job: Job) -> str:
 def _other_screen() -> Iterator[None]:
     """Show the terminal's other screen within the block, and restore the terminal at its end.
     Ctrl+Z does nothing meanwhile."""
-    import signal
     import termios
     import tty
 
@@ -6974,7 +7040,8 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
     if dry_run:
         store.read()
         purged = choose_purged(store, states, older_than, store.home.now())
-        _say_purged(purged, "would be purged")
+        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
+        _say_kept(purged)
         return
     _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
     _finish_purge(store, purge_jobs(store, states, older_than))
@@ -6992,15 +7059,13 @@ def _confirm(yes: bool, question: str) -> None:
 
 def _finish_purge(store: Store, purged: Purged) -> None:
     """After a purge: remove the output of the jobs that are gone, and say how many there were."""
-    _keep_made(f"{say_count(len(purged.gone), 'job')} purged.")
-    store.fold_or_sync()
+    _done(store, [f"{say_count(len(purged.gone), 'job')} purged."])
     for job in purged.gone:
         remove_logs(store.home.logs_dir, job.id, job.runs)
-    _say_purged(purged, "purged")
+    _say_kept(purged)
 
 
-def _say_purged(purged: Purged, what: str) -> None:
-    click.echo(f"{say_count(len(purged.gone), 'job')} {what}.")
+def _say_kept(purged: Purged) -> None:
     if kept := purged.kept:
         some = ", ".join(job.id for job in kept[:3])
         _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
@@ -7275,7 +7340,7 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
 @_json
 @_store
 def worker_list(store: Store, in_json: bool) -> None:
-    """List the live workers and what they run.
+    """List the workers and what they run.
 
     \b
     Example:
@@ -7307,7 +7372,7 @@ def doctor(store: Store, fix: bool) -> None:
     _echo_all(map(clean, problems))
     if problems and fix:
         copies, lost = mend(store)
-        click.echo(clean(f"Repaired. The files as they were: {', '.join(copies)}."))
+        _done(store, [clean(f"Repaired. The files as they were: {', '.join(copies)}.")])
         problems = examine(store)
         _echo_all(map(clean, problems))
     if problems:
@@ -7336,10 +7401,35 @@ def completion(shell: str) -> None:
     shell_complete(cli, {}, "queuectl", "_QUEUECTL_COMPLETE", f"{shell}_source")
 
 
+class Stream(io.FileIO):
+    """A standard stream. Also where another program made it non-blocking, a read waits for what
+    comes and a write is finished; the flag stays, for other processes share it."""
+
+    def readinto(self, buffer: Any) -> int:
+        while (count := super().readinto(buffer)) is None:
+            wait_for(self.fileno(), select.POLLIN)
+        return count
+
+    # These go by `readinto`.
+    read, readall = io.RawIOBase.read, io.RawIOBase.readall  # type: ignore[assignment]
+
+    def write(self, data: Any) -> int:
+        write_whole(self.fileno(), data)
+        return len(data)
+
+
+def _as_text(buffer: Any) -> io.TextIOWrapper:
+    return io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
+
+
 def main() -> None:
     """The console script."""
-    open_standard_descriptors()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file's
+    start_again_if_needed()
+    sys.stdin = _as_text(io.BufferedReader(Stream(0, closefd=False)))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _interrupt)
+    writers = (io.BufferedWriter(Stream(fd, "w", closefd=False)) for fd in (1, 2))
+    sys.stdout, sys.stderr = map(_as_text, writers)
     try:
         cli(prog_name="queuectl")
     except SystemExit as end:

@@ -21,8 +21,8 @@ from tests.faults import mutants as fault_mutants
 
 # Each module at the top costs every command its start; what only some need is imported by the function that needs it.
 TOP_IMPORTS = set(
-    "__future__ array bisect click collections contextlib datetime errno filelock functools gc hashlib heapq itertools"
-    " json math os random re select signal stat sys threading time typing zlib".split()
+    "__future__ array bisect click collections contextlib datetime errno filelock functools gc hashlib heapq io"
+    " itertools json math os random re select signal stat sys threading time typing zlib".split()
 )
 
 # Each outside effect, and the sections that may have it.

@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "the rest of a short write is left out",
-        (("    while view:\n        view = view[os.write(fd, view) :]\n", "    os.write(fd, view)\n"),),
+        (("            view = view[os.write(fd, view) :]\n", "            os.write(fd, view)\n            return\n"),),
         "points.py", "enqueue beside a live worker", "short",
     ),
     Mutant(

@@ -17,6 +17,7 @@ TESTS = Path(__file__).resolve().parents[1]
 PROVED_BY = """
 F1: test_a_fault_leaves_the_state_before_or_after test_a_power_loss_leaves_what_was_told
 F2: test_a_fault_leaves_the_state_before_or_after test_a_write_that_fails_half_way_changes_nothing
+    test_ctrl_c_at_any_effect_of_a_change_tells_whether_it_is_stored
 F3: test_whatever_happens_in_whatever_order_the_queue_is_as_the_model_says
     test_a_write_that_fails_half_way_changes_nothing
 F4: test_nothing_is_lost_stuck_doubled_or_overlapping_in_a_storm
@@ -46,10 +47,27 @@ bytes changed in an array: test_a_damaged_file_is_answered_and_kept
 hand edit, restored backup: test_an_edit_under_a_running_store_is_taken_at_its_next_look
     test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is
     test_an_edit_that_is_saved_while_a_fold_writes_is_not_overwritten
+    test_a_hand_edit_beyond_its_bounds_is_refused
 store missing beside a journal: test_a_store_missing_beside_a_journal_is_never_taken_for_empty
 the directory deleted or moved under a worker: test_an_append_to_a_deleted_queue_is_refused
     test_a_journal_that_was_deleted_or_cut_ends_the_changes_of_a_process
     test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who_made_a_new_one
+the logs deleted under a worker: test_the_folder_of_the_output_is_made_again_by_the_worker_itself
+a locale that cannot write the command: test_arguments_are_utf_8_whatever_the_locale
+    test_a_job_gets_the_bytes_that_were_enqueued_whatever_the_locale_of_its_worker
+    test_a_job_in_json_is_utf_8_whatever_the_locale
+standard streams non-blocking, slow, closed, full:
+    test_what_comes_late_through_a_non_blocking_stdin_is_accepted_whole
+    test_a_result_larger_than_a_non_blocking_pipe_is_printed_whole
+Ctrl+C at any moment: test_ctrl_c_during_the_imports_prints_no_traceback
+    test_ctrl_c_at_any_effect_of_a_change_tells_whether_it_is_stored
+a FIFO or link in the place of a file of ours: test_a_pipe_in_the_place_of_a_file_does_not_hang_a_command
+    test_a_pipe_in_the_place_of_the_workers_log_is_refused_and_never_waited_for
+    test_a_link_at_a_file_of_the_queue_is_refused_and_not_followed
+    test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused
+a purge that dies before it removed the output: test_a_job_never_shows_what_another_job_of_its_id_wrote
+    test_an_idle_worker_removes_the_output_of_jobs_that_are_gone
+no /proc, or an empty one: test_without_proc_the_group_is_ended_and_the_job_comes_back
 config damaged under a worker: test_a_worker_goes_on_with_the_last_good_settings_and_warns_once
 read-only home: test_a_home_that_may_only_be_read_is_read test_a_change_to_a_home_that_may_only_be_read_is_refused
 worker killed: test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again
@@ -63,6 +81,9 @@ signals ignored at the start: test_a_job_starts_with_default_signals_when_its_wo
 job leaves its session or environment: test_the_processes_of_a_killed_workers_job_are_ended_before_it_runs_again
     test_a_job_is_not_over_before_the_last_process_that_holds_its_output_is_gone
     test_a_job_that_ignores_sigterm_is_handed_back_too
+a process of the run that the finder may not end:
+    test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_ends
+    test_a_worker_inside_a_killed_workers_job_is_ended_by_another_worker
 disk filled by a job: test_a_limit_costs_no_attempt_and_loses_nothing
 clock steps: test_the_clock_jumps_and_nothing_is_lost_or_stuck
     test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back
