@@ -215,11 +215,17 @@ def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
 
 
 def parse_duration(value: object, name: str = "duration") -> float:
-    """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"2h"` or `"1.5d"`."""
-    seconds = _amount(value, {"s": 1, "m": 60, "h": 3600, "d": 86400})
+    """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"1.5d"` or `"1h30m"`."""
+    text = str(value).lower()
+    parts = re.findall(r"\d+[dhms]", text) if _SEVERAL.fullmatch(text) else [text]
+    seconds = sum(_amount(part, {"s": 1, "m": 60, "h": 3600, "d": 86400}) for part in parts)
     if not 0 <= seconds <= DURATION_MAX_S:
-        raise unfit(value, name, "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h")
+        wanted = "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h, 1h30m"
+        raise unfit(value, name, wanted)
     return int(seconds) if seconds == int(seconds) else seconds
+
+
+_SEVERAL = re.compile(r"(\d+[dhms]){2,}")
 
 
 def parse_bytes(value: object, name: str) -> int:
@@ -516,18 +522,20 @@ def add_seconds(instant: str, seconds: float) -> str:
 
 
 def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z") -> str:
-    """A stored instant from ISO 8601, `HH:MM` (the next one) or `+10m`.
+    """A stored instant from ISO 8601, `HH:MM` (the next one), `+10m` or `now`.
 
     A time without a zone is in the local zone. For a record from a file `now` does not matter.
     """
     text = value.strip() if isinstance(value, str) else ""
+    if text == "now":
+        return now
     with contextlib.suppress(ValueError, OverflowError, OSError):
         if text.startswith("+"):
             return add_seconds(now, parse_duration(text[1:], name))
         if ":" in text[:3]:
             return _next_time_of_day(text, now)
         return format_instant(datetime.fromisoformat(text).timestamp())
-    raise unfit(value, name, "ISO 8601 (2026-12-24T18:00), HH:MM or +10m")
+    raise unfit(value, name, "ISO 8601 (2026-12-24T18:00), HH:MM, +10m or now")
 
 
 def _next_time_of_day(text: str, now: str) -> str:
@@ -550,7 +558,8 @@ parse_command = _rule(
 _ID = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
 parse_id = _rule(
     lambda value: isinstance(value, str) and re.fullmatch(_ID, value),
-    f"1 to {ID_CHARS_MAX} letters, digits, '.', '_', '-' or ':', not starting with '.' or '-'",
+    f"a text (in JSON a number needs quotes too) of 1 to {ID_CHARS_MAX} letters, digits, '.', '_', "
+    "'-' or ':', not starting with '.' or '-'",
 )
 parse_cwd = _rule(
     lambda value: is_text(value, TEXT_BYTES_MAX) and value.startswith("/"),
@@ -756,13 +765,17 @@ NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
 _NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}
 
 
+# How JSON begins where a command may stand too: no command begins so.
+is_json = re.compile(r"\{|\[\s*[{\]]").match
+
+
 def parse_spec(record: object, now: str) -> dict[str, Any]:
     """The fields of a new job from a user's JSON object, checked. Raises BadValue naming the field.
 
     A field that belongs to the queue may hold what each new job has anyway.
     """
     if not isinstance(record, dict):
-        example = 'Give one: {"command": "echo hi"}.'
+        example = 'Give one: {"command": "echo hi"}; an array only as a whole --file.'
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
     out: dict[str, Any] = {}
     for name, value in record.items():
@@ -3239,7 +3252,7 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     text = line.decode("utf-8", "surrogateescape").strip()
     if not text or text[0] == "#":
         return None
-    if text[0] == "{":
+    if is_json(text):
         hint = ' A shell line that begins with { is written {"command": "{ ..."}.'
         return parse_spec(parse_json(text, "The job", hint), now)
     return {"command": parse_command(text, "command")}
@@ -3370,6 +3383,20 @@ def _change(store: Store) -> Iterator[Transaction]:
 # -- What people do to jobs
 
 PURGE_JOBS = 10_000  # are deleted by a worker in one transaction
+
+
+def id_meant(store: Store, word: str) -> str:
+    """The id that a person means by a word: the word itself, or the one id that begins or ends so,
+    among those that the queue made. Refuses a word that several begin or end with."""
+    if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
+        return word
+    fits = re.compile(rf"(?=.{{12}}$)({word}[0-9a-z]+|[0-9a-z]+{word})").fullmatch
+    found = list(filter(fits, map(id_of, store.raws())))
+    if len(found) > 1:
+        raise Refused(
+            f"{len(found)} ids begin or end with '{word}': {', '.join(found[:5])}. Give one whole."
+        )
+    return found[0] if found else word
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -6028,8 +6055,14 @@ def _fail(error: BaseException, made: str) -> int:
 def find_home(option: str | None) -> str:
     """`--home`, else QUEUECTL_HOME, else the directory of this file where it is a checkout, else
     the user's own."""
-    if home := option or os.environ.get("QUEUECTL_HOME"):
+    home = option or os.path.expanduser(os.environ.get("QUEUECTL_HOME", ""))
+    if option or os.path.isabs(home):
         return home
+    if home:
+        raise BadValue(
+            f"QUEUECTL_HOME is '{home}', which is another directory in each place. Give an "
+            "absolute path, or --home DIR."
+        )
     here = os.path.dirname(__file__)
     marks = {"config.json", "jobs.json", "dlq.json", ".queuectl"}
     return here if marks.intersection(os.listdir(here)) else click.get_app_dir("queuectl")
@@ -6043,6 +6076,15 @@ def duration(text: str) -> float:
         raise click.BadParameter(str(error)) from error
 
 
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type of Click's. Its bounds stand in the error, not in help."""
+
+    def integer(text: str) -> int:
+        return int(click.IntRange(low, high)(text))
+
+    return integer
+
+
 _COMPLETES = {  # the states of the jobs that a command takes
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
@@ -6054,8 +6096,8 @@ _COMPLETES = {  # the states of the jobs that a command takes
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that a command takes and that begin so; nothing where the queue cannot be read."""
     states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
-    store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
+        store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
         store.read()
         return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
@@ -6073,7 +6115,7 @@ _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_c
 _json = _switch("--json", "in_json", help="Print one JSON value.")
 _match = click.option("--match", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option(
-    "--limit", type=click.IntRange(0, SEQ_MAX), metavar="N", help="At most N jobs."
+    "-n", "--limit", type=whole_number(0, SEQ_MAX), metavar="N", help="At most N jobs."
 )
 _tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
@@ -6091,7 +6133,10 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
 
 
 # What Click looks for where no command has the name that was typed.
-SYNONYMS = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
+SYNONYMS = {
+    "metrics": "stats", "list": "show", "clear": "purge", "delete": "purge",
+    "detached": "detach", "daemon": "detach", "background": "detach",
+}  # fmt: skip
 
 
 @click.group(
@@ -6126,13 +6171,15 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 class EnqueueCommand(click.Command):
     """Looks at what Click's parser forgets: whether `--` stood before the words, and whether a key
-    was given as `--unique=KEY`."""
+    was given as `--unique=KEY`. Options may follow a job in JSON, as if they stood before it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = self.make_parser(ctx).parse_args(list(args))[0]["words"]
+        ctx.allow_interspersed_args = isinstance(words, tuple) and bool(is_json(words[0]))
         given = list(args)
         rest = super().parse_args(ctx, args)
         words = ctx.params.get("words", ())
-        before = given[: len(given) - len(words)]
+        before = given if ctx.allow_interspersed_args else given[: len(given) - len(words)]
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         options = {name for param in self.get_params(ctx) for name in param.opts}
         for word in () if before[-1:] == ["--"] else words[1:]:
@@ -6152,15 +6199,16 @@ _CHANGES = [
     click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
     click.Option(
         ["--max-retries"],
-        type=click.IntRange(0, RETRIES_MAX),
+        type=whole_number(0, RETRIES_MAX),
         help="Attempts in all, also the first. [max_retries]",
     ),
     click.Option(
-        ["--priority"],
-        type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+        ["-p", "--priority"],
+        type=whole_number(-PRIORITY_MAX, PRIORITY_MAX),
         help="Higher starts first. [0]",
     ),
-    click.Option(["--at", "--run-at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
+    click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
+    click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
     click.Option(
         ["--env"], multiple=True, metavar="KEY[=VALUE]", help="For the job; KEY alone copies yours."
     ),
@@ -6170,8 +6218,11 @@ _CHANGES = [
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options gave, checked as those of JSON are."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
-    if "at" in fields:
-        fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
+    for name, option in (("run_at", "--run-at"), ("at", "--at")):
+        if name in fields:
+            fields["run_at"] = parse_instant(fields.pop(name), option, now)
+    if fields.keys() >= {"run_at", "delay"}:
+        raise click.UsageError("Give --at or --delay, not both.")
     if "env" in fields:
         fields["env"] = dict(map(_env_pair, fields["env"]))
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
@@ -6182,7 +6233,16 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if value != MADE_KEY:
             fields[name] = NEW_JOB_CHECKS[name](value, name)
+    _warn_of(fields, now)
     return fields
+
+
+def _warn_of(fields: Mapping[str, Any], now: str) -> None:
+    """Say what is accepted of a job, but may be a mistake."""
+    if fields.get("run_at", now) < now:
+        _say("That time is in the past: the job is due now.")
+    if not os.path.isdir(cwd := fields.get("cwd", "/")):
+        _say(f"Warning: '{cwd}' is not a directory. The job cannot start before there is one.")
 
 
 def _env_pair(text: str) -> tuple[str, str]:
@@ -6262,8 +6322,6 @@ def enqueue(
         raise click.UsageError("Give --wait without --file, --stream and --json: it prints output.")
     if stream and in_json:
         raise click.UsageError("Give --stream or --json, not both.")
-    if None not in (given["at"], given["delay"]):
-        raise click.UsageError("Give --at or --delay, not both.")
     has_command = sources > 0 or has_key
     if not has_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
@@ -6305,9 +6363,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if words[0].startswith("{"):
-        hint = " Put it in single quotes. A shell line that begins with '{': --command TEXT."
-        return parse_spec(parse_json(" ".join(words), "The job", hint), now)
+    if is_json(words[0]):
+        hint = (
+            " Put it in single quotes; an array only into a --file. A shell line that begins so: "
+            "--command TEXT."
+        )
+        fields = parse_spec(parse_json(" ".join(words), "The job", hint), now)
+        _warn_of(fields, now)
+        return fields
     return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0], "command")}
 
 
@@ -6318,7 +6381,7 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # A file that begins so, comments apart, is one JSON value; no command begins so.
-    if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\{|[\[{]\s*$)", data):
+    if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\s*[{\]]|[\[{]\s*$)", data):
         # What is not UTF-8 is refused with its field.
         text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
         value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
@@ -6356,8 +6419,19 @@ def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
     return find_all(store, ids)
 
 
+def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
+    """The jobs that a person names, by their ids or by unique beginnings or ends of made ones."""
+    store.read()
+    ids = {word: id_meant(store, word) for word in words}
+    for word, id in ids.items():
+        if id != word:
+            _say(f"'{word}' is job {id}.")
+    return find_all(store, list(ids.values()))
+
+
 @cli.command("list")
 @click.option(
+    "-s",
     "--state",
     "states",
     type=_one_of(STATES),
@@ -6421,7 +6495,7 @@ def show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    _show_jobs(store, _jobs_now(store, ids), in_json)
+    _show_jobs(store, _jobs_meant(store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -6555,11 +6629,11 @@ def stats_(
 
 @cli.command()
 @click.argument("id", metavar="ID", shell_complete=_complete_ids)
+@click.option("--attempt", type=whole_number(1), metavar="N", help="That attempt. [the newest run]")
+@_switch("-f", "--follow", help="Go on as output comes, until the job is over.")
 @click.option(
-    "--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]"
+    "-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines."
 )
-@_switch("--follow", help="Go on as output comes, until the job is over.")
-@click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
 @_switch("--path", "show_path", help="Print the file's path instead.")
 @_store
 def logs(
@@ -6576,10 +6650,10 @@ def logs(
     Example:
       queuectl logs job1 --follow
     """
-    job = _jobs_now(store, [id])[0]
+    job = _jobs_meant(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
-        _say(f"Job '{id}' has not run yet.")
+        _say(f"Job '{job.id}' has not run yet.")
     elif show_path:
         click.echo(_log_of(store, job, run)[0])
     else:
@@ -6651,7 +6725,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     _check_ids_or_all(ids, every)
     store.read()
     deadline = time.monotonic() + timeout
-    jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
+    jobs = store.jobs(states=(*WAITING, "processing")) if every else _jobs_meant(store, ids)
     wanted = [job.id for job in jobs]
     ended, warned = find_ended(store, wanted), False
     with click.progressbar(
@@ -6896,7 +6970,7 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    _show_jobs(store, list(map(check_dead, _jobs_now(store, ids))), in_json)
+    _show_jobs(store, list(map(check_dead, _jobs_meant(store, ids))), in_json)
 
 
 @dlq.command("retry", params=[*_CHANGES])
@@ -7048,11 +7122,13 @@ def worker() -> None:
 
 
 @worker.command("start")
-@click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
+@click.option(
+    "-c", "--count", type=whole_number(1, 1000), help="Threads: jobs at once. [worker_count]"
+)
 @_tags
 @click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
 @_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
-@_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
+@_switch("--detach", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
     store: Store, count: int | None, tags: Words, not_tags: Words, drain: bool, detach: bool
