@@ -516,6 +516,11 @@ def instant_s(instant: str) -> float:
     return datetime.fromisoformat(instant).timestamp()
 
 
+def say_instant(instant: str) -> str:
+    """A stored instant for a person: the local zone, whole seconds."""
+    return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
+
+
 def add_seconds(instant: str, seconds: float) -> str:
     """The instant that much later, never beyond the year 9999."""
     return format_instant(min(instant_s(instant) + seconds, 253_402_300_799.0))
@@ -988,7 +993,7 @@ def cancel_job(job: Job, now: str) -> Job:
 
 
 def retry_now(job: Job, now: str) -> Job:
-    """A failed job, due at once."""
+    """A failed or delayed job, due at once."""
     return job._replace(run_at=now, updated_at=now)
 
 
@@ -1013,8 +1018,8 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
 
 def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     """The job with these fields changed (`command`, `timeout`, `max_retries`, `priority`, `run_at`,
-    `env`). `env` is added to the job's own. A job that is given a time waits for that and no longer
-    for its retry, so it is pending."""
+    `cwd`, `tags`, `env`). `env` is added to the job's own. A job that is given a time waits for
+    that and no longer for its retry, so it is pending."""
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
@@ -3429,17 +3434,19 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Failed jobs are due now; dead ones are revived, with those that died because of them. Refuses
-    all others."""
+    """Failed and delayed jobs are due now; dead ones are revived, with those that died because of
+    them. Refuses all others."""
     out, dead = [], []
     with _change(store) as change:
         for job in find_all(store, ids):
-            if job.state == "failed":
+            if job.state in WAITING and job.run_at:
                 out.append(change.put(job, retry_now(job, change.now)))
             elif job.state == "dead":
                 dead.append(job)
             else:
-                raise _refusal(job.id, f"is {job.state}; only a failed or dead job can be retried")
+                raise _refusal(
+                    job.id, f"is {job.state}; only a failed, delayed or dead job can be retried"
+                )
         return out + _revive(change, dead, {}, None, refuses=True)
 
 
@@ -3703,6 +3710,7 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
             if row
         ],
         "trouble": head.get("trouble"),
+        "stopping": bool(head.get("stopping")),
         "silent_s": round(max(0.0, now_s - info.seen_s), 1),
     }
 
@@ -3726,9 +3734,7 @@ def why_waiting(store: Store, job: Job) -> str | None:
         if job.worker not in [info.name for info in workers]:
             return f"{held}, which is dead; the next live worker takes the job back"
         return f"{held}, being cancelled" if job.cancelled_at else held
-    parents = store.find_jobs(parents_of(job)).values()
-    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
-    going = [parent.id for parent in earlier if parent.state not in OVER]
+    going, used_up = _hindrances(store, job)
     if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         noun = "job" if len(going) == 1 else "jobs"
@@ -3743,8 +3749,25 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    used_up = full_tags(config.limits, store.processing.values()).intersection(job.tags or ())
-    return f"the limit of tag {min(used_up)} is used up" if used_up else "waiting for a free slot"
+    return f"the limit of tag {used_up[0]} is used up" if used_up else "waiting for a free slot"
+
+
+def hindrance(store: Store, job: Job) -> str:
+    """`after a7` or `tag gpu`, in two columns: what a waiting job waits for besides a slot."""
+    going, used_up = _hindrances(store, job) if job.state in WAITING else ([], [])
+    words = [f"after {going[0]}"] if going else [f"tag {tag}" for tag in used_up[:1]]
+    return "".join(f"{word}  " for word in words)
+
+
+def _hindrances(store: Store, job: Job) -> tuple[list[str], list[str]]:
+    """The jobs that this one has to wait for, and those of its tags whose limit is used up."""
+    parents = store.find_jobs(parents_of(job)).values()
+    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
+    full = full_tags(store.home.config().limits, store.processing.values())
+    return (
+        [parent.id for parent in earlier if parent.state not in OVER],
+        sorted(full.intersection(job.tags or ())),
+    )
 
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
@@ -5723,12 +5746,26 @@ def table(rows: Iterable[Row], width: float) -> Iterator[str]:
         yield cut(f"{id:<{id_width}}  {text}", width)
 
 
-def job_row(job: Job, now: str) -> Row:
-    """One job of a list: id, state, attempts, when, command."""
+JOB_HEAD: Row = ("id", "state       tries         when  command")
+DEAD_HEAD: Row = ("id", "tries  outcome                       when  last output")
+
+
+def job_row(job: Job, now: str, why: str = "") -> Row:
+    """One job of a list: id, state, attempts, when, what it waits for, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
-    return clean(job.id), f"{row}  {clean(job.command)}"
+    return clean(job.id), f"{row}  {why}{clean(job.command)}"
+
+
+def say_state(job: Job, now: str) -> str:
+    """`pending`, `failed, attempt 2 of 3 in 4 s`, `processing, attempt 1 of 3 since 12 s ago`."""
+    if not job.attempts:
+        return job.state
+    when = f"since {say_when(job.updated_at, now)}"
+    if job.run_at:
+        when = say_when(job.run_at, now)
+    return f"{job.state}, attempt {job.attempts} of {max(1, job.max_retries)} {when}"
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
@@ -5736,8 +5773,8 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     why = clean(job.reason or "")
     if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
-    row = f"{job.attempts:>3}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
-    return clean(job.id), f"{row}  {clean(last_output or job.command)}"
+    row = f"{job.attempts:>5}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
+    return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
 
 
 def attempt_line(job: Job) -> str:
@@ -5754,11 +5791,6 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
-_ATTEMPT = (
-    "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {started_at} to {finished_at}"
-)
-
-
 def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
@@ -5767,13 +5799,19 @@ def job_page(job: Job, why: str | None, processes: Sequence[int], now: str) -> s
     for name, value in fields.items():
         text = clean(say_value(value))
         if name in JOB_FIELDS and name.endswith("_at"):
-            text += f"  ({say_when(value, now)})"
+            text = f"{say_instant(value)}  ({say_when(value, now)})"
         if value is not None:
             rows.append(f"{clean(name) + ':':<14} {text}")
-    for entry in job.history or ():
-        known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
-        rows.append(clean(_ATTEMPT.format_map(known)))
+    rows += [clean(_attempt_row(entry)) for entry in job.history or ()]
     return "\n".join(rows)
+
+
+def _attempt_row(entry: Mapping[str, Any]) -> str:
+    known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
+    with contextlib.suppress(ValueError, TypeError):
+        took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
+        known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
+    return "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {when}".format_map(known)
 
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
@@ -5781,13 +5819,17 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
     for state, count in view["jobs"].items():
         rows.append(f"{paint(state, _COLOURS[state])}: {count}")
-    rows += [say_threads(view), *map(worker_line, view["workers"])]
+    rows.append(say_threads(view))
+    if len(view["workers"]) > 1:
+        rows.append(f"processes: {len(view['workers'])}")
+    rows += map(worker_line, view["workers"])
     if is_work_left_alone(view, now):
         advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
         rows.append(paint(advice, _YELLOW))
     rows += say_waiting(view, now)
-    settings = [f"{key}={clean(say_value(value))}" for key, value in view["config"].items()]
-    rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings)}"]
+    changed = view["config"].items() - DEFAULTS.items()
+    settings = [f"{key}={clean(say_value(value))}" for key, value in sorted(changed)]
+    rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings) or 'the defaults'}"]
     return "\n".join(rows)
 
 
@@ -5811,6 +5853,8 @@ def worker_line(worker: Mapping[str, Any]) -> str:
     line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
     if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
         line += f", takes {' '.join(takes)}"
+    if worker["stopping"]:
+        line += "; stopping"
     if worker["trouble"]:
         line += f"; TROUBLE: {worker['trouble']}"
     if worker["silent_s"] > SILENT_S:
@@ -5928,7 +5972,7 @@ def watch_frame(
 
 def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
     """What stands above the lists: counts with bars, throughput, what waits, workers in trouble."""
-    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {now[11:19]}Z  q ends"
+    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {say_instant(now)[11:19]}  q ends"
     if view["paused"]:
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
@@ -6019,7 +6063,11 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """As Click's own, but what ends a command is told together with what it had changed."""
         try:
-            return super().invoke(ctx)
+            code = super().invoke(ctx)
+            is_seen = sys.stderr.isatty() and ctx.invoked_subcommand != "completion"
+            if is_seen and not os.path.exists(ctx.obj.home.path):
+                _say(f"There is no queue at {ctx.obj.home.path} yet.")
+            return code
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             return _fail(error, ctx.meta.get(MADE, ""))
 
@@ -6209,6 +6257,9 @@ _CHANGES = [
     ),
     click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
     click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
+    click.Option(["--delay"], type=duration, help="Wait so long before the first start."),
+    click.Option(["--cwd"], type=PATH, help="Where it runs. [here]"),
+    click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
     click.Option(
         ["--env"], multiple=True, metavar="KEY[=VALUE]", help="For the job; KEY alone copies yours."
     ),
@@ -6234,6 +6285,16 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if value != MADE_KEY:
             fields[name] = NEW_JOB_CHECKS[name](value, name)
     _warn_of(fields, now)
+    return fields
+
+
+def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an existing job that options change. `--tag ''` takes all tags away."""
+    now = store.home.now()
+    tags = list(filter(None, given["tags"])) if given["tags"] else None
+    fields = _given_fields(now, {**given, "tags": tags})
+    if "delay" in fields:
+        fields["run_at"] = add_seconds(now, fields.pop("delay"))
     return fields
 
 
@@ -6271,9 +6332,6 @@ def _here() -> str:
 )
 @click.argument("words", nargs=-1, metavar="JOB...")
 @click.option("--id", help="Its id. [one is made]")
-@click.option("--delay", type=duration, help="Wait so long before the first start.")
-@click.option("--cwd", type=PATH, help="Where it runs. [here]")
-@click.option("--tag", "tags", multiple=True, help="A tag (repeatable).")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
 )
@@ -6352,6 +6410,8 @@ def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: 
     if is_duplicate:
         record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
+    if sys.stderr.isatty():
+        _warn_without_worker(store)
     return 0
 
 
@@ -6393,6 +6453,8 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     ]
     made = f"{len(bulk.ids)} jobs are in the queue."
     _done(store, [as_json(jobs)] if in_json else bulk.ids, made)
+    if sys.stderr.isatty():
+        _warn_without_worker(store)
     return 0
 
 
@@ -6470,18 +6532,24 @@ def list_(
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
-        _print_jobs(jobs, (job_row(job, now) for job in jobs), in_json)
+        is_seen = sys.stdout.isatty()
+        rows = (job_row(job, now, hindrance(store, job) if is_seen else "") for job in jobs)
+        _print_jobs(jobs, JOB_HEAD, rows, in_json)
 
 
-def _print_jobs(jobs: Iterable[Job], rows: Iterable[Row], in_json: bool) -> None:
-    """Print jobs as a JSON array, one a line, or their rows as a table."""
+def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bool) -> None:
+    """Print jobs as a JSON array, one a line, or their rows as a table, on a terminal with a
+    head."""
     if in_json:
         click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
-    else:
+    elif first := next(rows, None):
         import shutil
 
-        columns = shutil.get_terminal_size().columns
-        _echo_all(table(rows, columns if sys.stdout.isatty() else math.inf))
+        is_seen = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if is_seen else math.inf
+        _echo_all(table(itertools.chain([head] * is_seen, [first], rows), width))
+    elif sys.stderr.isatty():
+        _say("No job fits.")
 
 
 @cli.command()
@@ -6566,8 +6634,9 @@ def _watch(store: Store, seconds: float) -> None:
             frame = f"\033[H{text}\033[K\033[J"
             write_whole(1, frame.encode(sys.stdout.encoding, "replace"))
             ready, _, _ = select.select([0], [], [], seconds)
+            keys = os.read(0, 64).lower() if ready else b" "
             # An arrow key is more than one byte. No byte at all: the terminal is gone.
-            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
+            if b"q" in keys or keys in (b"", b"\x1b"):
                 return
 
 
@@ -6728,8 +6797,21 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     jobs = store.jobs(states=(*WAITING, "processing")) if every else _jobs_meant(store, ids)
     wanted = [job.id for job in jobs]
     ended, warned = find_ended(store, wanted), False
+    single = len(wanted) == 1
+
+    def show_state(_: object) -> str | None:
+        job = store.get(wanted[0]) if single else None
+        return job and say_state(job, store.home.now())
+
     with click.progressbar(
-        length=len(wanted), label="Waiting", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=len(wanted),
+        label="Waiting",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        bar_template="%(label)s: %(info)s" if single else "%(label)s  [%(bar)s]  %(info)s",
+        show_percent=not single,
+        item_show_func=show_state,
+        update_min_steps=0,  # a state changes without a step
     ) as bar:
         bar.update(len(ended))
         while len(ended) < len(wanted) and time.monotonic() < deadline:
@@ -6737,13 +6819,13 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
             time.sleep(POLL_S)
             if store.refresh():
                 ended |= find_ended(store, [id for id in wanted if id not in ended])
-                bar.update(len(ended) - bar.pos)
+            bar.update(len(ended) - bar.pos)
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
         _say(f"Error: {left} of {len(wanted)} are not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
-    return _exit_as(ended, single=len(wanted) == 1 and not every)
+    return _exit_as(ended, single=single and not every)
 
 
 def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
@@ -6798,15 +6880,16 @@ def cancel(store: Store, ids: Words) -> None:
 @_ids
 @_store
 def retry(store: Store, ids: Words) -> None:
-    """Make failed jobs due now, bring dead ones back.
+    """Make failed and delayed jobs due now, bring dead ones back.
 
     \b
     Example:
       queuectl retry job3
     """
     jobs = retry_jobs(store, ids)
-    now = {"failed": "due now", "pending": "pending again"}
-    _done(store, [f"Job {job.id} is {now[job.state]}." for job in jobs])
+    _done(
+        store, [f"Job {job.id} is {'due now' if job.run_at else 'pending again'}." for job in jobs]
+    )
 
 
 @cli.command()
@@ -6838,11 +6921,9 @@ def edit(store: Store, /, ids: Words, **given: Any) -> None:
     Example:
       queuectl edit job1 --timeout 10m --priority 5
     """
-    changes = _given_fields(store.home.now(), given)
+    changes = _given_changes(store, given)
     if not changes:
-        raise click.UsageError(
-            "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
-        )
+        raise click.UsageError("Say what to change. See the options: queuectl edit -h")
     jobs = edit_jobs(store, ids, changes)
     _done(store, [f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs])
 
@@ -6875,27 +6956,36 @@ def resume(store: Store) -> None:
 
 
 @cli.command()
-@click.option(
-    "--state", "states", type=_one_of(OVER), multiple=True, help="Only these. [completed and dead]"
-)
+@click.option("--state", "states", type=_one_of(OVER), multiple=True, help="These. [completed]")
 @_older_than
 @_switch("--dry-run", help="Say what would go, change nothing.")
 @_yes
 @_store
 def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
-    """Delete finished jobs and their output for good.
+    """Delete completed jobs and their output for good; dead letters with --state dead.
 
     \b
     Example:
       queuectl purge --older-than 7d --yes
     """
-    states = states or OVER
+    states = states or ("completed",)
     if dry_run:
-        store.read()
-        purged = choose_purged(store, states, older_than, store.home.now())
-        _say_purged(purged, "would be purged")
-        return
-    _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
+        _say_purged(_look_purged(store, states, older_than), "would be purged")
+    else:
+        _purge(store, states, older_than, yes)
+    dead = store.counts[NUMBER_OF["dead"]]
+    if dead and "dead" not in states:
+        _say(f"{say_count(dead, 'dead letter')} stay. Delete dead letters with: --state dead.")
+
+
+def _look_purged(store: Store, states: Words, older_than: float | None) -> Purged:
+    store.read()
+    return choose_purged(store, states, older_than, store.home.now())
+
+
+def _purge(store: Store, states: Words, older_than: float | None, yes: bool) -> None:
+    number = 0 if yes else len(_look_purged(store, states, older_than).gone)
+    _confirm(yes, f"Delete {say_count(number, ' or '.join(states) + ' job')} for good?")
     _finish_purge(store, purge_jobs(store, states, older_than))
 
 
@@ -6956,7 +7046,7 @@ def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) 
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
     jobs, now = itertools.islice(found, limit), store.home.now()
     rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
-    _print_jobs(jobs, rows, in_json)
+    _print_jobs(jobs, DEAD_HEAD, rows, in_json)
 
 
 @dlq.command("show")
@@ -7000,7 +7090,7 @@ def dlq_retry(
     is_choice = match is not None or cancelled
     if is_choice and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
-    changes = _given_fields(store.home.now(), given)
+    changes = _given_changes(store, given)
     if every:
         jobs = revive_all(store, match, cancelled, changes, spread)
     else:
@@ -7024,9 +7114,11 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
       queuectl dlq purge --older-than 30d --yes
     """
     _check_ids_or_all(ids, every or older_than is not None)
-    _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    purged = purge_dead(store, ids) if ids else purge_jobs(store, ("dead",), older_than)
-    _finish_purge(store, purged)
+    if ids:
+        _confirm(yes, f"Delete {say_count(len(ids), 'dead letter')} for good?")
+        _finish_purge(store, purge_dead(store, ids))
+    else:
+        _purge(store, ("dead",), older_than, yes)
 
 
 # -- config
