@@ -516,9 +516,19 @@ def instant_s(instant: str) -> float:
     return datetime.fromisoformat(instant).timestamp()
 
 
+def say_count(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `2 processes`."""
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}"
+
+
 def say_instant(instant: str) -> str:
     """A stored instant for a person: the local zone, whole seconds."""
-    return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
+    try:
+        return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
+    except OverflowError:  # the year 9999 ends earlier in the east
+        return instant
 
 
 def add_seconds(instant: str, seconds: float) -> str:
@@ -3276,13 +3286,14 @@ def merge_fields(options: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
 
 class Turn(NamedTuple):
     """What a slot's turn at the queue gave: the job it reported as it is now, the one it claimed,
-    the hooks to run (they come first, so nothing is claimed then), and whether the report may have
-    left other workers a job to claim."""
+    the hooks to run (they come first, so nothing is claimed then), whether the report may have
+    left other workers a job to claim, and the jobs that died with the reported one."""
 
     reported: Job | None
     claimed: Job | None
     hooks: Mapping[str, str]
     frees: bool
+    died: list[str]
 
 
 def take_turn(
@@ -3325,7 +3336,9 @@ def take_turn(
                 claimed = claim_job(ready, worker, slot, change.now)
                 change.put(ready, claimed)
         frees = reported is not None and _may_free(store, reported, config)
-    return Turn(reported, claimed, hooks, frees)
+    changed = (new for _, new in change.changes.values() if new is not None)
+    died = [job.id for job in changed if has_died_after(job)]
+    return Turn(reported, claimed, hooks, frees, died)
 
 
 def _may_free(store: Store, job: Job, config: Config) -> bool:
@@ -3390,9 +3403,9 @@ def _change(store: Store) -> Iterator[Transaction]:
 PURGE_JOBS = 10_000  # are deleted by a worker in one transaction
 
 
-def id_meant(store: Store, word: str) -> str:
+def id_meant(store: Store, word: str, say: Callable[[str], None]) -> str:
     """The id that a person means by a word: the word itself, or the one id that begins or ends so,
-    among those that the queue made. Refuses a word that several begin or end with."""
+    among those that the queue made; says which. Refuses a word that fits several."""
     if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
         return word
     fits = re.compile(rf"(?=.{{12}}$)({word}[0-9a-z]+|[0-9a-z]+{word})").fullmatch
@@ -3401,7 +3414,9 @@ def id_meant(store: Store, word: str) -> str:
         raise Refused(
             f"{len(found)} ids begin or end with '{word}': {', '.join(found[:5])}. Give one whole."
         )
-    return found[0] if found else word
+    for id in found:
+        say(f"'{word}' is job {id}.")
+    return "".join(found) or word
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -3698,19 +3713,20 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
         yield {**view, "running": running, "failed": failed, "rates": list(rates)}
 
 
+_SHOWN = ("pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping")
+
+
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
     """A live worker as `status` and `worker list` show it."""
     head = info.header
     return {
         "name": info.name,
-        **{key: head.get(key) for key in ("pid", "threads", "started_at", "tags", "not_tags")},
+        **{key: head.get(key) for key in _SHOWN},
         "running": [
             {"slot": slot, "job": row["job"], "run": row["run"]}
             for slot, row in enumerate(info.rows)
             if row
         ],
-        "trouble": head.get("trouble"),
-        "stopping": bool(head.get("stopping")),
         "silent_s": round(max(0.0, now_s - info.seen_s), 1),
     }
 
@@ -3734,11 +3750,9 @@ def why_waiting(store: Store, job: Job) -> str | None:
         if job.worker not in [info.name for info in workers]:
             return f"{held}, which is dead; the next live worker takes the job back"
         return f"{held}, being cancelled" if job.cancelled_at else held
-    going, used_up = _hindrances(store, job)
-    if going:
-        more = f" and {len(going) - 3} more" if len(going) > 3 else ""
-        noun = "job" if len(going) == 1 else "jobs"
-        return f"waiting for {noun} {', '.join(going[:3])}{more}"
+    kind, _, what = hindrance(store, job).partition(" ")
+    if kind == "after":
+        return f"waiting for {'jobs' if ',' in what else 'job'} {what}"
     now, config = store.home.now(), store.home.config()
     if not is_ready(job, now, config.backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
@@ -3749,25 +3763,23 @@ def why_waiting(store: Store, job: Job) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    return f"the limit of tag {used_up[0]} is used up" if used_up else "waiting for a free slot"
+    return f"the limit of tag {what} is used up" if what else "waiting for a free slot"
 
 
 def hindrance(store: Store, job: Job) -> str:
-    """`after a7` or `tag gpu`, in two columns: what a waiting job waits for besides a slot."""
-    going, used_up = _hindrances(store, job) if job.state in WAITING else ([], [])
-    words = [f"after {going[0]}"] if going else [f"tag {tag}" for tag in used_up[:1]]
-    return "".join(f"{word}  " for word in words)
-
-
-def _hindrances(store: Store, job: Job) -> tuple[list[str], list[str]]:
-    """The jobs that this one has to wait for, and those of its tags whose limit is used up."""
+    """What a waiting job waits for besides its time and a slot: `after a7, a8`, `tag gpu` or
+    nothing."""
+    if job.state not in WAITING:
+        return ""
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
+    going = [parent.id for parent in earlier if parent.state not in OVER]
+    if going:
+        more = f" and {len(going) - 3} more" if len(going) > 3 else ""
+        return f"after {', '.join(going[:3])}{more}"
     full = full_tags(store.home.config().limits, store.processing.values())
-    return (
-        [parent.id for parent in earlier if parent.state not in OVER],
-        sorted(full.intersection(job.tags or ())),
-    )
+    used_up = full.intersection(job.tags or ())
+    return f"tag {min(used_up)}" if used_up else ""
 
 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
@@ -4189,8 +4201,8 @@ def mend(store: Store) -> tuple[list[str], str]:
     return copies, found.lost
 
 
-def _mend_settings(home: Home) -> None:
-    """Keep the settings that can be read in a damaged config.json, each by itself."""
+def readable_settings(home: Home) -> dict[str, object]:
+    """The settings that can be read in a damaged config.json, each by itself."""
     text = ""
     with contextlib.suppress(FileNotFoundError):
         text = bytes_of(home.config_path).decode("utf-8", "replace")
@@ -4200,6 +4212,11 @@ def _mend_settings(home: Home) -> None:
             setting = {known_setting(name): json.loads(value)}
             parse_settings(setting)
             kept |= setting
+    return kept
+
+
+def _mend_settings(home: Home) -> None:
+    kept = readable_settings(home)
     home.write_settings({**DEFAULTS, **kept})
     lost = ", ".join(name for name in SETTINGS if name not in kept)
     home.warn(f"These settings could not be read and have their defaults now: {lost}.")
@@ -4959,6 +4976,7 @@ CARE_S = 2.0  # between two looks for jobs of dead workers and for logs above lo
 PATIENCE_S = 0.1
 UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
 SPEAK_S = 0.05
+FOLLOWERS_SAID = 10
 LAST_WORDS_S = 2.0
 STOPPED = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
@@ -5099,9 +5117,12 @@ class Worker:
         }  # fmt: skip
         self.file = self.home.create_worker(self.name, header)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = say_count(self.threads, "thread")
+        limit_s = self.home.last_config.job_timeout
+        limit = f"a time limit of {limit_s:g} s for a new job" if limit_s else "no time limit"
         self.say(
-            f"Worker {self.name} started: {threads}, home {self.home.path}. Stop it with Ctrl+C."
+            f"Worker {self.name} started: {threads}, home {self.home.path}, {limit}. Stop it with "
+            "Ctrl+C."
         )
 
     # -- The main thread's chores
@@ -5200,6 +5221,9 @@ class Worker:
             self._call_slots()
         elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
+        elif next_run_at and not (oldest or self.store.processing):
+            at = say_instant(next_run_at)
+            self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
@@ -5481,6 +5505,9 @@ class Worker:
         job = turn.reported
         if job is not None:
             self.say(self._describe(job))
+            if died := turn.died:
+                some = ", ".join(died[:FOLLOWERS_SAID])
+                self.say(f"With it died {len(died)} that come after it: {some}")
             if job.state in WAITING:
                 self.file.wake()  # the main thread has a new time to wait for
         elif done is not None:
@@ -5688,11 +5715,6 @@ def paint_state(state: str) -> str:
     return paint(f"{state:<10}", _COLOURS[state])
 
 
-def say_count(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def say_duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
@@ -5755,17 +5777,15 @@ def job_row(job: Job, now: str, why: str = "") -> Row:
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
-    return clean(job.id), f"{row}  {why}{clean(job.command)}"
+    return clean(job.id), f"{row}  {why}{why and '  '}{clean(job.command)}"
 
 
 def say_state(job: Job, now: str) -> str:
-    """`pending`, `failed, attempt 2 of 3 in 4 s`, `processing, attempt 1 of 3 since 12 s ago`."""
-    if not job.attempts:
-        return job.state
-    when = f"since {say_when(job.updated_at, now)}"
-    if job.run_at:
-        when = say_when(job.run_at, now)
-    return f"{job.state}, attempt {job.attempts} of {max(1, job.max_retries)} {when}"
+    """`pending for 2 h`, `failed, attempt 2 of 3 in 4 s`, `processing, attempt 1 of 3 for 12 s`."""
+    made = f", attempt {job.attempts} of {max(1, job.max_retries)}" if job.attempts else ""
+    since_s = instant_s(now) - instant_s(job.updated_at)
+    when = say_when(job.run_at, now) if job.run_at else f"for {say_duration(since_s)}"
+    return f"{job.state}{made} {when}"
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
@@ -5775,6 +5795,14 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     row = f"{job.attempts:>5}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
     return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
+
+
+_ENDS = re.compile("(?<= )(completed|failed|dead)(?=[ :])")
+
+
+def paint_line(line: str) -> str:
+    """A line of a worker, with the state in which an attempt ended in its colour."""
+    return _ENDS.sub(lambda state: paint(state[0], _COLOURS[state[0]]), line, count=1)
 
 
 def attempt_line(job: Job) -> str:
@@ -5819,23 +5847,24 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
     for state, count in view["jobs"].items():
         rows.append(f"{paint(state, _COLOURS[state])}: {count}")
-    rows.append(say_threads(view))
-    if len(view["workers"]) > 1:
-        rows.append(f"processes: {len(view['workers'])}")
-    rows += map(worker_line, view["workers"])
+    rows += [*say_workers(view), *map(worker_line, view["workers"])]
     if is_work_left_alone(view, now):
         advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
         rows.append(paint(advice, _YELLOW))
     rows += say_waiting(view, now)
-    changed = view["config"].items() - DEFAULTS.items()
-    settings = [f"{key}={clean(say_value(value))}" for key, value in sorted(changed)]
+    config = view["config"].items()
+    changed = [(key, value) for key, value in config if value != DEFAULTS[key]]
+    settings = [f"{key}={clean(say_value(value))}" for key, value in changed]
     rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings) or 'the defaults'}"]
     return "\n".join(rows)
 
 
-def say_threads(view: Mapping[str, Any]) -> str:
-    """`workers: 4`, the threads of all live workers."""
-    return f"workers: {sum(worker['threads'] for worker in view['workers'])}"
+def say_workers(view: Mapping[str, Any]) -> Iterator[str]:
+    """`workers: 4`, the threads of all live workers, and where they are several processes, how
+    many."""
+    yield f"workers: {sum(worker['threads'] for worker in view['workers'])}"
+    if len(view["workers"]) > 1:
+        yield f"processes: {len(view['workers'])}"
 
 
 def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
@@ -5983,7 +6012,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
     spark = paint(_spark(view["rates"]), _COLOURS["completed"])
     yield f"throughput  {paint(speed, _BOLD)}  {spark}"
-    yield "   ".join([say_threads(view), *say_waiting(view, now)])
+    yield "   ".join([*say_workers(view), *say_waiting(view, now)])
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > SILENT_S:
             yield paint(worker_line(worker).strip(), _COLOURS["dead"])
@@ -6013,10 +6042,10 @@ POLL_S = 0.03  # between two looks of a command that waits
 Words = tuple[str, ...]  # what stands for several ids, states or tags
 
 
-def _say(text: str) -> None:
+def _say(text: str, show: Callable[[str], str] = clean, color: bool | None = None) -> None:
     """A message to the person, on stderr. A stderr that is closed or full ends nothing."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo("\n".join(map(clean, text.split("\n"))), err=True)
+        click.echo("\n".join(map(show, text.split("\n"))), err=True, color=color)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6222,12 +6251,11 @@ class EnqueueCommand(click.Command):
     was given as `--unique=KEY`. Options may follow a job in JSON, as if they stood before it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = self.make_parser(ctx).parse_args(list(args))[0]["words"]
+        words = self.make_parser(ctx).parse_args(list(args))[0].get("words")
         ctx.allow_interspersed_args = isinstance(words, tuple) and bool(is_json(words[0]))
-        given = list(args)
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, list(args))
         words = ctx.params.get("words", ())
-        before = given if ctx.allow_interspersed_args else given[: len(given) - len(words)]
+        before = args if ctx.allow_interspersed_args else args[: len(args) - len(words)]
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         options = {name for param in self.get_params(ctx) for name in param.opts}
         for word in () if before[-1:] == ["--"] else words[1:]:
@@ -6245,16 +6273,8 @@ class EnqueueCommand(click.Command):
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
     click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
-    click.Option(
-        ["--max-retries"],
-        type=whole_number(0, RETRIES_MAX),
-        help="Attempts in all, also the first. [max_retries]",
-    ),
-    click.Option(
-        ["-p", "--priority"],
-        type=whole_number(-PRIORITY_MAX, PRIORITY_MAX),
-        help="Higher starts first. [0]",
-    ),
+    click.Option(["--max-retries"], type=int, help="Attempts, also the first. [max_retries]"),
+    click.Option(["-p", "--priority"], type=int, help="Higher starts first. [0]"),
     click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
     click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
     click.Option(["--delay"], type=duration, help="Wait so long before the first start."),
@@ -6330,7 +6350,7 @@ def _here() -> str:
 @cli.command(
     cls=EnqueueCommand, params=[*_CHANGES], context_settings={"allow_interspersed_args": False}
 )
-@click.argument("words", nargs=-1, metavar="JOB...")
+@click.argument("words", nargs=-1, metavar="JOB...", shell_complete=PATH.shell_complete)
 @click.option("--id", help="Its id. [one is made]")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
@@ -6476,19 +6496,15 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
-def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
+def _job_now(store: Store, id: str) -> Job:
     store.read()
-    return find_all(store, ids)
+    return find_all(store, [id])[0]
 
 
 def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
     """The jobs that a person names, by their ids or by unique beginnings or ends of made ones."""
     store.read()
-    ids = {word: id_meant(store, word) for word in words}
-    for word, id in ids.items():
-        if id != word:
-            _say(f"'{word}' is job {id}.")
-    return find_all(store, list(ids.values()))
+    return find_all(store, [id_meant(store, word, _say) for word in words])
 
 
 @cli.command("list")
@@ -6737,13 +6753,13 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     out, warned = sys.stdout.buffer, False
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
-        job = _jobs_now(store, [job.id])[0]
+        job = _job_now(store, job.id)
         path, running = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
                 # A slot's file serves run after run. It is believed only if the record, read
                 # afterwards, still names slot and run.
-                job = _jobs_now(store, [job.id])[0]
+                job = _job_now(store, job.id)
                 if _log_of(store, job, run) != (path, running):
                     break
             if offset > at:
@@ -6808,8 +6824,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
         label="Waiting",
         file=sys.stderr,
         hidden=not sys.stderr.isatty(),
-        bar_template="%(label)s: %(info)s" if single else "%(label)s  [%(bar)s]  %(info)s",
-        show_percent=not single,
+        width=0,  # what the text leaves of the terminal
         item_show_func=show_state,
         update_min_steps=0,  # a state changes without a step
     ) as bar:
@@ -6962,30 +6977,31 @@ def resume(store: Store) -> None:
 @_yes
 @_store
 def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
-    """Delete completed jobs and their output for good; dead letters with --state dead.
+    """Delete completed jobs and their output for good.
+
+    Dead letters stay, unless --state dead asks for them.
 
     \b
     Example:
       queuectl purge --older-than 7d --yes
     """
     states = states or ("completed",)
-    if dry_run:
-        _say_purged(_look_purged(store, states, older_than), "would be purged")
-    else:
-        _purge(store, states, older_than, yes)
+    _purge(store, states, older_than, yes, dry_run)
     dead = store.counts[NUMBER_OF["dead"]]
     if dead and "dead" not in states:
         _say(f"{say_count(dead, 'dead letter')} stay. Delete dead letters with: --state dead.")
 
 
-def _look_purged(store: Store, states: Words, older_than: float | None) -> Purged:
+def _purge(
+    store: Store, states: Words, older_than: float | None, yes: bool, dry_run: bool = False
+) -> None:
     store.read()
-    return choose_purged(store, states, older_than, store.home.now())
-
-
-def _purge(store: Store, states: Words, older_than: float | None, yes: bool) -> None:
-    number = 0 if yes else len(_look_purged(store, states, older_than).gone)
-    _confirm(yes, f"Delete {say_count(number, ' or '.join(states) + ' job')} for good?")
+    chosen = choose_purged(store, states, older_than, store.home.now())
+    if dry_run:
+        _say_purged(chosen, "would be purged")
+        return
+    number = say_count(len(chosen.gone), f"{' or '.join(states)} job")
+    _confirm(yes, f"Delete {number} for good?")
     _finish_purge(store, purge_jobs(store, states, older_than))
 
 
@@ -7147,8 +7163,15 @@ def config_show(ctx: click.Context, in_json: bool) -> None:
     ctx.invoke(config_get, key=None, in_json=in_json)
 
 
+def _complete_settings(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in SETTINGS if name.startswith(incomplete.replace("-", "_"))]
+
+
+_key = functools.partial(click.argument, "key", shell_complete=_complete_settings)
+
+
 @config.command("get")
-@click.argument("key", required=False)
+@_key(required=False)
 @_json
 @_store
 def config_get(store: Store, key: str | None, in_json: bool) -> None:
@@ -7159,7 +7182,8 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
       queuectl config get max-retries
     """
     store.home.check()
-    values = store.home.settings()
+    problem = store.home.settings_problem()
+    values = {**DEFAULTS, **readable_settings(store.home)}
     shown = values if key is None else values[known_setting(key)]
     if in_json:
         click.echo(as_json(shown))
@@ -7167,10 +7191,12 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
         _echo_all(itertools.starmap(_say_setting, values.items()))
     else:
         click.echo(clean(say_value(shown)))
+    if problem:
+        raise StoreError(problem)
 
 
 @config.command("set")
-@click.argument("key")
+@_key()
 @click.argument("value")
 @_store
 def config_set(store: Store, key: str, value: str) -> None:
@@ -7181,10 +7207,14 @@ def config_set(store: Store, key: str, value: str) -> None:
       queuectl config set backoff-base 3
     """
     _done(store, [_say_setting(*set_setting(store, key, value))])
+    import shutil
+
+    if not shutil.which(program := store.home.config().runner[0]):
+        store.home.warn(f"the runner '{program}' was not found. No job starts without it.")
 
 
 @config.command("unset")
-@click.argument("key")
+@_key()
 @_store
 def config_unset(store: Store, key: str) -> None:
     """Set one setting back to its default.
@@ -7238,20 +7268,32 @@ def worker_start(
     only = TagFilter(parse_tags(tags) or (), parse_tags(not_tags) or ())
     if detach:
         options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
-        _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
-        return 0
-    return Worker(store, threads, only, drain, _say, attempt_line).run()
+        return _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
+    is_log, color = stat.S_ISREG(os.fstat(2).st_mode), click.get_current_context().color
+
+    def show(line: str) -> str:
+        begin = f"{say_instant(store.home.now())} {worker.name}: " if is_log else ""
+        return begin + paint_line(clean(line))
+
+    say = functools.partial(_say, show=show, color=color)
+    worker = Worker(store, threads, only, drain, say, attempt_line)
+    return worker.run()
 
 
-def _detach(store: Store, options: list[str]) -> None:
-    """Start a worker in the background; return when it is ready."""
+def _detach(store: Store, options: list[str]) -> int:
+    """Start a worker in the background, and return when it is ready; its own exit code where it is
+    over by then, as a drain may be."""
     log = os.path.join(store.home.dir, "worker.log")
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
-        if child.poll() is not None:
-            raise Refused(f"The worker did not start. See why in '{log}'.")
+        code: int | None = child.poll()
+        if code is not None:
+            if code:
+                _say(f"Error: The worker ended with exit code {code}. See why in '{log}'.")
+            return code
         time.sleep(POLL_S)
     _say(f"Worker process {child.pid} started in the background, log in {log}.")
+    return 0
 
 
 @worker.command("stop")
@@ -7268,18 +7310,23 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
       queuectl worker stop --timeout 1m
     """
     store.home.check()
-    names = {info.name for info in store.home.live_workers()}
+    workers = [worker_view(info, 0) for info in store.home.live_workers()]
+    names = {worker["name"] for worker in workers}
     for name in names:
         store.home.request_stop(name, "now" if now else "stop")
+    jobs = [row["job"] for worker in workers for row in worker["running"]]
+    if jobs and sys.stderr.isatty():
+        _say(f"Waiting for the end of {say_count(len(jobs), 'job')}: {', '.join(jobs[:5])}")
     deadline = time.monotonic() + timeout
     while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
-                f"{len(left)} of {say_count(len(names), 'worker')} still run jobs, and stop when "
-                "these end. End them now with: queuectl worker stop --now."
+                f"{len(left)} of {say_count(len(names), 'worker process')} still run jobs, and "
+                "stop when these end. End them now with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    stopped = f"{say_count(len(names), 'worker')} stopped."
+    threads = say_count(sum(worker["threads"] for worker in workers), "thread")
+    stopped = f"{say_count(len(names), 'worker process')} ({threads}) stopped."
     _done(store, [stopped if names else "No worker was running."])
 
 
@@ -7335,9 +7382,9 @@ def doctor(store: Store, fix: bool) -> None:
 def completion(shell: str) -> None:
     """Print the script that lets a shell complete words.
 
-    It completes commands, options, states and the ids of jobs. For bash and zsh put
-    eval "$(queuectl completion bash)" (or zsh) into ~/.bashrc or ~/.zshrc; for fish keep what is
-    printed as ~/.config/fish/completions/queuectl.fish.
+    It completes commands, options, states, settings, the ids of jobs, and files after --. For
+    bash and zsh put eval "$(queuectl completion bash)" (or zsh) into ~/.bashrc or ~/.zshrc; for
+    fish keep what is printed as ~/.config/fish/completions/queuectl.fish.
 
     \b
     Example:
