@@ -230,11 +230,17 @@ def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
 
 
 def parse_duration(value: object, name: str = "duration") -> float:
-    """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"2h"` or `"1.5d"`."""
-    seconds = _amount(value, {"s": 1, "m": 60, "h": 3600, "d": 86400})
+    """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"1.5d"` or `"1h30m"`."""
+    text = str(value).lower()
+    parts = re.findall(r"\d+[dhms]", text) if _SEVERAL.fullmatch(text) else [text]
+    seconds = sum(_amount(part, {"s": 1, "m": 60, "h": 3600, "d": 86400}) for part in parts)
     if not 0 <= seconds <= DURATION_MAX_S:
-        raise unfit(value, name, "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h")
+        wanted = "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h, 1h30m"
+        raise unfit(value, name, wanted)
     return int(seconds) if seconds == int(seconds) else seconds
+
+
+_SEVERAL = re.compile(r"(\d+[dhms]){2,}")
 
 
 def parse_bytes(value: object, name: str) -> int:
@@ -538,24 +544,41 @@ def instant_s(instant: str) -> float:
     return datetime.fromisoformat(instant).timestamp()
 
 
+def say_count(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`, `2 processes`."""
+    if number != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}"
+
+
+def say_instant(instant: str) -> str:
+    """A stored instant for a person: the local zone, whole seconds."""
+    try:
+        return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
+    except OverflowError:  # the year 9999 ends earlier in the east
+        return instant
+
+
 def add_seconds(instant: str, seconds: float) -> str:
     """The instant so many seconds later, but not after the year 9999."""
     return format_instant(min(instant_s(instant) + seconds, 253_402_300_799.0))
 
 
 def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z") -> str:
-    """A stored instant from ISO 8601, `HH:MM` (tomorrow if that is past today) or `+10m`.
+    """A stored instant from ISO 8601, `HH:MM` (the next one), `+10m` or `now`.
 
     A time without a zone is in the local zone. ISO 8601, as records have it, needs no `now`.
     """
     text = value.strip() if isinstance(value, str) else ""
+    if text == "now":
+        return now
     with contextlib.suppress(ValueError, OverflowError, OSError):
         if text.startswith("+"):
             return add_seconds(now, parse_duration(text[1:], name))
         if ":" in text[:3]:
             return _next_time_of_day(text, now)
         return format_instant(datetime.fromisoformat(text).timestamp())
-    raise unfit(value, name, "ISO 8601 (2026-12-24T18:00), HH:MM or +10m")
+    raise unfit(value, name, "ISO 8601 (2026-12-24T18:00), HH:MM, +10m or now")
 
 
 def _next_time_of_day(text: str, now: str) -> str:
@@ -578,7 +601,8 @@ parse_command = _rule(
 _ID = rf"[A-Za-z0-9_:][A-Za-z0-9._:-]{{0,{ID_CHARS_MAX - 1}}}"
 parse_id = _rule(
     lambda value: isinstance(value, str) and re.fullmatch(_ID, value),
-    f"1 to {ID_CHARS_MAX} letters, digits, '.', '_', '-' or ':', not starting with '.' or '-'",
+    f"a text (in JSON a number needs quotes too) of 1 to {ID_CHARS_MAX} letters, digits, '.', '_', "
+    "'-' or ':', not starting with '.' or '-'",
 )
 parse_cwd = _rule(
     lambda value: is_text(value, TEXT_BYTES_MAX) and value.startswith("/"),
@@ -789,13 +813,17 @@ NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
 _NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # true of every new job
 
 
+# How JSON begins where a command may stand too: no command begins so.
+is_json = re.compile(r"\{|\[\s*[{\]]").match
+
+
 def parse_spec(record: object, now: str) -> dict[str, Any]:
     """The fields of a new job from a user's JSON object. Raises BadValue with the field's name.
 
     A field that belongs to the queue is refused, unless it says what is true of every new job.
     """
     if not isinstance(record, dict):
-        example = 'Give one: {"command": "echo hi"}.'
+        example = 'Give one: {"command": "echo hi"}; an array only as a whole --file.'
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
     out: dict[str, Any] = {}
     for name, value in record.items():
@@ -995,7 +1023,7 @@ def cancel_job(job: Job, now: str) -> Job:
 
 
 def retry_now(job: Job, now: str) -> Job:
-    """The failed job, due at once."""
+    """A failed or delayed job, due at once."""
     return job._replace(run_at=now, updated_at=now)
 
 
@@ -1020,8 +1048,8 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
 
 def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
     """The job with these fields changed: `command`, `timeout`, `max_retries`, `priority`, `run_at`,
-    `env`. `env` adds to the job's own variables. A failed job that is given a `run_at` becomes
-    pending, since it no longer waits for its retry. Raises Refused."""
+    `cwd`, `tags`, `env`. `env` adds to the job's own variables. A failed job that is given a
+    `run_at` becomes pending, since it no longer waits for its retry. Raises Refused."""
     values: dict[str, Any] = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
@@ -3405,7 +3433,7 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     text = line.decode("utf-8", "surrogateescape").strip()
     if not text or text[0] == "#":
         return None
-    if text[0] == "{":
+    if is_json(text):
         hint = ' A shell line that begins with { is written {"command": "{ ..."}.'
         return parse_spec(parse_json(text, "The job", hint), now)
     return {"command": parse_command(text, "command")}
@@ -3429,6 +3457,7 @@ class Turn(NamedTuple):
     claimed: Job | None  # none while there are hooks, which run first
     hooks: Mapping[str, str]  # their commands, by name
     frees: bool  # whether the report may have given other slots a job to claim
+    died: list[str]  # the jobs that died because of the reported one
 
 
 def take_turn(
@@ -3471,7 +3500,9 @@ def take_turn(
                 claimed = claim_job(ready, worker, slot, change.now)
                 change.put(ready, claimed)
         frees = reported is not None and _may_free(store, reported, config)
-    return Turn(reported, claimed, hooks, frees)
+    changed = (new for _, new in change.changes.values() if new is not None)
+    died = [job.id for job in changed if has_died_after(job)]
+    return Turn(reported, claimed, hooks, frees, died)
 
 
 def _is_run(job: Job, run: Job) -> bool:
@@ -3554,6 +3585,22 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
 # -- What people do to jobs
 
 
+def id_meant(store: Store, word: str, say: Callable[[str], None]) -> str:
+    """The id that a person means by a word: the word itself, or the one id that begins or ends so,
+    among those that the queue made; says which. Refuses a word that fits several."""
+    if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
+        return word
+    fits = re.compile(rf"(?=.{{12}}$)({word}[0-9a-z]+|[0-9a-z]+{word})").fullmatch
+    found = list(filter(fits, map(id_of, store.raws())))
+    if len(found) > 1:
+        raise Refused(
+            f"{len(found)} ids begin or end with '{word}': {', '.join(found[:5])}. Give one whole."
+        )
+    for id in found:
+        say(f"'{word}' is job {id}.")
+    return "".join(found) or word
+
+
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     """These jobs, each once. Refuses the whole request if one is not there."""
     found = store.find_jobs([id for id in ids if id.isascii()])  # no other text is an id
@@ -3590,17 +3637,19 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
 
 
 def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
-    """Make failed jobs due now, and revive dead ones with those that died because of them. Refuses
-    all others."""
+    """Make failed and delayed jobs due now, and revive dead ones with those that died because of
+    them. Refuses all others."""
     out, dead = [], []
     with _waking_transaction(store) as change:
         for job in find_all(store, ids):
-            if job.state == "failed":
+            if job.state in WAITING and job.run_at:
                 out.append(change.put(job, retry_now(job, change.now)))
             elif job.state == "dead":
                 dead.append(job)
             else:
-                raise _refusal(job.id, f"is {job.state}; only a failed or dead job can be retried")
+                raise _refusal(
+                    job.id, f"is {job.state}; only a failed, delayed or dead job can be retried"
+                )
         return out + _revive(change, dead, {}, None, refuses=True)
 
 
@@ -3821,18 +3870,20 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
         yield {**view, "running": running, "failed": failed, "rates": list(rates)}
 
 
+_SHOWN = ("dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping")
+
+
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
     """A worker as `status` and `worker list` show it."""
     head = info.header
     return {
         "name": info.name,
-        **{key: head[key] for key in ("dead", "pid", "threads", "started_at", "tags", "not_tags")},
+        **{key: head.get(key) for key in _SHOWN},
         "running": [
             {"slot": slot, "job": row["job"], "run": row["run"]}
             for slot, row in enumerate(info.rows)
             if row
         ],
-        "trouble": head.get("trouble"),
         "silent_s": round(max(0.0, now_s - info.seen_s), 1),
     }
 
@@ -3861,13 +3912,9 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
             return f"its worker {job.worker} is dead; {then}"
         held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
-    parents = store.find_jobs(parents_of(job)).values()
-    earlier = [parent for parent in parents if parent.seq < job.seq]  # a later one is another (J5)
-    not_over = [parent.id for parent in earlier if parent.state not in OVER]
-    if not_over:
-        more = f" and {len(not_over) - 3} more" if len(not_over) > 3 else ""
-        noun = "job" if len(not_over) == 1 else "jobs"
-        return f"waiting for {noun} {', '.join(not_over[:3])}{more}"
+    kind, _, what = hindrance(store, job).partition(" ")
+    if kind == "after":
+        return f"waiting for {'jobs' if ',' in what else 'job'} {what}"
     now, config = store.home.now(), store.home.config()
     if not is_ready(job, now, config.backoff_max):
         wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
@@ -3878,8 +3925,23 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
-    used_up = full_tags(config.limits, store.processing.values()).intersection(job.tags or ())
-    return f"the limit of tag {min(used_up)} is used up" if used_up else "waiting for a free slot"
+    return f"the limit of tag {what} is used up" if what else "waiting for a free slot"
+
+
+def hindrance(store: Store, job: Job) -> str:
+    """What a waiting job waits for besides its time and a slot: `after a7, a8`, `tag gpu` or
+    nothing."""
+    if job.state not in WAITING:
+        return ""
+    parents = store.find_jobs(parents_of(job)).values()
+    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
+    going = [parent.id for parent in earlier if parent.state not in OVER]
+    if going:
+        more = f" and {len(going) - 3} more" if len(going) > 3 else ""
+        return f"after {', '.join(going[:3])}{more}"
+    full = full_tags(store.home.config().limits, store.processing.values())
+    used_up = full.intersection(job.tags or ())
+    return f"tag {min(used_up)}" if used_up else ""
 
 
 RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived last
@@ -4316,8 +4378,8 @@ def mend(store: Store) -> tuple[list[str], str]:
     return copies, found.lost
 
 
-def _mend_settings(home: Home) -> None:
-    """Write config.json anew, with each setting that can be read in the damaged one by itself."""
+def readable_settings(home: Home) -> dict[str, object]:
+    """The settings that can be read in a damaged config.json, each by itself."""
     text = ""
     with contextlib.suppress(FileNotFoundError):
         text = bytes_of(home.config_path).decode("utf-8", "replace")
@@ -4327,6 +4389,12 @@ def _mend_settings(home: Home) -> None:
             setting = {known_setting(name): json.loads(value)}
             parse_settings(setting)
             kept |= setting
+    return kept
+
+
+def _mend_settings(home: Home) -> None:
+    """Write config.json anew, with what can be read of the damaged one."""
+    kept = readable_settings(home)
     home.write_settings({**DEFAULTS, **kept})
     lost = ", ".join(name for name in SETTINGS if name not in kept)
     home.warn(f"These settings could not be read and have their defaults now: {lost}.")
@@ -5104,6 +5172,7 @@ RECOVERY_S = 2.0  # between two looks for jobs of dead workers and for logs abov
 PATIENCE_S = 0.1  # the main thread waits no longer for the lock: time limits and signals need it
 UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
 SPEAK_S = 0.05  # lines are gathered for so long, then printed at once
+FOLLOWERS_SAID = 10  # so many jobs that died with another get a line each
 LAST_WORDS_S = 2.0  # a leaving worker waits so long for a stderr that is not read
 STOPPED = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
@@ -5242,9 +5311,12 @@ class Worker:
         }  # fmt: skip
         self.file = self.home.create_worker(self.name, header)
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = say_count(self.threads, "thread")
+        limit_s = self.home.last_config.job_timeout
+        limit = f"a time limit of {limit_s:g} s for a new job" if limit_s else "no time limit"
         self.say(
-            f"Worker {self.name} started: {threads}, home {self.home.path}. Stop it with Ctrl+C."
+            f"Worker {self.name} started: {threads}, home {self.home.path}, {limit}. Stop it with "
+            "Ctrl+C."
         )
 
     # -- The main thread's chores
@@ -5344,6 +5416,9 @@ class Worker:
             self._call_slots()
         elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
+        elif next_run_at and not (oldest or self.store.processing):
+            at = say_instant(next_run_at)
+            self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
@@ -5628,6 +5703,9 @@ class Worker:
         job = turn.reported
         if job is not None:
             self.say(self._describe(job))
+            if died := turn.died:
+                some = ", ".join(died[:FOLLOWERS_SAID])
+                self.say(f"With it died {len(died)} that come after it: {some}")
             if job.state in WAITING:
                 self.file.wake()  # the main thread has a new time to wait for
         elif done is not None:
@@ -5840,11 +5918,6 @@ def paint_state(state: str) -> str:
     return paint(f"{state:<10}", _COLOURS[state])
 
 
-def say_count(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def say_duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
@@ -5897,12 +5970,24 @@ def table(rows: Iterable[Row], width: float) -> Iterator[str]:
         yield cut(f"{id:<{id_width}}  {text}", width)
 
 
-def job_row(job: Job, now: str) -> Row:
-    """One job of a list: id, state, attempts, when, command."""
+JOB_HEAD: Row = ("id", "state       tries         when  command")
+DEAD_HEAD: Row = ("id", "tries  outcome                       when  last output")
+
+
+def job_row(job: Job, now: str, why: str = "") -> Row:
+    """One job of a list: id, state, attempts, when, what it waits for, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
-    return clean(job.id), f"{row}  {clean(job.command)}"
+    return clean(job.id), f"{row}  {why}{why and '  '}{clean(job.command)}"
+
+
+def say_state(job: Job, now: str) -> str:
+    """`pending for 2 h`, `failed, attempt 2 of 3 in 4 s`, `processing, attempt 1 of 3 for 12 s`."""
+    made = f", attempt {job.attempts} of {max(1, job.max_retries)}" if job.attempts else ""
+    since_s = instant_s(now) - instant_s(job.updated_at)
+    when = say_when(job.run_at, now) if job.run_at else f"for {say_duration(since_s)}"
+    return f"{job.state}{made} {when}"
 
 
 def dead_row(job: Job, last_output: str, now: str) -> Row:
@@ -5910,8 +5995,16 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     why = clean(job.reason or "")
     if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
-    row = f"{job.attempts:>3}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
-    return clean(job.id), f"{row}  {clean(last_output or job.command)}"
+    row = f"{job.attempts:>5}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
+    return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
+
+
+_ENDS = re.compile("(?<= )(completed|failed|dead)(?=[ :])")
+
+
+def paint_line(line: str) -> str:
+    """A line of a worker, with the state in which an attempt ended in its colour."""
+    return _ENDS.sub(lambda state: paint(state[0], _COLOURS[state[0]]), line, count=1)
 
 
 def attempt_line(job: Job) -> str:
@@ -5928,11 +6021,6 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
-_ATTEMPT = (
-    "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {started_at} to {finished_at}"
-)
-
-
 def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
@@ -5941,14 +6029,19 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
     for name, value in fields.items():
         text = clean(say_value(value))
         if name in JOB_FIELDS and name.endswith("_at"):
-            text += f"  ({say_when(value, now)})"
+            text = f"{say_instant(value)}  ({say_when(value, now)})"
         if value is not None:
             rows.append(f"{clean(name) + ':':<14} {text}")
-    for entry in job.history or ():
-        # It lacks exit code or signal, and after a hand edit perhaps others.
-        known = collections.defaultdict(str, entry)
-        rows.append(clean(_ATTEMPT.format_map(known)))
+    rows += [clean(_attempt_row(entry)) for entry in job.history or ()]
     return "\n".join(rows)
+
+
+def _attempt_row(entry: Mapping[str, Any]) -> str:
+    known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
+    with contextlib.suppress(ValueError, TypeError):
+        took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
+        known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
+    return "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {when}".format_map(known)
 
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
@@ -5956,20 +6049,24 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
     for state, count in view["jobs"].items():
         rows.append(f"{paint(state, _COLOURS[state])}: {count}")
-    rows += [say_threads(view), *map(worker_line, view["workers"])]
+    rows += [*say_workers(view), *map(worker_line, view["workers"])]
     if is_work_left_alone(view, now):
         advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
         rows.append(paint(advice, _YELLOW))
     rows += say_waiting(view, now)
-    settings = [f"{key}={clean(say_value(value))}" for key, value in view["config"].items()]
-    rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings)}"]
+    config = view["config"].items()
+    changed = [(key, value) for key, value in config if value != DEFAULTS[key]]
+    settings = [f"{key}={clean(say_value(value))}" for key, value in changed]
+    rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings) or 'the defaults'}"]
     return "\n".join(rows)
 
 
-def say_threads(view: Mapping[str, Any]) -> str:
-    """`workers: 4`, the threads of all live workers."""
+def say_workers(view: Mapping[str, Any]) -> Iterator[str]:
+    """`workers: 4`, the threads of all live workers, and how many processes if several live."""
     live = [worker["threads"] for worker in view["workers"] if not worker["dead"]]
-    return f"workers: {sum(live)}"
+    yield f"workers: {sum(live)}"
+    if len(live) > 1:
+        yield f"processes: {len(live)}"
 
 
 def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
@@ -5989,6 +6086,8 @@ def worker_line(worker: Mapping[str, Any]) -> str:
     line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
     if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
         line += f", takes {' '.join(takes)}"
+    if worker["stopping"]:
+        line += "; stopping"
     if worker["trouble"]:
         line += f"; TROUBLE: {worker['trouble']}"
     if worker["silent_s"] > SILENT_S:
@@ -6107,7 +6206,7 @@ def watch_frame(
 
 def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
     """What stands above the lists: counts with bars, throughput, what waits, workers in trouble."""
-    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {now[11:19]}Z  q ends"
+    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {say_instant(now)[11:19]}  q ends"
     if view["paused"]:
         yield paint(PAUSED, _YELLOW)
     most = max(*view["jobs"].values(), 1)
@@ -6118,7 +6217,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
     spark = paint(_spark(view["rates"]), _COLOURS["completed"])
     yield f"throughput  {paint(speed, _BOLD)}  {spark}"
-    yield "   ".join([say_threads(view), *say_waiting(view, now)])
+    yield "   ".join([*say_workers(view), *say_waiting(view, now)])
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > SILENT_S:
             yield paint(worker_line(worker).strip(), _COLOURS["dead"])
@@ -6148,10 +6247,10 @@ POLL_S = 0.03  # between two looks of a command that waits
 Words = tuple[str, ...]  # ids, states or tags, as Click gives them
 
 
-def _say(text: str) -> None:
+def _say(text: str, show: Callable[[str], str] = clean, color: bool | None = None) -> None:
     """Print a message to the person on stderr. If stderr is closed or full, nothing happens."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo("\n".join(map(clean, text.split("\n"))), err=True)
+        click.echo("\n".join(map(show, text.split("\n"))), err=True, color=color)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6217,7 +6316,11 @@ class Group(click.Group):
         """As Click's own, but the error that ends a command also says what the command has
         changed."""
         try:
-            return super().invoke(ctx)
+            code = super().invoke(ctx)
+            is_seen = sys.stderr.isatty() and ctx.invoked_subcommand != "completion"
+            if is_seen and not os.path.exists(ctx.obj.home.path):
+                _say(f"There is no queue at {ctx.obj.home.path} yet.")
+            return code
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             return _fail(error, ctx.meta.get(MADE, ""))
 
@@ -6249,8 +6352,14 @@ def _fail(error: BaseException, made: str) -> int:
 def find_home(option: str | None) -> str:
     """`--home`, else QUEUECTL_HOME, else the directory of this file where it is a checkout, else
     the user's own."""
-    if home := option or os.environ.get("QUEUECTL_HOME"):
+    home = option or os.path.expanduser(os.environ.get("QUEUECTL_HOME", ""))
+    if option or os.path.isabs(home):
         return home
+    if home:
+        raise BadValue(
+            f"QUEUECTL_HOME is '{home}', which is another directory in each place. Give an "
+            "absolute path, or --home DIR."
+        )
     here = os.path.dirname(__file__)
     marks = {"config.json", "jobs.json", "dlq.json", ".queuectl"}
     return here if marks.intersection(os.listdir(here)) else click.get_app_dir("queuectl")
@@ -6262,6 +6371,15 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except BadValue as error:
         raise click.BadParameter(str(error)) from error
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type of Click's. Its bounds stand in the error, not in help."""
+
+    def integer(text: str) -> int:
+        return int(click.IntRange(low, high)(text))
+
+    return integer
 
 
 _COMPLETES = {  # the states of the jobs that a command takes; others take all
@@ -6276,8 +6394,8 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
     """The ids that begin like the word, of jobs that the command takes. None of them if the queue
     cannot be read."""
     states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
-    store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
     try:
+        store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
         store.read()
         return newest_ids(store, incomplete, states)
     except (QueueError, OSError):
@@ -6295,7 +6413,7 @@ _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_c
 _json = _switch("--json", "in_json", help="Print one JSON value.")
 _match = click.option("--match", help="Only jobs whose id or command holds TEXT.")
 _limit = click.option(
-    "--limit", type=click.IntRange(0, SEQ_MAX), metavar="N", help="At most N jobs."
+    "-n", "--limit", type=whole_number(0, SEQ_MAX), metavar="N", help="At most N jobs."
 )
 _tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
@@ -6312,8 +6430,11 @@ def _check_ids_or_all(ids: Words, every: bool) -> None:
         raise click.UsageError("Give job ids, or --all.")
 
 
-# If no command has the name that was typed, Click looks for one of these.
-SYNONYMS = {"metrics": "stats", "list": "show", "clear": "purge", "delete": "purge"}
+# If no command or option has the name that was typed, Click looks for one of these.
+SYNONYMS = {
+    "metrics": "stats", "list": "show", "clear": "purge", "delete": "purge",
+    "detached": "detach", "daemon": "detach", "background": "detach",
+}  # fmt: skip
 
 
 @click.group(
@@ -6348,13 +6469,14 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 class EnqueueCommand(click.Command):
     """Sees what Click's parser does not tell: whether `--` stood before the words, and whether a
-    key was given as `--unique=KEY`."""
+    key was given as `--unique=KEY`. Lets options follow a job in JSON."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given = list(args)
-        rest = super().parse_args(ctx, args)
+        words = self.make_parser(ctx).parse_args(list(args))[0].get("words")
+        ctx.allow_interspersed_args = isinstance(words, tuple) and bool(is_json(words[0]))
+        rest = super().parse_args(ctx, list(args))
         words = ctx.params.get("words", ())
-        before = given[: len(given) - len(words)]
+        before = args if ctx.allow_interspersed_args else args[: len(args) - len(words)]
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         options = {name for param in self.get_params(ctx) for name in param.opts}
         for word in () if before[-1:] == ["--"] else words[1:]:
@@ -6372,17 +6494,13 @@ class EnqueueCommand(click.Command):
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
     click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
-    click.Option(
-        ["--max-retries"],
-        type=click.IntRange(0, RETRIES_MAX),
-        help="Attempts in all, also the first. [max_retries]",
-    ),
-    click.Option(
-        ["--priority"],
-        type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
-        help="Higher starts first. [0]",
-    ),
-    click.Option(["--at", "--run-at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM or +10m."),
+    click.Option(["--max-retries"], type=int, help="Attempts, also the first. [max_retries]"),
+    click.Option(["-p", "--priority"], type=int, help="Higher starts first. [0]"),
+    click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
+    click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
+    click.Option(["--delay"], type=duration, help="Wait so long before the first start."),
+    click.Option(["--cwd"], type=PATH, help="Where it runs. [here]"),
+    click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
     click.Option(
         ["--env"], multiple=True, metavar="KEY[=VALUE]", help="For the job; KEY alone copies yours."
     ),
@@ -6392,8 +6510,11 @@ _CHANGES = [
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options give, checked like those of JSON."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
-    if "at" in fields:
-        fields["run_at"] = parse_instant(fields.pop("at"), "--at", now)
+    for name, option in (("run_at", "--run-at"), ("at", "--at")):
+        if name in fields:
+            fields["run_at"] = parse_instant(fields.pop(name), option, now)
+    if fields.keys() >= {"run_at", "delay"}:
+        raise click.UsageError("Give --at or --delay, not both.")
     if "env" in fields:
         fields["env"] = dict(map(_env_pair, fields["env"]))
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
@@ -6404,7 +6525,26 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if value != MADE_KEY:
             fields[name] = NEW_JOB_CHECKS[name](value, name)
+    _warn_of(fields, now)
     return fields
+
+
+def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an existing job that options change. `--tag ''` takes all tags away."""
+    now = store.home.now()
+    tags = list(filter(None, given["tags"])) if given["tags"] else None
+    fields = _given_fields(now, {**given, "tags": tags})
+    if "delay" in fields:
+        fields["run_at"] = add_seconds(now, fields.pop("delay"))
+    return fields
+
+
+def _warn_of(fields: Mapping[str, Any], now: str) -> None:
+    """Say what is accepted of a job, but may be a mistake."""
+    if fields.get("run_at", now) < now:
+        _say("That time is in the past: the job is due now.")
+    if not os.path.isdir(cwd := fields.get("cwd", "/")):
+        _say(f"Warning: '{cwd}' is not a directory. The job cannot start before there is one.")
 
 
 def _env_pair(text: str) -> tuple[str, str]:
@@ -6431,11 +6571,8 @@ def _here() -> str:
 @cli.command(
     cls=EnqueueCommand, params=[*_CHANGES], context_settings={"allow_interspersed_args": False}
 )
-@click.argument("words", nargs=-1, metavar="JOB...")
+@click.argument("words", nargs=-1, metavar="JOB...", shell_complete=PATH.shell_complete)
 @click.option("--id", help="Its id. [one is made]")
-@click.option("--delay", type=duration, help="Wait so long before the first start.")
-@click.option("--cwd", type=PATH, help="Where it runs. [here]")
-@click.option("--tag", "tags", multiple=True, help="A tag (repeatable).")
 @click.option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
 )
@@ -6484,8 +6621,6 @@ def enqueue(
         raise click.UsageError("Give --wait without --file, --stream and --json: it prints output.")
     if stream and in_json:
         raise click.UsageError("Give --stream or --json, not both.")
-    if None not in (given["at"], given["delay"]):
-        raise click.UsageError("Give --at or --delay, not both.")
     has_command = sources > 0 or has_key
     if not has_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
@@ -6516,6 +6651,8 @@ def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: 
     if is_duplicate:
         record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
+    if sys.stderr.isatty():
+        _warn_without_worker(store)
     return 0
 
 
@@ -6527,9 +6664,14 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
         raise click.UsageError(
             "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
         )
-    if words[0].startswith("{"):
-        hint = " Put it in single quotes. A shell line that begins with '{': --command TEXT."
-        return parse_spec(parse_json(" ".join(words), "The job", hint), now)
+    if is_json(words[0]):
+        hint = (
+            " Put it in single quotes; an array only into a --file. A shell line that begins so: "
+            "--command TEXT."
+        )
+        fields = parse_spec(parse_json(" ".join(words), "The job", hint), now)
+        _warn_of(fields, now)
+        return fields
     return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0], "command")}
 
 
@@ -6539,7 +6681,7 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # After its comments, such a beginning makes the file one JSON value. No command begins so.
-    if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\{|[\[{]\s*$)", data):
+    if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\s*[{\]]|[\[{]\s*$)", data):
         # The check of a field refuses bytes that are not UTF-8, and names the field.
         text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
         value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
@@ -6551,6 +6693,8 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     ]
     made = f"{len(bulk.ids)} jobs are in the queue."
     _done(store, [as_json(jobs)] if in_json else bulk.ids, made)
+    if sys.stderr.isatty():
+        _warn_without_worker(store)
     return 0
 
 
@@ -6575,14 +6719,21 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
-def _jobs_now(store: Store, ids: Sequence[str]) -> list[Job]:
-    """These jobs after a look."""
+def _job_now(store: Store, id: str) -> Job:
+    """The job after a look."""
     store.read()
-    return find_all(store, ids)
+    return find_all(store, [id])[0]
+
+
+def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
+    """The jobs that a person names, by their ids or by unique beginnings or ends of made ones."""
+    store.read()
+    return find_all(store, [id_meant(store, word, _say) for word in words])
 
 
 @cli.command("list")
 @click.option(
+    "-s",
     "--state",
     "states",
     type=_one_of(STATES),
@@ -6621,18 +6772,24 @@ def list_(
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
-        _print_jobs(jobs, (job_row(job, now) for job in jobs), in_json)
+        is_seen = sys.stdout.isatty()
+        rows = (job_row(job, now, hindrance(store, job) if is_seen else "") for job in jobs)
+        _print_jobs(jobs, JOB_HEAD, rows, in_json)
 
 
-def _print_jobs(jobs: Iterable[Job], rows: Iterable[Row], in_json: bool) -> None:
-    """Print jobs: as a JSON array, one a line, or their rows as a table."""
+def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bool) -> None:
+    """Print jobs: as a JSON array, one a line, or their rows as a table, on a terminal with a
+    head."""
     if in_json:
         click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
-    else:
+    elif first := next(rows, None):
         import shutil
 
-        columns = shutil.get_terminal_size().columns
-        _echo_all(table(rows, columns if sys.stdout.isatty() else math.inf))
+        is_seen = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if is_seen else math.inf
+        _echo_all(table(itertools.chain([head] * is_seen, [first], rows), width))
+    elif sys.stderr.isatty():
+        _say("No job fits.")
 
 
 @cli.command()
@@ -6646,7 +6803,7 @@ def show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    _show_jobs(store, _jobs_now(store, ids), in_json)
+    _show_jobs(store, _jobs_meant(store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -6717,8 +6874,9 @@ def _watch(store: Store, seconds: float) -> None:
             frame = f"\033[H{text}\033[K\033[J"
             write_whole(1, frame.encode(sys.stdout.encoding, "replace"))
             ready, _, _ = select.select([0], [], [], seconds)
+            keys = os.read(0, 64).lower() if ready else b" "
             # An arrow key is more than one byte. No byte at all: the terminal is gone.
-            if ready and os.read(0, 64) in (b"", b"q", b"Q", b"\x1b"):
+            if b"q" in keys or keys in (b"", b"\x1b"):
                 return
 
 
@@ -6776,11 +6934,11 @@ def stats_(
 
 @cli.command()
 @click.argument("id", metavar="ID", shell_complete=_complete_ids)
+@click.option("--attempt", type=whole_number(1), metavar="N", help="That attempt. [the newest run]")
+@_switch("-f", "--follow", help="Go on as output comes, until the job is over.")
 @click.option(
-    "--attempt", type=click.IntRange(1), metavar="N", help="That attempt. [the newest run]"
+    "-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines."
 )
-@_switch("--follow", help="Go on as output comes, until the job is over.")
-@click.option("--tail", type=click.IntRange(0), metavar="N", help="Begin with the last N lines.")
 @_switch("--path", "show_path", help="Print the file's path instead.")
 @_store
 def logs(
@@ -6797,10 +6955,10 @@ def logs(
     Example:
       queuectl logs job1 --follow
     """
-    job = _jobs_now(store, [id])[0]
+    job = _jobs_meant(store, [id])[0]
     run = job.runs if attempt is None else run_of_attempt(job, attempt)
     if run == 0 and not follow:
-        _say(f"Job '{id}' has not run yet.")
+        _say(f"Job '{job.id}' has not run yet.")
     elif show_path:
         click.echo(_log_of(store, job, run)[0])
     else:
@@ -6815,13 +6973,13 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     out, warned = sys.stdout.buffer, False
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
-        job = _jobs_now(store, [job.id])[0]
+        job = _job_now(store, job.id)
         path, running = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
                 # A slot's file serves run after run. What was read is this run's only if the
                 # record, read after it, still names slot and run.
-                job = _jobs_now(store, [job.id])[0]
+                job = _job_now(store, job.id)
                 if _log_of(store, job, run) != (path, running):
                     break
             if offset > at:
@@ -6872,11 +7030,23 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     _check_ids_or_all(ids, every)
     store.read()
     deadline = time.monotonic() + timeout
-    jobs = store.jobs(states=(*WAITING, "processing")) if every else find_all(store, ids)
+    jobs = store.jobs(states=(*WAITING, "processing")) if every else _jobs_meant(store, ids)
     wanted = [job.id for job in jobs]
     ended, warned = find_ended(store, wanted), False
+    single = len(wanted) == 1
+
+    def show_state(_: object) -> str | None:
+        job = store.get(wanted[0]) if single else None
+        return job and say_state(job, store.home.now())
+
     with click.progressbar(
-        length=len(wanted), label="Waiting", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=len(wanted),
+        label="Waiting",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        width=0,  # what the text leaves of the terminal
+        item_show_func=show_state,
+        update_min_steps=0,  # a state changes without a step
     ) as bar:
         bar.update(len(ended))
         while len(ended) < len(wanted) and time.monotonic() < deadline:
@@ -6884,13 +7054,13 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
             time.sleep(POLL_S)
             if store.refresh():
                 ended |= find_ended(store, [id for id in wanted if id not in ended])
-                bar.update(len(ended) - bar.pos)
+            bar.update(len(ended) - bar.pos)
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
         _say(f"Error: {left} of {len(wanted)} are not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
-    return _exit_as(ended, single=len(wanted) == 1 and not every)
+    return _exit_as(ended, single=single and not every)
 
 
 def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
@@ -6945,15 +7115,16 @@ def cancel(store: Store, ids: Words) -> None:
 @_ids
 @_store
 def retry(store: Store, ids: Words) -> None:
-    """Make failed jobs due now, bring dead ones back.
+    """Make failed and delayed jobs due now, bring dead ones back.
 
     \b
     Example:
       queuectl retry job3
     """
     jobs = retry_jobs(store, ids)
-    now = {"failed": "due now", "pending": "pending again"}
-    _done(store, [f"Job {job.id} is {now[job.state]}." for job in jobs])
+    _done(
+        store, [f"Job {job.id} is {'due now' if job.run_at else 'pending again'}." for job in jobs]
+    )
 
 
 @cli.command()
@@ -6985,11 +7156,9 @@ def edit(store: Store, /, ids: Words, **given: Any) -> None:
     Example:
       queuectl edit job1 --timeout 10m --priority 5
     """
-    changes = _given_fields(store.home.now(), given)
+    changes = _given_changes(store, given)
     if not changes:
-        raise click.UsageError(
-            "Say what to change: --command, --timeout, --max-retries, --priority, --at, --env."
-        )
+        raise click.UsageError("Say what to change. See the options: queuectl edit -h")
     jobs = edit_jobs(store, ids, changes)
     _done(store, [f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs])
 
@@ -7022,28 +7191,38 @@ def resume(store: Store) -> None:
 
 
 @cli.command()
-@click.option(
-    "--state", "states", type=_one_of(OVER), multiple=True, help="Only these. [completed and dead]"
-)
+@click.option("--state", "states", type=_one_of(OVER), multiple=True, help="These. [completed]")
 @_older_than
 @_switch("--dry-run", help="Say what would go, change nothing.")
 @_yes
 @_store
 def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
-    """Delete finished jobs and their output for good.
+    """Delete completed jobs and their output for good.
+
+    Dead letters stay, unless --state dead asks for them.
 
     \b
     Example:
       queuectl purge --older-than 7d --yes
     """
-    states = states or OVER
+    states = states or ("completed",)
+    _purge(store, states, older_than, yes, dry_run)
+    dead = store.counts[NUMBER_OF["dead"]]
+    if dead and "dead" not in states:
+        _say(f"{say_count(dead, 'dead letter')} stay. Delete dead letters with: --state dead.")
+
+
+def _purge(
+    store: Store, states: Words, older_than: float | None, yes: bool, dry_run: bool = False
+) -> None:
+    store.read()
+    chosen = choose_purged(store, states, older_than, store.home.now())
     if dry_run:
-        store.read()
-        purged = choose_purged(store, states, older_than, store.home.now())
-        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
-        _say_kept(purged)
+        click.echo(f"{say_count(len(chosen.gone), 'job')} would be purged.")
+        _say_kept(chosen)
         return
-    _confirm(yes, f"Delete {' and '.join(states)} jobs for good?")
+    number = say_count(len(chosen.gone), f"{' or '.join(states)} job")
+    _confirm(yes, f"Delete {number} for good?")
     _finish_purge(store, purge_jobs(store, states, older_than))
 
 
@@ -7103,7 +7282,7 @@ def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) 
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
     jobs, now = itertools.islice(found, limit), store.home.now()
     rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
-    _print_jobs(jobs, rows, in_json)
+    _print_jobs(jobs, DEAD_HEAD, rows, in_json)
 
 
 @dlq.command("show")
@@ -7117,7 +7296,7 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    _show_jobs(store, list(map(check_dead, _jobs_now(store, ids))), in_json)
+    _show_jobs(store, list(map(check_dead, _jobs_meant(store, ids))), in_json)
 
 
 @dlq.command("retry", params=[*_CHANGES])
@@ -7147,7 +7326,7 @@ def dlq_retry(
     is_choice = match is not None or cancelled
     if is_choice and not every:
         raise click.UsageError("--match and --cancelled go with --all.")
-    changes = _given_fields(store.home.now(), given)
+    changes = _given_changes(store, given)
     if every:
         jobs = revive_all(store, match, cancelled, changes, spread)
     else:
@@ -7171,9 +7350,11 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
       queuectl dlq purge --older-than 30d --yes
     """
     _check_ids_or_all(ids, every or older_than is not None)
-    _confirm(yes, f"Delete {len(ids) or 'these'} dead letters for good?")
-    purged = purge_dead(store, ids) if ids else purge_jobs(store, ("dead",), older_than)
-    _finish_purge(store, purged)
+    if ids:
+        _confirm(yes, f"Delete {say_count(len(ids), 'dead letter')} for good?")
+        _finish_purge(store, purge_dead(store, ids))
+    else:
+        _purge(store, ("dead",), older_than, yes)
 
 
 # -- config
@@ -7202,8 +7383,15 @@ def config_show(ctx: click.Context, in_json: bool) -> None:
     ctx.invoke(config_get, key=None, in_json=in_json)
 
 
+def _complete_settings(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in SETTINGS if name.startswith(incomplete.replace("-", "_"))]
+
+
+_key = functools.partial(click.argument, "key", shell_complete=_complete_settings)
+
+
 @config.command("get")
-@click.argument("key", required=False)
+@_key(required=False)
 @_json
 @_store
 def config_get(store: Store, key: str | None, in_json: bool) -> None:
@@ -7214,7 +7402,8 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
       queuectl config get max-retries
     """
     store.home.check()
-    values = store.home.settings()
+    problem = store.home.read_settings()
+    values = {**DEFAULTS, **readable_settings(store.home)}
     shown = values if key is None else values[known_setting(key)]
     if in_json:
         click.echo(as_json(shown))
@@ -7222,10 +7411,12 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
         _echo_all(itertools.starmap(_say_setting, values.items()))
     else:
         click.echo(clean(say_value(shown)))
+    if problem:
+        raise StoreError(problem)
 
 
 @config.command("set")
-@click.argument("key")
+@_key()
 @click.argument("value")
 @_store
 def config_set(store: Store, key: str, value: str) -> None:
@@ -7236,10 +7427,14 @@ def config_set(store: Store, key: str, value: str) -> None:
       queuectl config set backoff-base 3
     """
     _done(store, [_say_setting(*set_setting(store, key, value))])
+    import shutil
+
+    if not shutil.which(program := store.home.config().runner[0]):
+        store.home.warn(f"the runner '{program}' was not found. No job starts without it.")
 
 
 @config.command("unset")
-@click.argument("key")
+@_key()
 @_store
 def config_unset(store: Store, key: str) -> None:
     """Set one setting back to its default.
@@ -7269,11 +7464,13 @@ def worker() -> None:
 
 
 @worker.command("start")
-@click.option("--count", type=click.IntRange(1, 1000), help="Threads: jobs at once. [worker_count]")
+@click.option(
+    "-c", "--count", type=whole_number(1, 1000), help="Threads: jobs at once. [worker_count]"
+)
 @_tags
 @click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
 @_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
-@_switch("--detach", "--detached", help="In the background, log under .queuectl/.")
+@_switch("--detach", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
     store: Store, count: int | None, tags: Words, not_tags: Words, drain: bool, detach: bool
@@ -7291,20 +7488,32 @@ def worker_start(
     only = TagFilter(parse_tags(tags) or (), parse_tags(not_tags) or ())
     if detach:
         options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
-        _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
-        return 0
-    return Worker(store, threads, only, drain, _say, attempt_line).run()
+        return _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
+    is_log, color = stat.S_ISREG(os.fstat(2).st_mode), click.get_current_context().color
+
+    def show(line: str) -> str:
+        begin = f"{say_instant(store.home.now())} {worker.name}: " if is_log else ""
+        return begin + paint_line(clean(line))
+
+    say = functools.partial(_say, show=show, color=color)
+    worker = Worker(store, threads, only, drain, say, attempt_line)
+    return worker.run()
 
 
-def _detach(store: Store, options: list[str]) -> None:
-    """Start a worker in the background, and return when it is ready."""
+def _detach(store: Store, options: list[str]) -> int:
+    """Start a worker in the background, and return when it is ready. Gives its exit code if it is
+    over by then, as a drain may be."""
     log = f"{store.home.dir}/worker.log"
     child = start_detached(["--home", store.home.path, "worker", "start", *options], log)
     while child.pid not in [info.header["pid"] for info in store.home.live_workers()]:
-        if child.poll() is not None:
-            raise Refused(f"The worker did not start. See why in '{log}'.")
+        code: int | None = child.poll()
+        if code is not None:
+            if code:
+                _say(f"Error: The worker ended with exit code {code}. See why in '{log}'.")
+            return code
         time.sleep(POLL_S)
     _say(f"Worker process {child.pid} started in the background, log in {log}.")
+    return 0
 
 
 @worker.command("stop")
@@ -7321,18 +7530,23 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
       queuectl worker stop --timeout 1m
     """
     store.home.check()
-    names = {info.name for info in store.home.live_workers()}
+    workers = [worker_view(info, 0) for info in store.home.live_workers()]
+    names = {worker["name"] for worker in workers}
     for name in names:
         store.home.request_stop(name, "now" if now else "stop")
+    jobs = [row["job"] for worker in workers for row in worker["running"]]
+    if jobs and sys.stderr.isatty():
+        _say(f"Waiting for the end of {say_count(len(jobs), 'job')}: {', '.join(jobs[:5])}")
     deadline = time.monotonic() + timeout
     while left := names & {info.name for info in store.home.live_workers()}:
         if time.monotonic() >= deadline:
             raise Refused(
-                f"{len(left)} of {say_count(len(names), 'worker')} still run jobs, and stop when "
-                "these end. End them now with: queuectl worker stop --now."
+                f"{len(left)} of {say_count(len(names), 'worker process')} still run jobs, and "
+                "stop when these end. End them now with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    stopped = f"{say_count(len(names), 'worker')} stopped."
+    threads = say_count(sum(worker["threads"] for worker in workers), "thread")
+    stopped = f"{say_count(len(names), 'worker process')} ({threads}) stopped."
     _done(store, [stopped if names else "No worker was running."])
 
 
@@ -7388,9 +7602,9 @@ def doctor(store: Store, fix: bool) -> None:
 def completion(shell: str) -> None:
     """Print the script that lets a shell complete words.
 
-    It completes commands, options, states and the ids of jobs. For bash put
-    eval "$(queuectl completion bash)" into ~/.bashrc; for zsh the same with zsh into ~/.zshrc. For
-    fish save it as ~/.config/fish/completions/queuectl.fish.
+    It completes commands, options, states, settings, the ids of jobs, and files after --. For bash
+    put eval "$(queuectl completion bash)" into ~/.bashrc; for zsh the same with zsh into ~/.zshrc.
+    For fish save it as ~/.config/fish/completions/queuectl.fish.
 
     \b
     Example:

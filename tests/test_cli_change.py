@@ -156,8 +156,7 @@ def test_pause_and_resume_are_remembered_and_leave_the_jobs_alone(run, jobs, com
 @pytest.mark.parametrize(
     "arguments, left",
     [
-        # reading: "finished jobs" are the completed and the dead ones.
-        (["--yes"], [*FAILED, *PENDING]),
+        (["--yes"], [*DEAD, *FAILED, *PENDING]),
         (["--state", "completed", "--yes"], [*DEAD, *FAILED, *PENDING]),
         (["--state", "dead", "--yes"], [*COMPLETED, *FAILED, *PENDING]),
         (["--state", "COMPLETED", "--yes"], [*DEAD, *FAILED, *PENDING]),
@@ -184,7 +183,7 @@ def test_purge_removes_the_logs_of_its_jobs_and_no_others(run, drained_copy):
 @pytest.mark.parametrize(
     "command, typed, code",
     [
-        ("purge", b"y\n", 0), ("purge", b"\n", 1), ("purge", b"\x04", 130), ("purge", b"\x03", 130),
+        ("purge --state dead", b"y\n", 0), ("purge", b"\n", 1), ("purge", b"\x04", 130), ("purge", b"\x03", 130),
         ("dlq purge --all", b"y\n", 0), ("dlq purge boom", b"n\n", 1),
     ],
 )  # fmt: skip

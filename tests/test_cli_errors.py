@@ -126,7 +126,6 @@ BAD_OPTIONS = [
     Bad("--at and --delay together", ["enqueue", "--at", "+10m", "--delay", "5", "true"], "delay"),
     Bad("an own option after the words", ["enqueue", "echo", "--tag", "x"], "--tag"),
     Bad("an own option with _ after the words", ["enqueue", "echo", "--max_retries", "3"], "--max[-_]retries"),
-    Bad("an own option after a JSON object", ["enqueue", '{"command":"true"}', "--json"], "--json"),
     Bad("--help after the words", ["enqueue", "ls", "--help"], "--help"),
     Bad("an own option after the words, mended by --", ["enqueue", "grep", "--json", "file"], r"--(?![a-z])"),
     # reading: --command is one way to give the command, words are another; both at once is a mistake.

@@ -54,7 +54,8 @@ def two(run: Call, home: Path) -> Path:
         ([["enqueue", '{"id":"d","command":"echo [ ] { } , \\n"}']], ["a", "b", "d"], ["c"]),
         ([["cancel", "a"]], ["b"], ["a", "c"]), ([["cancel", "b", "a"]], [], ["a", "b", "c"]),
         ([["retry", "c"]], ["a", "b", "c"], []), ([["dlq", "retry", "c"]], ["a", "b", "c"], []),
-        ([["cancel", "a"], ["dlq", "retry", "a"]], ["a", "b"], ["c"]), ([["purge", "--yes"]], ["a", "b"], []),
+        ([["cancel", "a"], ["dlq", "retry", "a"]], ["a", "b"], ["c"]),
+        ([["purge", "--state", "dead", "--yes"]], ["a", "b"], []),
         ([["dlq", "purge", "c", "--yes"]], ["a", "b"], []),
         ([["cancel", "a"], ["dlq", "purge", "--all", "--yes"]], ["b"], []),
         ([["pause"], ["resume"]], ["a", "b"], ["c"]),
@@ -85,7 +86,7 @@ def test_the_files_hold_what_list_shows(run, two):
 def test_seq_rises_in_the_order_of_arrival_and_is_never_given_twice(run, two):
     seqs = [job["seq"] for job in run("list", "--json").json]
     assert seqs == sorted(set(seqs)) and len(seqs) == 3
-    run("purge", "--yes")
+    run("purge", "--state", "dead", "--yes")
     run("enqueue", "--id", "d", "true")
     assert in_file(two / "jobs.json")[-1]["seq"] > seqs[-1]
 

@@ -108,4 +108,4 @@ def test_a_stop_that_could_not_be_told_is_told_in_the_error(process, home):
     with open("/dev/full", "wb") as full:
         program = [sys.executable, str(PROGRAM), "worker", "stop"]
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 3 and "1 worker stopped" in done.stderr
+    assert done.returncode == 3 and "1 worker process (1 thread) stopped" in done.stderr

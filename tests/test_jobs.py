@@ -76,7 +76,8 @@ def test_a_duration_is_seconds_whatever_its_spelling(value, seconds):
 @pytest.mark.parametrize(
     "value",
     [
-        "", " ", "s", "-1", "1w", "1h30m", "inf", "nan", "1,5", "0x10", "1 2", None, True, False, [], {}, -1, -0.001,
+        "", " ", "s", "-1", "1w", "1h30", "1h 30m", "inf", "nan", "1,5", "0x10", "1 2", None, True, False, [], {},
+        -1, -0.001,
         math.nan, math.inf, q.DURATION_MAX_S + 1, "36501d", "9" * 400, 10**400,
     ],
     ids=lambda value: ascii(value)[:12],
@@ -189,12 +190,13 @@ def test_config_set_stores_a_number_where_the_default_is_one(key, text, value):
         ("Europe/Berlin", "2026-12-24T18:00Z", "2026-12-24T18:00:00.000Z"),
         ("America/New_York", "2026-12-24", "2026-12-24T05:00:00.000Z"),
         ("UTC", "+10m", "2026-11-24T08:25:30.123Z"), ("UTC", "+1.5s", "2026-11-24T08:15:31.623Z"), ("UTC", "+0", NOW),
+        ("UTC", "now", NOW),
         ("UTC", " 09:00 ", "2026-11-24T09:00:00.000Z"), ("UTC", "8:16", "2026-11-24T08:16:00.000Z"),
         ("UTC", "08:15", "2026-11-25T08:15:00.000Z"),  # it is 08:15:30 already
         ("Europe/Berlin", "09:00", "2026-11-25T08:00:00.000Z"), ("Europe/Berlin", "10:00", "2026-11-24T09:00:00.000Z"),
         ("Pacific/Auckland", "00:30", "2026-11-24T11:30:00.000Z"),  # 21:15 there
         *[("UTC", given, None) for given in (
-            "+99999d", "24:00", "12:60", "12", "", "+", "+-5", "2026-13-01", "2026-02-30T00:00", "now", "1790000000",
+            "+99999d", "24:00", "12:60", "12", "", "+", "+-5", "2026-13-01", "2026-02-30T00:00", "soon", "1790000000",
             1790000000, None, True, "9999-12-31T23:59:59.9999Z", "0000-01-01",
         )],
     ],

@@ -200,7 +200,9 @@ class Queue(RuleBasedStateMachine):
         tags = [tag] if tag else None
         job = enqueue(self.acting(second), priority=priority, delay=wait_s, max_retries=max_retries, tags=tags)
         assert job.id not in self.rows
-        self.added(job.id, priority=priority, due=self.clock.at + (wait_s or 0), max_retries=max_retries, tag=tag)
+        self.added(
+            job.id, priority=priority, due=self.clock.at + wait_s if wait_s else 0, max_retries=max_retries, tag=tag
+        )
 
     @rule(number=NUMBERS, key=st.sampled_from([None, *KEYS]), second=st.booleans())
     def enqueues_with_id_or_key(self, number: int, key: str | None, second: bool) -> None:
@@ -239,7 +241,7 @@ class Queue(RuleBasedStateMachine):
         self.added(
             id,
             priority=priority,
-            due=self.clock.at + (wait_s or 0),
+            due=self.clock.at + wait_s if wait_s else 0,
             after=tuple((parent, any_end and parent == parents[-1]) for parent in parents),
         )
         self.spread_deaths()
@@ -416,7 +418,9 @@ class Queue(RuleBasedStateMachine):
     def retries(self, number: int, second: bool) -> None:
         id = self.pick(number, *q.STATES)
         reached(f"retry of a {self.rows[id].state} job")
-        if self.rows[id].state not in ("failed", "dead"):
+        row = self.rows[id]
+        is_delayed = row.state == "pending" and row.due
+        if row.state not in ("failed", "dead") and not is_delayed:
             with pytest.raises(q.Refused):
                 q.retry_jobs(self.acting(second), [id])
             return

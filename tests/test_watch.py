@@ -73,7 +73,7 @@ def test_a_frame_says_what_there_is():
     assert "throughput  5.0 jobs/s  ▁▅█" in lines
     assert "workers: 0   oldest waiting job: 90 s" in lines
     assert re.search(r"^run0 +processing +0/3 +75 s ago  command of run0$", "\n".join(lines), re.MULTILINE)
-    assert "bad0            0  exit code 3               30 s ago  the disk is not mounted" in lines
+    assert "bad0              0  exit code 3               30 s ago  the disk is not mounted" in lines
 
 
 def test_the_highest_rate_has_the_highest_bar_whatever_it_is():
@@ -98,7 +98,17 @@ def test_both_lists_get_room():
 
 
 def test_trouble_and_pause_are_said():
-    worker = {"name": "1-a", "pid": 1, "threads": 1, "running": [], "tags": [], "not_tags": [], "silent_s": 0.0}
+    worker = {
+        "name": "1-a",
+        "dead": False,
+        "pid": 1,
+        "threads": 1,
+        "running": [],
+        "tags": [],
+        "not_tags": [],
+        "silent_s": 0.0,
+        "stopping": False,
+    }
     lines = frame(view(paused=True, workers=[{**worker, "trouble": "no space"}]), 120)
     assert "THE QUEUE IS PAUSED" in lines[1]
     assert any("TROUBLE: no space" in line for line in lines)
@@ -189,7 +199,9 @@ def ends(shell: Terminal, eventually: Call) -> int:
     return int(shell.child.returncode)
 
 
-@pytest.mark.parametrize("keys, code", [(b"q", 0), (b"Q", 0), (b"\x1b", 0), (b"\x1b[Aq", None), (b"\x03", 130)])
+@pytest.mark.parametrize(
+    "keys, code", [(b"q", 0), (b"Q", 0), (b"\x1b", 0), (b"\x1b[A", None), (b"\x1b[Aq", 0), (b"\x03", 130)]
+)
 def test_a_key_ends_it_and_the_terminal_is_as_before(watching, eventually, keys, code):
     watching.type(keys)
     if code is None:  # an arrow key: it goes on
