@@ -47,7 +47,7 @@ The way of a job, with the section of each function:
     claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6, claim_job 3
     run         Executor.start 9; its output: SlotLog.open 9; its time limit: Executor.kill_late 9
     reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3,
-                waiting_times 7; the disk: Store.sync 5
+                what_waits 7; the disk: Store.sync 5
     recovered   Recovery.step 10, Fence.step 9, recover 7, recover_job 3
     filed       Store.fold 5 writes the journal's changes into the arrays
     repaired    a torn line: Home.keep_aside 4; a hand edit: take_edits 5; damage: mend 8
@@ -132,6 +132,7 @@ COMMAND_BYTES_MAX = 131_071  # the kernel's limit for one argument (MAX_ARG_STRL
 TEXT_BYTES_MAX = 4_096  # cwd, unique key, name of a variable
 ID_CHARS_MAX = 128
 TAGS_MAX = 32
+UNITS_MAX = 999  # of one resource, for one job
 TAG_CHARS_MAX = 64
 TAG = rf"[^\s,=\x00-\x1f\x7f]{{1,{TAG_CHARS_MAX}}}"
 ENV_MAX = 1_000
@@ -301,7 +302,8 @@ def parse_runner(value: Any, name: str) -> tuple[str, ...]:
 
 
 def parse_limits(value: Any, name: str) -> dict[str, int]:
-    """From `gpu=1,net=4`, how many jobs of each tag may run at once."""
+    """From `gpu=1,net=4`, how many units of each resource there are. So many jobs with a tag of
+    that name may run at once."""
     parts = value.split(",") if is_text(value) else ["no limit"]  # which is refused below
     pattern = rf"\s*({TAG})\s*=\s*([0-9]{{1,6}})\s*"
     matches = [re.fullmatch(pattern, part) for part in parts if part.strip()]
@@ -337,7 +339,7 @@ class Config(NamedTuple):
     no_retry_on: str = _setting("", parse_exit_codes)  # exit codes that make a job dead at once
     grace_period: float = _setting(5, parse_duration)  # seconds between SIGTERM and SIGKILL
     worker_count: int = _setting(1, _whole(1, 1000))  # threads of 'worker start' without --count
-    limits: dict[str, int] = _setting("", parse_limits)  # tag to how many such jobs run at once
+    limits: dict[str, int] = _setting("", parse_limits)  # resource or tag to its units
     runner: tuple[str, ...] = _setting("sh -c", parse_runner)  # words put before the command
     fsync: str = _setting("normal", _choice(("always", "normal", "never")))  # when to sync files
     lock_timeout: float = _setting(10, parse_duration)  # seconds to wait for the file lock
@@ -440,6 +442,9 @@ class Job(NamedTuple):
     cwd: str | None = None
     env: dict[str, str] | None = None
     tags: list[str] | None = None
+    needs: dict[str, int] | None = None  # how many units of each resource it holds while it runs
+    units: dict[str, list[int]] | None = None  # the units that it holds: of `needs` and of tags
+    held: bool | None = None  # true: nothing starts it before it is released
     after: list[Any] | None = None
     no_retry_on: str | None = None
     worker: str | None = None
@@ -635,6 +640,18 @@ _tag = _rule(
 )
 
 
+def parse_needs(value: Any, name: str = "needs") -> dict[str, int] | None:
+    """An object like `{"gpu": 2}`: how many units of each resource. None for no resource."""
+    if not isinstance(value, dict) or len(value) > TAGS_MAX:
+        raise unfit(value, name, f'an object of at most {TAGS_MAX} resources, like {{"gpu": 2}}')
+    for resource, count in value.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", resource):
+            wanted = "names of letters, digits and '_', not starting with a digit"
+            raise unfit(resource, name, wanted)
+        _whole(1, UNITS_MAX)(count, f"{name}.{resource}")
+    return value or None
+
+
 def parse_after(value: Any, name: str = "after") -> list[Any] | None:
     """A list like `["a7", {"id": "b2", "any": true}]`, each job once; None for no job.
 
@@ -671,6 +688,16 @@ _count = _whole(0, COUNT_MAX)
 _text = _rule(lambda value: isinstance(value, str) and "\0" not in value, "a text without NUL")
 
 
+def parse_units(value: Any, name: str) -> Any:
+    """The units that a running job holds: `{"gpu": [0, 3]}`."""
+    lists = list(value.values()) if isinstance(value, dict) else [None]
+    if not all(isinstance(units, list) for units in lists):
+        raise unfit(value, name, 'an object of lists, like {"gpu": [0, 3]}')
+    for unit in itertools.chain(*lists):
+        _count(unit, name)
+    return value
+
+
 def _name(bytes_max: int) -> Check:
     wanted = f"a text in UTF-8 without NUL, of 1 to {bytes_max} bytes"
     return _rule(lambda value: value != "" and is_text(value, bytes_max), wanted)
@@ -690,6 +717,9 @@ FIELD_CHECKS: dict[str, Check] = {
     "cwd": parse_cwd,
     "env": parse_env,
     "tags": parse_tags,
+    "needs": parse_needs,
+    "units": parse_units,
+    "held": _rule(lambda value: value is True, "true, or left out"),
     "after": parse_after,
     "no_retry_on": parse_exit_codes,
     "worker": _name(ID_CHARS_MAX),
@@ -756,8 +786,9 @@ def check_job(job: Job) -> str | None:
         has_field = getattr(job, name) is not None
         if has_field != (job.state in states):
             return f"a {job.state} job {'has no' if has_field else 'needs'} '{name}'"
-    if job.cancelled_at is not None and job.state not in ("processing", "dead"):
-        return f"a {job.state} job has no 'cancelled_at'"
+    for name, states in _FIELD_ONLY_IN.items():
+        if getattr(job, name) is not None and job.state not in states:
+            return f"a {job.state} job has no '{name}'"
     least = int(job.state in ("processing", "failed"))
     most = max(1, job.max_retries) - (job.state in WAITING)  # one that waits has an attempt left
     if not least <= job.attempts <= min(most, job.runs):
@@ -770,6 +801,8 @@ def check_job(job: Job) -> str | None:
 
 # The states in which the field is set. In all others it is not.
 _FIELD_STATES = {"worker": ("processing",), "finished_at": OVER}
+# The states in which the field may be set.
+_FIELD_ONLY_IN = {"cancelled_at": ("processing", "dead"), "units": ("processing",), "held": WAITING}
 
 
 def make_id(ms: int, number: int) -> str:
@@ -794,7 +827,7 @@ _PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
 
 NEW_JOB_FIELDS = (
     "command", "id", "unique", "max_retries", "priority", "timeout", "run_at", "cwd", "env", "tags",
-    "after", "no_retry_on", "delay",
+    "needs", "held", "after", "no_retry_on", "delay",
 )  # fmt: skip
 MADE_KEY = "\0"  # asks for a made key in the place of a unique key; no other key has a NUL
 _WRONG_NAMES = {  # what other programs call the field
@@ -807,6 +840,8 @@ _WRONG_NAMES = {  # what other programs call the field
     "cwd": "dir workdir working_dir working_directory",
     "env": "environment env_vars",
     "tags": "label labels",
+    "needs": "need resources units gpus",
+    "held": "hold on_hold stashed",
     "after": "depends_on",
 }
 NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
@@ -901,7 +936,9 @@ def die_after(job: Job, parent: str, now: str) -> Job:
 
 def let_die(job: Job, reason: str, now: str) -> Job:
     """The job, which is not running, dead for that reason."""
-    return job._replace(state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason)
+    return job._replace(
+        state="dead", updated_at=now, run_at=None, finished_at=now, reason=reason, held=None
+    )
 
 
 def has_died_after(job: Job) -> bool:
@@ -916,11 +953,14 @@ def _after_reason(parent: str) -> str:
 # -- Transitions
 
 
-def claim_job(job: Job, worker: str, slot: int, now: str) -> Job:
-    """The ready job, running in that slot, with one more attempt and one more run."""
+def claim_job(
+    job: Job, worker: str, slot: int, now: str, units: dict[str, list[int]] | None = None
+) -> Job:
+    """The ready job, running in that slot with these units, with one more attempt and one more
+    run."""
     return job._replace(
         state="processing", attempts=job.attempts + 1, runs=job.runs + 1, updated_at=now,
-        run_at=None, worker=worker, slot=slot, started_at=now,
+        run_at=None, units=units, worker=worker, slot=slot, started_at=now,
         outcome=None, exit_code=None, signal=None, reason=None,
     )  # fmt: skip
 
@@ -965,7 +1005,7 @@ def _end_run(job: Job, outcome: Outcome, now: str, state: State, reason: str | N
     if outcome.signal is not None:
         entry["signal"] = outcome.signal
     return job._replace(
-        state=state, updated_at=now, run_at=None, worker=None, slot=None,
+        state=state, updated_at=now, run_at=None, units=None, worker=None, slot=None,
         outcome=outcome.kind, exit_code=outcome.exit_code, signal=outcome.signal, reason=reason,
         finished_at=now if state in OVER else None,
         cancelled_at=job.cancelled_at if state == "dead" else None,
@@ -1041,8 +1081,8 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
     parents = parents_of(job).items()
     left = [{"id": id, "any": any_end} for id, any_end in parents if id in not_over]
     return revive_job(job, now)._replace(
-        id=id, seq=seq, runs=0, created_at=now, after=parse_after(left), worker=None, slot=None,
-        history=None,
+        id=id, seq=seq, runs=0, created_at=now, after=parse_after(left), units=None, held=None,
+        worker=None, slot=None, history=None,
     )  # fmt: skip
 
 
@@ -1091,12 +1131,52 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     return job.state == "failed" and job.run_at > add_seconds(now, backoff_max_s + 1)
 
 
-def full_tags(limits: Mapping[str, int], running: Iterable[Job]) -> frozenset[str]:
-    """The tags of which no further job may run: as many are running as the limit allows."""
-    tags_of_jobs = [job.tags or [] for job in running]
-    return frozenset(
-        tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) >= limit
-    )
+def demand_of(job: Job, limits: Mapping[str, int]) -> dict[str, int]:
+    """How many units of each limited resource the job needs. A tag that has a limit is one unit."""
+    tags = job.tags or ()
+    return {**{tag: 1 for tag in tags if tag in limits}, **(job.needs or {})}
+
+
+class Units:
+    """The units of the limited resources, numbered from 0, and which of them running jobs hold.
+
+    The records of the running jobs are the only book of them. A job that was claimed before its tag
+    had a limit counts, though it holds no unit by number.
+    """
+
+    def __init__(self, limits: Mapping[str, int], running: Iterable[Job]) -> None:
+        self.limits = limits
+        self._used = collections.Counter[str]()
+        self._held: dict[str, set[int]] = collections.defaultdict(set)
+        for job in running:
+            for name, count in demand_of(job, limits).items():
+                units = (job.units or {}).get(name, [])
+                self._held[name].update(units)
+                self._used[name] += max(count, len(units))
+
+    def used(self, name: str) -> int:
+        """How many units of the resource running jobs hold."""
+        return self._used[name]
+
+    def lacking(self, job: Job) -> str | None:
+        """A resource of which the job needs more units than are free; None if it can start."""
+        for name, count in demand_of(job, self.limits).items():
+            if self._used[name] + count > self.limits.get(name, 0):
+                return name
+        return None
+
+    def lowest_free(self, job: Job) -> dict[str, list[int]] | None:
+        """The units for a job that lacks none: `{"gpu": [0, 3]}`; None if it needs none."""
+        units = {}
+        for name, count in demand_of(job, self.limits).items():
+            free = (unit for unit in range(self.limits[name]) if unit not in self._held[name])
+            units[name] = list(itertools.islice(free, count))
+        return units or None
+
+    def fits(self, job: Job) -> bool:
+        """Whether the job could start if nothing else ran. A limit may be lower than it was."""
+        needs = demand_of(job, self.limits).items()
+        return all(count <= self.limits.get(name, 0) for name, count in needs)
 
 
 def array_of(state: str) -> str:
@@ -2885,11 +2965,16 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 #     would be stranded when the clock steps back.
 # C3  A job that comes after others has no entry before the last of them is over.
 
+# Smaller jobs may overtake a job that waits for units. After so long none does that needs the same.
+UNITS_WAIT_S = 600.0
 CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the boot clock was set
 # A record that has the field holds these bytes. So may a record without it, since a user's object
 # (`env`, an unknown field) may have such a key. `_PRIORITY` is in each record, before such objects.
 _AFTER = b'"after": '
 _RUN_AT = b'"run_at": '
+_HELD = b'"held": true'
+_NEEDS = b'"needs": '
+_TAGS = b'"tags": '
 _PRIORITY = b'"priority": '
 _ATTEMPTS = b', "attempts": '  # from here on, records of jobs that were added together are alike
 
@@ -2933,7 +3018,7 @@ class Followers:
 
     followers, children   the followers by id; the ids of each parent's followers
     waiting               the followers of a job that wait
-    is_held               whether a job has a parent that is not over
+    is_blocked            whether a job has a parent that is not over
     freed                 records of jobs whose last parent is over; the claim order takes them
     """
 
@@ -2995,7 +3080,7 @@ class Followers:
             if raw is not None and follower.seq > seq:
                 yield trust_job(raw)
 
-    def is_held(self, id: str) -> bool:
+    def is_blocked(self, id: str) -> bool:
         """Whether the job has a parent that is not over."""
         return id in self.followers and bool(self.followers[id].left)
 
@@ -3038,7 +3123,7 @@ def is_needed(store: Store, id: str, seq: int) -> bool:
 
 
 def _job_like(raw: bytes) -> Job:
-    """A job with the state, time and tags of that record; its id and command are made up.
+    """A job with the fields of that record from `attempts` on; its id and command are made up.
 
     Records of jobs that were added together are alike from the field `attempts` on. That part is
     decoded only once.
@@ -3052,11 +3137,16 @@ def _decode_end(state: str, end: bytes) -> Job:
     return trust_job(start % state.encode() + end)
 
 
-LaneKey = tuple[int, tuple[str, ...]]  # (-priority, the job's tags that matter)
+class LaneKey(NamedTuple):
+    """What the jobs of a lane have in common. Lanes are sorted by it."""
+
+    priority: int  # negative: the highest comes first
+    tags: tuple[str, ...] = ()  # those that matter
+    needs: tuple[tuple[str, int], ...] = ()
 
 
 class Lane:
-    """The jobs of one priority and one set of tags whose time has come.
+    """The jobs of one LaneKey whose time has come.
 
     `offsets` says where they stand in the snapshot, the last one first, at 8 bytes a job. `heap`
     has (seq, record) of the first of these, and of the jobs that `offsets` never had: they were put
@@ -3074,7 +3164,8 @@ class ClaimOrder:
     first                the job to claim next
     oldest               when the oldest job that could start was created, in the whole queue
     next_run_at          the earliest time that a job waits for, in the whole queue
-    has_waiting          whether any job waits that a worker takes
+    has_waiting          whether any job waits that a worker takes, for whatever but a release
+    held, left_alone     the ids of the held jobs; these jobs and those that come after them
     """
 
     def __init__(self, store: Store, named: frozenset[str], now: str) -> None:
@@ -3084,6 +3175,7 @@ class ClaimOrder:
         self._lanes: dict[LaneKey, Lane] = {}
         self._keys: list[LaneKey] = []  # in claim order
         self._timed: list[tuple[str, int, bytes]] = []  # (run_at, seq, record)
+        self.held: set[str] = set()
         self.clock_offset_s = 0.0  # wall clock less boot clock
         self._followers = followers_of(store)
         self._followers.freed.clear()
@@ -3098,15 +3190,15 @@ class ClaimOrder:
     def _enter_all(self, snapshot: Snapshot) -> None:
         """Enter the waiting jobs of the snapshot. Most are not decoded: to decode a million takes
         9 s. Jobs that were added together have records that end alike; their lane is found once."""
-        end, is_timed, lane = b"\0", False, Lane()
+        end, is_special, lane = b"\0", False, Lane()
         for at, blob in snapshot.blobs():
             for raw in blob.split(BETWEEN):
                 if is_waiting(raw):
                     if not raw.endswith(end):
                         end = raw[raw.index(_ATTEMPTS) :]
-                        is_timed = _RUN_AT in end or _AFTER in end
+                        is_special = _RUN_AT in end or _AFTER in end or _HELD in end
                         lane = self._lane_of(raw)
-                    if not is_timed:
+                    if not is_special:
                         lane.offsets.append(at)
                     elif id_of(raw) not in self._store.records:
                         self._enter(raw)
@@ -3119,9 +3211,12 @@ class ClaimOrder:
         """The lane of a job. The first `priority` is the job's own: see _PRIORITY."""
         at = raw.index(_PRIORITY) + len(_PRIORITY)
         priority = int(raw[at : raw.index(b",", at)])
-        if not (self.named and b'"tags": ' in raw):
-            return -priority, ()
-        return -priority, tuple(sorted(self.named.intersection(_job_like(raw).tags or ())))
+        has_tags = bool(self.named) and _TAGS in raw
+        if not has_tags and _NEEDS not in raw:
+            return LaneKey(-priority)
+        job = _job_like(raw)
+        tags = sorted(self.named.intersection(job.tags or ()))
+        return LaneKey(-priority, tuple(tags), tuple(sorted((job.needs or {}).items())))
 
     def _lane_of(self, raw: bytes) -> Lane:
         key = self._key_of(raw)
@@ -3132,16 +3227,20 @@ class ClaimOrder:
 
     def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
         """Enter a job that has a new record, if it waits."""
+        self.held.discard(id)
         if state in WAITING:
             self._enter(raw)
 
     def _enter(self, raw: bytes) -> None:
-        """Enter a waiting job in its lane, or by its time. A held one is entered when freed."""
+        """Enter a waiting job in its lane, or by its time. One that comes after others is entered
+        when the last of them is over, and a held one when it is released."""
         id, _, seq = head_of(raw)
-        if self._followers.is_held(id):
+        job = _job_like(raw) if _RUN_AT in raw or _HELD in raw else None
+        if job is not None and job.held:
+            self.held.add(id)
+        elif self._followers.is_blocked(id):
             return
-        job = _job_like(raw) if _RUN_AT in raw else None
-        if job is None or self._is_ready(job):
+        elif job is None or self._is_ready(job):
             heapq.heappush(self._lane_of(raw).heap, (seq, raw))
         else:
             heapq.heappush(self._timed, (job.run_at or "", seq, raw))
@@ -3161,8 +3260,11 @@ class ClaimOrder:
                 return
 
     def _record(self, raw: bytes) -> bytes | None:
-        """The latest record of an entry's job, if the job waits and is not held."""
-        return None if self._followers.is_held(id_of(raw)) else waiting_record(self._store, raw)
+        """The latest record of an entry's job, if the job waits for its time or a slot only."""
+        id = id_of(raw)
+        if id in self.held or self._followers.is_blocked(id):
+            return None
+        return waiting_record(self._store, raw)
 
     def _release(self, now: str) -> None:
         """Move the jobs that were freed, or whose time has come, to their lanes."""
@@ -3175,19 +3277,21 @@ class ClaimOrder:
             if raw is not None:
                 self._enter(raw)
 
-    def first(
-        self, now: str, full: frozenset[str] = frozenset(), only: TagFilter = ALL_JOBS
-    ) -> Job | None:
-        """The job to claim next, of those that `only` takes and that have no tag in `full`."""
+    def first(self, now: str, units: Units, only: TagFilter = ALL_JOBS) -> Job | None:
+        """The job to claim next, of those that `only` takes and that lack no units. A job that has
+        waited for UNITS_WAIT_S is not overtaken by one that needs the same."""
         self._release(now)
-        best: Job | None = None
-        for priority, tags in list(self._keys):
-            if best is not None and priority > -best.priority:
-                break
-            fits = full.isdisjoint(tags) and only.takes(tags)
-            top = self._top((priority, tags)) if fits else None
-            best = min(filter(None, (best, top)), key=lambda job: job.seq, default=None)
-        return best
+        reserved: set[str] = set()
+        for _, keys in itertools.groupby(list(self._keys), lambda key: key.priority):
+            tops = filter(None, [self._top(key) for key in keys if only.takes(key.tags)])
+            for job in sorted(tops, key=lambda job: job.seq):
+                needs = demand_of(job, units.limits).keys()
+                if reserved.isdisjoint(needs) and not units.lacking(job):
+                    return job
+                since = max(job.created_at, job.run_at or "")
+                if add_seconds(since, UNITS_WAIT_S) <= now and units.fits(job):
+                    reserved |= needs
+        return None
 
     def _top(self, key: LaneKey) -> Job | None:
         """The first job of a lane that is ready. Entries of jobs that have changed are dropped
@@ -3225,12 +3329,27 @@ class ClaimOrder:
 
     def has_waiting(self, now: str, only: TagFilter) -> bool:
         """Whether a job that `only` takes waits: for a slot, for its time or for other jobs."""
-        if self.first(now, only=only) is not None:
+        self._release(now)
+        keys = [key for key in self._keys if only.takes(key.tags)]
+        if any(map(self._top, keys)):
             return True
         timed = [raw for _, _, raw in self._timed]
-        held = [follower.raw for follower in self._followers.followers.values()]
-        raws = (waiting_record(self._store, raw) for raw in timed + held)
-        return any(only.takes(trust_job(raw).tags) for raw in raws if raw)
+        followers = [follower.raw for follower in self._followers.followers.values()]
+        raws = (waiting_record(self._store, raw) for raw in timed + followers)
+        jobs = map(trust_job, filter(None, raws))
+        left = self.left_alone()
+        return any(only.takes(job.tags) and job.id not in left for job in jobs)
+
+    def left_alone(self) -> dict[str, Job]:
+        """The held jobs, and the waiting jobs that come after them, directly or not, by id."""
+        left = self._store.find_jobs(self.held)
+        to_do = list(left.values())
+        while to_do:
+            job = to_do.pop()
+            new = [one for one in self._followers.waiting(job.id, job.seq) if one.id not in left]
+            left |= {one.id: one for one in new}
+            to_do += new
+        return left
 
 
 def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
@@ -3346,18 +3465,21 @@ class Bulk:
             try:
                 parse = parse_job_line if isinstance(line, bytes) else parse_spec
                 fields = parse(line, self._now)
-            except BadValue as error:
-                raise BadValue(f"In {unit} {number}: {error}") from None
-            if not fields:
-                yield b""
-            elif are_alike and fields.keys() == {"command"}:
-                yield _BLANK_HEAD + encode_json(fields["command"]) + end
-            else:
-                yield self.encode_fields(merge_fields(options, fields))
+                if not fields:
+                    raw = b""
+                elif are_alike and fields.keys() == {"command"}:
+                    raw = _BLANK_HEAD + encode_json(fields["command"]) + end
+                else:
+                    raw = self.encode_fields(merge_fields(options, fields))
+            except (BadValue, Refused) as error:
+                raise type(error)(f"In {unit} {number}: {error}") from None
+            yield raw
 
     def encode_fields(self, fields: Mapping[str, Any]) -> bytes:
-        """The record of a new job. Its `seq` is 0, and its id is empty unless one is given."""
+        """The record of a new job. Its `seq` is 0, and its id is empty unless one is given. Refuses
+        a job that needs more than there is."""
         job = new_job(fields, self._config, self._now)
+        check_needs(job, self._config.limits)
         self._given.add(job.id)
         self._keys.add(job.unique or "")
         self.parents.update(parents_of(job))
@@ -3426,6 +3548,17 @@ class Bulk:
         return job
 
 
+def check_needs(job: Job, limits: Mapping[str, int]) -> None:
+    """Refuse a job that needs more units of a resource than its limit."""
+    for name, count in (job.needs or {}).items():
+        limit = limits.get(name, 0)
+        if count > limit:
+            raise Refused(
+                f"The job needs {count} of '{name}', and its limit is {limit}. Nothing was added. "
+                f"Say how many there are: queuectl config set limits {name}={count}."
+            )
+
+
 def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     """The fields of a new job from one line, which is a JSON object or a command. None for a blank
     line or a `#` comment."""
@@ -3456,7 +3589,7 @@ class Turn(NamedTuple):
     reported: Job | None  # as its report left it
     claimed: Job | None  # none while there are hooks, which run first
     hooks: Mapping[str, str]  # their commands, by name
-    frees: bool  # whether the report may have given other slots a job to claim
+    frees: bool  # whether other slots may have a job to claim now
     died: list[str]  # the jobs that died because of the reported one
 
 
@@ -3493,13 +3626,15 @@ def take_turn(
                 hooks = hooks_of(reported, config)
         may_claim = claim and not config.paused
         if may_claim and not hooks:
-            full = full_tags(config.limits, change.running()) if config.limits else frozenset()
-            order = claim_order(store, change.now, only)
-            ready = order.first(change.now, full, only)
+            units = Units(config.limits, change.running() if config.limits else ())
+            ready = claim_order(store, change.now, only).first(change.now, units, only)
             if ready is not None:
-                claimed = claim_job(ready, worker, slot, change.now)
+                claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))
                 change.put(ready, claimed)
-        frees = reported is not None and _may_free(store, reported, config)
+        # A claim also frees, if the units that stay free were reserved for the job.
+        frees = bool(claimed and claimed.needs)
+        if reported is not None:
+            frees = frees or _may_free(store, reported, config)
     changed = (new for _, new in change.changes.values() if new is not None)
     died = [job.id for job in changed if has_died_after(job)]
     return Turn(reported, claimed, hooks, frees, died)
@@ -3513,28 +3648,40 @@ def _is_run(job: Job, run: Job) -> bool:
 
 
 def _may_free(store: Store, job: Job, config: Config) -> bool:
-    """Whether other slots may have a job to claim now: a follower of this one, or a job with the
-    same limited tag."""
-    if not config.limits.keys().isdisjoint(job.tags or ()):
+    """Whether other slots may have a job to claim now: a follower of this one, or a job that needs
+    a resource of this one."""
+    if demand_of(job, config.limits):
         return True
     return job.state in OVER and is_needed(store, job.id, job.seq)
 
 
-def waiting_times(store: Store) -> tuple[str | None, str | None]:
-    """When the oldest job that could start was created, and the next time that a job waits for.
-    Call it after a look; in a worker, whose threads share the store, under the lock."""
+class Waiting(NamedTuple):
+    """What waits in the whole queue."""
+
+    oldest: str | None  # when the oldest job that could start was created
+    next_run_at: str | None  # the next time that a job waits for
+    held: int  # how many jobs are held
+
+
+def what_waits(store: Store) -> Waiting:
+    """Call it after a look; in a worker, whose threads share the store, under the lock."""
     now = store.home.now()
     order = claim_order(store, now)
-    return order.oldest(now), order.next_run_at()
+    return Waiting(order.oldest(now), order.next_run_at(), len(order.held))
 
 
 def is_drained(store: Store, only: TagFilter) -> bool:
     """Whether no job that the filter takes is pending, processing (in any worker) or waiting for a
-    retry or a delay. Under the lock."""
+    retry or a delay; held jobs and those that come after them do not count. Under the lock."""
     now = store.home.now()
     order = claim_order(store, now, only)
     is_running = any(only.takes(job.tags) for job in store.processing.values())
     return not is_running and not order.has_waiting(now, only)
+
+
+def left_alone(store: Store) -> dict[str, Job]:
+    """The held jobs and those that come after them. Call it after a look."""
+    return claim_order(store, store.home.now()).left_alone()
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
@@ -3666,6 +3813,19 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
     return out
 
 
+def hold_jobs(store: Store, ids: Sequence[str], held: bool) -> list[Job]:
+    """Hold waiting jobs, or release them. Refuses all others."""
+    out = []
+    with _waking_transaction(store) as change:
+        for job in find_all(store, ids):
+            if job.state not in WAITING:
+                raise _refusal(job.id, f"is {job.state}; only a pending or failed job can be held")
+            if bool(job.held) != held:
+                change.put(job, job._replace(held=held or None, updated_at=change.now))
+            out.append(job)
+    return out
+
+
 def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     """Add a new job like each of these, whatever its state; gives the new ones. A new job keeps the
     unique key, so two active jobs may have it; an enqueue with that key finds one of them."""
@@ -3676,6 +3836,7 @@ def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
             parents = store.find_jobs(parents_of(job)).values()
             not_over = [parent.id for parent in parents if parent.state not in OVER]
             new = rerun_job(job, make_id(ms, seq), seq, not_over, change.now)
+            check_needs(new, store.home.config().limits)
             out.append(change.put(None, new))
     return out
 
@@ -3819,30 +3980,31 @@ def status(store: Store) -> dict[str, Any]:
     is read: the worker's file says what waits."""
     store.read(light=True)
     now_s, workers = store.home.clock(), store.home.workers()
-    oldest, next_run_at = _known_waiting_times(store, workers)
-    waited_s = None if oldest is None else round(max(0.0, now_s - instant_s(oldest)), 3)
+    waiting = _known_waiting(store, workers)
+    waited_s = None
+    if waiting.oldest is not None:
+        waited_s = round(max(0.0, now_s - instant_s(waiting.oldest)), 3)
     return {
         "jobs": dict(zip(STATES, store.counts, strict=True)),
         "workers": [worker_view(info, now_s) for info in workers],
         "paused": store.home.config().paused,
         "oldest_pending_s": waited_s,
-        "next_run_at": next_run_at,
+        "next_run_at": waiting.next_run_at,
+        "held": waiting.held,
         "config": store.home.settings(),
         "home": store.home.path,
     }
 
 
-def _known_waiting_times(
-    store: Store, workers: Sequence[WorkerInfo]
-) -> tuple[str | None, str | None]:
-    """As `waiting_times`, but from a worker's file if one of them says it."""
+def _known_waiting(store: Store, workers: Sequence[WorkerInfo]) -> Waiting:
+    """As `what_waits`, but from a worker's file if one of them says it."""
     if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
-        return None, None
+        return Waiting(None, None, 0)
     for info in workers:
-        if "oldest" in info.header and not info.header["dead"]:
-            return info.header["oldest"], info.header["next_run_at"]
+        if "held" in info.header and not info.header["dead"]:
+            return Waiting(*(info.header[name] for name in Waiting._fields))
     store.read()
-    return waiting_times(store)
+    return what_waits(store)
 
 
 RATES_MAX = 50  # so many columns fit beside the throughput
@@ -3913,6 +4075,8 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
         held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
     kind, _, what = hindrance(store, job).partition(" ")
+    if kind == "held":
+        return f"held; release it with: queuectl release {job.id}"
     if kind == "after":
         return f"waiting for {'jobs' if ',' in what else 'job'} {what}"
     now, config = store.home.now(), store.home.config()
@@ -3925,23 +4089,32 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
+    if kind == "needs" and job.needs:
+        limit, used = (
+            config.limits.get(what, 0),
+            Units(config.limits, store.processing.values()).used(what),
+        )
+        return f"waiting for {job.needs[what]} of {what}: the limit is {limit}, {used} in use"
     return f"the limit of tag {what} is used up" if what else "waiting for a free slot"
 
 
 def hindrance(store: Store, job: Job) -> str:
-    """What a waiting job waits for besides its time and a slot: `after a7, a8`, `tag gpu` or
-    nothing."""
+    """What a waiting job waits for besides its time and a slot: `held`, `after a7, a8`, `tag gpu`,
+    `needs gpu` or nothing."""
     if job.state not in WAITING:
         return ""
+    if job.held:
+        return "held"
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
     going = [parent.id for parent in earlier if parent.state not in OVER]
     if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         return f"after {', '.join(going[:3])}{more}"
-    full = full_tags(store.home.config().limits, store.processing.values())
-    used_up = full.intersection(job.tags or ())
-    return f"tag {min(used_up)}" if used_up else ""
+    lacking = Units(store.home.config().limits, store.processing.values()).lacking(job)
+    if lacking is None:
+        return ""
+    return f"{'needs' if lacking in (job.needs or ()) else 'tag'} {lacking}"
 
 
 RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived last
@@ -4075,8 +4248,10 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     since = "" if since_s is None else add_seconds(now, -since_s)
     whole = Tally(since)
     groups: dict[str, Tally] = {}
+    held = 0
     for job in store.jobs():
         whole.add(job)
+        held += bool(job.held)
         names = {None: [], "tag": job.tags or [""], "command": [job.command]}
         for name in names[by]:
             if name not in groups and len(groups) >= GROUPS_MAX:
@@ -4086,6 +4261,7 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
         "since": since or None,
         "until": now,
         "jobs": dict(zip(STATES, store.counts, strict=True)),
+        "held": held,
         "workers": sum(info.header["threads"] for info in store.home.live_workers()),
         **whole.view(),
     }
@@ -4339,7 +4515,8 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
     if job.state == "processing" and not is_over:
         return (known or job)._replace(
             state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
-            worker=job.worker, slot=job.slot, started_at=job.started_at,
+            held=None, units=job.units, worker=job.worker, slot=job.slot,
+            started_at=job.started_at,
             cancelled_at=known.cancelled_at if known else now,
         )  # fmt: skip
     hint = f"see that it is right, then: queuectl dlq retry {job.id}"
@@ -5400,9 +5577,11 @@ class Worker:
         # This reads config.json if it has changed: from here on `last_config` has the changes.
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
         with self.store.transaction(most_s=PATIENCE_S):
-            oldest, next_run_at = waiting_times(self.store)
+            waiting = what_waits(self.store)
             is_over = self.drain and is_drained(self.store, self.only)
-        self.file.write_header(oldest=oldest, next_run_at=next_run_at)
+            left = len(left_alone(self.store)) if is_over else 0
+        self.file.write_header(**waiting._asdict())
+        oldest, next_run_at = waiting.oldest, waiting.next_run_at
         if oldest:
             self._call_slots()
         elif next_run_at:
@@ -5413,6 +5592,8 @@ class Worker:
             return
         if is_over and not self._executor.running:
             self.state = "stopping"
+            if left:
+                self.say(f"The drain leaves {say_count(left, 'job')}: held, or after a held one.")
             self._call_slots()
         elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
@@ -5644,6 +5825,8 @@ class Worker:
             "QUEUECTL_JOB_ID": job.id, "QUEUECTL_ATTEMPT": str(job.attempts),
             "QUEUECTL_WORKER": self.name, "QUEUECTL_SLOT": str(slot), "QUEUECTL_RUN": mark,
         }  # fmt: skip
+        for name, units in (job.units or {}).items():
+            texts[f"QUEUECTL_UNITS_{name}"] = ",".join(map(str, units))
         return {b"QUEUECTL_HOME": os.fsencode(self.home.path), **as_utf8(texts)}
 
     def _wait_for_end(
@@ -5979,6 +6162,7 @@ def job_row(job: Job, now: str, why: str = "") -> Row:
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
+    why = why or ("held" if job.held else "")
     return clean(job.id), f"{row}  {why}{why and '  '}{clean(job.command)}"
 
 
@@ -6073,6 +6257,8 @@ def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
     """How long the oldest job has waited, and when the next one becomes due."""
     if view["oldest_pending_s"] is not None:
         yield f"oldest waiting job: {say_duration(view['oldest_pending_s'])}"
+    if view["held"]:
+        yield f"held: {view['held']}"
     if view["next_run_at"] is not None:
         yield f"next retry or delayed job: {say_when(view['next_run_at'], now)}"
 
@@ -6386,6 +6572,8 @@ _COMPLETES = {  # the states of the jobs that a command takes; others take all
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
+    "hold": WAITING,
+    "release": WAITING,
     "dlq": ("dead",),
 }
 
@@ -6517,6 +6705,8 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise click.UsageError("Give --at or --delay, not both.")
     if "env" in fields:
         fields["env"] = dict(map(_env_pair, fields["env"]))
+    if "needs" in fields:
+        fields["needs"] = dict(map(_need_pair, fields["needs"]))
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
         fields["cwd"] = os.path.join(_here(), cwd)
     after_any = [{"id": id, "any": True} for id in fields.pop("after_any", ())]
@@ -6545,6 +6735,14 @@ def _warn_of(fields: Mapping[str, Any], now: str) -> None:
         _say("That time is in the past: the job is due now.")
     if not os.path.isdir(cwd := fields.get("cwd", "/")):
         _say(f"Warning: '{cwd}' is not a directory. The job cannot start before there is one.")
+
+
+def _need_pair(text: str) -> tuple[str, int]:
+    name, has_count, count = text.partition("=")
+    try:
+        return name, int(count) if has_count else 1
+    except ValueError:
+        raise BadValue(f"--need '{text}' is no NAME=N, where N is a whole number.") from None
 
 
 def _env_pair(text: str) -> tuple[str, str]:
@@ -6579,6 +6777,10 @@ def _here() -> str:
 @click.option(
     "--after-any", multiple=True, metavar="ID", help="Start when that job is over (repeatable)."
 )
+@click.option(
+    "--need", "needs", multiple=True, metavar="NAME[=N]", help="Hold N units (repeatable). [1]"
+)
+@_switch("--hold", "held", help="Start it only after 'release'.")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
 @click.option(
     "--unique",
@@ -6625,6 +6827,7 @@ def enqueue(
     if not has_command and given["unique"] not in (None, MADE_KEY):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = store.home.now()
+    given["held"] = given["held"] or None
     options = _given_fields(now, given)
     defaults = {"cwd": options.get("cwd") or _here(), **options}
     if stream:
@@ -6849,6 +7052,8 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
         return
     view, now = status(store), store.home.now()
     click.echo(as_json(view) if in_json else status_page(view, now))
+    if check and view["held"]:
+        _say(f"{say_count(view['held'], 'held job')} left out, with all that comes after them.")
     if check and is_work_left_alone(view, now):
         raise Refused("Jobs are due and no worker is running. Start one: queuectl worker start.")
 
@@ -7030,8 +7235,14 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     _check_ids_or_all(ids, every)
     store.read()
     deadline = time.monotonic() + timeout
-    jobs = store.jobs(states=(*WAITING, "processing")) if every else _jobs_meant(store, ids)
-    wanted = [job.id for job in jobs]
+    if every:
+        apart = left_alone(store)
+        jobs = store.jobs(states=(*WAITING, "processing"))
+        wanted = [job.id for job in jobs if job.id not in apart]
+        if apart:
+            _say(f"{say_count(len(apart), 'job')} left out: held, or after a held one.")
+    else:
+        wanted = [job.id for job in _jobs_meant(store, ids)]
     ended, warned = find_ended(store, wanted), False
     single = len(wanted) == 1
 
@@ -7161,6 +7372,35 @@ def edit(store: Store, /, ids: Words, **given: Any) -> None:
         raise click.UsageError("Say what to change. See the options: queuectl edit -h")
     jobs = edit_jobs(store, ids, changes)
     _done(store, [f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs])
+
+
+@cli.command()
+@_ids
+@_store
+def hold(store: Store, ids: Words) -> None:
+    """Keep waiting jobs from starting until 'release'.
+
+    They keep their place in the order of arrival.
+
+    \b
+    Example:
+      queuectl hold job1
+    """
+    jobs = hold_jobs(store, ids, True)
+    _done(store, [f"Job {job.id} is held. Release it with: queuectl release ID" for job in jobs])
+
+
+@cli.command()
+@_ids
+@_store
+def release(store: Store, ids: Words) -> None:
+    """Let held jobs start.
+
+    \b
+    Example:
+      queuectl release job1
+    """
+    _done(store, [f"Job {job.id} is not held." for job in hold_jobs(store, ids, False)])
 
 
 @cli.command()

@@ -94,12 +94,24 @@ a priority means nothing: test_one_thread_runs_higher_priority_first_and_then_in
 +        priority = 0
 
 of two lanes the later job goes first: test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival
--            best = min(filter(None, (best, top)), key=lambda job: job.seq, default=None)
-+            best = max(filter(None, (best, top)), key=lambda job: job.seq, default=None)
+-            for job in sorted(tops, key=lambda job: job.seq):
++            for job in sorted(tops, key=lambda job: -job.seq):
 
 a limit is one too high: test_a_limit_counts_the_report_of_the_same_turn
--        tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) >= limit
-+        tag for tag, limit in limits.items() if sum(tag in tags for tags in tags_of_jobs) > limit
+-            if self._used[name] + count > self.limits.get(name, 0):
++            if self._used[name] + count > self.limits.get(name, 0) + 1:
+
+a unit is given twice: test_two_jobs_never_hold_the_same_unit
+-                self._held[name].update(units)
++                self._held[name]
+
+a small job overtakes for ever: test_a_job_that_needs_all_cards_is_not_starved_by_jobs_that_need_one
+-                    reserved |= needs
++                    reserved = needs - needs
+
+a held job is claimed: test_a_held_job_starts_when_it_is_released_and_keeps_its_place
+-            self.held.add(id)
++            self._followers.freed.append(raw)
 
 a worker takes tags that it was told to leave: test_a_worker_takes_jobs_by_their_tags
 -        return set(self.not_tags).isdisjoint(tags or ())

@@ -105,6 +105,7 @@ def bulk(store: q.Store, *lines: str, **options: Any) -> q.Bulk:
 
 
 OK = q.Outcome("exited", 0)
+FREE = q.Units({}, ())  # no resource has a limit
 BAD = q.Outcome("exited", 1)
 HANDED_BACK = q.Outcome("handed_back")
 
@@ -176,11 +177,11 @@ def check_times(store: q.Store, now: str) -> None:
     first = min(ready, key=lambda job: job.seq, default=None)
     assert order.oldest(now) == (first.created_at if first else None)
     tags = [tag for job in store.processing.values() for tag in job.tags or ()]
-    full = frozenset(tag for tag, most in limits.items() if tags.count(tag) >= most)
+    full = {tag for tag, most in limits.items() if tags.count(tag) >= most}
     best = min(
         (job for job in ready if full.isdisjoint(job.tags or ())),
         key=lambda job: (-job.priority, job.seq),
         default=None,
     )
-    assert order.first(now, full) == best
+    assert order.first(now, q.Units(limits, store.processing.values())) == best
     assert order.next_run_at() == min((job.run_at for job in waiting if job not in ready and job.run_at), default=None)

@@ -406,7 +406,7 @@ def test_a_new_job_copies_the_settings_and_turns_its_delay_into_an_instant():
 def test_whatever_may_be_said_of_a_new_job_stands_in_its_record():
     said: dict[str, Any] = dict(
         command="true", id="a", unique="k", max_retries=5, priority=3, timeout=7, run_at="2030-01-01T00:00:00.000Z",
-        cwd="/", env={"A": "1"}, tags=["t"], after=["b"], no_retry_on="2",
+        cwd="/", env={"A": "1"}, tags=["t"], needs={"gpu": 2}, held=True, after=["b"], no_retry_on="2",
     )  # fmt: skip
     assert q.NEW_JOB_FIELDS == (*said, "delay"), "a new field is said here too; a delay becomes run_at, as above"
     made = q.new_job(said, CONFIG, NOW)
@@ -475,8 +475,8 @@ def test_the_line_of_a_job_is_the_format_that_was_promised():
 def test_the_order_of_fields_is_the_designs():
     assert q.JOB_FIELDS == tuple(
         "id state seq unique command attempts runs max_retries priority timeout created_at updated_at run_at cwd env"
-        " tags after no_retry_on worker slot started_at finished_at cancelled_at outcome exit_code signal reason"
-        " recoveries history".split()
+        " tags needs units held after no_retry_on worker slot started_at finished_at cancelled_at outcome exit_code"
+        " signal reason recoveries history".split()
     )
     assert q.FIELD_CHECKS.keys() == set(q.JOB_FIELDS)
 
@@ -501,6 +501,12 @@ RECORD_BOUNDS: dict[str, tuple[list[object], list[object]]] = {  # good values, 
         ("created_at", "updated_at", "run_at", "started_at", "finished_at", "cancelled_at"),
         ([], ["x", "", 5, {}, False, "2026-02-30T00:00:00.000Z"]),
     ),
+    "needs": (
+        [{"gpu": 1}, {"gpu": 999, "_n9": 2}],
+        [{"gpu": 0}, {"gpu": 1000}, {"a-b": 1}, {"9": 1}, {"": 1}, {"g": "1"}, []],
+    ),
+    "units": ([], [{"gpu": 1}, {"gpu": ["0"]}, {"gpu": [True]}, [0]]),
+    "held": ([True], [False, 1, "true"]),
     "outcome": (["exited", "handed_back"], ["ok", 1]),
     "exit_code": ([0, 255], [-1, 256, "0"]),
     "signal": ([1, 64], [0, 65, "9"]),

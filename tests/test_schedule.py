@@ -13,7 +13,7 @@ import pytest
 from real_processes import kill, said
 
 import queuectl as q
-from tests.storekit import BAD, OK, Watched, bulk, claim, enqueue, journal, report, run_next
+from tests.storekit import BAD, FREE, OK, Watched, bulk, claim, enqueue, journal, report, run_next
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -330,12 +330,12 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened):
     enqueue(store, "b", after=[{"id": "a", "any": True}])
     enqueue(store, "c", after=[{"id": "a", "any": True}], delay=60)
     q.cancel_jobs(store, ["a"])
-    assert q.claim_order(store, store.home.now()).first(store.home.now()).id == "b"  # type: ignore[union-attr]
+    assert q.claim_order(store, store.home.now()).first(store.home.now(), FREE).id == "b"  # type: ignore[union-attr]
     q.revive_jobs(store, ["a"])
     assert (job := claim(store)) is not None and job.id == "a"
-    assert claim(store) is None and q.waiting_times(store) == (None, None)
+    assert claim(store) is None and q.what_waits(store) == (None, None, 0)
     report(store, job, OK)
-    assert run_next(store).id == "b" and q.waiting_times(store)[1] is not None
+    assert run_next(store).id == "b" and q.what_waits(store).next_run_at is not None
 
 
 def listing_state(store: Watched, id: str) -> str:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import queuectl as q
 from tests.storekit import (
     BAD,
+    FREE,
     HANDED_BACK,
     IO_ERROR,
     NO_SPACE,
@@ -1051,12 +1052,12 @@ def test_a_job_that_is_not_ready_yet_goes_back_to_the_timed_ones_when_the_clock_
     order = index(store)
     clock.at += 61
     late = store.home.now()
-    assert order.first(late).id == "later"  # type: ignore[union-attr]
+    assert order.first(late, FREE).id == "later"  # type: ignore[union-attr]
     clock.at -= 30  # the same index: no look came between that saw the clock being set
     early = store.home.now()
-    assert order.first(early) is None and order.oldest(early) is None
+    assert order.first(early, FREE) is None and order.oldest(early) is None
     assert order.next_run_at() == q.format_instant(clock.at + 29), "and the main thread sleeps until then"
-    assert order.first(late).id == "later"  # type: ignore[union-attr]
+    assert order.first(late, FREE).id == "later"  # type: ignore[union-attr]
     clock.at += 30
     assert running is not None and claim(store).id == "later"  # type: ignore[union-attr]
 

@@ -41,7 +41,7 @@ def view(running: int = 0, failed: int = 0, **more: Any) -> dict[str, Any]:
     dead = {"outcome": "exited", "exit_code": 3, "finished_at": q.add_seconds(NOW, -30)}
     plain = {
         "jobs": dict(zip(q.STATES, (12345, running, 1_000_000, 0, failed), strict=True)), "home": "/srv/queue",
-        "workers": [], "paused": False, "oldest_pending_s": 90, "next_run_at": None, "rates": [0, 5, 10],
+        "workers": [], "paused": False, "oldest_pending_s": 90, "next_run_at": None, "held": 0, "rates": [0, 5, 10],
         "running": [job(f"run{number}", "processing", 75) for number in range(running)],
         "failed": [job(f"bad{number}", "dead", 30, **dead) for number in range(failed)],
     }  # fmt: skip

@@ -87,13 +87,13 @@ def jump(scenario, home, step, first, second, same):
     store = q.open_store(str(home), lambda text: None, clock)
     worker = q.open_store(str(home), lambda text: None, clock)
     kept = scenario.before(q, store) if scenario.before else None
-    q.waiting_times(worker)
+    q.what_waits(worker)
     for _ in scenario.steps(q, store):
-        q.waiting_times(worker)
+        q.what_waits(worker)
     before = jobs_of(home, clock)
     clock.at += JUMPS[first]
     step(store)
-    q.waiting_times(worker)
+    q.what_waits(worker)
     there = jobs_of(home, clock)
     assert before.keys() <= there.keys(), f"lost {before.keys() - there.keys()}"
     clock.at += JUMPS[second]
@@ -108,8 +108,8 @@ def jump(scenario, home, step, first, second, same):
         os.close(kept.wake_fd)
     assert there.keys() == after.keys(), f"lost {there.keys() ^ after.keys()}"
     config = q.Home(str(home), lambda text: None).config()
-    none_of = q.full_tags(config.limits, ())  # tags whose limit is 0
-    left = [job for job in after.values() if job.state not in q.OVER and none_of.isdisjoint(job.tags or ())]
+    units = q.Units(config.limits, ())
+    left = [job for job in after.values() if job.state not in q.OVER and units.fits(job)]
     stuck = [job.id for job in left if job.state != "pending" or job.run_at is None]
     assert config.paused or not stuck, f"stuck: {stuck}"
 
