@@ -690,7 +690,7 @@ _text = _rule(lambda value: isinstance(value, str) and "\0" not in value, "a tex
 
 def parse_units(value: Any, name: str) -> Any:
     """The units that a running job holds: `{"gpu": [0, 3]}`."""
-    lists = list(value.values()) if isinstance(value, dict) else [None]
+    lists: list[Any] = list(value.values()) if isinstance(value, dict) else [None]
     if not all(isinstance(units, list) for units in lists):
         raise unfit(value, name, 'an object of lists, like {"gpu": [0, 3]}')
     for unit in itertools.chain(*lists):
