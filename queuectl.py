@@ -313,6 +313,16 @@ def parse_limits(value: Any, name: str) -> dict[str, int]:
     return limits
 
 
+def parse_variables(value: Any, name: str) -> tuple[str, ...]:
+    """From `PATH,LANG`, the names of variables. Those of the queue itself are refused."""
+    names = value.split(",") if is_text(value) else ["no name"]  # which is refused below
+    names = [variable.strip() for variable in names if variable.strip()]
+    for variable in names:
+        if not re.fullmatch(r"(?!QUEUECTL_)[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise unfit(value, name, "names of variables, but not QUEUECTL_*: PATH,VIRTUAL_ENV")
+    return tuple(names)
+
+
 # -- The settings
 
 
@@ -345,6 +355,7 @@ class Config(NamedTuple):
     lock_timeout: float = _setting(10, parse_duration)  # seconds to wait for the file lock
     keep_completed: float = _setting("30d", parse_duration)  # age to purge at; 0 = never
     log_max: int = _setting("100M", parse_bytes)  # bytes kept of one attempt's output
+    keep_env: tuple[str, ...] = _setting("", parse_variables)  # copied from the caller of enqueue
     on_dead: str = _setting("", _hook)  # shell command run when a job dies
     on_finish: str = _setting("", _hook)  # shell command run when a job completes or dies
     paused: bool = _setting(False, _rule(lambda value: isinstance(value, bool), "true or false"))
@@ -902,8 +913,13 @@ def default_fields(config: Config, now: str) -> dict[str, Any]:
 
 def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
     """A new job from checked fields (NEW_JOB_FIELDS). Its `seq` is 0, and its id "" if none is
-    given. A made key is a hash of directory and command."""
+    given. A made key is a hash of directory and command. `caller_env` has the variables of the
+    caller; the job gets those of `keep_env`, unless its own `env` has them."""
     values = {**default_fields(config, now), **fields}
+    caller_env = values.pop("caller_env", {})
+    kept = {name: caller_env[name] for name in config.keep_env if name in caller_env}
+    if kept:
+        values["env"] = parse_env({**kept, **(values.get("env") or {})}, "env with keep_env")
     delay_s = values.pop("delay", None)
     if delay_s is not None:
         values["run_at"] = add_seconds(now, delay_s)
@@ -6690,7 +6706,10 @@ _CHANGES = [
     click.Option(["--cwd"], type=PATH, help="Where it runs. [here]"),
     click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
     click.Option(
-        ["--env"], multiple=True, metavar="KEY[=VALUE]", help="For the job; KEY alone copies yours."
+        ["--env"],
+        multiple=True,
+        metavar="KEY[=VALUE]",
+        help="For the job; KEY alone copies yours. [keep_env]",
     ),
 ]
 
@@ -6829,13 +6848,13 @@ def enqueue(
     now = store.home.now()
     given["held"] = given["held"] or None
     options = _given_fields(now, given)
-    defaults = {"cwd": options.get("cwd") or _here(), **options}
+    defaults = {"cwd": options.get("cwd") or _here(), "caller_env": os.environ, **options}
     if stream:
         return _enqueue_stream(store, defaults)
     if file is not None:
         return _enqueue_file(store, file, defaults, in_json)
     fields = {} if "command" in options else _parse_words(words, now)
-    fields = {"cwd": defaults["cwd"], **merge_fields(fields, options)}
+    fields = {**defaults, **merge_fields(fields, options)}
     return _enqueue_one(store, fields, wait_, in_json)
 
 

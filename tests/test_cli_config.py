@@ -18,6 +18,7 @@ SETTABLE: list[tuple[str, str, Any]] = [
     ("limits", "gpu=1,net=4", "gpu=1,net=4"), ("limits", "", ""),
     ("runner", "srun --quiet --ntasks=1 sh -c", "srun --quiet --ntasks=1 sh -c"), ("fsync", "always", "always"),
     ("lock_timeout", "2", 2), ("keep_completed", "0", "0"), ("keep_completed", "7d", "7d"), ("log_max", "1G", "1G"),
+    ("keep_env", "PATH,VIRTUAL_ENV", "PATH,VIRTUAL_ENV"),
     ("on_dead", "mail -s 'a job died' me", "mail -s 'a job died' me"),
     ("on_finish", "logger queuectl", "logger queuectl"), ("paused", "true", True), ("paused", "false", False),
 ]  # fmt: skip

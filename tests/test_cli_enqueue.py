@@ -274,6 +274,79 @@ def test_nothing_of_the_environment_is_kept_unasked(run, home, monkeypatch):
     assert b"a-secret-word" not in (home / "jobs.json").read_bytes()
 
 
+KEPT = {"KEPT_A": "a = ü", "KEPT_B": "b"}
+
+
+@pytest.fixture
+def keeps(run, monkeypatch, tmp_path):
+    """keep_env names two variables that are set and one that is not."""
+    run("config", "set", "keep-env", "KEPT_A, KEPT_UNSET, KEPT_B")
+    for name, value in KEPT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTHER", "is not kept")
+    monkeypatch.delenv("KEPT_UNSET", raising=False)
+
+
+@pytest.mark.parametrize(
+    "words, lines",
+    [
+        (["true"], None), (["--", "true", "it"], None), (["--command", "true"], None), (['{"command":"true"}'], None),
+        (["--unique", "true"], None), (["--file", "-"], 'one\n{"command":"two"}\n{"command":"three","env":{}}\n'),
+        (["--file", "-"], '[{"command":"one"}]'), (["--stream"], 'one\n{"command":"two"}\n'),
+    ],
+)  # fmt: skip
+def test_the_variables_of_keep_env_are_copied_into_every_job(process, jobs, keeps, words, lines):
+    process("enqueue", *words, input=lines)
+    assert jobs() and [job.get("env") for job in jobs().values()] == [KEPT] * len(jobs())
+
+
+@pytest.mark.parametrize(
+    "words, lines",
+    [
+        (["--env", "KEPT_A=mine", "--env", "C=c", "true"], None),
+        (['{"command":"true","env":{"KEPT_A":"mine","C":"c"}}'], None),
+        (["--env", "KEPT_A=mine", "--env", "C=c", "--file", "-"], 'one\n{"command":"two"}\n'),
+        (["--env", "KEPT_B=not this", "--file", "-"], '{"command":"two","env":{"KEPT_A":"mine","C":"c"}}'),
+        (["--stream"], '{"command":"two","env":{"KEPT_A":"mine","C":"c"}}'),
+    ],
+)
+def test_a_variable_of_an_option_or_in_json_wins_over_keep_env(process, jobs, keeps, words, lines):
+    process("enqueue", *words, input=lines)
+    assert [job["env"] for job in jobs().values()] == [{**KEPT, "KEPT_A": "mine", "C": "c"}] * len(jobs())
+
+
+def test_a_copy_and_an_edit_of_a_job_keep_its_variables(run, jobs, keeps, monkeypatch):
+    run("enqueue", "--id", "a", "true")
+    monkeypatch.setenv("KEPT_A", "later")
+    run("edit", "a", "--priority", "1")
+    run("rerun", "a")
+    assert [job["env"] for job in jobs().values()] == [KEPT, KEPT]
+
+
+def test_a_job_runs_with_the_variables_of_keep_env(run, process, keeps, monkeypatch):
+    id = run("enqueue", 'echo "$KEPT_A/$OTHER"').out.strip()
+    monkeypatch.setenv("KEPT_A", "the worker's")
+    monkeypatch.delenv("OTHER")
+    process("worker", "start", "--drain")
+    assert run("logs", id).out == "a = ü/\n"
+
+
+def test_a_kept_variable_that_a_job_cannot_have_is_refused(run, process, keeps):
+    answer = process("enqueue", "true", env={"KEPT_B": "\udcff"}, code=2)
+    assert "keep_env" in answer.err and "KEPT_B" in answer.err
+    names = {f"N{number}": "" for number in range(999)}
+    answer = run("enqueue", json.dumps({"command": "true", "env": names}), code=2)
+    assert "keep_env" in answer.err and run("list", "--ids").out == ""
+
+
+def test_doctor_names_a_bad_keep_env(run, home):
+    run("enqueue", "true")
+    values = json.loads((home / "config.json").read_text())
+    (home / "config.json").write_text(json.dumps({**values, "keep_env": "PATH,QUEUECTL_HOME"}))
+    assert "keep_env" in run("doctor", code=3).out
+    assert "keep_env" in run("enqueue", "true", code=3).err
+
+
 # ---- --json ----
 
 

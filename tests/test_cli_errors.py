@@ -257,7 +257,8 @@ BAD_SETTINGS = [
             ("max_retries", "many"), ("max_retries", "1" + "0" * 30), ("backoff_base", "fast"), ("backoff_max", "long"),
             ("backoff_jitter", "2"), ("job_timeout", "soon"), ("no_retry_on", "78-64"), ("grace_period", "short"),
             ("worker_count", "0"), ("limits", "gpu"), ("limits", "gpu=1,gpu=2"), ("fsync", "sometimes"),
-            ("lock_timeout", "long"), ("keep_completed", "a while"), ("log_max", "big"), ("paused", "perhaps"),
+            ("lock_timeout", "long"), ("keep_completed", "a while"), ("log_max", "big"), ("keep_env", "QUEUECTL_X"),
+            ("paused", "perhaps"),
         ]
     ],
     Bad("max-retries below zero", ["config", "set", "--", "max-retries", "-1"], "max[-_]retries"),
@@ -359,7 +360,8 @@ BAD_NAMES += [
     for wrong, right in [
         ("maxRetries", "max_retries"), ("retries", "max_retries"), ("base", "backoff_base"),
         ("timeout", "job_timeout"), ("grace", "grace_period"), ("workers", "worker_count"), ("limit", "limits"),
-        ("lock", "lock_timeout"), ("keep", "keep_completed"), ("log-maxx", "log_max"), ("on-death", "on_dead"),
+        ("lock", "lock_timeout"), ("keep", "keep_completed"), ("log-maxx", "log_max"), ("keepenv", "keep_env"),
+        ("env", "keep_env"), ("on-death", "on_dead"),
     ]
 ]  # fmt: skip
 BAD_NAMES += [

@@ -135,6 +135,10 @@ SETTING_CASES: dict[str, tuple[list[tuple[object, object]], list[object]]] = {
         [("100M", 100 << 20), (4096, 4096), ("4.5k", 4608), ("1GB", 1 << 30), ("1 GiB", 1 << 30)],
         ["", "x", "1.5k", 0, 4095, "1E", True, 1.5, "2048T", None, 10**400, "9" * 400],
     ),
+    "keep_env": (
+        [("PATH, VIRTUAL_ENV", ("PATH", "VIRTUAL_ENV")), ("", ()), (" ,_x1,", ("_x1",)), ("QUEUE", ("QUEUE",))],
+        ["QUEUECTL_HOME", "PATH,QUEUECTL_", "PATH LANG", "PATH;LANG", "A=1", "1A", "$PATH", "é", 1, None, ["A"], "a\0"],
+    ),
     "on_dead": ([("mail me", "mail me")], [1, None, "a\0b", "x" * 131_072]),
     "on_finish": ([("", "")], [1, None, "a\0b", "\ud800"]),
     "paused": ([(True, True)], ["true", 1, 0, None]),

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {
     "max_retries": 3, "backoff_base": 2, "backoff_max": 3600, "backoff_jitter": 0, "job_timeout": 30, "no_retry_on": "",
     "grace_period": 5, "worker_count": 1, "limits": "", "runner": "sh -c", "fsync": "normal", "lock_timeout": 10,
-    "keep_completed": "30d", "log_max": "100M", "on_dead": "", "on_finish": "", "paused": False,
+    "keep_completed": "30d", "log_max": "100M", "keep_env": "", "on_dead": "", "on_finish": "",
+    "paused": False,
 }  # fmt: skip
 
 TOP_LEVEL = set(
