@@ -663,6 +663,13 @@ def parse_needs(value: Any, name: str = "needs") -> dict[str, int] | None:
     return value or None
 
 
+def parse_held(value: Any, name: str) -> bool | None:
+    """True, or None for false: only a held job has the field."""
+    if not isinstance(value, bool):
+        raise unfit(value, name, "true or false")
+    return value or None
+
+
 def parse_after(value: Any, name: str = "after") -> list[Any] | None:
     """A list like `["a7", {"id": "b2", "any": true}]`, each job once; None for no job.
 
@@ -730,7 +737,7 @@ FIELD_CHECKS: dict[str, Check] = {
     "tags": parse_tags,
     "needs": parse_needs,
     "units": parse_units,
-    "held": _rule(lambda value: value is True, "true, or left out"),
+    "held": parse_held,
     "after": parse_after,
     "no_retry_on": parse_exit_codes,
     "worker": _name(ID_CHARS_MAX),
@@ -3695,6 +3702,13 @@ def is_drained(store: Store, only: TagFilter) -> bool:
     return not is_running and not order.has_waiting(now, only)
 
 
+def can_start(store: Store, only: TagFilter) -> bool:
+    """Whether a job that the filter takes could start now. Under the lock."""
+    now = store.home.now()
+    units = Units(store.home.last_config.limits, store.processing.values())
+    return claim_order(store, now, only).first(now, units, only) is not None
+
+
 def left_alone(store: Store) -> dict[str, Job]:
     """The held jobs and those that come after them. Call it after a look."""
     return claim_order(store, store.home.now()).left_alone()
@@ -5596,6 +5610,9 @@ class Worker:
             waiting = what_waits(self.store)
             is_over = self.drain and is_drained(self.store, self.only)
             left = len(left_alone(self.store)) if is_over else 0
+            is_stuck = self.drain and not (
+                self.store.processing or can_start(self.store, self.only)
+            )
         self.file.write_header(**waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
         if oldest:
@@ -5616,6 +5633,8 @@ class Worker:
         elif next_run_at and not (oldest or self.store.processing):
             at = say_instant(next_run_at)
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
+        elif oldest and is_stuck:
+            self._say_once("The drain waits for jobs that lack units. See: queuectl list")
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
@@ -6319,6 +6338,7 @@ def stats_page(view: Mapping[str, Any], now: str) -> str:
         f"completed:       {view['completed']}",
         f"failed attempts: {view['failed_attempts']}",
         f"dead:            {view['dead']} ({view['cancelled']} of them cancelled)",
+        f"held:            {view['held']}",
         f"success rate:    {'-' if rate is None else f'{100 * rate:.1f}%'}",
         f"jobs a second:   {'-' if speed is None else f'{speed:g}'}",
         "",
@@ -6363,6 +6383,7 @@ def stats_as_prometheus(view: Mapping[str, Any]) -> str:
     parts = {_label(by, group[by]): group for group in view["groups"]} if by else {"": view}
     states = [f'{{state="{state}"}} {count}' for state, count in view["jobs"].items()]
     rows = [*_family("jobs", states), *_family("workers", [f" {view['workers']}"])]
+    rows += _family("held", [f" {view['held']}"])
     for name in _GAUGES:
         rows += _family(name, [f"{{{label}}} {part[name]}" for label, part in parts.items()])
     for name in ("wait", "run"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_processes import said
 
 import queuectl as q
 from tests.storekit import HANDED_BACK, OK, Clock, Watched, bulk, claim, edit, enqueue, listing, report
@@ -318,10 +319,29 @@ def test_a_drain_a_wait_and_a_check_pass_over_held_jobs_and_what_comes_after_the
     waited = run("wait", "--all")
     assert "3 jobs" in waited.err
     assert run("status", "--json").json["held"] == run("stats", "--json").json["held"] == 1
+    assert "\nqueuectl_held 1\n" in run("stats", "--prometheus").out and "held:            1\n" in run("stats").out
     assert "held" in run("list").out.splitlines()[0] and "held; release it" in run("show", held).out
     run("release", held)
     run("worker", "start", "--drain")
     assert {job["state"] for job in run("list", "--json").json} == {"completed"}
+
+
+def test_a_person_releases_a_job_in_the_file(store, home):
+    enqueue(store, "a", held=True)
+    store.fold()
+    edit(home, lambda records: [{**record, "held": False} for record in records])
+    assert names([claim(store)]) == ["a"]
+
+
+@pytest.mark.parametrize("given", ["--need=gpu=2", "--tag=gpu"])
+def test_a_drain_says_that_it_waits_for_units(run, start, eventually, given):
+    run("config", "set", "limits", "gpu=2")
+    run("enqueue", given, "true")
+    run("config", "set", "limits", "gpu=0")
+    drain = start("worker", "start", "--drain")
+    eventually(lambda: "waits for jobs that lack units" in said(drain))
+    run("config", "set", "limits", "gpu=2")
+    assert drain.wait(10) == 0
 
 
 def test_a_worker_starts_a_job_as_soon_as_it_is_released(run, enqueue, worker, reaches):
