@@ -2986,7 +2986,10 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 #     no harm.
 # C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
 #     would be stranded when the clock steps back.
-# C3  A job that comes after others has no entry before the last of them is over.
+# C3  A job that comes after others has no entry before the last of them is over, and a held job
+#     none before it is released.
+# C4  The records of the running jobs are the only book of units. A claim assigns them in its own
+#     transaction, and they are free when the job is no longer processing.
 
 # Smaller jobs may overtake a job that waits for units. After so long none does that needs the same.
 UNITS_WAIT_S = 600.0
@@ -3576,9 +3579,10 @@ def check_needs(job: Job, limits: Mapping[str, int]) -> None:
     for name, count in (job.needs or {}).items():
         limit = limits.get(name, 0)
         if count > limit:
+            enough = ",".join(f"{key}={most}" for key, most in {**limits, name: count}.items())
             raise Refused(
                 f"The job needs {count} of '{name}', and its limit is {limit}. Nothing was added. "
-                f"Say how many there are: queuectl config set limits {name}={count}."
+                f"Say how many there are: queuectl config set limits {enough}."
             )
 
 
@@ -6818,7 +6822,11 @@ def _here() -> str:
     "--after-any", multiple=True, metavar="ID", help="Start when that job is over (repeatable)."
 )
 @click.option(
-    "--need", "needs", multiple=True, metavar="NAME[=N]", help="Hold N units (repeatable). [1]"
+    "--need",
+    "needs",
+    multiple=True,
+    metavar="NAME[=N]",
+    help="Hold N units while it runs (repeatable). [1]",
 )
 @_switch("--hold", "held", help="Start it only after 'release'.")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")

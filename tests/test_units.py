@@ -127,6 +127,7 @@ def test_more_than_there_are_is_refused_at_enqueue_and_rerun(store, run, needs, 
     for args in (["enqueue", *given, "true"], ["rerun", old]):
         said = run(*args, code=1).err
         assert f"of '{name}'" in said and "config set limits" in said
+        assert limits in said.partition("config set")[2] or name in limits, "the other limits stay"
     line = json.dumps({"command": "true", "needs": needs})
     assert run("enqueue", "--file", "-", code=1, input=f"true\n{line}\n").err.startswith("Error: In line 2: ")
     assert run("list", "--ids").out == f"{old}\n"
