@@ -1937,7 +1937,10 @@ _CHANGED = "An array changed while it was read. Nothing was changed. Try again."
 
 def id_of(raw: bytes) -> str:
     """The id of a record."""
-    return raw[8 : raw.index(b'"', 8)].decode()
+    try:
+        return raw[8 : raw.index(b'"', 8)].decode()
+    except ValueError:
+        raise StoreError(_CHANGED) from None
 
 
 def seq_of(raw: bytes) -> int:
@@ -1959,7 +1962,8 @@ def is_completed_before(raw: bytes, instant: str) -> bool:
     own: no object stands before it, and quotes inside a text are escaped.
     """
     at = raw.find(b'"updated_at": "') + 15
-    return raw.find(b'"state": "completed"', 8, 170) > 0 and raw[at : at + 24].decode() <= instant
+    is_old = raw[at : at + 24] <= instant.encode()
+    return is_old and raw.find(b'"state": "completed"', 8, 170) > 0
 
 
 def journal_line(body: bytes) -> bytes:

@@ -263,13 +263,26 @@ def test_a_home_that_its_group_can_write_works(run, home):
     assert run("enqueue", "--id", "a", "true").out == "a\n"
 
 
+def change_on_disk(path: Path, at: int, new: bytes) -> None:
+    """Write these bytes there. Inode, size and time stay: the disk changed them, not a person."""
+    times = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(new)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 @pytest.mark.parametrize("field", ["priority", "attempts"])
 def test_a_field_that_the_disk_changed_in_a_waiting_job_is_an_error(two, run, field):
-    path = two / "jobs.json"
-    times = path.stat()
-    text = path.read_text()
-    at = text.index(f'"{field}": ') + len(field) + 5
-    with open(path, "r+") as file:  # the same file, of the same size and time
-        file.write(text[:at] + "-" + text[at + 1 :])
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    at = (two / "jobs.json").read_bytes().index(b'"%s": ' % field.encode()) + len(field) + 5
+    change_on_disk(two / "jobs.json", at, b"-")
     assert run("status", "--check", code=3).err.startswith("Error: ")
+
+
+@pytest.mark.parametrize("words", ["list", "stats", "purge --yes", "show abcd", "enqueue --unique=k true"])
+def test_an_id_that_the_disk_changed_is_an_error(two, run, words):
+    run("enqueue", "--id", "d", "--unique=k", "true")
+    path = two / "jobs.json"
+    for name in ("a", "d"):
+        change_on_disk(path, path.read_bytes().index(b'{"id": "%s"' % name.encode()) + 8, b"\xff")
+    assert run(*words.split(), code=3).err.startswith("Error: ")
