@@ -5949,7 +5949,7 @@ class Worker:
         while not self._leaving.is_set():
             self._attend("recovery fails", recovery.step)
             self._attend("a log cannot be trimmed", self._trim_logs)
-            self._leaving.wait(FENCE_POLL_S if recovery.is_ending() else RECOVERY_S)
+            self._leaving.wait(FENCE_POLL_S if recovery.is_ending else RECOVERY_S)
 
     def _attend(self, chore: str, do: Callable[[], None]) -> None:
         """Do a chore. If it fails, also by a fault of ours, that is shown as trouble, and it is
@@ -5989,27 +5989,26 @@ class Orphan(NamedTuple):
 class Recovery:
     """Ends the runs that dead workers left, and gives their jobs back; with `ids`, only those jobs.
 
-    `fences` are those of each dead worker, by the run's mark. A dead worker's file is locked for
-    one step only, so that another process can take over: this one cannot end a run that is another
-    user's, or that one of its own ancestors belongs to.
+    A dead worker's file is locked for one step only, so that another process can take over: this
+    one cannot end a run that is another user's, or that one of its own ancestors belongs to.
+
+    step          one look for dead workers, and one step of the fence of each run that they left
+    is_ending     whether the next step may soon find a run gone
     """
 
     def __init__(
         self, store: Store, own: str, say: Callable[[str], None], ids: Collection[str] | None = None
     ) -> None:
         self.store, self.own, self.say, self.ids = store, own, say, ids
-        self.fences: dict[str, dict[str, Fence]] = {}
+        self.fences: dict[str, Fence] = {}  # by the run's mark
+        self.is_ending = False
 
     def step(self) -> None:
         """One look for dead workers, and one step of the fence of each run that they left."""
+        self.is_ending = False
         named = {job.worker or "" for job in list(self.store.processing.values())}
-        names = {*named, *self.store.home.worker_names(), *self.fences} - {self.own}
+        names = {*named, *self.store.home.worker_names()} - {self.own}
         _each(names, self._step_worker)
-
-    def is_ending(self) -> bool:
-        """Whether the next step may soon find a run gone. What SIGKILL did not end may live for
-        long, and another finder may have to end it."""
-        return any(fence.kills < KILLS_MAX for of in self.fences.values() for fence in of.values())
 
     def _step_worker(self, name: str) -> None:
         """Step the fences of a worker if it is dead; its files go once it has no run left."""
@@ -6020,33 +6019,28 @@ class Recovery:
             orphans = _orphans_of(self.store, name)
             ids = self.ids
             chosen = [one for one in orphans if ids is None or (one.job and one.job.id in ids)]
-            # The fences of runs that another process gave back meanwhile are left out.
-            known = self.fences.get(name, {})
-            kill_at = time.monotonic() + self.store.home.config().grace_period
-            fences = self.fences[name] = {
-                one.trace.mark: known.get(one.trace.mark) or Fence(one.trace, kill_at)
-                for one in chosen
-            }
-            _each(chosen, lambda orphan: self._step_run(orphan, fences))
-            if not fences:
-                del self.fences[name]
-                if chosen == orphans:
-                    sweep_slot_logs(self.store.home.logs_dir, name)
-                    self.store.home.forget_worker(name)
+            _each(chosen, self._step_run)
+            is_over = self.fences.keys().isdisjoint(one.trace.mark for one in chosen)
+            if is_over and chosen == orphans:
+                sweep_slot_logs(self.store.home.logs_dir, name)
+                self.store.home.forget_worker(name)
         finally:
             close_fd(lock_fd)
 
-    def _step_run(self, orphan: Orphan, fences: dict[str, Fence]) -> None:
-        trace, job = orphan.trace, orphan.job
-        if not fences[trace.mark].step():
+    def _step_run(self, orphan: Orphan) -> None:
+        trace, job, config = orphan.trace, orphan.job, self.store.home.config()
+        new = Fence(trace, time.monotonic() + config.grace_period)
+        fence = self.fences.setdefault(trace.mark, new)
+        # What SIGKILL did not end may live for long, and another finder may have to end it.
+        self.is_ending |= fence.kills < KILLS_MAX
+        if not fence.step():
             return
         if job is not None:
-            log_max = self.store.home.config().log_max
-            keep_orphan_log(trace.logs, log_max, orphan.has_begun)
+            keep_orphan_log(trace.logs, config.log_max, orphan.has_begun)
             back = recover(self.store, job, orphan.excused)
             if back is not None:
                 self.say(f"{job.id} recovered: {back.reason}; it is {back.state} now")
-        del fences[trace.mark]  # at the end, so that what failed before is tried again
+        del self.fences[trace.mark]  # at the end, so that what failed before is tried again
 
 
 def _each(things: Iterable[Any], do: Callable[[Any], None]) -> None:
@@ -6109,7 +6103,7 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
     that is no worker."""
     recovery = Recovery(store, "", say, ids)
     recovery.step()
-    while recovery.is_ending():
+    while recovery.is_ending:
         time.sleep(FENCE_POLL_S)
         recovery.step()
 

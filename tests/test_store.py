@@ -1121,7 +1121,7 @@ def test_recovery_knows_what_a_dead_worker_wrote_last(opened):
     q.close_fd(file.wake_fd)
     recovery = q.Recovery(finder, "me", print)
     recovery.step()
-    ((mark, fence),) = recovery.fences["9-dead"].items()
+    ((mark, fence),) = recovery.fences.items()
     assert mark.endswith("/9-dead/a/1") and fence.trace.session == 12345 and finder.home.worker_names() == ["9-dead"]
 
 

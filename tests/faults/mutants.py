@@ -378,7 +378,7 @@ MUTANTS = (
         (("if named <= order.named and not was_set:", "if named <= order.named:"),),
         "test_clock.py", "test_the_clock_jumps_and_nothing_is_lost_or_stuck",
     ),
-    Mutant("no fence", (("        if not fences[trace.mark].step():\n            return\n", ""),), "storm.py", ""),
+    Mutant("no fence", (("        if not fence.step():\n            return\n", ""),), "storm.py", ""),
     Mutant(
         "recovery by files only",
         (("names = {*named, ", "names = {"),),
