@@ -1855,8 +1855,9 @@ def boot_clock_s() -> float:
 # A crash between any two steps needs no undoing. Before step 4, nobody reads the temporary files,
 # and an intent for arrays that are not there changes nothing. From then on, header and intent name
 # every array that may stand there, old or new. Replaying the journal over either gives the same
-# jobs, since a put is the whole record. The counts of the intent hold once jobs.json is the new
-# one: only they count the jobs that a bulk has added to it.
+# jobs, since a put is the whole record. A bulk that went straight into the new jobs.json is in no
+# change, so only the intent counts its jobs: from the rename of jobs.json on, `counts` and `n` are
+# those of the intent.
 #
 # What a process knows of the queue:
 #
@@ -2560,11 +2561,12 @@ class Store:
     # -- Folding and syncing
 
     def fold_due(self, quiet_s: float) -> bool:
-        """Whether to fold now. For small arrays: after any change. For large ones: when the journal
-        is long and a quarter of their size, so that folds add little to the cost of a change.
+        """Whether to fold now. Small arrays are folded after any change, large ones when the
+        journal is long and has a quarter of their size: so folds add little to a change's cost.
 
-        `quiet_s` is how long nothing has happened. The longer, the larger may arrays be that count
-        as small: an idle worker does not rewrite a large queue for each new job.
+        `quiet_s` is how long nothing has changed. Arrays count as small, too, if they can be
+        written in that time. So an idle worker folds a large queue in the end, but does not rewrite
+        it for each new job.
         """
         journal = self.journal
         if journal is None:
@@ -2844,11 +2846,13 @@ class Transaction:
 
 
 def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
-    """Take in arrays that a person edited. Where the journal has a job too, the journal wins.
+    """Take the jobs of arrays that a person edited into memory. The journal wins: a job that it
+    has stays as it has it.
 
-    With the lock, the jobs are also appended to the journal. Without that, a crash in the fold that
-    follows could lose a job that the edit moved to the other array. A job that the journal has is
-    not appended: on a full disk, where no fold succeeds, each look would append it again.
+    With the lock, the other jobs are also appended to the journal. Otherwise a crash in the fold
+    that follows could lose a job that the edit moved from one array to the other. The jobs that the
+    journal has are not appended again: on a full disk, where folds fail, it would grow at each
+    look.
     """
     journal = dict(store.records)
     taken: dict[str, Job] = {}
@@ -2988,8 +2992,8 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 # C1  The order is a list of places to look, never the truth. An entry whose job has changed since
 #     is dropped when it comes up. So no change has to remove an entry, and a claim that failed does
 #     no harm.
-# C2  An entry whose job is not ready yet goes back to the timed ones. If it were dropped, the job
-#     would be stranded when the clock steps back.
+# C2  A lane's entry whose job is not ready (the clock was set back) becomes an entry by time again.
+#     If it were dropped, nothing would ever claim the job.
 # C3  A job that comes after others has no entry before the last of them is over, and a held job
 #     none before it is released.
 # C4  The records of the running jobs are the only book of units. A claim assigns them in its own
@@ -3178,9 +3182,9 @@ class LaneKey(NamedTuple):
 class Lane:
     """The jobs of one LaneKey whose time has come.
 
-    `offsets` says where they stand in the snapshot, the last one first, at 8 bytes a job. `heap`
-    has (seq, record) of the first of these, and of the jobs that `offsets` never had: they were put
-    after the snapshot was written, or had to wait for their time.
+    `offsets` has the places in the snapshot of most of them, the last job first, at 8 bytes a job.
+    `heap` has (seq, record) of the others: of the next job from `offsets`, of jobs that were put
+    after the snapshot was written, and of jobs that had to wait for their time.
     """
 
     def __init__(self) -> None:
@@ -5139,15 +5143,16 @@ class SlotLog:
         except OSError:
             return  # deleted under us: the next run gets a new one
         if os.fstat(fd).st_size == 0:
-            # A command that another slot is `starting` holds a copy of it until its exec: wait for
-            # these, and then for 100 ms more.
-            power = 0
-            while power < 10:
+            # A command that another slot is `starting` has a copy of the descriptor until its exec.
+            # Wait until none is starting, and then for 100 ms more: a daemon may hold the lock.
+            pause_s = 0.0001
+            while pause_s < 0.1:
                 if lock_descriptor(fd, blocking=False):
                     self._fd = fd
                     return
-                time.sleep(0.0001 * 2**power)
-                power += not starting
+                time.sleep(pause_s)
+                if not starting:
+                    pause_s *= 2
         trim_log(fd, most)
         os.close(fd)
         self._keep(path)
@@ -5458,10 +5463,11 @@ class Worker:
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
         slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
-        loops: list[Callable[[], None]] = [self._speak, self._recover_and_trim, *slots]
-        speaker, *others = threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
+        loops: list[Callable[[], None]] = [self._recover_and_trim, *slots]
+        speaker = threading.Thread(target=self._speak, daemon=True)
+        others = [threading.Thread(target=loop, daemon=True) for loop in loops]
         try:  # the threads first: if the system refuses one, nobody has seen a worker
-            for thread in threads:
+            for thread in (speaker, *others):
                 thread.start()
         except RuntimeError:
             raise Refused(NO_THREADS) from None
