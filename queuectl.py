@@ -1507,35 +1507,26 @@ class Home:
         the dead ones whose jobs another process has begun to take back."""
         found = []
         for name in self.worker_names():
+            info = self.read_worker(name)
             with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
-                is_free = lock_descriptor(fd, blocking=False)
-                if is_free:
-                    unlock_descriptor(fd)
-                pid = int(name.partition("-")[0])
-                # What a header that cannot be read is taken for.
-                defaults = {
-                    "dead": False,
-                    "pid": pid,
-                    "threads": 0,
-                    "started_at": self.now(),
-                    "tags": [],
-                    "not_tags": [],
-                }
-                info = self.read_worker(name)
-                header = {**defaults, **info.header}
-                if header["dead"] or not is_free:
-                    found.append(info._replace(header=header))
+                is_free = lock_descriptor(fd, blocking=False)  # closing it unlocks it again
+                if info.header["dead"] or not is_free:
+                    found.append(info)
         return found
 
     def read_worker(self, name: str) -> WorkerInfo:
-        """What the file of a live or dead worker says. The header is empty if it is unusable."""
-        path = self._worker_path(name)
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            header, *rows = map(bytes.strip, bytes_of(path).split(b"\n"))
-            head = json.loads(header)
-            whole = [json.loads(row or b"{}") for row in rows[: head["threads"]]]
-            return WorkerInfo(name, head, whole, os.stat(path).st_mtime)
-        return WorkerInfo(name, {}, [], 0.0)
+        """What the file of a live or dead worker says. What is unusable in it is left out."""
+        path, rows, seen_s = self._worker_path(name), [], 0.0
+        header: dict[str, Any] = {
+            "dead": False, "pid": int(name.partition("-")[0]), "threads": 0,
+            "started_at": self.now(), "tags": [], "not_tags": [],
+        }  # fmt: skip
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            first, *lines = bytes_of(path).split(b"\n")
+            seen_s = os.stat(path).st_mtime
+            header |= json.loads(first)
+            rows = [json.loads(line.strip() or b"{}") for line in lines[: header["threads"]]]
+        return WorkerInfo(name, header, rows, seen_s)
 
     def forget_worker(self, name: str) -> None:
         """Remove the files of a worker that is dead or leaves. The file NAME goes last: nobody
@@ -1644,13 +1635,10 @@ class WorkerFile:
         self._write(0, self._header_bytes, self.header)
 
     def write_header(self, **changes: Any) -> None:
-        """Write the header with these changes, or only touch the file if they change nothing. The
-        file's time is the worker's last sign of life: without one, it is halted or hangs."""
-        if changes.items() <= self.header.items():
-            os.utime(self.fd)
-        else:
-            self.header |= changes
-            self._write(0, self._header_bytes, self.header)
+        """Write the header with these changes, also if there are none: the file's time is the
+        worker's last sign of life. Without one, it is halted or hangs."""
+        self.header |= changes
+        self._write(0, self._header_bytes, self.header)
 
     def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
         """Write a slot's row: `{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an
@@ -5040,13 +5028,11 @@ def _is_log_held(path: str) -> bool:
     """Whether some process holds that log open as its output: it then shares the log's lock."""
     try:
         with opened(path, _READ) as fd:
-            if not lock_descriptor(fd, blocking=False):
-                return True
-            unlock_descriptor(fd)
+            return not lock_descriptor(fd, blocking=False)  # closing it unlocks it again
     except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-    return False
+        if error.errno in NO_FILE:
+            return False
+        raise
 
 
 def _writes_to(pid: int, path: str) -> bool:
