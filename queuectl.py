@@ -1294,11 +1294,6 @@ class Home:
         self._lock_fd = -1
         self._lock_identity: tuple[int, int] | None = None
 
-    def close(self) -> None:
-        """Close the lock file."""
-        close_fd(self._lock_fd)
-        self._lock_fd = -1
-
     def check(self) -> bool:
         """Whether the home exists. Raises StoreError if it is not ours or open to everyone."""
         try:
@@ -2243,11 +2238,6 @@ class Store:
         self.processing: dict[str, Job] = {}
         self.listeners: list[Listener] = []
 
-    def close(self) -> None:
-        """Close every file."""
-        self.forget()
-        self.home.close()
-
     # -- Looking
 
     def read(self, light: bool = False) -> None:
@@ -2868,9 +2858,8 @@ def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
         assert new is not None
         store.put_record(encode_job(new), new)
     store.counts = [0] * len(STATES)
-    for _, state, seq in map(head_of, store.raws()):
+    for _, state, _ in map(head_of, store.raws()):
         store.counts[NUMBER_OF[state]] += 1
-        store.n = max(store.n, seq)
     raws = [raw for id, raw in store.records.items() if raw and journal.get(id) != raw]
     if locked and raws:
         store.append(change_body(raws, (), store.counts, store.n))

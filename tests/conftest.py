@@ -118,6 +118,7 @@ def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     A user's process closes its descriptors by ending; this one would keep those of thousands of tests.
     """
     import queuectl
+    from tests.storekit import close_store
 
     made: weakref.WeakSet[queuectl.Store] = weakref.WeakSet()
     init = queuectl.Store.__init__
@@ -127,10 +128,10 @@ def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         made.add(store)
 
     monkeypatch.setattr(queuectl.Store, "__init__", remember)
-    monkeypatch.setattr(queuectl.Store, "__del__", queuectl.Store.close, raising=False)
+    monkeypatch.setattr(queuectl.Store, "__del__", close_store, raising=False)
     yield
     for store in list(made):
-        store.close()
+        close_store(store)
 
 
 @pytest.fixture

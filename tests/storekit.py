@@ -96,6 +96,13 @@ NO_SPACE = fails(errno.ENOSPC)
 IO_ERROR = fails(errno.EIO)
 
 
+def close_store(store: q.Store) -> None:
+    """Close every file of a store. The program leaves that to its end."""
+    store.forget()
+    q.close_fd(store.home._lock_fd)
+    store.home._lock_fd = -1
+
+
 def enqueue(store: q.Store, id: str | None = None, command: str = "true", **said: Any) -> q.Job:
     return q.enqueue_job(store, {"command": command, "id": id or "", "cwd": "/", **said})[0]
 

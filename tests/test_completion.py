@@ -120,4 +120,3 @@ def test_a_completion_looks_at_a_bounded_number_of_records(run, home, monkeypatc
     assert q.newest_ids(store, "", ("pending",)) == [f"job{n}" for n in range(29, 19, -1)]
     assert q.newest_ids(store, "job20", ("pending",)) == ["job20"]
     assert q.newest_ids(store, "job1", ("pending",)) == q.newest_ids(store, "", ("dead",)) == []
-    store.close()

@@ -13,7 +13,7 @@ import pytest
 from real_processes import kill, said
 
 import queuectl as q
-from tests.storekit import BAD, FREE, OK, Watched, bulk, claim, enqueue, journal, report, run_next
+from tests.storekit import BAD, FREE, OK, Watched, bulk, claim, close_store, enqueue, journal, report, run_next
 
 pytest_plugins = ["worker_fixtures"]
 
@@ -30,7 +30,7 @@ def opened(home: Path) -> Any:
 
     yield call
     for store in stores:
-        store.close()
+        close_store(store)
 
 
 def lines(jobs: list[dict[str, Any]]) -> str:

@@ -43,6 +43,7 @@ from tests.storekit import (
     bulk,
     check_times,
     claim,
+    close_store,
     dies,
     dies_half_way,
     edit,
@@ -122,7 +123,7 @@ class Queue(RuleBasedStateMachine):
         q.os = os  # type: ignore[attr-defined]
         q.boot_clock_s = self.real_boot_clock_s
         for store in (self.store, self.other):
-            store.close()
+            close_store(store)
         shutil.rmtree(self.home)
 
     # -- Helpers
@@ -668,7 +669,7 @@ class Queue(RuleBasedStateMachine):
 
     def reopen(self) -> None:
         for store in (self.store, self.other):
-            store.close()
+            close_store(store)
         self.store, self.other = Watched(self.home, self.clock), Watched(self.home, self.clock)
         self.store.follow()
         self.other.follow()
@@ -688,7 +689,7 @@ class Queue(RuleBasedStateMachine):
             reached(f"died during {what}")
         finally:
             q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
-            store.close()
+            close_store(store)
         self.reopen()
         if not self.is_shown():
             reached(f"{what} did not come to pass")
@@ -767,7 +768,7 @@ class Queue(RuleBasedStateMachine):
         reader = Watched(self.home, self.clock)
         reader.read()
         shown: dict[str, tuple[str, int, int]] = {job.id: (job.state, job.attempts, job.runs) for job in reader.jobs()}
-        reader.close()
+        close_store(reader)
         return shown
 
     @invariant()
@@ -805,8 +806,8 @@ class Queue(RuleBasedStateMachine):
         for file in self.home.joinpath(".queuectl").glob("aside/jobs.json*"):
             assert file.read_bytes()
         assert q.examine(totals) == []
-        totals.close()
-        reader.close()
+        close_store(totals)
+        close_store(reader)
 
     @invariant()
     def a_follower_agrees(self) -> None:

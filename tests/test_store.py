@@ -35,6 +35,7 @@ from tests.storekit import (
     Watched,
     bulk,
     claim,
+    close_store,
     dies,
     edit,
     enqueue,
@@ -64,7 +65,7 @@ def opener(home: Path) -> Iterator[Opener]:
 
     yield call
     for store in begun:
-        store.close()
+        close_store(store)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def seen(store: Watched) -> dict[str, q.Job]:
     light = Watched(Path(store.home.path))
     light.read(light=True)
     assert (store.counts, light.counts, light.n) == (counts, counts, store.n)
-    light.close()
+    close_store(light)
     return jobs
 
 
@@ -475,7 +476,7 @@ def test_arrays_after_a_fold_are_what_was_listed_before_it(tmp_path_factory, ste
                     assert listing(store) == jobs and q.examine(store) == []
                     assert list(store.jobs(reverse=True)) == list(jobs.values())[::-1]
                     assert store.find_jobs(list(jobs)) == jobs
-        store.close()
+        close_store(store)
 
 
 def test_unknown_fields_survive_every_rewrite(home, opened):
@@ -842,8 +843,8 @@ def test_every_lock_free_read_during_folds_is_one_consistent_state(home, opened)
                 assert left.priority >= last, "a later read shows an earlier state"
                 last = left.priority
             reads += 1
-            reader.close()
-            counter.close()
+            close_store(reader)
+            close_store(counter)
     assert child.returncode == 0 and reads > 3
     assert q.examine(opened()) == [] and len(seen(opened())) == 42
 

@@ -45,7 +45,10 @@ def open_store(q: ModuleType, home: str | Path, warn: Callable[[str], None] = la
 
 
 def close_store(store: Any) -> None:
-    store.close()
+    store.forget()
+    if store.home._lock_fd >= 0:
+        os.close(store.home._lock_fd)
+        store.home._lock_fd = -1
 
 
 def copy_home(source: Path, target: Path) -> None:

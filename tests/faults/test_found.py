@@ -144,7 +144,6 @@ def test_a_worker_whose_directory_was_moved_away_does_not_write_beside_those_who
     run("enqueue", "--id", "b", "true")  # another lock: nothing keeps the two apart any more
     with pytest.raises(queuectl.StoreError, match="deleted or replaced"):
         queuectl.enqueue_job(store, dict(command="true", id="c", cwd="/"))
-    store.close()
 
 
 def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
@@ -171,7 +170,6 @@ def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
         for thread in threads:
             thread.join()
     assert not early
-    store.close()
 
 
 def test_the_name_of_a_new_home_is_synced_too(home, run):
