@@ -11,6 +11,7 @@ import pytest
 from real_processes import said
 
 pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -13,6 +13,7 @@ import queuectl as q
 from tests.storekit import HANDED_BACK, OK, Clock, Watched, bulk, claim, edit, enqueue, listing, report
 
 pytest_plugins = ["worker_fixtures"]
+pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.fixture
