@@ -3962,17 +3962,17 @@ def purge_jobs(store: Store, states: Collection[str], over_for_s: float | None =
     return purged
 
 
-def purge_dead(store: Store, ids: Sequence[str]) -> Purged:
+def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
     """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting job
     comes after."""
     with store.transaction() as change:
-        purged = Purged(find_all(store, ids), [])
-        for job in purged.gone:
+        gone = find_all(store, ids)
+        for job in gone:
             change.delete(check_dead(job))
             for child in followers_of(store).waiting(job.id, job.seq):
                 why = f"cannot be purged: job '{child.id}', which waits, comes after it"
                 raise _refusal(job.id, why, f"See it with: queuectl show {child.id}.")
-    return purged
+    return gone
 
 
 # -- Settings
@@ -7473,24 +7473,21 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
       queuectl purge --older-than 7d --yes
     """
     states = states or ("completed",)
-    _purge(store, states, older_than, yes, dry_run)
+    store.read()
+    purged = choose_purged(store, states, older_than, store.home.now())
+    if dry_run:
+        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
+    else:
+        number = say_count(len(purged.gone), f"{' or '.join(states)} job")
+        _confirm(yes, f"Delete {number} for good?")
+        purged = purge_jobs(store, states, older_than)
+        _finish_purge(store, purged.gone)
+    if kept := purged.kept:
+        some = ", ".join(job.id for job in kept[:3])
+        _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
     dead = store.counts[NUMBER_OF["dead"]]
     if dead and "dead" not in states:
         _say(f"{say_count(dead, 'dead letter')} stay. Delete dead letters with: --state dead.")
-
-
-def _purge(
-    store: Store, states: Words, older_than: float | None, yes: bool, dry_run: bool = False
-) -> None:
-    store.read()
-    chosen = choose_purged(store, states, older_than, store.home.now())
-    if dry_run:
-        click.echo(f"{say_count(len(chosen.gone), 'job')} would be purged.")
-        _say_kept(chosen)
-        return
-    number = say_count(len(chosen.gone), f"{' or '.join(states)} job")
-    _confirm(yes, f"Delete {number} for good?")
-    _finish_purge(store, purge_jobs(store, states, older_than))
 
 
 def _confirm(yes: bool, question: str) -> None:
@@ -7503,18 +7500,11 @@ def _confirm(yes: bool, question: str) -> None:
         raise Refused("The answer was no. Nothing was changed.")
 
 
-def _finish_purge(store: Store, purged: Purged) -> None:
-    """After a purge: remove the output of the jobs that are gone, and say how many there were."""
-    _done(store, [f"{say_count(len(purged.gone), 'job')} purged."])
-    for job in purged.gone:
+def _finish_purge(store: Store, gone: Sequence[Job]) -> None:
+    """After a purge: say how many jobs are gone, and remove their output."""
+    _done(store, [f"{say_count(len(gone), 'job')} purged."])
+    for job in gone:
         remove_logs(store.home.logs_dir, job.id, job.runs)
-    _say_kept(purged)
-
-
-def _say_kept(purged: Purged) -> None:
-    if kept := purged.kept:
-        some = ", ".join(job.id for job in kept[:3])
-        _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
 
 
 # -- dlq
@@ -7621,7 +7611,7 @@ def dlq_purge(store: Store, ids: Words, every: bool, older_than: float | None, y
         _confirm(yes, f"Delete {say_count(len(ids), 'dead letter')} for good?")
         _finish_purge(store, purge_dead(store, ids))
     else:
-        _purge(store, ("dead",), older_than, yes)
+        click.get_current_context().invoke(purge, states=("dead",), older_than=older_than, yes=yes)
 
 
 # -- config
