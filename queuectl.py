@@ -232,7 +232,7 @@ def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
 
 def parse_duration(value: object, name: str = "duration") -> float:
     """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"1.5d"` or `"1h30m"`."""
-    text = str(value).lower()
+    text = str(value).strip().lower()
     parts = re.findall(r"\d+[dhms]", text) if _SEVERAL.fullmatch(text) else [text]
     seconds = sum(_amount(part, {"s": 1, "m": 60, "h": 3600, "d": 86400}) for part in parts)
     if not 0 <= seconds <= DURATION_MAX_S:
@@ -246,16 +246,15 @@ _SEVERAL = re.compile(r"(\d+[dhms]){2,}")
 
 def parse_bytes(value: object, name: str) -> int:
     """Bytes from `1048576`, `"100M"`, `"100 MiB"` or `"1.5G"`. All units are powers of 1024."""
-    text = str(value).lower().removesuffix("b").removesuffix("i")
+    text = str(value).strip().lower().removesuffix("b").removesuffix("i")
     size = _amount(text, {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40})
     if not 4096 <= size <= 1 << 50:
         raise unfit(value, name, "bytes from 4096 to 1024T, such as 1048576, 100M or 1G")
     return int(size)
 
 
-def _amount(value: object, units: Mapping[str, int]) -> float:
+def _amount(text: str, units: Mapping[str, int]) -> float:
     """The number that `90` or `1.5h` stands for; -1 for anything else."""
-    text = str(value).strip().lower()
     unit = text[-1:] if text[-1:] in units else ""
     try:
         return float(text.removesuffix(unit)) * units.get(unit, 1)
@@ -265,7 +264,7 @@ def _amount(value: object, units: Mapping[str, int]) -> float:
 
 def parse_exit_codes(value: Any, name: str = "no_retry_on") -> str:
     """`"2,64-78"` or a list of integers, as a text without spaces; "" for none."""
-    # Texts and truth values in a list are refused: `repr` gives 'x' in quotes, and True.
+    # `repr` keeps a text in quotes and gives True for a truth value: both are refused below.
     codes = ",".join(map(repr, value)) if isinstance(value, list) else value
     try:
         exit_codes(codes)
@@ -304,7 +303,7 @@ def parse_runner(value: Any, name: str) -> tuple[str, ...]:
 def parse_limits(value: Any, name: str) -> dict[str, int]:
     """From `gpu=1,net=4`, how many units of each resource there are. So many jobs with a tag of
     that name may run at once."""
-    parts = value.split(",") if is_text(value) else ["no limit"]  # which is refused below
+    parts = value.split(",") if is_text(value) else ["no limit"]  # refused below
     pattern = rf"\s*({TAG})\s*=\s*([0-9]{{1,6}})\s*"
     matches = [re.fullmatch(pattern, part) for part in parts if part.strip()]
     limits = {match[1]: int(match[2]) for match in matches if match}
@@ -337,7 +336,7 @@ def _setting(default: object, check: Check) -> Any:
 class Config(NamedTuple):
     """The settings in force, parsed; made by `parse_settings`.
 
-    This is also the table of settings: what stands as a field's default is its row (`_setting`).
+    This is also the table of settings: the default of each field is a row of it (`_setting`).
     To add a setting, add a row here, the place that reads it, and a row in the README.
     """
 
@@ -388,7 +387,7 @@ def known_setting(name: str) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the known name that is most like the word; "" where none is."""
+    """A hint that gives the known name most like the word; "" if no name is like it."""
     import difflib
 
     names = list(known) if len(word) > 2 else []
@@ -1282,6 +1281,7 @@ class Home:
         self.clock = clock
         # True: the lock was taken, so something may be stored of which nobody has been told yet.
         self.is_changing = False
+        self.is_interrupted = False  # Ctrl+C came while `is_changing` was true
         # True: while config.json is damaged, the last good settings stay in force.
         self.keeps_settings = False
         self.last_config = parse_settings({})  # as this process read it last
@@ -3762,9 +3762,10 @@ def id_meant(store: Store, word: str, say: Callable[[str], None]) -> str:
         raise Refused(
             f"{len(found)} ids begin or end with '{word}': {', '.join(found[:5])}. Give one whole."
         )
-    for id in found:
-        say(f"'{word}' is job {id}.")
-    return "".join(found) or word
+    if not found:
+        return word
+    say(f"'{word}' is job {found[0]}.")
+    return found[0]
 
 
 def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
@@ -4027,7 +4028,8 @@ def _known_waiting(store: Store, workers: Sequence[WorkerInfo]) -> Waiting:
 
 
 RATES_MAX = 50  # so many columns fit beside the throughput
-FAILURES_MAX = 200  # the last failures are looked for among so many of the newest dead letters
+FAILURES_SHOWN = 5  # by the live screen, which looks for them among FAILURES_MAX dead letters
+FAILURES_MAX = 200
 
 
 def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
@@ -4048,7 +4050,7 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
         rates.append(max(0, completed - before) / max(now_s - last_s, 0.001))
         last_s, before = now_s, completed
         running = sorted(store.processing.values(), key=lambda job: job.started_at or "")
-        yield {**view, "running": running, "failed": failed, "rates": list(rates)}
+        yield {**view, "running": running, "failed": failed[:FAILURES_SHOWN], "rates": list(rates)}
 
 
 _SHOWN = ("dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping")
@@ -6095,9 +6097,11 @@ def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) 
 # that neither a command nor an id can drive the terminal.
 
 PAUSED = "THE QUEUE IS PAUSED: no job starts. Go on with: queuectl resume"
-SILENT_S = 10  # a worker that has shown no sign of life for so long is reported
-_BOLD, _YELLOW = 1, 33
-_COLOURS = {"pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31}
+SILENT_S = 10  # a worker that shows no sign of life for longer is reported
+_STYLES = {  # of the states and of other text: the terminal's codes
+    "pending": 36, "processing": 34, "completed": 32, "failed": 33, "dead": 31,
+    "bold": 1, "warning": 33,
+}  # fmt: skip
 
 
 def clean(text: str) -> str:
@@ -6109,14 +6113,14 @@ def clean(text: str) -> str:
     )
 
 
-def paint(text: str, colour: int) -> str:
-    """Coloured text; Click removes the colour where stdout is no terminal."""
-    return f"\033[{colour}m{text}\033[0m"
+def paint(text: str, style: str) -> str:
+    """The text in a style. Click removes the style where it prints to no terminal."""
+    return f"\033[{_STYLES[style]}m{text}\033[0m"
 
 
 def paint_state(state: str) -> str:
     """A state in its colour, as a column."""
-    return paint(f"{state:<10}", _COLOURS[state])
+    return paint(f"{state:<10}", state)
 
 
 def say_duration(seconds: float) -> str:
@@ -6158,14 +6162,15 @@ def _columns(part: str) -> int:
 
 
 Row = tuple[str, str]  # an id, and the rest of its line
-TABLE_ROWS = 200  # the widest id of the first so many rows sets the width of all
+TABLE_ROWS = 200  # the widest id in the first 200 rows sets the width of the first column
 
 
 def table(rows: Iterable[Row], width: float) -> Iterator[str]:
-    """One line a row, with the columns aligned. The ids get a third of a terminal at most."""
+    """The rows, of which there is at least one, as lines with aligned columns. The ids get at most
+    a third of a terminal."""
     rest = iter(rows)
     first = list(itertools.islice(rest, TABLE_ROWS))
-    widest = max((len(id) for id, _ in first), default=0)
+    widest = max(len(id) for id, _ in first)
     id_width = int(max(12, min(widest, width / 3)))
     for id, text in itertools.chain(first, rest):
         yield cut(f"{id:<{id_width}}  {text}", width)
@@ -6181,7 +6186,8 @@ def job_row(job: Job, now: str, why: str = "") -> Row:
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
     why = why or ("held" if job.held else "")
-    return clean(job.id), f"{row}  {why}{why and '  '}{clean(job.command)}"
+    what = f"{why}  {job.command}" if why else job.command
+    return clean(job.id), f"{row}  {clean(what)}"
 
 
 def say_state(job: Job, now: str) -> str:
@@ -6205,12 +6211,12 @@ _ENDS = re.compile("(?<= )(completed|failed|dead)(?=[ :])")
 
 
 def paint_line(line: str) -> str:
-    """A line of a worker, with the state in which an attempt ended in its colour."""
-    return _ENDS.sub(lambda state: paint(state[0], _COLOURS[state[0]]), line, count=1)
+    """A line of a worker. If it says how an attempt ended, the state is in its colour."""
+    return _ENDS.sub(lambda state: paint(state[0], state[0]), line, count=1)
 
 
 def attempt_line(job: Job) -> str:
-    """How an attempt ended, as its worker says it."""
+    """The line in which a worker says how an attempt ended."""
     if job.state == "completed":
         took_s = instant_s(job.updated_at) - instant_s(job.started_at or job.updated_at)
         return f"{job.id} completed in {took_s:.2f} s"
@@ -6229,7 +6235,7 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
     fields |= {"now": why, "processes": processes or None}
     rows = []
     for name, value in fields.items():
-        text = clean(say_value(value))
+        text = say_value(value)
         if name in JOB_FIELDS and name.endswith("_at"):
             text = f"{say_instant(value)}  ({say_when(value, now)})"
         if value is not None:
@@ -6239,7 +6245,8 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
 
 
 def _attempt_row(entry: Mapping[str, Any]) -> str:
-    known = collections.defaultdict(str, entry)  # it lacks exit code or signal, by hand others
+    # No entry has both an exit code and a signal. A hand edit may have removed other fields.
+    known = collections.defaultdict(str, entry)
     with contextlib.suppress(ValueError, TypeError):
         took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
         known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
@@ -6248,23 +6255,25 @@ def _attempt_row(entry: Mapping[str, Any]) -> str:
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
     """Counts, workers and what waits, for a person."""
-    rows = [paint(PAUSED, _YELLOW)] if view["paused"] else []
+    rows = [paint(PAUSED, "warning")] if view["paused"] else []
     for state, count in view["jobs"].items():
-        rows.append(f"{paint(state, _COLOURS[state])}: {count}")
-    rows += [*say_workers(view), *map(worker_line, view["workers"])]
+        rows.append(f"{paint(state, state)}: {count}")
+    rows += [*say_workers(view), *(f"  {worker_line(worker)}" for worker in view["workers"])]
     if is_work_left_alone(view, now):
         advice = "JOBS ARE DUE and no worker is running. Start one with: queuectl worker start"
-        rows.append(paint(advice, _YELLOW))
+        rows.append(paint(advice, "warning"))
     rows += say_waiting(view, now)
-    config = view["config"].items()
-    changed = [(key, value) for key, value in config if value != DEFAULTS[key]]
-    settings = [f"{key}={clean(say_value(value))}" for key, value in changed]
+    settings = [
+        f"{key}={say_value(value)}"
+        for key, value in view["config"].items()
+        if value != DEFAULTS[key]
+    ]
     rows += [f"home: {clean(view['home'])}", f"settings: {', '.join(settings) or 'the defaults'}"]
     return "\n".join(rows)
 
 
 def say_workers(view: Mapping[str, Any]) -> Iterator[str]:
-    """`workers: 4`, the threads of all live workers, and how many processes if several live."""
+    """`workers: 4`, the threads of all live workers; `processes: 2` if several workers live."""
     live = [worker["threads"] for worker in view["workers"] if not worker["dead"]]
     yield f"workers: {sum(live)}"
     if len(live) > 1:
@@ -6285,9 +6294,9 @@ def worker_line(worker: Mapping[str, Any]) -> str:
     """One worker: name, pid, threads, what it runs, and what is wrong with it."""
     runs = ", ".join(row["job"] for row in worker["running"]) or "nothing"
     if worker["dead"]:
-        return clean(f"  {worker['name']}  pid {worker['pid']}, dead, ran {runs}")
+        return clean(f"{worker['name']}  pid {worker['pid']}, dead, ran {runs}")
     threads = say_count(worker["threads"], "thread")
-    line = f"  {worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
+    line = f"{worker['name']}  pid {worker['pid']}, {threads}, runs {runs}"
     if takes := [*worker["tags"], *(f"not {tag}" for tag in worker["not_tags"])]:
         line += f", takes {' '.join(takes)}"
     if worker["stopping"]:
@@ -6300,8 +6309,8 @@ def worker_line(worker: Mapping[str, Any]) -> str:
 
 
 def say_value(value: object) -> str:
-    """A field or a setting as a person writes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A field or a setting as a person writes it, cleaned."""
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def as_json(value: object) -> str:
@@ -6394,39 +6403,37 @@ def _family(name: str, samples: Iterable[str], kind: str = "gauge") -> Iterator[
 
 # -- The live screen of `status --watch`
 
-FAILED_ROWS = 5
-
 
 def watch_frame(
     view: Mapping[str, Any], failed: Sequence[Row], columns: int, rows: int, now: str
 ) -> list[str]:
     """The live screen: at most `rows` lines that fit into so many columns, the most important
-    first. `failed` has the rows of the last failures; FAILED_ROWS of them are shown."""
+    first. `failed` has the rows of the last failures."""
     lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
-    for title, part in (("last failures", failed[:FAILED_ROWS]), ("running", running)):
+    for title, part in (("last failures", failed), ("running", running)):
         if part:
-            lines += ["", paint(title, _BOLD), *table(part, columns)]
+            lines += ["", paint(title, "bold"), *table(part, columns)]
     return [cut(line, columns) for line in lines[:rows]]
 
 
 def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
-    """What stands above the lists: counts with bars, throughput, what waits, workers in trouble."""
-    yield f"{paint('queuectl', _BOLD)} {clean(view['home'])}  {say_instant(now)[11:19]}  q ends"
+    """The part above the lists: counts with bars, throughput, what waits, workers in trouble."""
+    yield f"{paint('queuectl', 'bold')} {clean(view['home'])}  {say_instant(now)[11:19]}  q ends"
     if view["paused"]:
-        yield paint(PAUSED, _YELLOW)
+        yield paint(PAUSED, "warning")
     most = max(*view["jobs"].values(), 1)
     for state, count in view["jobs"].items():
         bar = "█" * math.ceil((columns - 24) * count / most)
-        yield f"{paint_state(state)}  {count:>9,}  {paint(bar, _COLOURS[state])}"
+        yield f"{paint_state(state)}  {count:>9,}  {paint(bar, state)}"
     recent = view["rates"][-10:]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
-    spark = paint(_spark(view["rates"]), _COLOURS["completed"])
-    yield f"throughput  {paint(speed, _BOLD)}  {spark}"
+    spark = paint(_spark(view["rates"]), "completed")
+    yield f"throughput  {paint(speed, 'bold')}  {spark}"
     yield "   ".join([*say_workers(view), *say_waiting(view, now)])
     for worker in view["workers"]:
         if worker["trouble"] or worker["silent_s"] > SILENT_S:
-            yield paint(worker_line(worker).strip(), _COLOURS["dead"])
+            yield paint(worker_line(worker), "dead")
 
 
 def _spark(rates: Sequence[float]) -> str:
@@ -6453,10 +6460,15 @@ POLL_S = 0.03  # between two looks of a command that waits
 Words = tuple[str, ...]  # ids, states or tags, as Click gives them
 
 
-def _say(text: str, show: Callable[[str], str] = clean, color: bool | None = None) -> None:
-    """Print a message to the person on stderr. If stderr is closed or full, nothing happens."""
+def _say(text: str) -> None:
+    """Print a message to the person on stderr."""
+    _print_message("\n".join(map(clean, text.split("\n"))))
+
+
+def _print_message(text: str, color: bool | None = None) -> None:
+    """Print a text on stderr. If stderr is closed or full, nothing happens."""
     with contextlib.suppress(OSError, ValueError):
-        click.echo("\n".join(map(show, text.split("\n"))), err=True, color=color)
+        click.echo(text, err=True, color=color)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
@@ -6466,18 +6478,17 @@ def _echo_all(lines: Iterable[str]) -> None:
         click.echo("\n".join(piece))
 
 
-# In Click's context: what this call has changed so far; whether Ctrl+C came while it did.
-MADE, INTERRUPTED = "queuectl.made", "queuectl.interrupted"
+MADE = "queuectl.made"  # in Click's context: what this command has changed so far
 
 
 def _keep_made(made: str) -> None:
-    """From here on, an error or Ctrl+C says that this change was made."""
+    """From here on, the message about an error or Ctrl+C says that this change was made."""
     click.get_current_context().meta[MADE] = made
 
 
 def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
-    """After a change is stored: put it on the disk, then print what is now true. If that fails, the
-    error tells the change in the words of `made`."""
+    """Put a stored change on the disk, then print what is now true. If that fails, the error
+    message describes the change as `made` does (default: as the first three lines do)."""
     _keep_made(made or " ".join(lines[:3]))
     store.fold_or_sync()
     _tell(store, lines)
@@ -6487,25 +6498,26 @@ def _tell(store: Store, lines: Iterable[str]) -> None:
     """Print what a change has made true, and then end if Ctrl+C came during the change."""
     store.home.is_changing = False
     _echo_all(lines)
-    if INTERRUPTED in click.get_current_context().meta:
+    if store.home.is_interrupted:
         raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """Ctrl+C ends a command at once, except while it makes a change: then when that is told."""
+    """Ctrl+C ends a command at once. While the command makes a change, it ends once it has said
+    so."""
     ctx = click.get_current_context(silent=True)
     store = ctx.find_object(Store) if ctx else None
     if store is None or not store.home.is_changing:
         raise KeyboardInterrupt
-    click.get_current_context().meta[INTERRUPTED] = True
+    store.home.is_interrupted = True
 
 
 class Group(click.Group):
     """The command group. It turns every error into an exit."""
 
     def main(self, *args: Any, **more: Any) -> Any:
-        """As Click's own, but the exit code stays right where stdout or stderr cannot be written
-        (help, an error)."""
+        """Like Click's own, but the exit code is right even if help or an error cannot be
+        printed."""
         try:
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
         except click.ClickException as error:
@@ -6519,8 +6531,8 @@ class Group(click.Group):
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As Click's own, but the error that ends a command also says what the command has
-        changed."""
+        """Like Click's own, but an error also says what the command had changed before, and a
+        person at a terminal is told if there is no queue yet."""
         try:
             code = super().invoke(ctx)
             is_seen = sys.stderr.isatty() and ctx.invoked_subcommand != "completion"
@@ -6563,8 +6575,7 @@ def find_home(option: str | None) -> str:
         return home
     if home:
         raise BadValue(
-            f"QUEUECTL_HOME is '{home}', which is another directory in each place. Give an "
-            "absolute path, or --home DIR."
+            f"QUEUECTL_HOME is '{home}', a relative path. Give an absolute one, or --home DIR."
         )
     here = os.path.dirname(__file__)
     marks = {"config.json", "jobs.json", "dlq.json", ".queuectl"}
@@ -6580,7 +6591,7 @@ def duration(text: str) -> float:
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A type of Click's. Its bounds stand in the error, not in help."""
+    """The type of an option. An error names its bounds, help does not."""
 
     def integer(text: str) -> int:
         return int(click.IntRange(low, high)(text))
@@ -6588,7 +6599,7 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return integer
 
 
-_COMPLETES = {  # the states of the jobs that a command takes; others take all
+_COMPLETES = {  # states of the jobs that a command takes; a command not listed takes all
     "cancel": (*WAITING, "processing"),
     "retry": ("failed", "dead"),
     "edit": WAITING,
@@ -6599,8 +6610,8 @@ _COMPLETES = {  # the states of the jobs that a command takes; others take all
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The ids that begin like the word, of jobs that the command takes. None of them if the queue
-    cannot be read."""
+    """The ids that begin with the word, of jobs that the command takes. If the queue cannot be
+    read, there are none."""
     states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
     try:
         store = open_store(find_home(ctx.find_root().params.get("home")), lambda text: None)
@@ -6614,19 +6625,19 @@ _switch = functools.partial(click.option, is_flag=True)
 _one_of = functools.partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
-PATH = click.Path(readable=False)  # a shell completes it; what is there is not checked here
+PATH = click.Path(readable=False)  # for completion in the shell; Click does not check the path
 _store = click.make_pass_decorator(Store)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
 _some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
 _json = _switch("--json", "in_json", help="Print one JSON value.")
-_match = click.option("--match", help="Only jobs whose id or command holds TEXT.")
+_match = click.option("--match", help="Only jobs whose id or command contains TEXT.")
 _limit = click.option(
     "-n", "--limit", type=whole_number(0, SEQ_MAX), metavar="N", help="At most N jobs."
 )
 _tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
 _timeout = click.option(
-    "--timeout", type=duration, default=DURATION_MAX_S, help="Give up after so long. [never]"
+    "--timeout", type=duration, default=DURATION_MAX_S, help="Give up after that time. [never]"
 )
 _older_than = click.option(
     "--older-than", type=duration, help="Only jobs that have been over for that long."
@@ -6687,7 +6698,9 @@ class EnqueueCommand(click.Command):
         before = args if ctx.allow_interspersed_args else args[: len(args) - len(words)]
         ctx.params["has_key"] = any(word.startswith("--unique=") for word in before)
         options = {name for param in self.get_params(ctx) for name in param.opts}
-        for word in () if before[-1:] == ["--"] else words[1:]:
+        if before[-1:] == ["--"]:
+            return rest
+        for word in words[1:]:
             name = word.partition("=")[0].replace("_", "-")
             if name.startswith("--") and name in options:
                 raise click.UsageError(
@@ -6701,19 +6714,23 @@ class EnqueueCommand(click.Command):
 # The options that enqueue, edit and `dlq retry` share: they say what a job is.
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
-    click.Option(["--timeout"], type=duration, help="For each attempt; 0: none. [job_timeout]"),
-    click.Option(["--max-retries"], type=int, help="Attempts, also the first. [max_retries]"),
+    click.Option(
+        ["--timeout"], type=duration, help="Limit of each attempt; 0: none. [job_timeout]"
+    ),
+    click.Option(
+        ["--max-retries"], type=int, help="Attempts in all, not only retries. [max_retries]"
+    ),
     click.Option(["-p", "--priority"], type=int, help="Higher starts first. [0]"),
     click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
     click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
-    click.Option(["--delay"], type=duration, help="Wait so long before the first start."),
-    click.Option(["--cwd"], type=PATH, help="Where it runs. [here]"),
+    click.Option(["--delay"], type=duration, help="Wait that long before the first start."),
+    click.Option(["--cwd"], type=PATH, help="The directory to run in. [here]"),
     click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
     click.Option(
         ["--env"],
         multiple=True,
         metavar="KEY[=VALUE]",
-        help="For the job; KEY alone copies yours. [keep_env]",
+        help="A variable of the job; KEY alone copies yours. [keep_env]",
     ),
 ]
 
@@ -6753,7 +6770,7 @@ def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of(fields: Mapping[str, Any], now: str) -> None:
-    """Say what is accepted of a job, but may be a mistake."""
+    """Warn of what is accepted but may be a mistake."""
     if fields.get("run_at", now) < now:
         _say("That time is in the past: the job is due now.")
     if not os.path.isdir(cwd := fields.get("cwd", "/")):
@@ -6861,17 +6878,12 @@ def enqueue(
         return _enqueue_stream(store, defaults)
     if file is not None:
         return _enqueue_file(store, file, defaults, in_json)
-    fields = {} if "command" in options else _parse_words(words, now)
-    fields = {**defaults, **merge_fields(fields, options)}
-    return _enqueue_one(store, fields, wait_, in_json)
-
-
-def _enqueue_one(store: Store, fields: Mapping[str, Any], wait_: bool, in_json: bool) -> int:
+    own = {} if "command" in options else _parse_words(words, now)
+    fields = merge_fields(merge_fields(defaults, own), options)
     job, is_duplicate = enqueue_job(store, fields)
     if wait_:
-        _done(
-            store, [], f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow"
-        )
+        made = f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow"
+        _done(store, [], made)
         _say(job.id)
         job = _print_output(store, job, max(1, job.runs), math.inf)
         return _exit_as({job.id: job}, single=True)
@@ -6896,8 +6908,8 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
         )
     if is_json(words[0]):
         hint = (
-            " Put it in single quotes; an array only into a --file. A shell line that begins so: "
-            "--command TEXT."
+            " Put it in single quotes. An array needs --file. A shell line that begins like JSON "
+            "needs --command."
         )
         fields = parse_spec(parse_json(" ".join(words), "The job", hint), now)
         _warn_of(fields, now)
@@ -6910,7 +6922,7 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
-    # After its comments, such a beginning makes the file one JSON value. No command begins so.
+    # A file that begins like this after its comments is one JSON value. No command begins so.
     if begin := re.match(rb"(?m)(?:\s|#.*\n)*(\[\s*[{\]]|[\[{]\s*$)", data):
         # The check of a field refuses bytes that are not UTF-8, and names the field.
         text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
@@ -6950,13 +6962,13 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 
 
 def _job_now(store: Store, id: str) -> Job:
-    """The job after a look."""
+    """The job as it is in the queue now."""
     store.read()
     return find_all(store, [id])[0]
 
 
 def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
-    """The jobs that a person names, by their ids or by unique beginnings or ends of made ones."""
+    """The jobs that a person names by id, or by a unique beginning or end of a made id."""
     store.read()
     return find_all(store, [id_meant(store, word, _say) for word in words])
 
@@ -7008,8 +7020,8 @@ def list_(
 
 
 def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bool) -> None:
-    """Print jobs: as a JSON array, one a line, or their rows as a table, on a terminal with a
-    head."""
+    """Print jobs as a JSON array, one a line, or their rows as a table. On a terminal the table has
+    a head."""
     if in_json:
         click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
     elif first := next(rows, None):
@@ -7099,15 +7111,15 @@ def _watch(store: Store, seconds: float) -> None:
         for view in views:
             now = store.home.now()
             columns, rows = shutil.get_terminal_size()  # 80 and 24 if the terminal does not say
-            failed = [dead_row(job, _last_output(store, job), now) for job in view["failed"][:rows]]
+            failed = [dead_row(job, _last_output(store, job), now) for job in view["failed"]]
             text = "\033[K\n".join(watch_frame(view, failed, columns, rows, now))
             text = click.unstyle(text) if os.environ.get("NO_COLOR") else text
             # One write, so that a frame is never seen half drawn.
             frame = f"\033[H{text}\033[K\033[J"
-            write_whole(1, frame.encode(sys.stdout.encoding, "replace"))
+            write_whole(1, frame.encode())
             ready, _, _ = select.select([0], [], [], seconds)
             keys = os.read(0, 64).lower() if ready else b" "
-            # An arrow key is more than one byte. No byte at all: the terminal is gone.
+            # An arrow key sends more bytes than Escape. No byte at all: the terminal is gone.
             if b"q" in keys or keys in (b"", b"\x1b"):
                 return
 
@@ -7282,9 +7294,9 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
         label="Waiting",
         file=sys.stderr,
         hidden=not sys.stderr.isatty(),
-        width=0,  # what the text leaves of the terminal
+        width=0,  # the bar fills what the text leaves of the line
         item_show_func=show_state,
-        update_min_steps=0,  # a state changes without a step
+        update_min_steps=0,  # draw again although no job has ended: its state may be another
     ) as bar:
         bar.update(len(ended))
         while len(ended) < len(wanted) and time.monotonic() < deadline:
@@ -7312,7 +7324,7 @@ def _exit_as(ended: Mapping[str, Job | None], single: bool) -> int:
 
 
 def _warn_without_worker(store: Store) -> bool:
-    """Warn if no worker lives; whether it did."""
+    """Warn if no worker lives. Gives whether it warned."""
     if store.home.live_workers():
         return False
     store.home.warn("no worker is running. Start one: queuectl worker start")
@@ -7458,9 +7470,15 @@ def resume(store: Store) -> None:
 
 
 @cli.command()
-@click.option("--state", "states", type=_one_of(OVER), multiple=True, help="These. [completed]")
+@click.option(
+    "--state",
+    "states",
+    type=_one_of(OVER),
+    multiple=True,
+    help="Only those (repeatable). [completed]",
+)
 @_older_than
-@_switch("--dry-run", help="Say what would go, change nothing.")
+@_switch("--dry-run", help="Say how many would go, delete nothing.")
 @_yes
 @_store
 def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
@@ -7491,7 +7509,7 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
 
 
 def _confirm(yes: bool, question: str) -> None:
-    """Ask the person, unless `--yes` was given. Without a terminal it must have been."""
+    """Ask the person, unless `--yes` was given. Without a terminal to ask on, refuse."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -7561,7 +7579,7 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
-@click.option("--spread", type=duration, help="Let them start spread over that time.")
+@click.option("--spread", type=duration, help="Spread their starts over that time.")
 @_store
 def dlq_retry(
     store: Store,
@@ -7667,7 +7685,7 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
     elif key is None:
         _echo_all(itertools.starmap(_say_setting, values.items()))
     else:
-        click.echo(clean(say_value(shown)))
+        click.echo(say_value(shown))
     if problem:
         raise StoreError(problem)
 
@@ -7704,7 +7722,7 @@ def config_unset(store: Store, key: str) -> None:
 
 
 def _say_setting(name: str, value: object) -> str:
-    return f"{name} = {clean(say_value(value))}"
+    return f"{name} = {say_value(value)}"
 
 
 # -- worker
@@ -7746,13 +7764,14 @@ def worker_start(
     if detach:
         options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
         return _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
-    is_log, color = stat.S_ISREG(os.fstat(2).st_mode), click.get_current_context().color
+    is_log = stat.S_ISREG(os.fstat(2).st_mode)
+    color = click.get_current_context().color  # the threads have no context
 
-    def show(line: str) -> str:
+    def say(text: str) -> None:
         begin = f"{say_instant(store.home.now())} {worker.name}: " if is_log else ""
-        return begin + paint_line(clean(line))
+        lines = [begin + paint_line(clean(line)) for line in text.split("\n")]
+        _print_message("\n".join(lines), color)
 
-    say = functools.partial(_say, show=show, color=color)
     worker = Worker(store, threads, only, drain, say, attempt_line)
     return worker.run()
 
@@ -7818,7 +7837,7 @@ def worker_list(store: Store, in_json: bool) -> None:
       queuectl worker list
     """
     views = status(store)["workers"]
-    _echo_all([as_json(views)] if in_json else (worker_line(view).strip() for view in views))
+    _echo_all([as_json(views)] if in_json else map(worker_line, views))
 
 
 # -- doctor, completion
@@ -7833,7 +7852,7 @@ def doctor(store: Store, fix: bool) -> None:
     It changes nothing without --fix. With it, every job whose line is whole is kept, and the files
     as they were are copied to .queuectl/aside. A job that stands only in a damaged line of the
     journal becomes a dead letter, since its command may not be the one that was given. The exit
-    code is 0 if all is well, or is by now, and 3 if not.
+    code is 0 if all is well or everything was repaired, and 3 if not.
 
     \b
     Example:
@@ -7873,15 +7892,15 @@ def completion(shell: str) -> None:
 
 
 class Stream(io.FileIO):
-    """A standard stream. Also where another program made it non-blocking, a read waits for what
-    comes and a write is finished; the flag stays, for other processes share it."""
+    """A standard stream. Even if another program made it non-blocking, a read waits for data and a
+    write is finished. The flag stays as it is, since other processes share it."""
 
     def readinto(self, buffer: Any) -> int:
         while (count := super().readinto(buffer)) is None:
             wait_for(self.fileno(), select.POLLIN)
         return count
 
-    # These go by `readinto`.
+    # FileIO's own would bypass `readinto`.
     read, readall = io.RawIOBase.read, io.RawIOBase.readall  # type: ignore[assignment]
 
     def write(self, data: Any) -> int:

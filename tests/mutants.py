@@ -267,8 +267,8 @@ a closed home shows a traceback at a Tab: test_a_queue_that_cannot_be_read_compl
 +        return []
 
 control characters reach a person: test_nothing_of_a_job_reaches_the_terminal_raw
--        click.echo("\n".join(map(show, text.split("\n"))), err=True, color=color)
-+        click.echo(text, err=True, color=True)
+-    _print_message("\n".join(map(clean, text.split("\n"))))
++    _print_message(text, True)
 
 a doubtful job runs by itself: test_a_damaged_line_in_the_middle_leaves_what_is_whole_on_both_sides
 -    return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)

@@ -91,7 +91,7 @@ def test_the_longest_bar_is_as_wide_as_there_is_room_and_none_is_lost():
 
 
 def test_both_lists_get_room():
-    lines = frame(view(40, 40), rows=24)
+    lines = frame(view(40, q.FAILURES_SHOWN), rows=24)
     assert len(lines) == 24
     assert lines.index("running") - lines.index("last failures") == 7
     assert len(frame(view(40, 0), rows=24)) == 24
@@ -161,6 +161,17 @@ def test_failures_from_before_are_shown_and_cancelled_jobs_are_none(store, home)
         report(store, ended, BAD)
     store.fold()
     assert {job.id for job in next(q.watch_queue(Watched(home)))["failed"]} == {"a", "b"}
+
+
+def test_only_the_last_failures_are_shown(store, home):
+    names = [f"job{number}" for number in range(q.FAILURES_SHOWN + 2)]
+    for name in names:
+        enqueue(store, name, max_retries=1)
+        ended = claim(store)
+        assert ended is not None
+        report(store, ended, BAD)
+        store.fold()
+    assert {job.id for job in next(q.watch_queue(Watched(home)))["failed"]} == set(names[2:])
 
 
 # -- on a terminal
