@@ -6880,13 +6880,9 @@ def enqueue(
         return _enqueue_file(store, file, defaults, in_json)
     own = {} if "command" in options else _parse_words(words, now)
     fields = merge_fields(merge_fields(defaults, own), options)
-    job, is_duplicate = enqueue_job(store, fields)
     if wait_:
-        made = f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow"
-        _done(store, [], made)
-        _say(job.id)
-        job = _print_output(store, job, max(1, job.runs), math.inf)
-        return _exit_as({job.id: job}, single=True)
+        return _enqueue_and_wait(store, fields)
+    job, is_duplicate = enqueue_job(store, fields)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
     record = job_to_dict(job)
@@ -6896,6 +6892,15 @@ def enqueue(
     if sys.stderr.isatty():
         _warn_without_worker(store)
     return 0
+
+
+def _enqueue_and_wait(store: Store, fields: Mapping[str, Any]) -> int:
+    """Add a job and print its output as it comes. Gives the exit code of the job."""
+    job, _ = enqueue_job(store, fields)
+    _done(store, [], f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow")
+    _say(job.id)
+    job = _print_output(store, job, max(1, job.runs), math.inf)
+    return _exit_as({job.id: job}, single=True)
 
 
 def _parse_words(words: Words, now: str) -> dict[str, Any]:
