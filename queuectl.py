@@ -6186,7 +6186,7 @@ def job_row(job: Job, now: str, why: str = "") -> Row:
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
     why = why or ("held" if job.held else "")
-    what = f"{why}  {job.command}" if why else job.command
+    what = "  ".join(filter(None, (why, job.command)))
     return clean(job.id), f"{row}  {clean(what)}"
 
 
@@ -6570,8 +6570,10 @@ def _fail(error: BaseException, made: str) -> int:
 def find_home(option: str | None) -> str:
     """`--home`, else QUEUECTL_HOME, else the directory of this file where it is a checkout, else
     the user's own."""
-    home = option or os.path.expanduser(os.environ.get("QUEUECTL_HOME", ""))
-    if option or os.path.isabs(home):
+    if option:
+        return option
+    home = os.path.expanduser(os.environ.get("QUEUECTL_HOME", ""))
+    if os.path.isabs(home):
         return home
     if home:
         raise BadValue(
@@ -7205,14 +7207,15 @@ def logs(
       queuectl logs job1 --follow
     """
     job = _jobs_meant(store, [id])[0]
-    run = job.runs if attempt is None else run_of_attempt(job, attempt)
+    run, last = job.runs, math.inf
+    if attempt is not None:
+        run = last = run_of_attempt(job, attempt)
     if run == 0 and not follow:
         _say(f"Job '{job.id}' has not run yet.")
     elif show_path:
         click.echo(_log_of(store, job, run)[0])
     else:
-        last = (run if attempt is not None else math.inf) if follow else 0
-        _print_output(store, job, max(1, run), last, tail)
+        _print_output(store, job, max(1, run), last if follow else 0, tail)
 
 
 def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
