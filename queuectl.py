@@ -2471,7 +2471,7 @@ class Store:
             yield change
             if change.changes:
                 self._commit(change)
-        if change.changes and self.home.last_config.fsync == "always":
+        if self.home.last_config.fsync == "always":
             self.sync()
 
     def _commit(self, change: Transaction) -> None:
@@ -4876,14 +4876,16 @@ class Fence:
     """Ends the processes of one run: SIGTERM, from `kill_at` on SIGKILL, until two looks in a row
     find nothing.
 
-    step, wait    one look and its signals; steps until the run is gone
-    look, living  a look without a signal; the processes that the last look found
+    step, wait       one look and its signals; steps until the run is gone
+    look             a look without a signal
+    living, is_held  the processes that the last look found; whether one held the run's output
     """
 
     def __init__(self, trace: Trace, kill_at: float) -> None:
         self.trace = trace
         self.kill_at = kill_at
         self.living: list[int] = []
+        self.is_held = False
         self._told: set[int] = set()  # these have got SIGTERM
         self._session_known = False  # whether the session of that number is surely the run's
         self._empty = 0  # looks in a row that found nothing
@@ -4892,7 +4894,7 @@ class Fence:
     def step(self) -> bool:
         """One look, one signal to each process found. True once the run is surely gone."""
         try:
-            held = self.look()
+            self.look()
         except OSError:  # no descriptors or no memory to look with: nothing is known
             self._empty = 0
             return False
@@ -4903,23 +4905,22 @@ class Fence:
             if pid in spared:
                 continue
             if killing:
-                self._send(pid, held, signal.SIGKILL)
+                self._send(pid, signal.SIGKILL)
             elif pid not in self._told:
-                self._send(pid, held, signal.SIGTERM)
-                self._send(pid, held, signal.SIGCONT)
+                self._send(pid, signal.SIGTERM)
+                self._send(pid, signal.SIGCONT)
                 self._told.add(pid)
-        self._empty = 0 if self.living or held else self._empty + 1
+        self._empty = 0 if self.living or self.is_held else self._empty + 1
         return self._empty >= 2
 
-    def look(self) -> bool:
-        """Find what lives of the run, without a signal. Whether some process holds its output."""
-        held = any(_is_log_held(path) for path in self.trace.logs)
+    def look(self) -> None:
+        """Find what lives of the run, without a signal."""
+        self.is_held = any(_is_log_held(path) for path in self.trace.logs)
         if os.path.exists(f"{_PROC}/{os.getpid()}"):
             pids = [int(name) for name in os.listdir(_PROC) if name.isdigit()]
-            self.living = [pid for pid in pids if self._belongs(pid, held)]
+            self.living = [pid for pid in pids if self._belongs(pid)]
         else:  # no /proc, or an empty one: the group and the log are all there is to go by
             self.living = self._find_group()
-        return held
 
     def wait(self) -> None:
         """Until the run is surely gone, however long that takes (F4)."""
@@ -4935,7 +4936,7 @@ class Fence:
                 return [-self.trace.session]
         return []
 
-    def _belongs(self, pid: int, held: bool) -> bool:
+    def _belongs(self, pid: int) -> bool:
         """Whether a process is of this run: by its session, its mark, or the held output."""
         status = _process_status(pid)
         if status is None:
@@ -4951,9 +4952,9 @@ class Fence:
         mark = f"QUEUECTL_RUN={self.trace.mark}".encode()
         if mark in _read_proc(pid, "environ").split(b"\0"):
             return True
-        return held and any(_writes_to(pid, path) for path in self.trace.logs)
+        return self.is_held and any(_writes_to(pid, path) for path in self.trace.logs)
 
-    def _send(self, pid: int, held: bool, number: int) -> None:
+    def _send(self, pid: int, number: int) -> None:
         """Signal a process of the run by a pidfd, once it is sure that the pid is still its own
         (X1). A negative pid is a group."""
         with contextlib.suppress(OSError):
@@ -4962,7 +4963,7 @@ class Fence:
                 return
             fd = os.pidfd_open(pid)
             try:
-                if self._belongs(pid, held):
+                if self._belongs(pid):
                     signal.pidfd_send_signal(fd, number)
             finally:
                 os.close(fd)
@@ -5057,12 +5058,10 @@ def has_room(logs_dir: str) -> bool:
 
     The folder is made again where somebody deleted it.
     """
-    try:
-        disk = os.statvfs(logs_dir)
-    except FileNotFoundError:
+    if not os.path.exists(logs_dir):
         os.mkdir(logs_dir, 0o700)  # not its parents: without those the queue is gone
         os.chmod(logs_dir, 0o700)
-        disk = os.statvfs(logs_dir)
+    disk = os.statvfs(logs_dir)
     return disk.f_bavail * disk.f_frsize >= ROOM_BYTES
 
 

@@ -192,8 +192,8 @@ a run is not known by its environment: test_the_processes_of_a_killed_workers_jo
 +        pass
 
 a run is not known by its output: test_a_process_that_its_output_alone_betrays_holds_its_job_up_while_it_lives
--        held = any(_is_log_held(path) for path in self.trace.logs)
-+        held = False
+-        self.is_held = any(_is_log_held(path) for path in self.trace.logs)
++        self.is_held = False
 
 a session is ours for ever: test_a_session_whose_number_is_anothers_by_now_is_left_alone
 -            self._session_known = abs(status.start_s - (self.trace.start_s or 0)) < 2

@@ -219,7 +219,7 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
     (name,) = orphans.home.worker_names()
     stuck = queuectl.Recovery(orphans, "", print)
     with monkeypatch.context() as patch:
-        patch.setattr(queuectl.Fence, "look", lambda fence: True)  # as where a process may not be ended
+        patch.setattr(queuectl, "_is_log_held", lambda path: True)  # as where a process may not be ended
         stuck.step()
         assert stuck.is_ending and len(stuck.fences) == 2
     fd = orphans.home.lock_dead_worker(name)
