@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import json
 import os
-import py_compile
 import shutil
 import signal
 import subprocess
@@ -29,16 +28,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "queuectl.py"
 sys.path.insert(0, str(SOURCE.parent))
 
 
-def _compiled() -> Path:
-    """What `python queuectl.py` makes of the file at each start, made once: half of what a command costs."""
-    folder = Path(tempfile.mkdtemp(prefix="queuectl-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    compiled = folder / "queuectl.pyc"
-    py_compile.compile(str(SOURCE), str(compiled), doraise=True)
-    return compiled
+from tests.faults.real import compiled  # noqa: E402
 
-
-PROGRAM = _compiled()  # a program to run, in a folder to import it from
+_folder = Path(tempfile.mkdtemp(prefix="queuectl-"))
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+PROGRAM = compiled(SOURCE, _folder)  # a program to run, in a folder to import it from
 HANG_S = 60.0  # no command takes that long in any test, except a worker
 
 # What mostly waits, the longest first: with -n these begin at once, and nobody waits for them at the end.

@@ -353,12 +353,13 @@ def test_a_process_of_another_user_in_a_killed_workers_run_is_named_until_it_end
             pytest.skip("programs of another user do not run as that user here")
 
         def call(*words: str) -> Started:
-            words = (*person.words, person.python, "queuectl.py", *words)
+            words = (*person.words, person.python, "-m", "queuectl", *words)
             return begin([*words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **here)
 
         def answer(*words: str) -> Any:
             return json.loads(end_of(call(*words, "--json"))[1])
 
+        end_of(call("config", "set", "grace_period", "0.3"))
         os.mkdir(person.folder / "theirs")
         os.chown(person.folder / "theirs", other, other)
         run_it = f"exec ./other --ruid {other} -- sh -c 'echo $$ > theirs/pid; exec sleep 300'"

@@ -4,6 +4,7 @@ home for each outside effect, what a reader has to carry, nothing unused; and th
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import symtable
@@ -86,12 +87,15 @@ def downward_uses(source: str) -> list[tuple[int, str]]:
     return [(number, name) for number, name in uses if home.get(name, 0) > number]
 
 
-def effects_of(source: str) -> Iterator[tuple[str, int]]:
+@functools.cache
+def effects_of(source: str) -> set[tuple[str, int]]:
     """(name, section) of whatever is named: `os.rename`, and `os` as well."""
+    found = set()
     for number, text in enumerate(sections_of(source)[1:], 1):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Attribute | ast.Name):
-                yield ast.unparse(node), number
+                found.add((ast.unparse(node), number))
+    return found
 
 
 def mass_of(source: str) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import py_compile
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from typing import Any, NamedTuple
 
 PROGRAM = Path(__file__).resolve().parents[2] / "queuectl.py"
 HANG_S = 90.0
+
+
+def compiled(program: Path, folder: Path) -> Path:
+    """A compiled copy in that folder: a command starts in half the time, as it does where the program is installed."""
+    return Path(py_compile.compile(str(program), str(folder / "queuectl.pyc"), doraise=True) or "")
+
 
 JOB = """
 import fcntl, os, signal, sys, time
@@ -86,7 +93,7 @@ class Queue:
     """A home in `folder`, the commands given to it, and the notes of its jobs."""
 
     def __init__(self, program: Path, folder: Path) -> None:
-        self.program, self.folder, self.home = program, folder, folder / "home"
+        self.program, self.folder, self.home = compiled(program, folder), folder, folder / "home"
         self.env = {**os.environ, "QUEUECTL_HOME": str(self.home)}
         self.script, self.said = folder / "job.py", folder / "said"
         self.script.write_text(JOB)

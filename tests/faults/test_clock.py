@@ -22,7 +22,7 @@ from filelock import lock_descriptor
 import queuectl as q
 from tests.faults.effects import SCRATCH, FaultyOs, standing_in
 from tests.faults.points import SEED
-from tests.faults.scenarios import NOW_S, SCENARIOS, WORKER, close_store
+from tests.faults.scenarios import NOW_S, SCENARIOS, WORKER, close_store, copy_home
 from tests.storekit import BAD, OK, Clock
 
 DAY_S = 86_400
@@ -119,19 +119,22 @@ def jump_all(scenario, chosen, monkeypatch):
     problems = []
     for name, value in scenario.limits:
         monkeypatch.setattr(q, name, value)
-    with standing_in(q, FaultyOs(lock_descriptor)):
+    with (
+        standing_in(q, FaultyOs(lock_descriptor)),
+        tempfile.TemporaryDirectory(prefix="queuectl-clock-", dir=SCRATCH) as folder,
+    ):
+        template, home = Path(folder, "template"), Path(folder, "home")
+        with monkeypatch.context() as at:
+            at.setattr(q, "open_store", functools.partial(q.open_store, clock=lambda: NOW_S))
+            scenario.build(q, str(home))
+        if home.exists():
+            home.rename(template)
         for step, first, second in chosen(dice):
-            with (
-                tempfile.TemporaryDirectory(prefix="queuectl-clock-", dir=SCRATCH) as folder,
-                monkeypatch.context() as at,
-            ):
-                at.setattr(q, "open_store", functools.partial(q.open_store, clock=lambda: NOW_S))
-                scenario.build(q, folder + "/home")
-                at.undo()
-                try:
-                    jump(scenario, Path(folder, "home"), step, first, second, dice.random() < 0.5)
-                except (AssertionError, q.QueueError) as error:
-                    problems.append(f"{first}, {step.__name__}, {second}: {error}")
+            copy_home(template, home)
+            try:
+                jump(scenario, home, step, first, second, dice.random() < 0.5)
+            except (AssertionError, q.QueueError) as error:
+                problems.append(f"{first}, {step.__name__}, {second}: {error}")
     assert not problems, "\n".join([f"{len(problems)} problems, seed {SEED}:", *problems[:10]])
 
 

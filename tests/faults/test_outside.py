@@ -40,9 +40,8 @@ pytestmark = pytest.mark.skipif(not can_trace(), reason="no strace here, or it m
 FEW = ("first start", "enqueue by the command line", "worker start, claim and report", "recovery", "fold", "hand edit")
 
 
-@pytest.mark.parametrize("scenario", FEW)
-def test_strace_sees_the_effects_that_were_counted_and_real_errors_are_met(scenario):
-    walk("outside.py", [scenario])
+def test_strace_sees_the_effects_that_were_counted_and_real_errors_are_met():
+    walk("outside.py", FEW)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def walk(script: str, scenarios: Sequence[str], *more: str) -> None:
 
 NAMES = [scenario.name for scenario in SCENARIOS]
 # Several to a process: in the short form, starting the process took a third of the time.
-GROUPS = [tuple(NAMES[at : at + 6]) for at in range(0, len(NAMES), 6)]
+GROUPS = [tuple(NAMES[at : at + 12]) for at in range(0, len(NAMES), 12)]
 FOLDS = ("enqueue in a small queue", "bulk, large", "fold", "hand edit that moves jobs between the arrays")
 
 

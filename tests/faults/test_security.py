@@ -229,7 +229,7 @@ def test_a_second_user_can_neither_read_nor_enqueue_nor_work():
                 ["enqueue", "true"], ["cancel", "a"], ["purge", "--yes"], ["config", "set", "runner", "x"],
                 ["worker", "start", "--drain"], ["worker", "stop"],
             ):  # fmt: skip
-                done = person.run(str(person.folder / "queuectl.py"), "--home", str(home), *command)
+                done = person.run("-m", "queuectl", "--home", str(home), *command)
                 assert done.returncode == 3 and "Error: " in done.stderr, (command, done)
                 assert "secret" not in done.stdout + done.stderr and "Traceback" not in done.stderr
             for path in ("jobs.json", ".queuectl/journal.jsonl", ".queuectl/lock"):
