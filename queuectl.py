@@ -4053,6 +4053,40 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
         yield {**view, "running": running, "failed": failed[:FAILURES_SHOWN], "rates": list(rates)}
 
 
+_RUNS = b'"runs": '  # in each record, before any object
+
+
+class Starts:
+    """Which jobs begin a run. A listener of the store. `new` has them, as they were then."""
+
+    def __init__(self) -> None:
+        self.new: list[bytes] = []
+        self._runs: dict[str, tuple[int, int]] = {}  # seq and newest run of each job that has run
+
+    def put(self, raw: bytes, id: str, state: str, seq: int) -> None:
+        """Note a job's new record."""
+        at = raw.index(_RUNS) + len(_RUNS)
+        run = seq, int(raw[at : raw.index(b",", at)])
+        if run[1] and self._runs.get(id) != run:
+            self._runs[id] = run
+            self.new.append(raw)
+
+
+def watch_starts(store: Store) -> Iterator[list[Job]]:
+    """Look after look: at first the jobs that run, then those that began a run since the look
+    before."""
+    starts, is_first = Starts(), True
+    while True:
+        store.read()
+        if starts not in store.listeners:  # a fold may have taken records out of the journal
+            for raw in store.raws():
+                starts.put(raw, *head_of(raw))
+            store.listeners.append(starts)
+        new, starts.new = starts.new, []  # the reader's own looks may add some meanwhile
+        yield list(store.processing.values() if is_first else map(trust_job, new))
+        is_first = False
+
+
 _SHOWN = ("dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping")
 
 
@@ -7183,18 +7217,28 @@ def stats_(
 
 
 @cli.command()
-@click.argument("id", metavar="ID", shell_complete=_complete_ids)
+@_some_ids
 @click.option("--attempt", type=whole_number(1), metavar="N", help="That attempt. [the newest run]")
 @_switch("-f", "--follow", help="Go on as output comes, until the job is over.")
+@_switch("--all", "every", help="With --follow: what runs and what starts, until Ctrl+C.")
 @click.option(
     "-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines."
 )
 @_switch("--path", "show_path", help="Print the file's path instead.")
 @_store
 def logs(
-    store: Store, id: str, attempt: int | None, follow: bool, tail: int | None, show_path: bool
+    store: Store,
+    ids: Words,
+    attempt: int | None,
+    follow: bool,
+    every: bool,
+    tail: int | None,
+    show_path: bool,
 ) -> None:
     """Print a job's output, bytes as it wrote them.
+
+    With --follow, several jobs may be given. Their output comes in whole lines, each begun by the
+    id of its job and a space.
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
@@ -7202,10 +7246,17 @@ def logs(
     says on stderr how much is missing; `cat` of the file shows NUL bytes in its place.
 
     \b
-    Example:
+    Examples:
       queuectl logs job1 --follow
+      queuectl logs --follow --all
     """
-    job = _jobs_meant(store, [id])[0]
+    _check_ids_or_all(ids, every)
+    if every or len(ids) > 1:
+        if not follow or any((attempt, show_path)):
+            raise click.UsageError("Follow several jobs with -f, without --attempt and --path.")
+        _print_outputs(store, _jobs_meant(store, ids), every, tail)
+        return
+    job = _jobs_meant(store, ids)[0]
     run, last = job.runs, math.inf
     if attempt is not None:
         run = last = run_of_attempt(job, attempt)
@@ -7221,33 +7272,100 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
     """Print what a run wrote, or its last `tail` lines. With a `last` of 0 that is all. Otherwise
     follow: print what this run and later ones write, until the run `last` or the job is over. Gives
     the job as it is then."""
-    out, warned = sys.stdout.buffer, False
+    pieces, warned = _output_of(store, job, run, last, tail), False
+    while _print_now(pieces) and last:
+        warned = warned or _warn_without_worker(store)
+        time.sleep(POLL_S)
+    return find_all(store, [job.id])[0]  # as the last look found it
+
+
+def _print_now(pieces: Iterator[bytes | None]) -> bool:
+    """Print what there is of some output. Whether more may come."""
+    out = sys.stdout.buffer
+    piece: bytes | None = b""
+    for piece in pieces:
+        if piece is None:
+            break
+        out.write(piece)
+    out.flush()
+    return piece is None
+
+
+def _output_of(
+    store: Store, job: Job, run: int, last: float, tail: int | None, name: str = ""
+) -> Iterator[bytes | None]:
+    """The output of a job from a run on, or from that run's last `tail` lines on. None: there is no
+    more now. b"": the line before this gets no end, since its run is over or output was left out.
+    Ends when the run `last` or the job is over. `name` begins each message."""
     at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
     while True:
         job = _job_now(store, job.id)
-        path, running = _log_of(store, job, run)
+        path, running = log = _log_of(store, job, run)
         for offset, piece in read_log(path, at):
             if running:
                 # A slot's file serves run after run. What was read is this run's only if the
                 # record, read after it, still names slot and run.
                 job = _job_now(store, job.id)
-                if _log_of(store, job, run) != (path, running):
+                if _log_of(store, job, run) != log:
                     break
             if offset > at:
-                _say(f"({offset - at} bytes of output were left out here: log_max)")
-            out.write(piece)
+                _say(f"{name}({offset - at} bytes of output were left out here: log_max)")
+            if offset != at:
+                yield b""
             at = offset + len(piece)
-        out.flush()
-        if running and _log_of(store, job, run) != (path, running):
+            yield piece
+        if running and _log_of(store, job, run) != log:
             continue
-        if not running and run < min(job.runs, last):
-            run, at = run + 1, 0
-            continue
-        is_over = not running and (run >= last or job.state in OVER)
-        if is_over or not last:
-            return job
+        if not running:
+            yield b""
+            if run < min(job.runs, last):
+                run, at = run + 1, 0
+                continue
+            if run >= last or job.state in OVER:
+                return
+        yield None
+
+
+def _print_outputs(store: Store, jobs: Sequence[Job], every: bool, tail: int | None) -> None:
+    """Follow these jobs until they are over; with `every`, each run that goes on or begins, without
+    end."""
+    starts, warned = watch_starts(store), False
+    outputs: dict[tuple[str, int], Iterator[bytes | None]] = {}
+    poll = select.poll()
+    poll.register(1, 0)  # ready once nobody reads stdout any more
+    while True:
+        for job in next(starts) if every else jobs:
+            lines = _lines_of(store, job, job.runs if every else math.inf, tail)
+            outputs.setdefault((job.id, job.runs), lines)
+        jobs, tail = [], None
+        for run, lines in list(outputs.items()):
+            if not _print_now(lines):
+                del outputs[run]
+        if not (outputs or every):
+            return
         warned = warned or _warn_without_worker(store)
-        time.sleep(POLL_S)
+        if poll.poll(POLL_S * 1000):
+            raise BrokenPipeError
+
+
+def _lines_of(store: Store, job: Job, last: float, tail: int | None) -> Iterator[bytes | None]:
+    """As `_output_of`, but in whole lines that begin with the job's id. A line above CHUNK_BYTES is
+    cut in two."""
+    begin, rest = f"{job.id} ", b""
+    try:
+        for piece in _output_of(store, job, max(1, job.runs), last, tail, begin):
+            if piece is None:
+                yield None
+                continue
+            *lines, rest = (rest + piece).split(b"\n")
+            ends_here = not piece or len(rest) > CHUNK_BYTES
+            if rest and ends_here:
+                lines.append(rest)
+                rest = b""
+            for line in lines:
+                yield b"%s%s\n" % (begin.encode(), line)
+    except Refused:
+        _say(f"Job {job.id} was purged.")
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
