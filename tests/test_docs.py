@@ -261,21 +261,47 @@ def test_the_session_of_the_readme_is_true(process, home, tmp_path):
         assert result.code in (0, 1), f"{line}: exit {result.code}"
 
 
-def words_in(picture: Path) -> set[str]:
-    """The texts of an SVG, one a piece of a terminal's line."""
-    return {(node.text or "").strip() for node in xml.etree.ElementTree.parse(picture).iter() if node.text}
+# What a reader must find in each picture, as the program prints it today.
+IN_PICTURES = {
+    "session.svg": {"completed", "failed", "processing", "outcome", "last output", "Job pack is pending again."},
+    "status-watch.svg": {*queuectl.STATES, "throughput", "running", "last failures"},
+}
+PICTURE_BYTES_MAX = 60_000
 
 
-def test_the_picture_of_the_readme_shows_the_live_screen():
-    (name,) = re.findall(r"!\[.*\]\((tests/.*)\)", README)
-    assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(ROOT / name)
+def texts_in(picture: Path) -> list[xml.etree.ElementTree.Element]:
+    """The texts of an SVG: each is a piece of a terminal's line."""
+    return list(xml.etree.ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text"))
+
+
+def check_picture(picture: Path) -> None:
+    """A picture shows what it must, none of its text is cut, and it loads fast."""
+    shown = "\n".join(node.text or "" for node in texts_in(picture))
+    assert not [words for words in IN_PICTURES[picture.name] if words not in shown]
+    width = float(xml.etree.ElementTree.parse(picture).getroot().attrib["width"])
+    ends = [float(node.attrib["x"]) + float(node.attrib["textLength"]) for node in texts_in(picture)]
+    assert max(ends) < width
+    assert picture.stat().st_size < PICTURE_BYTES_MAX
+
+
+def test_the_pictures_of_the_readme_show_the_program():
+    assert set(re.findall(r"!\[.{40,}\]\(tests/(.*)\)", README)) == set(IN_PICTURES), "without it, or without a text"
+    for name in IN_PICTURES:
+        check_picture(ROOT / "tests" / name)
+
+
+def test_what_is_typed_in_the_picture_of_a_session_is_no_usage_error(home):
+    lines = [node.text or "" for node in texts_in(ROOT / "tests/session.svg") if node.attrib["class"] == "c1"]
+    assert len(lines) >= 8
+    for line in lines:
+        parsed(line)
 
 
 @pytest.mark.slow
-def test_the_picture_can_be_recorded_again(tmp_path):
-    new = tmp_path / "new.svg"
-    subprocess.run([sys.executable, str(ROOT / "tests/picture.py"), str(new)], check=True, timeout=200)
-    assert {*queuectl.STATES, "throughput", "running", "last failures"} <= words_in(new)
+def test_the_pictures_can_be_recorded_again(tmp_path):
+    subprocess.run([sys.executable, str(ROOT / "tests/picture.py"), str(tmp_path)], check=True, timeout=200)
+    for name in IN_PICTURES:
+        check_picture(tmp_path / name)
 
 
 # -- ARCHITECTURE.md
