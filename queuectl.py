@@ -6778,10 +6778,9 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
             fields["run_at"] = parse_instant(fields.pop(name), option, now)
     if fields.keys() >= {"run_at", "delay"}:
         raise click.UsageError("Give --at or --delay, not both.")
-    if "env" in fields:
-        fields["env"] = dict(map(_env_pair, fields["env"]))
-    if "needs" in fields:
-        fields["needs"] = dict(map(_need_pair, fields["needs"]))
+    for name, parse_pair in (("env", _env_pair), ("needs", _need_pair)):
+        if name in fields:
+            fields[name] = dict(map(parse_pair, fields[name]))
     if (cwd := fields.get("cwd")) and not cwd.startswith("/"):
         fields["cwd"] = os.path.join(_here(), cwd)
     after_any = [{"id": id, "any": True} for id in fields.pop("after_any", ())]
@@ -6817,7 +6816,7 @@ def _need_pair(text: str) -> tuple[str, int]:
     try:
         return name, int(count) if has_count else 1
     except ValueError:
-        raise BadValue(f"--need '{text}' is no NAME=N, where N is a whole number.") from None
+        raise BadValue(f"'--need {text}' has no whole number behind '='. Give NAME=N.") from None
 
 
 def _env_pair(text: str) -> tuple[str, str]:
@@ -7404,7 +7403,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
         jobs = store.jobs(states=(*WAITING, "processing"))
         wanted = [job.id for job in jobs if job.id not in apart]
         if apart:
-            _say(f"{say_count(len(apart), 'job')} left out: held, or after a held one.")
+            _say(f"Not waiting for {say_count(len(apart), 'job')}: held, or after a held one.")
     else:
         wanted = [job.id for job in _jobs_meant(store, ids)]
     ended, warned = find_ended(store, wanted), False
@@ -7551,7 +7550,10 @@ def hold(store: Store, ids: Words) -> None:
       queuectl hold job1
     """
     jobs = hold_jobs(store, ids, True)
-    _done(store, [f"Job {job.id} is held. Release it with: queuectl release ID" for job in jobs])
+    _done(
+        store,
+        [f"Job {job.id} is held. Release it with: queuectl release {job.id}" for job in jobs],
+    )
 
 
 @cli.command()
