@@ -1567,12 +1567,12 @@ class Home:
         """The wall clock as an instant."""
         return format_instant(self.clock())
 
-    def clock_mark(self) -> ClockMark | None:
-        """What a worker wrote last into .queuectl/clock; None if there is nothing usable."""
+    def clock_mark(self) -> ClockMark:
+        """What a worker wrote last into .queuectl/clock; of no boot if there is nothing usable."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             mark = json.loads(bytes_of(self._clock_path))
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
-        return None
+        return ClockMark("", 0.0, 0.0)
 
     def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
         """Replace .queuectl/clock. Takes the store lock."""
@@ -5685,7 +5685,7 @@ class Worker:
         """
         boot, now_s = self.file.header["boot_id"], boot_clock_s()
         offset_s = self.home.clock() - now_s
-        mark = self.home.clock_mark() or ClockMark("", 0.0, 0.0)
+        mark = self.home.clock_mark()
         is_trusted = mark.boot_id == boot and abs(mark.offset_s - offset_s) <= TICK_S
         if is_trusted and now_s < mark.purge_at_s:
             return
