@@ -517,14 +517,14 @@ def parse_json(text: str, what: str, hint: str = "") -> Any:
             if name in out:
                 raise BadValue(f"has the key '{name}' twice. Keep one of them.")
             if not _is_finite(value):
-                raise BadValue(f"has NaN or Infinity in '{name}', which JSON cannot hold.")
+                raise BadValue(f"has NaN or Infinity in '{name}'. Give a number.")
             out[name] = value
         return out
 
     try:
         return json.loads(text, object_pairs_hook=to_dict)
     except BadValue as error:
-        problem = str(error)
+        problem, hint = str(error), ""
     except json.JSONDecodeError as error:
         problem = f"is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
     except (RecursionError, ValueError):
@@ -1040,11 +1040,11 @@ def describe_outcome(outcome: Outcome) -> str:
     words: dict[OutcomeKind, str] = {
         "exited": f"exit code {outcome.exit_code}",
         "signalled": f"ended by signal {outcome.signal}",
-        "timed_out": "its time limit struck",
-        "not_started": "it could not be started",
+        "timed_out": "time limit",
+        "not_started": "not started",
         "handed_back": "handed back",
     }
-    return words[outcome.kind]
+    return words.get(outcome.kind, outcome.kind)
 
 
 def backoff_s(config: Config, attempt: int, spread: float) -> float:
@@ -5947,7 +5947,7 @@ class Worker:
             self.say(self._describe(job))
             if died := turn.died:
                 some = ", ".join(died[:FOLLOWERS_SAID])
-                self.say(f"With it died {len(died)} that come after it: {some}")
+                self.say(f"{say_count(len(died), 'job')} after it died with it: {some}")
             if job.state in WAITING:
                 self.file.wake()  # the main thread has a new time to wait for
         elif done is not None:
@@ -6200,12 +6200,14 @@ TABLE_ROWS = 200  # the widest id in the first 200 rows sets the width of the fi
 
 def table(rows: Iterable[Row], width: float) -> Iterator[str]:
     """The rows, of which there is at least one, as lines with aligned columns. The ids get at most
-    a third of a terminal."""
+    a third of a terminal; a longer one is cut."""
     rest = iter(rows)
     first = list(itertools.islice(rest, TABLE_ROWS))
     widest = max(len(id) for id, _ in first)
     id_width = int(max(12, min(widest, width / 3)))
     for id, text in itertools.chain(first, rest):
+        if len(id) > id_width and width < math.inf:
+            id = id[: id_width - 1] + "…"
         yield cut(f"{id:<{id_width}}  {text}", width)
 
 
@@ -6236,6 +6238,8 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     why = clean(job.reason or "")
     if job.outcome and not job.cancelled_at:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
+    elif has_died_after(job):
+        why = "after a dead job"
     row = f"{job.attempts:>5}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
     return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
 
@@ -6278,12 +6282,13 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
 
 
 def _attempt_row(entry: Mapping[str, Any]) -> str:
-    # No entry has both an exit code and a signal. A hand edit may have removed other fields.
-    known = collections.defaultdict(str, entry)
+    known = collections.defaultdict(str, entry)  # after a hand edit it may lack some
+    how = Outcome(known["outcome"], entry.get("exit_code"), entry.get("signal"))
+    known["how"] = describe_outcome(how)
     with contextlib.suppress(ValueError, TypeError):
         took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
         known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
-    return "attempt {attempt} (run {run}): {outcome} {exit_code}{signal}, {when}".format_map(known)
+    return "attempt {attempt} (run {run}): {how}, {when}".format_map(known)
 
 
 def status_page(view: Mapping[str, Any], now: str) -> str:
@@ -6555,6 +6560,8 @@ class Group(click.Group):
             code = super().main(*args, **{**more, "standalone_mode": False}) or 0
         except click.ClickException as error:
             code = error.exit_code
+            if isinstance(error, click.NoSuchOption):
+                _keep_likely(error)
             if not isinstance(error, NoArgsIsHelpError):  # its text is a page of help
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
@@ -6574,6 +6581,14 @@ class Group(click.Group):
             return code
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             return _fail(error, ctx.meta.get(MADE, ""))
+
+
+def _keep_likely(error: click.NoSuchOption) -> None:
+    """Leave out hints that are like the option in little more than the dashes, as Click's are."""
+    import difflib
+
+    hints = difflib.get_close_matches(error.option_name, error.possibilities or (), cutoff=0.7)
+    error.possibilities = hints  # type: ignore[misc]
 
 
 def _fail(error: BaseException, made: str) -> int:
@@ -6629,7 +6644,9 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     """The type of an option. An error names its bounds, help does not."""
 
     def integer(text: str) -> int:
-        return int(click.IntRange(low, high)(text))
+        kind = click.IntRange(low, high)
+        kind.name = "whole number"  # so that the error calls it
+        return int(kind(text))
 
     return integer
 
@@ -6749,23 +6766,19 @@ class EnqueueCommand(click.Command):
 # The options that enqueue, edit and `dlq retry` share: they say what a job is.
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
-    click.Option(
-        ["--timeout"], type=duration, help="Limit of each attempt; 0: none. [job_timeout]"
-    ),
-    click.Option(
-        ["--max-retries"], type=int, help="Attempts in all, not only retries. [max_retries]"
-    ),
-    click.Option(["-p", "--priority"], type=int, help="Higher starts first. [0]"),
+    click.Option(["--timeout"], type=duration, help="Limit of each attempt; 0: none."),
+    click.Option(["--max-retries"], type=int, help="Attempts in all, not only retries."),
+    click.Option(["-p", "--priority"], type=int, help="Higher starts first."),
     click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
     click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
     click.Option(["--delay"], type=duration, help="Wait that long before the first start."),
-    click.Option(["--cwd"], type=PATH, help="The directory to run in. [here]"),
+    click.Option(["--cwd"], type=PATH, help="The directory to run in."),
     click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
     click.Option(
         ["--env"],
         multiple=True,
         metavar="KEY[=VALUE]",
-        help="A variable of the job; KEY alone copies yours. [keep_env]",
+        help="A variable of the job; KEY alone copies yours.",
     ),
 ]
 
@@ -6788,9 +6801,14 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
         fields["after"] = after
     for name, value in fields.items():
         if value != MADE_KEY:
-            fields[name] = NEW_JOB_CHECKS[name](value, name)
+            fields[name] = NEW_JOB_CHECKS[name](value, _option_of(name))
     _warn_of(fields, now)
     return fields
+
+
+def _option_of(field: str) -> str:
+    one_of_many = {"tags": "--tag", "needs": "--need"}
+    return one_of_many.get(field, f"--{field.replace('_', '-')}")
 
 
 def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -6886,7 +6904,8 @@ def enqueue(
     """Add a job and print its id.
 
     The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
-    '{'), or several words, kept word for word.
+    '{'), or several words, kept word for word. What no option says comes from the settings
+    max_retries, job_timeout and keep_env, and from the current directory.
 
     \b
     Examples:
@@ -7632,7 +7651,7 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
         _say(f"{say_count(len(kept), 'job')} kept, because waiting jobs come after: {some}")
     dead = store.counts[NUMBER_OF["dead"]]
     if dead and "dead" not in states:
-        _say(f"{say_count(dead, 'dead letter')} stay. Delete dead letters with: --state dead.")
+        _say(f"{say_count(dead, 'dead letter')} left in place. Delete them with: --state dead.")
 
 
 def _confirm(yes: bool, question: str) -> None:
@@ -7817,7 +7836,7 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
         raise StoreError(problem)
 
 
-@config.command("set")
+@config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 @_key()
 @click.argument("value")
 @_store
@@ -7828,10 +7847,12 @@ def config_set(store: Store, key: str, value: str) -> None:
     Example:
       queuectl config set backoff-base 3
     """
-    _done(store, [_say_setting(*set_setting(store, key, value))])
+    name, stored = set_setting(store, key, value)
+    _done(store, [_say_setting(name, stored)])
     import shutil
 
-    if not shutil.which(program := store.home.config().runner[0]):
+    program = store.home.config().runner[0]
+    if name == "runner" and not shutil.which(program):
         store.home.warn(f"the runner '{program}' was not found. No job starts without it.")
 
 

@@ -391,7 +391,7 @@ def test_a_word_after_unique_is_its_key_unless_nothing_else_gives_a_command(run,
 @pytest.mark.parametrize("given", [["--unique="], ["--unique", ""]], ids=" ".join)
 def test_an_empty_unique_key_is_refused(run, given):
     # reading: a script's variable that is not set must not become a key made from the command.
-    assert "'unique'" in run("enqueue", *given, "true", code=2).err
+    assert "'--unique'" in run("enqueue", *given, "true", code=2).err
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,26 @@ def test_the_columns_of_the_dead_letters_stay_aligned(run, drain):
     assert sum(line.endswith("(no output)") for line in lines) == 3 and any("last words" in line for line in lines)
 
 
+def test_why_a_job_died_is_whole_in_a_pipe(run, drain):
+    run("config", "set", "grace-period", "0.1")
+    run("enqueue", "--id", "a", "--max-retries", "1", "--timeout", "0.1", "sleep 9")
+    run("enqueue", "--id", "b", "--max-retries", "1", "--cwd", "/none", "true")
+    run("enqueue", "--id", "c", "--after", "a", "true")
+    drain(code=1)
+    whys = [re.split(r"  +", line)[2] for line in run("dlq", "list").lines]
+    assert whys == ["time limit", "not started", "after a dead job"]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_long_id_hides_no_state(seen, run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    run("enqueue", "--id", "x" * 128, "true")
+    run("enqueue", "--id", "a", "true")
+    head, long, short = seen("list").splitlines()
+    assert "…  pending" in long and head.index("state") == long.index("pending") == short.index("pending")
+    assert run("list").lines[0].startswith("x" * 128)
+
+
 # ---- times ----
 
 
@@ -115,6 +135,14 @@ def test_a_person_sees_local_times_and_durations(run, drain, monkeypatch):
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_an_attempt_says_how_it_ended(run, drain):
+    run("enqueue", "--id", "a", "--max-retries", "1", "exit 3")
+    run("enqueue", "--id", "b", "--max-retries", "1", "kill -9 $$")
+    drain(code=1)
+    assert "attempt 1 (run 1): exit code 3, " in run("show", "a").out
+    assert "attempt 1 (run 1): ended by signal 9, " in run("show", "b").out
 
 
 # ---- status ----
@@ -240,8 +268,10 @@ def test_purge_leaves_dead_letters_and_says_so(run, finished):
     answer = run("purge", "--yes")
     assert "1 job purged" in answer.out and "2 dead letters" in answer.err and "--state dead" in answer.err
     assert run("list", "--ids").lines == ["b", "c"]
+    run("dlq", "purge", "b", "--yes")
+    assert run("purge", "--yes").err.startswith("1 dead letter left in place.")
     answer = run("purge", "--state", "dead", "--yes")
-    assert "2 jobs purged" in answer.out and answer.err == "" and run("list", "--ids").lines == []
+    assert "1 job purged" in answer.out and answer.err == "" and run("list", "--ids").lines == []
 
 
 @pytest.mark.parametrize("words, number", [("purge", 1), ("purge --state dead", 2), ("dlq purge --all", 2)])
@@ -270,6 +300,7 @@ def test_config_show_shows_what_can_be_read_and_names_the_mistakes(run, home, ba
 def test_a_runner_that_is_not_found_gets_a_warning(run):
     answer = run("config", "set", "runner", "no-such-program -c")
     assert "Warning" in answer.err and "no-such-program" in answer.err
+    assert run("config", "set", "on-dead", "true").err == ""
     assert run("config", "set", "runner", "sh -c").err == ""
 
 
@@ -317,7 +348,7 @@ def test_a_worker_names_the_jobs_that_die_with_one(run, drain):
         run("enqueue", "--id", f"next{number}", "--after", "first", "true")
     err = drain(code=1).err
     (line,) = [line for line in err.splitlines() if "next0" in line]
-    assert "12" in line and "next9" in line and "next10" not in line
+    assert "12 jobs" in line and "next9" in line and "next10" not in line
 
 
 # ---- doctor, completion ----

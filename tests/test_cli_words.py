@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -70,6 +71,36 @@ def test_an_error_names_the_option_that_was_typed(run, option):
     assert f"'{typed}'" in err and ("--at" in err.replace(typed, "")) is False
 
 
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("--id", "a b"),
+        ("--max-retries", "-1"),
+        ("--no-retry-on", "x"),
+        ("--env", "=x"),
+        ("--tag", "a b"),
+        ("--cwd", ""),
+    ],
+)
+def test_an_error_names_the_option_and_not_the_field(run, option, value):
+    assert run("enqueue", f"{option}={value}", "true", code=2).err.startswith(f"Error: '{option}' cannot be")
+
+
+@pytest.mark.parametrize("typed", ["edit --id", "enqueue --tags", "status --chek", "dlq list --stat"])
+def test_a_hint_names_no_option_that_is_like_the_typed_one_in_its_dashes_only(run, typed):
+    err = run(*typed.split(), "a", code=2).err
+    hint = err.partition("mean")[2]
+    assert typed.split()[-1] in err and not re.search("--(cwd|at|help|watch|all|match)", hint)
+
+
+def test_a_number_that_is_none_is_told_in_plain_words(run):
+    assert "'x' is not a valid whole number" in run("list", "--limit", "x", code=2).err
+
+
+def test_a_setting_below_zero_is_refused_as_a_value(run):
+    assert "'max_retries' cannot be -1" in run("config", "set", "max-retries", "-1", code=2).err
+
+
 def test_run_at_is_at(run, jobs):
     run("enqueue", "--id", "a", "--run-at", "+1h", "true")
     assert jobs()["a"]["run_at"]
@@ -113,6 +144,12 @@ def test_options_after_the_words_of_a_command_are_still_refused(run, jobs):
     run("enqueue", '{"command": "true"}', "--no-such-option", code=2)
     run("enqueue", "--", '{"command": "true"}', "--priority", "5", code=2)
     assert not jobs()
+
+
+@pytest.mark.parametrize("job", ['{"command": "a", "command": "b"}', '{"command": "a", "priority": NaN}'])
+def test_a_mistake_in_sound_json_does_not_advise_quotes(run, job):
+    assert "quotes" not in run("enqueue", job, code=2).err
+    assert "single quotes" in run("enqueue", '{"command": a}', code=2).err
 
 
 @pytest.mark.parametrize("number", ["5", "1.5"])
@@ -196,3 +233,10 @@ def test_help_has_no_bounds_nobody_asked_for(run):
     for words in ("enqueue", "list", "edit", "logs", "worker start", "dlq list", "dlq retry"):
         out = run(*words.split(), "--help").out
         assert "<=x" not in out and "[new" not in out
+
+
+@pytest.mark.parametrize("words", ["edit", "dlq retry"])
+def test_what_changes_a_job_shows_no_defaults_of_new_ones(run, words):
+    assert "job_timeout" in run("enqueue", "--help").out
+    page = run(*words.split(), "--help").out.partition("Options:")[2]
+    assert not re.search(r"\[(?!=)", page), page
