@@ -33,6 +33,14 @@ from tests.faults.real import compiled  # noqa: E402
 _folder = Path(tempfile.mkdtemp(prefix="queuectl-"))
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 PROGRAM = compiled(SOURCE, _folder)  # a program to run, in a folder to import it from
+
+
+def patched(text: str) -> list[str]:
+    """Words that start the program, `queuectl` in this text, after the text has run: for faults inside a worker."""
+    script = f"import sys\nsys.path.insert(0, sys.argv.pop(1))\nimport queuectl\n{text}\nqueuectl.main()"
+    return [sys.executable, "-c", script, str(PROGRAM.parent)]
+
+
 HANG_S = 60.0  # no command takes that long in any test, except a worker
 
 # What mostly waits, the longest first: with -n these begin at once, and nobody waits for them at the end.
@@ -159,7 +167,10 @@ def run(home: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def process(home: Path) -> Callable[..., Result]:
-    """`process("wait", "a")`: the same as a real process, waited for (`timeout` seconds at most)."""
+    """`process("wait", "a")`: the same as a real process, waited for (`timeout` seconds at most).
+
+    `patch` is text that runs in the process first, `queuectl` imported; it may take the first words from `sys.argv`.
+    """
 
     def call(
         *args: str,
@@ -168,10 +179,12 @@ def process(home: Path) -> Callable[..., Result]:
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
         timeout: float = HANG_S,
+        patch: str | None = None,
     ) -> Result:
         stdin = input.encode() if isinstance(input, str) else input
+        program = [sys.executable, str(PROGRAM)] if patch is None else patched(patch)
         done = subprocess.run(
-            [sys.executable, str(PROGRAM), *args],
+            [*program, *args],
             input=stdin if stdin is not None else b"",
             capture_output=True,
             env={**os.environ, **(env or {})},

@@ -1,7 +1,4 @@
-"""What attackers from outside found, as their users meet it: through real processes, whole results compared.
-
-A test marked `broken` is red today; whoever mends the fault takes the mark away.
-"""
+"""What attackers from outside found, as their users meet it: through real processes, whole results compared."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
+from conftest import PROGRAM, patched
 from real_processes import kill, started_with
 
 from tests.faults.ordinary import NOBODY, ordinary
@@ -35,12 +32,7 @@ pytestmark = [
 ]
 
 STORAGE = 3
-STUCK_S = 5  # so long is waited for what never comes today; whoever mends it may well wait longer
 Started = subprocess.Popen[bytes]
-
-
-def broken(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, raises=(AssertionError, subprocess.TimeoutExpired), reason=reason)
 
 
 @pytest.fixture
@@ -71,10 +63,8 @@ def program(*words: str) -> list[str]:
 
 # The program with its `os` replaced: `before(name, args)` and `after(name, args)` are called around each effect.
 STAND_IN = """
-import os, signal, subprocess, sys
+import os, signal, subprocess
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
 before = after = lambda name, args: None
 exec(sys.argv.pop(1))
 class Os:
@@ -86,12 +76,11 @@ class Os:
             return answer
         return call if name in ("write", "pwrite", "truncate", "unlink", "rename", "fsync") else getattr(os, name)
 queuectl.os = Os()
-queuectl.main()
 """
 
 
 def stand_in(part: str, *words: str) -> list[str]:
-    return [sys.executable, "-c", STAND_IN, str(PROGRAM.parent), part, *words]
+    return [*patched(STAND_IN), part, *words]
 
 
 # -- Non-blocking standard streams, as Node, ssh and some terminals leave them
@@ -321,7 +310,7 @@ def test_the_folder_of_the_logs_as_a_link_to_anything_else_is_refused(target, ho
         os.chown(there, NOBODY, NOBODY)
     (home / ".queuectl" / "logs").rmdir()
     (home / ".queuectl" / "logs").symlink_to(there)
-    code, _, err = end_of(begin(program("worker", "start", "--drain")), STUCK_S)
+    code, _, err = end_of(begin(program("worker", "start", "--drain")))
     assert code == STORAGE and "logs" in err
     assert not there.exists() if target == "nothing" else os.listdir(there) == []
 
@@ -405,4 +394,4 @@ def test_a_worker_inside_a_killed_workers_job_is_ended_by_another_worker(home, g
     with contextlib.suppress(AssertionError):  # the worker inside has found it first
         eventually(is_locked, 2)
     worker("--not-tag", "inner")
-    assert reaches("a", "completed", STUCK_S)["recoveries"] == 1
+    assert reaches("a", "completed")["recoveries"] == 1

@@ -8,13 +8,10 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
 from real_processes import Call, Gate, is_alive, python_job, said
 
 import queuectl as q
@@ -416,22 +413,18 @@ def test_the_attempt_after_a_failure_leaves_the_daemon_of_the_first_alone(enqueu
 # -- systems without Linux's own calls
 
 ELSEWHERE = """
-import os, sys
-sys.path.insert(0, sys.argv.pop(1))
+import os
 for name in ("waitid", "pidfd_open"):
     delattr(os, name)
-import queuectl
 queuectl._PROC = "/nonexistent"
-queuectl.main()
 """
 
 
-def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(enqueue, run, job, home):
+def test_jobs_run_and_time_limits_strike_where_linux_has_calls_of_its_own(enqueue, run, job, process):
     enqueue("good", "echo out")
     enqueue("bad", "exit 3", *ONCE)
     enqueue("slow", "trap '' TERM; sleep 60", "--timeout", "0.3", *ONCE)
-    words = [sys.executable, "-c", ELSEWHERE, str(PROGRAM.parent), "worker", "start", "--drain", "--count", "3"]
-    assert subprocess.run(words, capture_output=True, timeout=60).returncode == 1
+    process("worker", "start", "--drain", "--count", "3", code=1, patch=ELSEWHERE)
     assert [job(name)["state"] for name in ("good", "bad", "slow")] == ["completed", "dead", "dead"]
     assert (job("bad")["exit_code"], job("slow")["outcome"]) == (3, "timed_out")
     assert run("logs", "good").out == "out\n"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
 from real_processes import Call, is_alive, kill, said
 
 import queuectl as q
@@ -185,21 +182,11 @@ def test_fencing_a_run_leaves_the_hook_of_another_run_alone(
     eventually((tmp_path / "told").exists)
 
 
-SHORT_HOOKS = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
-queuectl.HOOK_S = 0.3
-queuectl.main()
-"""
-
-
-def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run, enqueue, tmp_path):
+def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run, enqueue, process, tmp_path):
     run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
     enqueue("a", "true")
-    words = [sys.executable, "-c", SHORT_HOOKS, str(PROGRAM.parent), "worker", "start", "--drain"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "Warning: on_finish of job a failed: " in done.stderr, done.stderr
+    done = process("worker", "start", "--drain", patch="queuectl.HOOK_S = 0.3")
+    assert "Warning: on_finish of job a failed: " in done.err
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 

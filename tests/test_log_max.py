@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
 from real_processes import Call, Gate, kill, said
 
 import queuectl as q
@@ -259,27 +258,23 @@ def kept_lines(path: str) -> list[bytes]:
 
 
 WITHOUT_HOLES = """
-import ctypes, sys
-sys.path.insert(0, sys.argv.pop(1))
+import ctypes
 class CDLL(ctypes.CDLL):
     fallocate = fallocate64 = None
 ctypes.CDLL = CDLL
-import queuectl
 queuectl.RECOVERY_S = 0.05
-queuectl.main()
 """
 
 
 def test_where_the_system_punches_no_holes_a_log_is_truncated_and_the_worker_says_so_once(
-    run, enqueue, home, nothing_left
+    run, enqueue, process, home, nothing_left
 ):
     run("config", "set", "log_max", "64k")
     logs = home / ".queuectl" / "logs"
     wait = f"while [ $(cat {logs}/*.0.log | wc -c) -gt 65536 ]; do sleep 0.02; done"
     enqueue("a", f"seq 40000; {wait}; echo between; seq 40000; {wait}; echo last words")
-    words = [sys.executable, "-c", WITHOUT_HOLES, str(PROGRAM.parent), "worker", "start", "--drain"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stderr.count("log_max is truncated") == 1, done.stderr
+    done = process("worker", "start", "--drain", patch=WITHOUT_HOLES)
+    assert done.err.count("log_max is truncated") == 1, done.err
     assert run("logs", "a").out == "last words\n"
 
 

@@ -89,9 +89,6 @@ def test_a_closed_standard_stream_ends_in_no_traceback(words, closed, home, enqu
 
 
 BROKEN_CHORES = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
 queuectl.TICK_S = 0.05  # no need to wait a second for the next fault
 look, times = queuectl.Worker._look, iter(range(3))
 def broken(worker):
@@ -99,16 +96,12 @@ def broken(worker):
         raise LookupError("broken")
     look(worker)
 queuectl.Worker._look = broken
-queuectl.main()
 """
 
 
-def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue, job):
+def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue, job, process):
     enqueue("a", "true")
-    words = [sys.executable, "-c", BROKEN_CHORES, str(PROGRAM.parent), "worker", "start", "--drain"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and "LookupError('broken')" in done.stderr
+    assert "LookupError('broken')" in process("worker", "start", "--drain", patch=BROKEN_CHORES).err
     assert job("a")["state"] == "completed"
 
 
@@ -284,9 +277,7 @@ def test_a_session_whose_number_is_anothers_by_now_is_left_alone():
 
 
 WAIT_FAILS = """
-import os, sys, time
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
+import os, time
 note = sys.argv.pop(1)
 queuectl.TICK_S = 0.05  # so that what begins too early does so long before the grace period is over
 wait, times = queuectl.Executor.wait, iter(range(2))
@@ -297,52 +288,41 @@ def fails(executor, slot):
         raise LookupError("broken")
     return wait(executor, slot)
 queuectl.Executor.wait = fails
-queuectl.main()
 """
 
 
 # Slow: the grace period must outlast a busy machine, or a run that begins too early would find itself alone.
-def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(run, enqueue, job, tmp_path):
+def test_what_a_fault_of_ours_left_running_is_ended_before_its_job_runs_again(run, enqueue, job, process, tmp_path):
     run("config", "set", "grace_period", "3")
     note = tmp_path / "note"
     enqueue("a", f"trap '' TERM; {alone(tmp_path)} || while :; do sleep 0.1; done")
-    words = [sys.executable, "-c", WAIT_FAILS, str(PROGRAM.parent), str(note), "worker", "start", "--drain"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert (job("a")["state"], set(note.read_text().split())) == ("completed", {"alone"}), done.stderr
+    done = process(str(note), "worker", "start", "--drain", patch=WAIT_FAILS)
+    assert (job("a")["state"], set(note.read_text().split())) == ("completed", {"alone"}), done.err
 
 
 THREADS_REFUSED = """
-import sys, threading
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
+import threading
 start, allowed = threading.Thread.start, iter(range(int(sys.argv.pop(1))))
 def refuse(thread):
     if next(allowed, None) is None:
         raise RuntimeError("can't start new thread")
     start(thread)
 threading.Thread.start = refuse
-queuectl.main()
 """
 
 
 @pytest.mark.parametrize("allowed", range(4))
-def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(allowed, enqueue, jobs, run):
+def test_a_worker_that_gets_too_few_threads_says_so_and_leaves_no_job_behind(allowed, enqueue, jobs, run, process):
     for name in "abc":
         enqueue(name, "sleep 0.2")
-    program = [sys.executable, "-c", THREADS_REFUSED, str(PROGRAM.parent), str(allowed)]
-    words = [*program, "worker", "start", "--count", "3"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "Error: The system starts no more threads" in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    done = process(str(allowed), "worker", "start", "--count", "3", code=1, patch=THREADS_REFUSED)
+    assert "Error: The system starts no more threads" in done.err, done.err
     assert {job["state"] for job in jobs().values()} <= {"pending", "completed"}
     assert run("worker", "list").out == ""
 
 
 FIRST_STARTS_FAIL = """
-import errno, os, sys
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
+import errno, os
 name, error = sys.argv.pop(1), eval(sys.argv.pop(1))
 class Executor(queuectl.Executor):
     def __init__(self, *args):
@@ -354,7 +334,6 @@ class Executor(queuectl.Executor):
             raise error
         setattr(self, name, refuse)
 queuectl.Executor = Executor
-queuectl.main()
 """
 
 
@@ -367,14 +346,12 @@ queuectl.main()
     ],
 )
 def test_what_is_not_the_jobs_fault_stops_the_claims_for_a_while_and_costs_no_attempt(
-    name, error, reason, enqueue, job
+    name, error, reason, enqueue, job, process
 ):
     enqueue("a", "true")
-    words = [sys.executable, "-c", FIRST_STARTS_FAIL, str(PROGRAM.parent), name, error, "worker", "start", "--drain"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = process(name, error, "worker", "start", "--drain", patch=FIRST_STARTS_FAIL)
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 3)
-    lines = [line for line in done.stderr.splitlines() if "handed back" in line or "Trouble" in line]
+    lines = [line for line in done.err.splitlines() if "handed back" in line or "Trouble" in line]
     assert len([line for line in lines if line.startswith("Trouble: not claiming") and reason in line]) == 1, lines
     first, second = (entry["started_at"] for entry in job("a")["history"][:2])
     assert seconds_between(first, second) > 0.5, lines  # no busy loop of claims: it looks again a second later

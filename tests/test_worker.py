@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM
+from conftest import patched
 from real_processes import Call, Gate, is_alive, kill, meeting, python_job, said, seconds_between, started_with, stored
 
 pytest_plugins = ["worker_fixtures"]
@@ -268,20 +268,11 @@ def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(run, held
     assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
 
 
-HARDLY_LOOKS = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
-queuectl.TICK_S = 600.0
-queuectl.main()
-"""
-
-
 def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(enqueue, job, reaches):
     """What it waits for is its time, not the look that a worker takes once a second in any case."""
     enqueue("a", "true", "--delay", "0.7")
     due = job("a")["run_at"]
-    child = subprocess.Popen([sys.executable, "-c", HARDLY_LOOKS, str(PROGRAM.parent), "worker", "start"])
+    child = subprocess.Popen([*patched("queuectl.TICK_S = 600.0"), "worker", "start"])
     try:
         assert seconds_between(due, reaches("a", "completed")["started_at"]) >= 0
     finally:

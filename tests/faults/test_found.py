@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,9 +67,7 @@ def test_a_setting_that_may_be_stored_says_so(home, run):
 
 
 ROW_FAILS = """
-import errno, os, sys
-sys.path.insert(0, sys.argv.pop(1))
-import queuectl
+import errno, os
 failed = []
 class Os:
     def __getattr__(self, name):
@@ -82,15 +78,13 @@ class Os:
             raise OSError(errno.EIO, "injected")
         return os.pwrite(fd, data, offset)
 queuectl.os = Os()
-queuectl.main()
 """
 
 
-def test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time(home, run):
+def test_a_job_whose_row_cannot_be_written_does_not_run_twice_at_the_same_time(home, run, process):
     job = "mkdir held || { echo overlap > runs; exit 0; }; sleep 3; rmdir held"
     run("enqueue", "--id", "a", "--cwd", str(home), "--", "sh", "-c", job)
-    words = [sys.executable, "-c", ROW_FAILS, str(PROGRAM.parent), "worker", "start", "--drain"]
-    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    process("worker", "start", "--drain", patch=ROW_FAILS)
     assert not (home / "runs").exists()
 
 
