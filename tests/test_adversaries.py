@@ -259,14 +259,10 @@ def test_an_argument_that_is_not_utf_8_is_refused_whatever_the_locale(locale, be
     assert not jobs()
 
 
-def test_a_list_in_json_is_utf_8_whatever_the_locale(locale, process, run):
-    run("enqueue", "--id", "a", "touch grüße → €")
-    assert process("list", "--json", env=locale).out == process("list", "--json").out
-
-
 def test_a_job_in_json_is_utf_8_whatever_the_locale(locale, process, run):
-    run("enqueue", "--id", "a", "touch grüße")
-    assert process("show", "a", "--json", env=locale).out == process("show", "a", "--json").out
+    run("enqueue", "--id", "a", "touch grüße → €")
+    for words in (["list", "--json"], ["show", "a", "--json"]):
+        assert process(*words, env=locale).out == run(*words).out
 
 
 # -- A worker in the background

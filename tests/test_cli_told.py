@@ -17,16 +17,9 @@ COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture
-def seen(terminal, eventually, monkeypatch):
+def seen(on_a_terminal):
     """`seen("list")`: all that a command shows on a terminal, without colour."""
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-    def call(*args: str) -> str:
-        shell = terminal(*args)
-        eventually(shell.ended)
-        return COLOUR.sub("", shell.screen())
-
-    return call
+    return lambda *args: COLOUR.sub("", on_a_terminal(*args))
 
 
 # ---- where there is nothing ----
@@ -174,14 +167,6 @@ def test_status_shows_the_settings_that_differ(run):
     (line,) = [line for line in run("status").lines if line.startswith("settings:")]
     assert line == "settings: job_timeout=10m, limits=gpu=1"
     assert len(run("status", "--json").json["config"]) > 10
-
-
-def test_q_ends_the_live_screen_whatever_other_keys_come_with_it(terminal, eventually, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    shell = terminal("status", "--watch", "30")
-    eventually(lambda: "throughput" in shell.screen())
-    shell.type(b"xq\n")
-    eventually(shell.ended)
 
 
 # ---- waiting ----
@@ -351,7 +336,7 @@ def test_a_worker_names_the_jobs_that_die_with_one(run, drain):
     assert "12 jobs" in line and "next9" in line and "next10" not in line
 
 
-# ---- doctor, completion ----
+# ---- doctor ----
 
 
 def test_doctor_ends_with_what_was_lost(run, home):
@@ -362,16 +347,3 @@ def test_doctor_ends_with_what_was_lost(run, home):
     path.write_text("".join([lines[0], lines[1][:40] + "\n", *lines[2:]]))
     answer = run("doctor", "--fix", code=None)
     assert re.search(r"Lost: .*\ba\b", answer.out.splitlines()[-1]), answer
-
-
-@pytest.mark.parametrize("line, offered", [("config get max", ["max_retries"]), ("config set job-t", ["job_timeout"])])
-def test_the_names_of_settings_complete(process, line, offered):
-    line = f"queuectl {line}"
-    env = {"_QUEUECTL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-    assert [word.partition(",")[2] for word in process(env=env).lines] == offered
-
-
-def test_files_complete_after_two_dashes(process):
-    line = "queuectl enqueue -- ls /et"
-    env = {"_QUEUECTL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": "4"}
-    assert process(env=env).out.startswith("file,")

@@ -36,21 +36,6 @@ def line_of(out: str, name: str) -> str:
     return line
 
 
-@pytest.fixture
-def on_a_terminal(terminal: Call, eventually: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """All that a command shows on a terminal."""
-
-    def call(*args: str, **env: str) -> str:
-        for name, value in {"TERM": "xterm-256color", **env}.items():
-            monkeypatch.setenv(name, value)
-        shell = terminal(*args)
-        eventually(shell.ended)
-        assert shell.child.returncode == 0, shell.screen()
-        return str(shell.screen())
-
-    return call
-
-
 # ---- list ----
 
 

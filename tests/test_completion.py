@@ -85,10 +85,12 @@ def test_the_script_names_the_program(run, shell):
     assert "_QUEUECTL_COMPLETE" in run("completion", shell).out
 
 
-def complete(process: Call, line: str) -> list[str]:
-    """What a shell is offered at the end of that line."""
+def complete(process: Call, line: str, kind: str = "plain") -> list[str]:
+    """What a shell is offered at the end of that line; all of it is of that kind."""
     env = {"_QUEUECTL_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    return [word.partition(",")[2] for word in process(env=env).lines if word]
+    offered = [word.split(",", 1) for word in process(env=env).lines if word]
+    assert {one[0] for one in offered} <= {kind}
+    return [one[1] for one in offered]
 
 
 @pytest.mark.parametrize(
@@ -97,10 +99,15 @@ def complete(process: Call, line: str) -> list[str]:
         ("queuectl show ", ["nightly-dead", "nightly-backup"]), ("queuectl cancel ", ["nightly-backup"]),
         ("queuectl retry ", ["nightly-dead"]), ("queuectl dlq show night", ["nightly-dead"]),
         ("queuectl logs nothing-like-it", []), ("queuectl wait ü", []),
+        ("queuectl config get max", ["max_retries"]), ("queuectl config set job-t", ["job_timeout"]),
     ],
 )  # fmt: skip
-def test_ids_are_those_that_the_command_takes(process, queue, line, offered):
+def test_ids_and_settings_are_those_that_the_command_takes(process, queue, line, offered):
     assert complete(process, line) == offered
+
+
+def test_files_complete_after_two_dashes(process):
+    assert complete(process, "queuectl enqueue -- ls /et", kind="file") == ["/et"]
 
 
 def test_a_queue_that_cannot_be_read_completes_nothing_and_says_nothing(process, queue, home):

@@ -211,7 +211,7 @@ def ends(shell: Terminal, eventually: Call) -> int:
 
 
 @pytest.mark.parametrize(
-    "keys, code", [(b"q", 0), (b"Q", 0), (b"\x1b", 0), (b"\x1b[A", None), (b"\x1b[Aq", 0), (b"\x03", 130)]
+    "keys, code", [(b"q", 0), (b"xQ\n", 0), (b"\x1b", 0), (b"\x1b[A", None), (b"\x1b[Aq", 0), (b"\x03", 130)]
 )
 def test_a_key_ends_it_and_the_terminal_is_as_before(watching, eventually, keys, code):
     watching.type(keys)

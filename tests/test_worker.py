@@ -270,10 +270,12 @@ def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(run, held
 
 def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(enqueue, job, reaches):
     """What it waits for is its time, not the look that a worker takes once a second in any case."""
-    enqueue("a", "true", "--delay", "0.7")
-    due = job("a")["run_at"]
+    enqueue("first", "true")
     child = subprocess.Popen([*patched("queuectl.TICK_S = 600.0"), "worker", "start"])
     try:
+        reaches("first", "completed")
+        enqueue("a", "true", "--delay", "0.7")
+        due = job("a")["run_at"]
         assert seconds_between(due, reaches("a", "completed")["started_at"]) >= 0
     finally:
         kill(child)

@@ -130,3 +130,18 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
         one.child.wait(10)
         if one.master >= 0:
             one.hang_up()
+
+
+@pytest.fixture
+def on_a_terminal(terminal: Call, eventually: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`on_a_terminal("list")`: all that a command shows on a terminal."""
+
+    def call(*args: str, **env: str) -> str:
+        for name, value in {"TERM": "xterm-256color", **env}.items():
+            monkeypatch.setenv(name, value)
+        shell = terminal(*args)
+        eventually(shell.ended)
+        assert shell.child.returncode == 0, shell.screen()
+        return str(shell.screen())
+
+    return call
