@@ -3592,6 +3592,66 @@ def merge_fields(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
     return {**defaults, **own}
 
 
+# -- One job per argument
+
+_PLACE = r"(\{(?:\#|/?\.?)\})"  # {} {/} {.} {/.} {#}
+
+# The parts of a shell line in which an argument in quotes would not be a word, or part of one. What
+# has no certain end, like a here-document, goes on to the end of the line.
+_QUOTED = rf"""(?xs)
+      \\ (?: {_PLACE} | . )
+    | '[^']*'
+    | " (?: [^"\\`$] | \\. | \$(?![({{]) | \$\{{\w+\}} | \$\([^()'"`\\]*\) )* "
+    | ` [^`\\]* `
+    | \$\(\( [^'"`\\]*? \)\)
+    | \$ \w* {_PLACE}            # it would make another name of $name
+    | (?<![^\s;&|()]) \# [^\n]*  # a comment: a line end in the argument would end it
+    | (?: ['"`] | \$' | \$\(\( | (?<!<)<<(?!<) ) .*
+"""
+
+
+def check_template(template: str) -> None:
+    """Refuse a template without a place, or with one where arguments cannot be quoted."""
+    places = re.findall(_PLACE, template)
+    if not places:
+        raise BadValue(
+            f"The template {_shown(template)} has no place for the argument. Write {{}} where it "
+            "belongs (or {/}, {.}, {/.}, {#}): --each 'echo {}'."
+        )
+    if re.findall(_PLACE, re.sub(_QUOTED, "''", template)) != places:
+        raise BadValue(
+            f"The template {_shown(template)} has a place inside quotes (a backslash or $ before "
+            "it, backquotes, $((...)), a comment or a here-document count as quotes too). Write "
+            "it outside of them: {} is quoted for you."
+        )
+
+
+def commands_of_each(template: str, arguments: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """For each argument the fields of a job: the template with its places filled."""
+    import shlex
+
+    check_template(template)
+    # Without the space, the shell would take the number in `{#}>log` as a file descriptor.
+    parts = re.split(_PLACE, re.sub(f"{_PLACE}(?=[<>])", r"\1 ", template))
+    for number, argument in enumerate(arguments, 1):
+        name = os.path.basename(argument.rstrip("/"))
+        texts = {
+            "{}": argument,
+            "{/}": name,
+            "{.}": os.path.splitext(argument)[0],
+            "{/.}": os.path.splitext(name)[0],
+            "{#}": str(number),
+        }
+        command = "".join(shlex.quote(texts[part]) if part in texts else part for part in parts)
+        if not is_text(command):
+            raise BadValue(
+                f"Argument {number}, {_shown(argument)}, cannot be part of a command: it has "
+                f"a NUL, is not UTF-8, or makes more than {COMMAND_BYTES_MAX} bytes of it. Leave "
+                "it out, or write it into a file and give the name of the file."
+            )
+        yield {"command": command}
+
+
 # -- Claim, report, recover: what workers do
 
 
@@ -6743,7 +6803,8 @@ class EnqueueCommand(click.Command):
     key was given as `--unique=KEY`. Lets options follow a job in JSON."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = self.make_parser(ctx).parse_args(list(args))[0].get("words")
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        words = "" if "each" in given else given.get("words")
         ctx.allow_interspersed_args = isinstance(words, tuple) and bool(is_json(words[0]))
         rest = super().parse_args(ctx, list(args))
         words = ctx.params.get("words", ())
@@ -6756,9 +6817,9 @@ class EnqueueCommand(click.Command):
             name = word.partition("=")[0].replace("_", "-")
             if name.startswith("--") and name in options:
                 raise click.UsageError(
-                    f"'{word}' stands after the first word of the command, and would belong to it. "
-                    "Put options of enqueue before the command. If the command has such an option, "
-                    "put -- before the command."
+                    f"'{word}' stands after the first word of the job, and would belong to it. Put "
+                    "options of enqueue before all words. If a word of the job looks like such an "
+                    "option, put -- before all words."
                 )
         return rest
 
@@ -6876,7 +6937,7 @@ def _here() -> str:
     metavar="NAME[=N]",
     help="Hold N units while it runs (repeatable). [1]",
 )
-@_switch("--hold", "held", help="Start it only after 'release'.")
+@_switch("--hold", "held", default=None, help="Start it only after 'release'.")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
 @click.option(
     "--unique",
@@ -6887,6 +6948,7 @@ def _here() -> str:
 )
 @click.option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
+@click.option("--each", metavar="TEMPLATE", help="A job per word (or line of --file), which is {}.")
 @_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
 @_store
@@ -6898,21 +6960,30 @@ def enqueue(
     stream: bool,
     wait_: bool,
     in_json: bool,
+    each: str | None,
     has_key: bool,
     **given: Any,
 ) -> int:
     """Add a job and print its id.
 
-    The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with
-    '{'), or several words, kept word for word. What no option says comes from the settings
-    max_retries, job_timeout and keep_env, and from the current directory.
+    The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with '{'),
+    or several words, kept word for word. With --each, every word (or line of --file) makes a job:
+    in TEMPLATE, {} is the word, {/} its base name, {.} the word without its extension, {/.} both,
+    {#} its number from 1. They are quoted for you: not inside quotes. What no option says comes
+    from the settings max_retries, job_timeout and keep_env, and from the current directory.
 
     \b
     Examples:
       queuectl enqueue 'tar c /srv | gzip > /backup/srv.tgz'
       queuectl enqueue '{"id":"job1","command":"echo test"}'
       queuectl enqueue --priority 5 -- rsync -a "my dir" host:
+      queuectl enqueue --each 'convert {} {/.}.png' -- photos/*.jpg
     """
+    has_given_key = given["unique"] not in (None, MADE_KEY)
+    if each is not None and any((given["id"], given["command"], has_given_key, wait_, stream)):
+        raise click.UsageError(
+            "--each adds several jobs. Leave out --id, --unique=KEY, --wait, --stream, --command."
+        )
     sources = sum(map(bool, (words, given["command"], file, stream)))
     if sources > 1:
         raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
@@ -6920,21 +6991,30 @@ def enqueue(
         raise click.UsageError("Give --wait without --file, --stream and --json: it prints output.")
     if stream and in_json:
         raise click.UsageError("Give --stream or --json, not both.")
-    has_command = sources > 0 or has_key
-    if not has_command and given["unique"] not in (None, MADE_KEY):
+    if has_given_key and not any((sources, has_key)):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = store.home.now()
-    given["held"] = given["held"] or None
     options = _given_fields(now, given)
     defaults = {"cwd": options.get("cwd") or _here(), "caller_env": os.environ, **options}
     if stream:
         return _enqueue_stream(store, defaults)
-    if file is not None:
-        return _enqueue_file(store, file, defaults, in_json)
-    own = {} if "command" in options else _parse_words(words, now)
-    fields = merge_fields(merge_fields(defaults, own), options)
-    if wait_:
-        return _enqueue_and_wait(store, fields)
+    if each is not None and sources:
+        jobs = commands_of_each(each, _read_arguments(file) if file else words)
+        _enqueue_all(store, jobs, defaults, in_json, "argument")
+    elif file is not None:
+        _enqueue_file(store, file, defaults, in_json)
+    else:
+        own = {} if "command" in options else _parse_words(words, now)
+        fields = merge_fields(merge_fields(defaults, own), options)
+        if wait_:
+            return _enqueue_and_wait(store, fields)
+        _enqueue_one(store, fields, in_json)
+    if sys.stderr.isatty():
+        _warn_without_worker(store)
+    return 0
+
+
+def _enqueue_one(store: Store, fields: Mapping[str, Any], in_json: bool) -> None:
     job, is_duplicate = enqueue_job(store, fields)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
@@ -6942,9 +7022,6 @@ def enqueue(
     if is_duplicate:
         record["duplicate"] = True
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
-    if sys.stderr.isatty():
-        _warn_without_worker(store)
-    return 0
 
 
 def _enqueue_and_wait(store: Store, fields: Mapping[str, Any]) -> int:
@@ -6962,7 +7039,8 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 
     if not words:
         raise click.UsageError(
-            "Give a command: a shell line, a JSON object, or words. See: queuectl enqueue -h"
+            "Give a command: a shell line, a JSON object, or words (with --each, its arguments, as "
+            "words or in a --file). See: queuectl enqueue -h"
         )
     if is_json(words[0]):
         hint = (
@@ -6975,7 +7053,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
     return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0], "command")}
 
 
-def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> int:
+def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> None:
     """Add all jobs of a file or of stdin, or none."""
     data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
     lines: Sequence[Any] = data.split(b"\n")
@@ -6986,6 +7064,18 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
         text = data[begin.start(1) :].decode("utf-8", "surrogateescape")
         value = parse_json(text, "The file", " Give one array of objects, or one job a line.")
         lines, unit = value if isinstance(value, list) else [value], "element"
+    _enqueue_all(store, lines, options, in_json, unit)
+
+
+def _read_arguments(file: IO[bytes]) -> list[str]:
+    """All lines of a file as they are, even blank ones."""
+    return [line.removesuffix(b"\n").decode("utf-8-sig", "surrogateescape") for line in file]
+
+
+def _enqueue_all(
+    store: Store, lines: Iterable[Any], options: dict[str, Any], in_json: bool, unit: str
+) -> None:
+    """Add all jobs or none, and print their ids."""
     bulk = enqueue_bulk(store, lines, options, in_json, unit)
     jobs = [
         {**json.loads(raw), **({"duplicate": True} if is_duplicate else {})}
@@ -6993,9 +7083,6 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
     ]
     made = f"{len(bulk.ids)} jobs are in the queue."
     _done(store, [as_json(jobs)] if in_json else bulk.ids, made)
-    if sys.stderr.isatty():
-        _warn_without_worker(store)
-    return 0
 
 
 def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:

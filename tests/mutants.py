@@ -35,6 +35,18 @@ no_retry_on is not looked at: test_an_exit_code_not_to_be_retried_is_the_end_at_
 -    if code in exit_codes(final_codes):
 +    if code in exit_codes(""):
 
+an argument of --each is not quoted: test_an_argument_is_one_word_whatever_it_holds
+-        command = "".join(shlex.quote(texts[part]) if part in texts else part for part in parts)
++        command = "".join(texts.get(part, part) for part in parts)
+
+a comment may have a place: test_a_place_inside_quotes_is_refused
+-    | (?<![^\s;&|()]) \# [^\n]*  # a comment: a line end in the argument would end it
++    | (?!)
+
+keep_env beats the job's own variables: test_a_variable_of_an_option_or_in_json_wins_over_keep_env
+-        values["env"] = parse_env({**kept, **(values.get("env") or {})}, "env with keep_env")
++        values["env"] = parse_env({**(values.get("env") or {}), **kept}, "env with keep_env")
+
 a cancelled job completes: test_a_job_being_cancelled_dies_as_cancelled_whatever_its_outcome
 -    if job.cancelled_at is not None or outcome.kind == "handed_back":
 +    if outcome.kind == "handed_back":

@@ -23,6 +23,8 @@ CASES = [
     ("queuectl list --state proc", "queuectl list --state processing"),
     ("queuectl list --rev", "queuectl list --reverse"),
     ("queuectl dlq pur", "queuectl dlq purge"),
+    ("queuectl enqueue --ea", "queuectl enqueue --each"),
+    ("queuectl config get keep_e", "queuectl config get keep_env"),
     ("queuectl dlq retry nightly-d", "queuectl dlq retry nightly-dead"),
     ("queuectl cancel nightly-", "queuectl cancel nightly-backup"),
 ]
