@@ -314,12 +314,10 @@ def parse_limits(value: Any, name: str) -> dict[str, int]:
 
 def parse_variables(value: Any, name: str) -> tuple[str, ...]:
     """From `PATH,LANG`, the names of variables. Those of the queue itself are refused."""
-    names = value.split(",") if is_text(value) else ["no name"]  # which is refused below
-    names = [variable.strip() for variable in names if variable.strip()]
-    for variable in names:
-        if not re.fullmatch(r"(?!QUEUECTL_)[A-Za-z_][A-Za-z0-9_]*", variable):
-            raise unfit(value, name, "names of variables, but not QUEUECTL_*: PATH,VIRTUAL_ENV")
-    return tuple(names)
+    variable = r"\s*((?!QUEUECTL_)[A-Za-z_][A-Za-z0-9_]*\s*)?"
+    if not is_text(value) or not re.fullmatch(f"{variable}(,{variable})*", value):
+        raise unfit(value, name, "names of variables, but not QUEUECTL_*: PATH,VIRTUAL_ENV")
+    return tuple(re.findall(r"\w+", value))
 
 
 # -- The settings
