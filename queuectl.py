@@ -6341,8 +6341,9 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
 
 def _attempt_row(entry: Mapping[str, Any]) -> str:
     known = collections.defaultdict(str, entry)  # after a hand edit it may lack some
-    how = Outcome(known["outcome"], entry.get("exit_code"), entry.get("signal"))
-    known["how"] = describe_outcome(how)
+    kind: Any = str(known["outcome"])
+    outcome = Outcome(kind, entry.get("exit_code"), entry.get("signal"))
+    known["how"] = describe_outcome(outcome)
     with contextlib.suppress(ValueError, TypeError):
         took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
         known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
@@ -6619,7 +6620,12 @@ class Group(click.Group):
         except click.ClickException as error:
             code = error.exit_code
             if isinstance(error, click.NoSuchOption):
-                _keep_likely(error)
+                import difflib
+
+                # Some of Click's hints are like the option in little more than the dashes.
+                hints = error.possibilities or ()
+                likely = difflib.get_close_matches(error.option_name, hints, cutoff=0.7)
+                error.possibilities = likely  # type: ignore[misc]
             if not isinstance(error, NoArgsIsHelpError):  # its text is a page of help
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
             with contextlib.suppress(OSError):
@@ -6639,14 +6645,6 @@ class Group(click.Group):
             return code
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
             return _fail(error, ctx.meta.get(MADE, ""))
-
-
-def _keep_likely(error: click.NoSuchOption) -> None:
-    """Leave out hints that are like the option in little more than the dashes, as Click's are."""
-    import difflib
-
-    hints = difflib.get_close_matches(error.option_name, error.possibilities or (), cutoff=0.7)
-    error.possibilities = hints  # type: ignore[misc]
 
 
 def _fail(error: BaseException, made: str) -> int:
@@ -7519,7 +7517,9 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
 
     with click.progressbar(
         length=len(wanted),
-        label="Waiting",
+        bar_template="%(info)s" if single else "Waiting  [%(bar)s]  %(info)s",
+        show_percent=not single,
+        show_eta=not single,
         file=sys.stderr,
         hidden=not sys.stderr.isatty(),
         width=0,  # the bar fills what the text leaves of the line

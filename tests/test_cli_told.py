@@ -138,6 +138,14 @@ def test_an_attempt_says_how_it_ended(run, drain):
     assert "attempt 1 (run 1): ended by signal 9, " in run("show", "b").out
 
 
+def test_an_attempt_that_a_hand_edit_spoilt_is_shown_as_far_as_it_can_be(run, drain, home):
+    run("enqueue", "--id", "a", "true")
+    drain()
+    path = home / "jobs.json"
+    path.write_text(path.read_text().replace('"outcome": "exited", "exit_code": 0}]', '"outcome": [5]}]'))
+    assert "attempt 1 (run 1): [5], 20" in run("show", "a").out
+
+
 # ---- status ----
 
 
@@ -195,6 +203,7 @@ def test_wait_shows_the_state_of_a_single_job(terminal, run, eventually, worker,
     run("cancel", "a")
     eventually(shell.ended)
     assert shell.child.returncode == 1
+    assert "%" not in shell.screen()  # a bar of one job would only say 0%, and wrap on a narrow terminal
 
 
 def test_worker_stop_says_what_it_waits_for(seen, run, worker, gate, reaches, terminal, eventually):
