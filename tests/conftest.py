@@ -35,8 +35,10 @@ atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 PROGRAM = compiled(SOURCE, _folder)  # a program to run, in a folder to import it from
 
 
-def patched(text: str) -> list[str]:
-    """Words that start the program, `queuectl` in this text, after the text has run: for faults inside a worker."""
+def program_with(text: str | None) -> list[str]:
+    """Words that start the program; where there is a text, after that has run, in which `queuectl` is imported."""
+    if text is None:
+        return [sys.executable, str(PROGRAM)]
     script = f"import sys\nsys.path.insert(0, sys.argv.pop(1))\nimport queuectl\n{text}\nqueuectl.main()"
     return [sys.executable, "-c", script, str(PROGRAM.parent)]
 
@@ -182,9 +184,8 @@ def process(home: Path) -> Callable[..., Result]:
         patch: str | None = None,
     ) -> Result:
         stdin = input.encode() if isinstance(input, str) else input
-        program = [sys.executable, str(PROGRAM)] if patch is None else patched(patch)
         done = subprocess.run(
-            [*program, *args],
+            [*program_with(patch), *args],
             input=stdin if stdin is not None else b"",
             capture_output=True,
             env={**os.environ, **(env or {})},
@@ -201,15 +202,17 @@ def process(home: Path) -> Callable[..., Result]:
 def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """`start("worker", "start")`: a real process left running; killed at the test's end.
 
-    Its stdout and stderr go to the file named by its attribute `log` (a Path).
+    Its stdout and stderr go to the file named by its attribute `log` (a Path). `patch` is as for `process`.
     """
     begun: list[subprocess.Popen[bytes]] = []
 
-    def call(*args: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[bytes]:
+    def call(
+        *args: str, env: dict[str, str] | None = None, patch: str | None = None, **more: Any
+    ) -> subprocess.Popen[bytes]:
         log = tmp_path / f"process-{len(begun)}.log"
         with log.open("wb") as out:
             child = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *args],
+                [*program_with(patch), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

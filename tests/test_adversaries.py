@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, patched
+from conftest import program_with
 from real_processes import kill, started_with
 
 from tests.faults.ordinary import NOBODY, ordinary
@@ -58,7 +58,7 @@ def end_of(child: Started, seconds: float = 20) -> tuple[int, str, str]:
 
 
 def program(*words: str) -> list[str]:
-    return [sys.executable, str(PROGRAM), *words]
+    return [*program_with(None), *words]
 
 
 # The program with its `os` replaced: `before(name, args)` and `after(name, args)` are called around each effect.
@@ -80,7 +80,7 @@ queuectl.os = Os()
 
 
 def stand_in(part: str, *words: str) -> list[str]:
-    return [*patched(STAND_IN), part, *words]
+    return [*program_with(STAND_IN), part, *words]
 
 
 # -- Non-blocking standard streams, as Node, ssh and some terminals leave them

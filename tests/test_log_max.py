@@ -214,7 +214,7 @@ def talker(run: Call, enqueue: Call, worker: Call, gate: Gate, eventually: Call,
     child = worker()
     enqueue("a", f"seq 400000; echo end of first; {gate.wait}; echo last words", "--timeout", "0")
     folder = str(home / ".queuectl" / "logs")
-    eventually(lambda: "end of first" in run("logs", "a", code=None).out and on_disk(folder) < 80_000)
+    eventually(lambda: on_disk(folder) < 80_000 and "end of first" in run("logs", "a", code=None).out)
     return child
 
 

@@ -407,9 +407,6 @@ def test_a_light_look_after_a_reboot_sees_a_hole_before_the_last_line(home, open
 # -- Bulks
 
 
-AS_LINE = '{"command": "x", "after": ["a"]}'  # its parent keeps it out of jobs.json
-
-
 @pytest.mark.parametrize("first", ["x", AS_LINE], ids=["into jobs.json", "as a line"])
 def test_a_bulk_that_is_refused_half_way_stores_nothing(home, opened, first):
     store = opened()

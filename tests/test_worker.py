@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import accumulate
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import patched
-from real_processes import Call, Gate, is_alive, kill, meeting, python_job, said, seconds_between, started_with, stored
+from real_processes import Call, Gate, is_alive, meeting, python_job, said, seconds_between, started_with, stored
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left", "quick")
@@ -268,17 +266,14 @@ def test_a_paused_queue_starts_nothing_and_lets_the_running_job_finish(run, held
     assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
 
 
-def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(enqueue, job, reaches):
+def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(enqueue, start, reaches):
     """What it waits for is its time, not the look that a worker takes once a second in any case."""
     enqueue("first", "true")
-    child = subprocess.Popen([*patched("queuectl.TICK_S = 600.0"), "worker", "start"])
-    try:
-        reaches("first", "completed")
-        enqueue("a", "true", "--delay", "0.7")
-        due = job("a")["run_at"]
-        assert seconds_between(due, reaches("a", "completed")["started_at"]) >= 0
-    finally:
-        kill(child)
+    start("worker", "start", patch="queuectl.TICK_S = 600.0")
+    reaches("first", "completed")
+    enqueue("a", "true", "--delay", "0.7")
+    ended = reaches("a", "completed")
+    assert seconds_between(ended["created_at"], ended["started_at"]) >= 0.7
 
 
 def test_one_thread_runs_higher_priority_first_and_then_in_order_of_arrival(run, enqueue, drain, tmp_path):
