@@ -1160,28 +1160,24 @@ def demand_of(job: Job, limits: Mapping[str, int]) -> dict[str, int]:
 class Units:
     """The units of the limited resources, numbered from 0, and which of them running jobs hold.
 
-    The records of the running jobs are the only book of them. A job that was claimed before its tag
-    had a limit counts, though it holds no unit by number.
+    used       how many units of each resource running jobs hold. A job that was claimed before its
+               tag had a limit counts, though it holds no unit by number.
     """
 
     def __init__(self, limits: Mapping[str, int], running: Iterable[Job]) -> None:
         self.limits = limits
-        self._used = collections.Counter[str]()
+        self.used = collections.Counter[str]()
         self._held: dict[str, set[int]] = collections.defaultdict(set)
         for job in running:
             for name, count in demand_of(job, limits).items():
                 units = (job.units or {}).get(name, [])
                 self._held[name].update(units)
-                self._used[name] += max(count, len(units))
-
-    def used(self, name: str) -> int:
-        """How many units of the resource running jobs hold."""
-        return self._used[name]
+                self.used[name] += max(count, len(units))
 
     def lacking(self, job: Job) -> str | None:
         """A resource of which the job needs more units than are free; None if it can start."""
         for name, count in demand_of(job, self.limits).items():
-            if self._used[name] + count > self.limits.get(name, 0):
+            if self.used[name] + count > self.limits.get(name, 0):
                 return name
         return None
 
@@ -1192,11 +1188,6 @@ class Units:
             free = (unit for unit in range(self.limits[name]) if unit not in self._held[name])
             units[name] = list(itertools.islice(free, count))
         return units or None
-
-    def fits(self, job: Job) -> bool:
-        """Whether the job could start if nothing else ran. A limit may be lower than it was."""
-        needs = demand_of(job, self.limits).items()
-        return all(count <= self.limits.get(name, 0) for name, count in needs)
 
 
 def array_of(state: str) -> str:
@@ -3298,7 +3289,9 @@ class ClaimOrder:
                 if reserved.isdisjoint(needs) and not units.lacking(job):
                     return job
                 since = max(job.created_at, job.run_at or "")
-                if add_seconds(since, UNITS_WAIT_S) <= now and units.fits(job):
+                # A limit may be lower now than the job needs. Then the job holds up nobody.
+                can_ever_start = not Units(units.limits, ()).lacking(job)
+                if can_ever_start and add_seconds(since, UNITS_WAIT_S) <= now:
                     reserved |= needs
         return None
 
@@ -4187,7 +4180,7 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
             return f"its worker {job.worker} is dead; {then}"
         held = f"held by worker {job.worker}, slot {job.slot}"
         return f"{held}, being cancelled" if job.cancelled_at else held
-    kind, _, what = hindrance(store, job).partition(" ")
+    kind, what = hindrance(store, job)
     if kind == "held":
         return f"held; release it with: queuectl release {job.id}"
     if kind == "after":
@@ -4203,31 +4196,29 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
     if kind == "needs" and job.needs:
-        limit, used = (
-            config.limits.get(what, 0),
-            Units(config.limits, store.processing.values()).used(what),
-        )
+        limit = config.limits.get(what, 0)
+        used = Units(config.limits, store.processing.values()).used[what]
         return f"waiting for {job.needs[what]} of {what}: the limit is {limit}, {used} in use"
     return f"the limit of tag {what} is used up" if what else "waiting for a free slot"
 
 
-def hindrance(store: Store, job: Job) -> str:
-    """What a waiting job waits for besides its time and a slot: `held`, `after a7, a8`, `tag gpu`,
-    `needs gpu` or nothing."""
+def hindrance(store: Store, job: Job) -> tuple[str, str]:
+    """What a waiting job waits for besides its time and a slot: `("held", "")`, `("after", "a7,
+    a8")`, `("tag", "gpu")`, `("needs", "gpu")`; `("", "")` for nothing."""
     if job.state not in WAITING:
-        return ""
+        return "", ""
     if job.held:
-        return "held"
+        return "held", ""
     parents = store.find_jobs(parents_of(job)).values()
     earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
     going = [parent.id for parent in earlier if parent.state not in OVER]
     if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
-        return f"after {', '.join(going[:3])}{more}"
+        return "after", f"{', '.join(going[:3])}{more}"
     lacking = Units(store.home.config().limits, store.processing.values()).lacking(job)
     if lacking is None:
-        return ""
-    return f"{'needs' if lacking in (job.needs or ()) else 'tag'} {lacking}"
+        return "", ""
+    return "needs" if lacking in (job.needs or ()) else "tag", lacking
 
 
 RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived last
@@ -6273,12 +6264,12 @@ JOB_HEAD: Row = ("id", "state       tries         when  command")
 DEAD_HEAD: Row = ("id", "tries  outcome                       when  last output")
 
 
-def job_row(job: Job, now: str, why: str = "") -> Row:
+def job_row(job: Job, now: str, waits_for: Sequence[str] = ()) -> Row:
     """One job of a list: id, state, attempts, when, what it waits for, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
     row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
-    why = why or ("held" if job.held else "")
+    why = " ".join(waits_for).strip() or ("held" if job.held else "")
     what = "  ".join(filter(None, (why, job.command)))
     return clean(job.id), f"{row}  {clean(what)}"
 
@@ -7156,7 +7147,7 @@ def list_(
         _echo_all(job.id for job in jobs)
     else:
         is_seen = sys.stdout.isatty()
-        rows = (job_row(job, now, hindrance(store, job) if is_seen else "") for job in jobs)
+        rows = (job_row(job, now, hindrance(store, job) if is_seen else ()) for job in jobs)
         _print_jobs(jobs, JOB_HEAD, rows, in_json)
 
 

@@ -110,8 +110,8 @@ of two lanes the later job goes first: test_one_thread_runs_higher_priority_firs
 +            for job in sorted(tops, key=lambda job: -job.seq):
 
 a limit is one too high: test_a_limit_counts_the_report_of_the_same_turn
--            if self._used[name] + count > self.limits.get(name, 0):
-+            if self._used[name] + count > self.limits.get(name, 0) + 1:
+-            if self.used[name] + count > self.limits.get(name, 0):
++            if self.used[name] + count > self.limits.get(name, 0) + 1:
 
 a unit is given twice: test_two_jobs_never_hold_the_same_unit
 -                self._held[name].update(units)

@@ -207,7 +207,7 @@ def test_status_json_of_an_empty_queue_has_all_its_keys(run, home):
     # reading: the keys are always there; null is "none".
     assert run("status", "--json").json == {
         "jobs": dict.fromkeys(STATES, 0), "workers": [], "paused": False, "oldest_pending_s": None,
-        "next_run_at": None, "config": run("config", "show", "--json").json, "home": str(home),
+        "next_run_at": None, "held": 0, "config": run("config", "show", "--json").json, "home": str(home),
     }  # fmt: skip
 
 

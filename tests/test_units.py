@@ -51,7 +51,7 @@ def test_a_job_gets_the_lowest_free_units_and_gives_them_back(store):
     assert (
         q.why_waiting(store, listing(store)["c"], []) == "no worker is running; start one with: queuectl worker start"
     )
-    assert q.hindrance(store, listing(store)["c"]) == "needs gpu"
+    assert q.hindrance(store, listing(store)["c"]) == ("needs", "gpu")
     report(store, a, OK)
     assert listing(store)["a"].units is None
     c = claim(store)
@@ -249,7 +249,7 @@ def test_a_held_job_starts_when_it_is_released_and_keeps_its_place(store):
         enqueue(store, name)
     q.hold_jobs(store, ["a"], True)
     b = claim(store)
-    assert b is not None and b.id == "b" and q.hindrance(store, listing(store)["a"]) == "held"
+    assert b is not None and b.id == "b" and q.hindrance(store, listing(store)["a"]) == ("held", "")
     q.hold_jobs(store, ["a"], False)
     a = claim(store)
     assert a is not None and (a.id, a.seq, a.held) == ("a", 1, None)

@@ -109,7 +109,7 @@ def jump(scenario, home, step, first, second, same):
     assert there.keys() == after.keys(), f"lost {there.keys() ^ after.keys()}"
     config = q.Home(str(home), lambda text: None).config()
     units = q.Units(config.limits, ())
-    left = [job for job in after.values() if job.state not in q.OVER and units.fits(job)]
+    left = [job for job in after.values() if job.state not in q.OVER and not units.lacking(job)]
     stuck = [job.id for job in left if job.state != "pending" or job.run_at is None]
     assert config.paused or not stuck, f"stuck: {stuck}"
 
