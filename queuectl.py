@@ -3695,7 +3695,7 @@ def take_turn(
                 claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))
                 change.put(ready, claimed)
         # A claim also frees, if the units that stay free were reserved for the job.
-        frees = bool(claimed and claimed.needs)
+        frees = bool(claimed and claimed.units)
         if reported is not None:
             frees = frees or _may_free(store, reported, config)
     changed = (new for _, new in change.changes.values() if new is not None)

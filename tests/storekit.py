@@ -117,9 +117,14 @@ BAD = q.Outcome("exited", 1)
 HANDED_BACK = q.Outcome("handed_back")
 
 
+def claim_turn(store: q.Store, worker: str = "w", slot: int | None = None) -> q.Turn:
+    """A turn in a slot of its own: what a slot still holds when it takes its turn is given back (W1)."""
+    return q.take_turn(store, worker, next(_slots) if slot is None else slot, None, True, q.TagFilter())
+
+
 def claim(store: q.Store, worker: str = "w", slot: int | None = None) -> q.Job | None:
-    """The next job, in a slot of its own: what a slot still holds when it takes its turn is given back (W1)."""
-    return q.take_turn(store, worker, next(_slots) if slot is None else slot, None, True, q.TagFilter()).claimed
+    """The next job, in a slot of its own."""
+    return claim_turn(store, worker, slot).claimed
 
 
 _slots = itertools.count(100)
@@ -174,21 +179,13 @@ def journal(home: Path) -> Path:
 
 
 def check_times(store: q.Store, now: str) -> None:
-    """The next job to claim, the oldest that waits and the next time that one waits for, from every record anew."""
-    limits = store.home.config().limits  # as a claim does: read before the order is asked for
+    """The oldest job that waits and the next time that one waits for, from every record anew."""
+    store.home.config()  # as a claim does: read before the order is asked for
     order = q.claim_order(store, now)
     going = {job.id: job.seq for job in store.jobs() if job.state not in q.OVER}
     free = [job for job in store.jobs() if all(going.get(id, job.seq) >= job.seq for id in q.parents_of(job))]
-    waiting = [job for job in free if job.state in q.WAITING]
+    waiting = [job for job in free if job.state in q.WAITING and not job.held]
     ready = [job for job in waiting if q.is_ready(job, now, store.home.config().backoff_max)]
     first = min(ready, key=lambda job: job.seq, default=None)
     assert order.oldest(now) == (first.created_at if first else None)
-    tags = [tag for job in store.processing.values() for tag in job.tags or ()]
-    full = {tag for tag, most in limits.items() if tags.count(tag) >= most}
-    best = min(
-        (job for job in ready if full.isdisjoint(job.tags or ())),
-        key=lambda job: (-job.priority, job.seq),
-        default=None,
-    )
-    assert order.first(now, q.Units(limits, store.processing.values())) == best
     assert order.next_run_at() == min((job.run_at for job in waiting if job not in ready and job.run_at), default=None)

@@ -10,13 +10,16 @@ clock turned by hand, and effects are not synced: what a power loss takes is the
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, event, seed, settings
@@ -43,6 +46,7 @@ from tests.storekit import (
     bulk,
     check_times,
     claim,
+    claim_turn,
     close_store,
     dies,
     dies_half_way,
@@ -54,8 +58,14 @@ from tests.storekit import (
 
 NUMBERS = st.integers(0, 9)
 KEYS = ("k0", "k1")
+NEEDS = st.dictionaries(st.sampled_from(["gpu", "card"]), st.integers(1, 3), min_size=1)
+LIMITS = st.fixed_dictionaries(
+    {"card": st.integers(2, 4)}, optional={"gpu": st.integers(0, 3), "net": st.integers(0, 2)}
+)
+UNITS_WAIT_S = 600
 SEED = int(os.environ.get("STATE_MACHINE_SEED", "20261124"))
 PHASES = tuple(Phase) if os.environ.get("STATE_MACHINE_SHRINK") != "0" else (Phase.generate,)  # "0": only find it
+COMMANDS = ("enqueue", "cancel", "claim", "report", "revive", "bulk", "purge", "hold")
 RARE = {
     "a unique key is held", "a unique key is held by more than one", "an id is taken", "a cancelled job was reported",
     "out of attempts", "recovered too often", "nothing is claimed while paused", "a report while paused",
@@ -65,9 +75,11 @@ RARE = {
     "cancel of a processing job", "cancel of a dead job", "retry of a failed job", "retry of a dead job",
     "claimed what was due before the clock was set back", "a limit holds jobs up while none is claimed",
     "a limit holds jobs up while another is claimed",
-    *(f"died during {what}" for what in ("enqueue", "cancel", "claim", "report", "revive", "bulk", "purge")),
-    *(f"{what} did not come to pass" for what in ("enqueue", "cancel", "claim", "report", "revive", "bulk", "purge")),
-    *(f"{what} failed" for what in ("enqueue", "cancel", "claim", "report", "revive", "bulk", "purge")),
+    "a need is refused", "a rerun is refused", "hold of a failed job", "hold of a pending job",
+    "a released job is claimed", "claimed with units", "claimed with units while others hold some",
+    "a limit is below what is held", "a job that waited for units is overtaken", "nothing overtakes a job that waited",
+    "a claim frees what was kept for its job", "a running job's units were edited away, and stay",
+    *(f"{end} for {what}" for end in ("died", "did not come to pass", "failed") for what in COMMANDS),
 }  # fmt: skip
 REACHED: Counter[str] = Counter()
 
@@ -96,6 +108,10 @@ class Row:
     after: tuple[tuple[str, bool], ...] = ()  # ids, each with whether any end will do
     tag: str | None = None
     died_after: bool = False  # for no reason but that one of these is dead
+    created: float = 0  # seconds since 1970
+    needs: tuple[tuple[str, int], ...] = ()
+    units: tuple[tuple[str, tuple[int, ...]], ...] = ()  # while it runs
+    held: bool = False
     over_at: float = field(default=0, compare=False)
 
 
@@ -115,6 +131,7 @@ class Queue(RuleBasedStateMachine):
         self.stepped_back = False
         self.limits: dict[str, int] = {}
         self.paused = False
+        self.released: set[str] = set()
         self.real_os, q.os = os, Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
         self.store.follow()
         self.other.follow()
@@ -138,15 +155,39 @@ class Queue(RuleBasedStateMachine):
 
     def claimed(self, id: str, worker: str) -> None:
         row = self.rows[id]
-        self.change(id, state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker=worker)
+        units = tuple(sorted((name, self.lowest_free(name, count)) for name, count in self.demand(id).items()))
+        if units:
+            reached(f"claimed with units{' while others hold some' * any(map(self.used, dict(units)))}")
+        self.change(id, state="processing", attempts=row.attempts + 1, runs=row.runs + 1, worker=worker, units=units)
 
     def added(self, id: str, **values: object) -> None:
         self.n += 1
-        self.rows[id] = Row(self.n, **values)  # type: ignore[arg-type]
+        self.rows[id] = Row(self.n, **{"created": self.clock.at, **values})  # type: ignore[arg-type]
 
-    def is_full(self, tag: str | None) -> bool:
-        running = sum(row.tag == tag for row in self.rows.values() if row.state == "processing")
-        return tag in self.limits and running >= self.limits[tag]
+    def demand(self, id: str) -> dict[str, int]:
+        """The units that a job needs: a tag with a limit is one."""
+        row = self.rows[id]
+        return {**{tag: 1 for tag in self.limits if tag == row.tag}, **dict(row.needs)}
+
+    def running_units(self, name: str) -> list[tuple[int, ...]]:
+        """The units that each running job holds or, where a limit came later, just counts for."""
+        ids = [id for id, row in self.rows.items() if row.state == "processing"]
+        return [dict(self.rows[id].units).get(name) or (-1,) * self.demand(id).get(name, 0) for id in ids]
+
+    def used(self, name: str) -> int:
+        return sum(map(len, self.running_units(name)))
+
+    def lowest_free(self, name: str, count: int) -> tuple[int, ...]:
+        taken = {unit for units in self.running_units(name) for unit in units}
+        return tuple(itertools.islice((unit for unit in range(self.limits[name]) if unit not in taken), count))
+
+    def fits(self, id: str, used: Callable[[str], int]) -> bool:
+        return all(used(name) + count <= self.limits.get(name, 0) for name, count in self.demand(id).items())
+
+    def has_waited(self, id: str) -> bool:
+        """Whether it has waited so long for units that it is not overtaken any more."""
+        row = self.rows[id]
+        return max(row.created, row.due) + UNITS_WAIT_S <= self.clock.at
 
     def parents(self, id: str) -> list[str]:
         """Those that are there: a later job of the same name is another."""
@@ -164,7 +205,7 @@ class Queue(RuleBasedStateMachine):
         for id in sorted(self.rows, key=lambda id: self.rows[id].seq):
             if self.rows[id].state in q.WAITING and any(map(self.is_dead, self.needed(id))):
                 reached("died with a job that it came after")
-                self.change(id, state="dead", died_after=True)
+                self.change(id, state="dead", died_after=True, held=False)
 
     def acting(self, second: bool) -> Watched:
         """The store that does the next thing: the worker's own, or the other process's."""
@@ -178,20 +219,54 @@ class Queue(RuleBasedStateMachine):
         """The active jobs with that key: one, and more where a person revived another."""
         return [id for id, row in self.rows.items() if key and row.unique == key and row.state not in q.OVER]
 
-    def ready(self) -> list[str]:
-        """Ids that a claim may take, in its order."""
-        if self.paused:
-            return []
+    def due(self) -> list[str]:
+        """Ids that wait for a slot or for units, in the order of claims."""
         now = self.clock.at
         ids = [
             id
             for id, row in self.rows.items()
             if row.state in q.WAITING
+            and not row.held
             and (row.due <= now or (row.state == "failed" and row.due > now + 3601))
-            and not self.is_full(row.tag)
             and all(self.rows[parent].state in q.OVER for parent in self.parents(id))
         ]
         return sorted(ids, key=lambda id: (-self.rows[id].priority, self.rows[id].seq))
+
+    def ready(self, unseen: str = "", is_fine: bool = True) -> list[str]:
+        """Ids that a claim may take, in its order. It does not see the job that the same turn reports, nor what comes
+        after that. Of jobs that are alike the first counts for how long they have waited; a store that knew other
+        limits once may tell more of them apart (`is_fine`)."""
+        if self.paused:
+            return []
+        ids: list[str] = []
+        kept: set[str] = set()  # resources, for jobs that waited too long to be overtaken
+        firsts: set[object] = set()
+        for id in self.due():
+            if unseen in (id, *self.parents(id)):
+                continue
+            row, needs = self.rows[id], self.demand(id)
+            alike = (row.priority, row.tag if is_fine or row.tag in self.limits else None, row.needs)
+            is_first = alike not in firsts
+            firsts.add(alike)
+            if kept.isdisjoint(needs) and self.fits(id, self.used):
+                ids.append(id)
+            elif is_first and self.has_waited(id) and self.fits(id, lambda name: 0):
+                kept |= needs.keys()
+        return ids
+
+    def choices(self, unseen: str = "") -> set[str | None]:
+        """What a claim may take: nearly always one job, or none."""
+        ready = [self.ready(unseen, is_fine) for is_fine in (True, False)]
+        return {ids[0] if ids else None for ids in ready}
+
+    def left_alone(self) -> set[str]:
+        """The held jobs and what waits for them."""
+        left: set[str] = set()
+        for id in sorted(self.rows, key=lambda id: self.rows[id].seq):
+            row = self.rows[id]
+            if row.state in q.WAITING and (row.held or left & set(self.parents(id))):
+                left.add(id)
+        return left
 
     # -- Enqueue
 
@@ -204,6 +279,38 @@ class Queue(RuleBasedStateMachine):
         self.added(
             job.id, priority=priority, due=self.clock.at + wait_s if wait_s else 0, max_retries=max_retries, tag=tag
         )
+
+    @rule(second=st.booleans(), priority=st.sampled_from([0, 0, 5]), wait_s=st.sampled_from([None, None, 60]),
+          tag=st.sampled_from([None, None, "gpu", "net"]), needs=NEEDS, held=st.sampled_from([None, None, None, True]),
+          in_bulk=st.booleans())  # fmt: skip
+    def enqueues_with_needs(self, second: bool, priority: int, wait_s: int | None, tag: str | None,
+                            needs: dict[str, int], held: bool | None, in_bulk: bool) -> None:  # fmt: skip
+        store = self.acting(second)
+        fields: dict[str, Any] = {
+            "priority": priority,
+            "delay": wait_s,
+            "needs": needs,
+            "held": held,
+            "tags": [tag] if tag else None,
+        }
+
+        def add() -> list[str]:
+            return bulk(store, "true", "true", **fields).ids if in_bulk else [enqueue(store, **fields).id]
+
+        if any(count > self.limits.get(name, 0) for name, count in needs.items()):
+            reached("a need is refused")
+            with pytest.raises(q.Refused):
+                add()
+            return
+        for id in add():
+            self.added(
+                id,
+                priority=priority,
+                due=self.clock.at + wait_s if wait_s else 0,
+                tag=tag,
+                needs=tuple(sorted(needs.items())),
+                held=bool(held),
+            )
 
     @rule(number=NUMBERS, key=st.sampled_from([None, *KEYS]), second=st.booleans())
     def enqueues_with_id_or_key(self, number: int, key: str | None, second: bool) -> None:
@@ -272,6 +379,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize(jobs=st.integers(0, 5), running=st.integers(0, 3))
     def begins(self, jobs: int, running: int) -> None:
+        self.limits_change({"card": 4, "gpu": 2, "net": 2}, False)
         for number in range(jobs):
             self.enqueues(bool(number % 2), 0, None, number, "gpu" if number % 2 else None)
         for number in range(running):
@@ -285,35 +393,55 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.rows)
     @rule(second=st.booleans(), worker=st.sampled_from(["w1", "w2"]))
     def claims(self, second: bool, worker: str) -> None:
-        store = self.acting(second)
-        job = claim(store, worker)
-        ready = self.ready()
+        turn = claim_turn(self.acting(second), worker)
+        job, ready, choices = turn.claimed, self.ready(), self.choices()
         if self.paused and self.rows:
             reached("nothing is claimed while paused")
         if self.stepped_back and job is not None and job.id not in ready:
             reached("claimed what was due before the clock was set back")
-            assert self.rows[job.id].state in q.WAITING
+            row = self.rows[job.id]
+            assert row.state in q.WAITING and not row.held and self.fits(job.id, self.used)
         else:
-            assert (job.id if job else None) == (ready[0] if ready else None)
-            if any(self.is_full(row.tag) for row in self.rows.values() if row.state in q.WAITING):
-                reached(f"a limit holds jobs up while {'another' if job else 'none'} is claimed")
+            assert (job.id if job else None) in choices
+            self.tell_what_waits(job)
         if job is not None:
             row = self.rows[job.id]
             self.claimed(job.id, worker)
             assert (job.attempts, job.runs, job.worker) == (row.attempts + 1, row.runs + 1, worker)
+            self.wakes_others(turn, ready, "a claim frees what was kept for its job")
+
+    def tell_what_waits(self, job: q.Job | None) -> None:
+        """What a claim passed over."""
+        due = self.due()
+        passed = due[: due.index(job.id)] if job else due
+        lacking = [id for id in passed if not self.fits(id, self.used)]
+        if lacking and not self.paused:
+            reached(f"a limit holds jobs up while {'another' if job else 'none'} is claimed")
+        if job is not None and any(self.demand(job.id).keys() & self.demand(id).keys() for id in lacking):
+            reached("a job that waited for units is overtaken")
+        if any(self.fits(id, self.used) for id in passed) and not self.paused:
+            reached("nothing overtakes a job that waited")
+        if job is not None and job.id in self.released:
+            reached("a released job is claimed")
+
+    def wakes_others(self, turn: q.Turn, ready: list[str], what: str) -> None:
+        """Another slot looks again where it finds something that it could not have claimed before the turn."""
+        if set(self.ready()) - {*ready} and not self.stepped_back:
+            reached(what)
+            assert turn.frees
 
     @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
     @rule(number=NUMBERS, outcome=st.sampled_from([OK, BAD, BAD, BAD, HANDED_BACK]), second=st.booleans(),
           claims=st.booleans())  # fmt: skip
     def reports(self, number: int, outcome: q.Outcome, second: bool, claims: bool) -> None:
         id = self.pick(number, "processing")
-        row, running, ready = self.rows[id], self.running(id), self.ready()
+        row, running, ready = self.rows[id], self.running(id), [id, *self.ready()]
         claims = claims and not self.stepped_back
         done = (running, outcome)
         turn = q.take_turn(self.acting(second), row.worker or "", running.slot or 0, done, claims, q.TagFilter())
         assert turn.reported is not None
         self.late.append(running)
-        row = replace(row, worker=None)
+        row = replace(row, worker=None, units=())
         if row.cancelled:
             reached("a cancelled job was reported")
             self.rows[id] = replace(row, state="dead")
@@ -330,14 +458,11 @@ class Queue(RuleBasedStateMachine):
         assert turn.reported.state == self.rows[id].state
         if claims:
             # What comes after the job that is reported is claimed in the next turn.
-            next_ones = [other for other in self.ready() if other != id and id not in self.parents(other)]
-            assert (turn.claimed.id if turn.claimed else None) == (next_ones[0] if next_ones else None)
+            assert (turn.claimed.id if turn.claimed else None) in self.choices(unseen=id)
         if turn.claimed is not None:
             reached(f"claimed what the report {'allowed' if turn.claimed.id not in ready else 'did not change'}")
             self.claimed(turn.claimed.id, running.worker or "")
-        if set(self.ready()) - {*ready, id}:
-            reached("a report leaves something for others")
-            assert turn.frees
+        self.wakes_others(turn, ready, "a report leaves something for others")
 
     @precondition(lambda self: any(row.state == "processing" for row in self.rows.values()))
     @rule(number=NUMBERS, worker=st.sampled_from(["w1", "w2"]), second=st.booleans())
@@ -388,7 +513,7 @@ class Queue(RuleBasedStateMachine):
             back = q.recover(self.acting(second), orphan, excused)
             assert back is not None and q.recover(self.acting(not second), orphan, excused) is None
             self.late.append(orphan)
-            row = replace(row, worker=None, recoveries=row.recoveries + (not excused))
+            row = replace(row, worker=None, units=(), recoveries=row.recoveries + (not excused))
             if row.cancelled:
                 self.rows[id] = replace(row, state="dead")
             elif row.recoveries > q.RECOVERIES_MAX:
@@ -411,7 +536,7 @@ class Queue(RuleBasedStateMachine):
                 q.cancel_jobs(self.acting(second), [id])
             return
         q.cancel_jobs(self.acting(second), [id])
-        self.change(id, cancelled=True, **({} if state == "processing" else {"state": "dead"}))
+        self.change(id, cancelled=True, **({} if state == "processing" else {"state": "dead", "held": False}))
         self.spread_deaths()
 
     @precondition(lambda self: self.rows)
@@ -486,14 +611,43 @@ class Queue(RuleBasedStateMachine):
     @rule(number=NUMBERS, second=st.booleans())
     def reruns(self, number: int, second: bool) -> None:
         id = self.pick(number, *q.STATES)
+        row = self.rows[id]
+        if any(count > self.limits.get(name, 0) for name, count in row.needs):
+            reached("a rerun is refused")
+            with pytest.raises(q.Refused):
+                q.rerun_jobs(self.acting(second), [id])
+            return
         (new,) = q.rerun_jobs(self.acting(second), [id])
         assert new.id not in self.rows
-        row = self.rows[id]
         after = tuple(item for item in row.after if item[0] in self.rows and self.rows[item[0]].state not in q.OVER)
         event(f"rerun of a job that comes after {'some' if after else 'none'}")
         self.added(
-            new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag, after=after
-        )
+            new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag, after=after,
+            needs=row.needs,
+        )  # fmt: skip
+
+    @precondition(lambda self: self.rows)
+    @rule(number=NUMBERS, second=st.booleans(), held=st.booleans())
+    def holds_or_releases(self, number: int, second: bool, held: bool) -> None:
+        id = self.pick(number, *q.STATES)
+        row = self.rows[id]
+        reached(f"{'hold' if held else 'release'} of a {row.state} job")
+        if row.state not in q.WAITING:
+            with pytest.raises(q.Refused):
+                q.hold_jobs(self.acting(second), [id], held)
+            return
+        q.hold_jobs(self.acting(second), [id], held)
+        if row.held and not held:
+            self.released.add(id)
+        self.change(id, held=held)
+
+    @precondition(lambda self: any(row.held for row in self.rows.values()))
+    @rule(number=NUMBERS, second=st.booleans(), claims=st.booleans())
+    def releases(self, number: int, second: bool, claims: bool) -> None:
+        held = [number for number, row in enumerate(self.rows.values()) if row.held]
+        self.holds_or_releases(held[number % len(held)], second, False)
+        if claims:
+            self.claims(second, "w1")
 
     def refuses_to_revive(self, id: str, second: bool) -> bool:
         if self.rows[id].state != "dead" or not any(map(self.is_dead, self.needed(id))):
@@ -559,20 +713,28 @@ class Queue(RuleBasedStateMachine):
         gone = data.draw(st.sampled_from([None, *mine]))
         running = gone is not None and self.rows[gone].state == "processing"
         new = f"hand{self.n}"
+        held = data.draw(st.booleans())
         parent = data.draw(st.sampled_from([None, *self.rows]))
         after = {} if parent is None else {"after": [parent]}
+
+        edited = {"priority": 3, "held": True} if held else {"priority": 3}
+
+        def without_units(job: dict[str, object]) -> dict[str, object]:
+            if held and job.pop("units", None):
+                reached("a running job's units were edited away, and stay")
+            return job
 
         def change(jobs: list[dict[str, object]]) -> list[dict[str, object]]:
             kept = [job for job in jobs if job["id"] != gone]
             return [
-                *({**job, "priority": 3} if job["id"] == changed else job for job in kept),
+                *({**job, **edited} if job["id"] == changed else without_units(job) for job in kept),
                 {"id": new, "command": "x", **after},
             ]
 
         edit(self.home, change, indent=indent, at=self.clock.at)
         self.added(new, after=() if parent is None else ((parent, False),))
         if changed is not None and changed != gone:
-            self.change(changed, priority=3)
+            self.change(changed, priority=3, held=held or self.rows[changed].held)
         if running:
             reached("a running job was edited away, and stays")
         elif gone is not None:
@@ -627,9 +789,26 @@ class Queue(RuleBasedStateMachine):
                 return
             self.worker_dies("w2", not second, False)
 
+    # -- Units
+
+    @precondition(lambda self: not self.paused)
+    @rule(name=st.sampled_from(["card", "gpu"]), wait_s=st.sampled_from([300, 700]), second=st.booleans(),
+          tag=st.sampled_from([None, "gpu", "net"]), priority=st.sampled_from([0, 5]))  # fmt: skip
+    def a_job_waits_for_all_units(self, name: str, wait_s: int, second: bool, tag: str | None, priority: int) -> None:
+        """While another holds one of them; smaller jobs come later."""
+        self.limits_change({"card": 3, "gpu": 2, "net": 1}, second)
+        self.enqueues_with_needs(second, priority, None, None, {name: 1}, None, False)
+        self.claims(second, "w1")
+        self.enqueues_with_needs(not second, 0, None, tag, {name: self.limits[name]}, None, False)
+        self.enqueues_with_needs(not second, 0, None, None, {name: 1}, None, True)
+        self.time_passes(wait_s)
+        self.claims(second, "w2")
+        if any(row.state == "processing" for row in self.rows.values()):
+            self.reports(0, OK, second, True)
+
     # -- Time, folds, restarts, crashes
 
-    @rule(seconds=st.sampled_from([0.5, 2, 10, 100, 100, 70 * 365 * 86_400]))
+    @rule(seconds=st.sampled_from([0.5, 2, 10, 100, 100, 600, 70 * 365 * 86_400]))
     def time_passes(self, seconds: float) -> None:
         self.clock.at += seconds
         self.boot_s += seconds
@@ -640,9 +819,9 @@ class Queue(RuleBasedStateMachine):
         self.enqueues(second, 0, 1, 3, None)
         self.time_passes(1)
         self.a_follower_agrees()
-        self.clock.at -= 0.6
+        self.clock.at -= 0.625
         self.claims(second, "w1")
-        self.clock.at += 0.6
+        self.clock.at += 0.625
 
     @precondition(lambda self: len(self.late) > 2)  # after it the order of claims is less certain: not too early
     @rule(seconds=st.sampled_from([5, 86_400, None]))
@@ -650,10 +829,12 @@ class Queue(RuleBasedStateMachine):
         self.clock.at = 86_400 if seconds is None else max(86_400, self.clock.at - seconds)  # None: to 1970
         self.stepped_back = True
 
-    @rule(limits=st.dictionaries(st.sampled_from(["gpu", "net"]), st.integers(0, 2)), second=st.booleans())
+    @rule(limits=st.one_of(LIMITS, LIMITS, st.just({})), second=st.booleans())
     def limits_change(self, limits: dict[str, int], second: bool) -> None:
         q.set_setting(self.acting(second), "limits", ",".join(f"{tag}={most}" for tag, most in limits.items()))
         self.limits = limits
+        if any(self.used(name) > most for name, most in limits.items()):
+            reached("a limit is below what is held")
 
     @rule(second=st.booleans())
     def folds(self, second: bool) -> None:
@@ -686,13 +867,13 @@ class Queue(RuleBasedStateMachine):
             self.one_command(store, what)
             store.fold_or_sync()
         except Died:
-            reached(f"died during {what}")
+            reached(f"died for {what}")
         finally:
             q.os = Effects(lambda name, args: False, dies)  # type: ignore[attr-defined, assignment]
             close_store(store)
         self.reopen()
         if not self.is_shown():
-            reached(f"{what} did not come to pass")
+            reached(f"did not come to pass for {what}")
             self.rows, self.n = before
 
     @rule(
@@ -710,7 +891,7 @@ class Queue(RuleBasedStateMachine):
         try:
             self.one_command(store, what)
         except q.StoreError as error:
-            reached(f"{what} failed")
+            reached(f"failed for {what}")
             failed = str(error)
         else:
             store.fold_or_sync()
@@ -720,13 +901,14 @@ class Queue(RuleBasedStateMachine):
             self.rows, self.n = before
 
     def is_shown(self) -> bool:
-        return self.shown() == {id: (row.state, row.attempts, row.runs) for id, row in self.rows.items()}
+        return self.shown() == {id: (row.state, row.attempts, row.runs, row.held) for id, row in self.rows.items()}
 
     def possible(self, number: int) -> str:
         """One of the commands that would change something now."""
         there = {row.state for row in self.rows.values()}
-        needs = {"cancel": there & {*q.WAITING}, "revive": "dead" in there, "report": "processing" in there,
-                 "purge": "completed" in there, "claim": self.ready() and not self.stepped_back}  # fmt: skip
+        needs = {"cancel": there & {*q.WAITING}, "hold": there & {*q.WAITING}, "revive": "dead" in there,
+                 "report": "processing" in there, "purge": "completed" in there,
+                 "claim": self.ready() and not self.stepped_back}  # fmt: skip
         able = [what for what, given in needs.items() if given] * 2 + ["enqueue", "bulk"]
         return able[number % len(able)]
 
@@ -743,15 +925,20 @@ class Queue(RuleBasedStateMachine):
                 self.added(f"crash{first + number}")
             bulk(store, *(f'{{"id": "crash{first + number}", "command": "x"}}' for number in range(3)))
         elif what == "cancel" and ids:
-            self.change(ids[0], state="dead", cancelled=True)
+            self.change(ids[0], state="dead", cancelled=True, held=False)
             self.spread_deaths()
             q.cancel_jobs(store, [ids[0]])
+        elif what == "hold" and ids:
+            is_held = self.rows[ids[-1]].held
+            self.change(ids[-1], held=not is_held)
+            q.hold_jobs(store, [ids[-1]], not is_held)
         elif what == "revive" and dead and not any(map(self.is_dead, self.needed(dead[0]))):
             self.revived(dead[0])
             q.revive_jobs(store, [dead[0]])
         elif what == "report" and (held := [id for id, row in self.rows.items() if row.state == "processing"]):
             job, row = self.running(held[0]), self.rows[held[0]]
-            self.change(held[0], state="dead" if row.cancelled else "completed", worker=None, over_at=self.clock.at)
+            state = "dead" if row.cancelled else "completed"
+            self.change(held[0], state=state, worker=None, units=(), over_at=self.clock.at)
             self.spread_deaths()
             q.take_turn(store, row.worker or "", job.slot or 0, (job, OK), False, q.TagFilter())
         elif what == "purge":
@@ -764,10 +951,10 @@ class Queue(RuleBasedStateMachine):
 
     # -- What holds after each step
 
-    def shown(self) -> dict[str, tuple[str, int, int]]:
+    def shown(self) -> dict[str, tuple[str, int, int, bool]]:
         reader = Watched(self.home, self.clock)
         reader.read()
-        shown: dict[str, tuple[str, int, int]] = {job.id: (job.state, job.attempts, job.runs) for job in reader.jobs()}
+        shown = {job.id: (str(job.state), job.attempts, job.runs, bool(job.held)) for job in reader.jobs()}
         close_store(reader)
         return shown
 
@@ -783,11 +970,15 @@ class Queue(RuleBasedStateMachine):
                 job.seq, job.state, job.attempts, job.runs, job.max_retries, job.priority, job.unique,
                 self.rows[job.id].due if job.id in self.rows else 0, job.cancelled_at is not None, job.worker,
                 job.recoveries or 0, tuple(q.parents_of(job).items()),
-                job.tags[0] if job.tags else None, q.has_died_after(job),
+                job.tags[0] if job.tags else None, q.has_died_after(job), q.instant_s(job.created_at),
+                tuple(sorted((job.needs or {}).items())),
+                tuple(sorted((name, tuple(units)) for name, units in (job.units or {}).items())), bool(job.held),
             )
             for job in jobs
         }  # fmt: skip
         assert seen == self.rows
+        held = Counter((name, unit) for row in seen.values() for name, units in row.units for unit in units)
+        assert not held or max(held.values()) == 1, "no unit is held twice"
         self.completed = {id: raw for id, raw in self.completed.items() if id in seen and seen[id].state == "completed"}
         for job in jobs:
             assert q.check_job(job) is None, "J1, J2"
@@ -817,8 +1008,16 @@ class Queue(RuleBasedStateMachine):
             assert {job.id: (job.state, job.attempts, job.runs) for job in store.jobs()} == want
             assert set(store.processing) == {id for id, row in self.rows.items() if row.state == "processing"}
             assert (store.n, sum(store.counts)) == (self.n, len(self.rows))
+            left = self.left_alone()
+            assert q.left_alone(store).keys() == left
+            assert q.what_waits(store).held == sum(row.held for row in self.rows.values())
+            going = [id for id, row in self.rows.items() if row.state not in q.OVER and id not in left]
+            assert q.is_drained(store, q.ALL_JOBS) == (not going)
             if not self.stepped_back:
                 check_times(store, store.home.now())
+                limits, now = store.home.config().limits, store.home.now()
+                first = q.claim_order(store, now).first(now, q.Units(limits, store.processing.values()))
+                assert self.paused or (first.id if first else None) in self.choices()
 
 
 def run_machine(number: int, runs: int, steps: int) -> None:

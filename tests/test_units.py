@@ -10,7 +10,7 @@ import pytest
 from real_processes import said
 
 import queuectl as q
-from tests.storekit import HANDED_BACK, OK, Clock, Watched, bulk, claim, edit, enqueue, listing, report
+from tests.storekit import HANDED_BACK, OK, Clock, Watched, bulk, claim, claim_turn, edit, enqueue, listing, report
 
 pytest_plugins = ["worker_fixtures"]
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -171,6 +171,19 @@ def test_a_worker_that_may_not_start_the_waiting_job_is_not_held_up_by_it(store,
     clock.at += 601
     turn = q.take_turn(store, "w2", 0, None, True, q.TagFilter(not_tags=["big"]))
     assert names([turn.claimed]) == ["small"]
+
+
+def test_a_claim_wakes_others_if_units_were_kept_for_its_job(store, clock):
+    enqueue(store, "one", tags=["net"])
+    one = claim(store)
+    enqueue(store, "both", tags=["gpu", "net"])
+    enqueue(store, "small", needs={"gpu": 1})
+    clock.at += 601
+    assert one is not None and claim(store) is None
+    report(store, one, OK)
+    turn = claim_turn(store)
+    assert names([turn.claimed]) == ["both"] and turn.frees
+    assert names([claim(store)]) == ["small"]
 
 
 def test_ten_minutes_count_from_the_time_that_a_job_waited_for(store, clock):
