@@ -1169,10 +1169,11 @@ class Units:
         self.used = collections.Counter[str]()
         self._held: dict[str, set[int]] = collections.defaultdict(set)
         for job in running:
-            for name, count in demand_of(job, limits).items():
-                units = (job.units or {}).get(name, [])
+            used = collections.Counter(demand_of(job, limits))
+            for name, units in (job.units or {}).items():
                 self._held[name].update(units)
-                self.used[name] += max(count, len(units))
+                used[name] = max(used[name], len(units))
+            self.used += used
 
     def lacking(self, job: Job) -> str | None:
         """A resource of which the job needs more units than are free; None if it can start."""
@@ -4610,13 +4611,17 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
 
     The line may hold another command than the one that was given, so no job starts because of it. A
     job that it calls over is over. One that it calls running is running: its processes may live,
-    and recovery looks for them; if only this line holds the job, it is cancelled then. A waiting
-    job that only this line holds becomes a dead letter, for a person to look at.
+    and recovery looks for them; if only this line holds the job, it is cancelled then. A run that
+    whole lines know is as they have it. A waiting job that only this line holds becomes a dead
+    letter, for a person to look at.
     """
     if job.state in OVER:
         return job
-    is_over = known is not None and known.state in OVER
-    if job.state == "processing" and not is_over:
+    if known is not None and known.state in OVER:
+        return known
+    if known is not None and _is_run(known, job):
+        return known
+    if job.state == "processing":
         return (known or job)._replace(
             state="processing", attempts=job.attempts, runs=job.runs, run_at=None,
             held=None, units=job.units, worker=job.worker, slot=job.slot,

@@ -169,6 +169,10 @@ class Walk:
             jobs = {job.id: self.q.job_to_dict(job) for job in store.jobs()}
             running = {id for id, job in jobs.items() if job["state"] == "processing"}
             assert set(store.processing) == running, f"processing is {set(store.processing)}, not {running}"
+            held = [
+                (name, unit) for job in jobs.values() for name in job.get("units", ()) for unit in job["units"][name]
+            ]
+            assert len(held) == len(set(held)), f"a unit is held twice: {held}"
             settings = {**self.q.DEFAULTS, **store.home.settings()}
             return {"jobs": jobs, "n": store.n, "settings": settings}
         finally:

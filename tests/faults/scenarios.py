@@ -98,8 +98,8 @@ def empty_dir(q: ModuleType, home: str) -> None:
     os.mkdir(home, 0o700)
 
 
-def _turn(q: ModuleType, store: Any, done: Any = None, claim: bool = True) -> Any:
-    return q.take_turn(store, WORKER, 0, done, claim, q.TagFilter())
+def _turn(q: ModuleType, store: Any, done: Any = None, claim: bool = True, slot: int = 0) -> Any:
+    return q.take_turn(store, WORKER, slot, done, claim, q.TagFilter())
 
 
 def exit_code(q: ModuleType, code: int) -> Any:
@@ -156,6 +156,36 @@ def unfolded(q: ModuleType, home: str) -> None:
     with store.transaction() as change:
         change.delete(change.job("gone"))
     close_store(store)
+
+
+def cards(q: ModuleType, home: str) -> None:
+    """There are three cards. `run` holds two of them for a worker that is dead; `two`, `one` and `tagged` wait for
+    cards, `kept` is held, and in the journal `plain` is."""
+    store = open_store(q, home)
+    q.set_setting(store, "limits", "card=3,t=1")
+    q.enqueue_job(store, dict(command="true", id="run", needs={"card": 2}, cwd="/"))
+    assert _turn(q, store).claimed.units == {"card": [0, 1]}
+    q.enqueue_job(store, dict(command="true", id="two", needs={"card": 2}, cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="one", needs={"card": 1}, tags=["t"], cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="kept", needs={"card": 1}, held=True, cwd="/"))
+    q.enqueue_job(store, dict(command="true", id="plain", cwd="/"))
+    store.fold()
+    q.enqueue_job(store, dict(command="true", id="tagged", tags=["t"], cwd="/"))
+    q.hold_jobs(store, ["plain"], True)
+    close_store(store)
+
+
+def edited_cards(q: ModuleType, home: str) -> None:
+    """By hand: the cards of the running job are taken away, and a waiting job is held."""
+    cards(q, home)
+    jobs = [{name: job[name] for name in job if name != "units"} for job in _records(home, "jobs.json")]
+    _edit(home, "jobs.json", [{**job, "held": True} if job["id"] == "two" else job for job in jobs])
+
+
+def torn_cards(q: ModuleType, home: str) -> None:
+    """Half a line at the journal's end, behind that of the claim."""
+    cards(q, home)
+    kill_at(q, home, "write", 1, enqueue, "half then killed")
 
 
 def _with(setting: str, value: str, begin: Build = small) -> Build:
@@ -308,14 +338,18 @@ def crashed_in_bulk(number: int) -> Build:
     return build
 
 
-def crashed_worker(q: ModuleType, home: str) -> None:
+def crashed_worker(begin: Build) -> Build:
     """The dead worker left its file."""
-    small(q, home)
-    store = open_store(q, home)
-    file = live_worker(q, store)
-    os.close(file.fd)
-    os.close(file.wake_fd)
-    close_store(store)
+
+    def build(q: ModuleType, home: str) -> None:
+        begin(q, home)
+        store = open_store(q, home)
+        file = live_worker(q, store)
+        os.close(file.fd)
+        os.close(file.wake_fd)
+        close_store(store)
+
+    return build
 
 
 # -- Operations
@@ -540,6 +574,67 @@ def recovery(q: ModuleType, store: Any) -> Iterator[None]:
     store.fold()
 
 
+def claim_cards(q: ModuleType, store: Any) -> Iterator[None]:
+    """One card is free, and the first that waits needs two."""
+    claimed = _turn(q, store, slot=1).claimed
+    assert (claimed.id, claimed.units) == ("one", {"card": [2], "t": [0]})
+    yield
+    assert _turn(q, store, slot=2).claimed is None
+    store.fold()
+
+
+def report_cards(q: ModuleType, store: Any) -> Iterator[None]:
+    """The end of the job that holds two cards lets the next one have them, in the same transaction."""
+    store.follow()
+    turn = _turn(q, store, (store.get("run"), exit_code(q, 1)))
+    assert turn.frees and (turn.claimed.id, turn.claimed.units) == ("two", {"card": [0, 1]})
+    yield
+    assert _turn(q, store, slot=1).claimed.units == {"card": [2], "t": [0]}
+    yield
+    store.sync()
+    store.fold()
+
+
+def recover_cards(q: ModuleType, store: Any) -> Iterator[None]:
+    """Its cards are free only with the recovery; a limit that was lowered meanwhile takes none away."""
+    store.follow()
+    fd = store.home.lock_dead_worker(WORKER)
+    assert fd is not None
+    assert _turn(q, store, slot=1).claimed.units == {"card": [2], "t": [0]}
+    yield
+    store.sync()  # else a power loss could take the claim and leave the setting
+    q.set_setting(store, "limits", "card=2,t=1")
+    yield
+    assert q.recover(store, store.processing["run"], False).units is None
+    yield
+    assert _turn(q, store, slot=2).claimed is None, "it needs two, and one of two is in use"
+    store.home.forget_worker(WORKER)
+    if fd >= 0:
+        os.close(fd)
+    store.fold()
+
+
+def hold_and_release(q: ModuleType, store: Any) -> Iterator[None]:
+    cli(q, store.home.path, "hold", "two", "one")
+    yield
+    cli(q, store.home.path, "release", "kept", "plain", "two")
+    yield
+
+
+def claim_after_edit(q: ModuleType, store: Any) -> Iterator[None]:
+    """The cards are as the journal has them."""
+    store.follow()
+    assert store.get("run").units == {"card": [0, 1]} and store.get("two").held
+    yield from claim_cards(q, store)
+
+
+def mend_cards(q: ModuleType, store: Any) -> Iterator[None]:
+    yield from mend(q, store)
+    assert store.get("run").units == {"card": [0, 1]}
+    assert _turn(q, store, slot=1).claimed.units == {"card": [2], "t": [0]}
+    yield
+
+
 def cancel(q: ModuleType, store: Any) -> Iterator[None]:
     cli(q, store.home.path, "cancel", "a", "fail")
     yield
@@ -654,7 +749,7 @@ SCENARIOS = (
     Scenario("report that dies", _with("no_retry_on", "3"), report(3, True), is_worker=True),
     Scenario("worker start, claim and report", small, work, is_worker=True),
     Scenario("worker that goes on after an error", small, work_on, is_worker=True),
-    Scenario("recovery", crashed_worker, recovery, is_worker=True),
+    Scenario("recovery", crashed_worker(small), recovery, is_worker=True),
     Scenario("cancel waiting", small, cancel),
     Scenario("cancel running", small, cancel_running),
     Scenario("cancel running of a dead worker", small, cancel_recovered),
@@ -674,6 +769,13 @@ SCENARIOS = (
     Scenario("purge", small, purge),
     Scenario("purge everything that is over", small, purge_everything),
     Scenario("doctor --fix", torn, mend, is_edited=True),
+    Scenario("claim of a job that needs cards", cards, claim_cards, is_worker=True),
+    Scenario("report of a job that holds cards", cards, report_cards, is_worker=True),
+    Scenario("recovery of a job that holds cards", crashed_worker(cards), recover_cards, is_worker=True),
+    Scenario("hold and release", cards, hold_and_release),
+    Scenario("fold of held jobs and cards", cards, fold, is_worker=True),
+    Scenario("hand edit of cards", edited_cards, claim_after_edit, is_edited=True, is_worker=True),
+    Scenario("doctor --fix while a job holds cards", torn_cards, mend_cards, is_edited=True, is_worker=True),
     Scenario("purge by a worker", small, purge_old, is_worker=True),
     Scenario("config set", small, config_set),
     Scenario("pause and resume", small, pause),

@@ -24,7 +24,7 @@ from filelock import lock_descriptor
 import queuectl
 from tests.faults.effects import SCRATCH, FaultyOs, standing_in
 from tests.faults.points import SEED
-from tests.faults.scenarios import WORKER, close_store, copy_home, live_worker, open_store, unfolded
+from tests.faults.scenarios import WORKER, cards, close_store, copy_home, live_worker, open_store, unfolded
 
 JOURNAL, WORKER_FILE = ".queuectl/journal.jsonl", f".queuectl/workers/{WORKER}"
 SAMPLES = {"jobs.json": 900, "dlq.json": 500, "config.json": 250, JOURNAL: 900, WORKER_FILE: 100}  # files in CI
@@ -90,9 +90,9 @@ def put_in_place(path, data):
 class Damaged:
     """A home that is built once; one file of it is damaged, and each command meets that afresh."""
 
-    def __init__(self, folder, run):
+    def __init__(self, folder, run, build=unfolded):
         self.template, self.home, self.run = folder / "template", folder / "home", run
-        unfolded(queuectl, str(self.template))
+        build(queuectl, str(self.template))
         store = open_store(queuectl, self.template)
         store.read()
         self.raws = {job.id: queuectl.encode_job(job) for job in store.jobs()}
@@ -153,11 +153,11 @@ class Damaged:
         return f"lost {whole - ids}" if whole - ids else None
 
 
-@pytest.fixture
-def target(run, monkeypatch):
+@pytest.fixture(params=[unfolded], ids=[""])
+def target(run, monkeypatch, request):
     with tempfile.TemporaryDirectory(prefix="queuectl-damage-", dir=SCRATCH) as folder:
         monkeypatch.setenv("QUEUECTL_HOME", str(Path(folder, "home")))
-        yield Damaged(Path(folder), run)
+        yield Damaged(Path(folder), run, request.param)
 
 
 def try_all(target, name, chosen, each, by_disk=False):
@@ -188,7 +188,14 @@ def test_a_damaged_file_is_answered_and_kept(target, name):
     try_all(target, name, sample(every(target, name), SAMPLES[name]), each=1)
 
 
+@pytest.mark.parametrize("target", [cards], indirect=True)
+@pytest.mark.parametrize("name", ("jobs.json", JOURNAL))
+def test_a_damaged_file_of_a_queue_with_cards_is_answered_and_kept(target, name):
+    try_all(target, name, sample(every(target, name), 200), each=1)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("target", [unfolded, cards], indirect=True)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_damaged_file_is_answered_and_kept(target, name):
     try_all(target, name, every(target, name), each=3)

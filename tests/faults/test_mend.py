@@ -17,17 +17,17 @@ from filelock import lock_descriptor
 import queuectl as q
 from tests.faults.effects import FaultyOs, standing_in
 from tests.faults.points import SEED
-from tests.faults.scenarios import close_store, copy_home, live_worker, open_store, unfolded
+from tests.faults.scenarios import cards, close_store, copy_home, live_worker, open_store, unfolded
 from tests.faults.test_damage import FILES, WAYS, damaged
 
 JOURNAL = ".queuectl/journal.jsonl"
 SAMPLE = 80  # damaged files per store
 
 
-@pytest.fixture
-def template(tmp_path, home):
+@pytest.fixture(params=[unfolded], ids=[""])
+def template(tmp_path, home, request):
     shutil.rmtree(home)
-    unfolded(q, str(tmp_path / "template"))
+    request.param(q, str(tmp_path / "template"))
     return tmp_path / "template"
 
 
@@ -93,6 +93,9 @@ def mend_all(template, home, run, name, chosen):
             answer = run("doctor", "--fix", code=None)
             again = run("doctor", code=None)
         there = jobs_of(home) if again.code == 0 else {}
+        run_job = there.get("run")
+        if name == JOURNAL and run_job and run_job.needs and run_job.state == "processing":
+            assert run_job.units == {"card": [0, 1]}, f"{way} at {at}"
         lost = whole_ids(template, name, data) - there.keys()
         if answer.code or again.code or lost:
             problems.append(f"{way} at {at}: exit {answer.code}, {again.code}, lost {lost}: {answer.out} {answer.err}")
@@ -106,7 +109,15 @@ def test_a_damaged_store_is_mended(template, home, run, name):
     mend_all(template, home, run, name, random.Random(f"{SEED} {name}").sample(every, SAMPLE))
 
 
+@pytest.mark.parametrize("template", [cards], indirect=True)
+@pytest.mark.parametrize("name", ("jobs.json", JOURNAL))
+def test_a_damaged_store_of_a_queue_with_cards_is_mended(template, home, run, name):
+    every = [(at, way) for at in range((template / name).stat().st_size) for way in WAYS]
+    mend_all(template, home, run, name, random.Random(f"{SEED} {name}").sample(every, SAMPLE))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("template", [unfolded, cards], indirect=True)
 @pytest.mark.parametrize("name", FILES)
 def test_every_damaged_store_is_mended(template, home, run, name):
     every = [(at, way) for at in range((template / name).stat().st_size) for way in WAYS]
@@ -168,6 +179,47 @@ def test_a_cancel_that_a_whole_line_holds_survives_a_doubtful_one(copy, run):
     put(copy, JOURNAL, b"".join(lines) + line + spoiled(line) + lines[-1])
     fix(copy, run)
     assert jobs_of(copy)["c"] == job
+
+
+def spoiled_line_behind(home, job):
+    """A damaged line that puts this job, and a whole one behind it."""
+    line, last = (q.journal_line(q.change_body(raws, [], [0, 0, 0, 0, 0], 0)) for raws in ([q.encode_job(job)], []))
+    put(home, JOURNAL, (home / JOURNAL).read_bytes() + spoiled(line) + last)
+
+
+@pytest.fixture
+def claimed(copy):
+    """A job that a tag and a need gave units, as its claim has it."""
+    store = open_store(q, copy)
+    q.set_setting(store, "limits", "card=4,t=1")
+    q.enqueue_job(store, dict(command="true", id="x", needs={"card": 2}, priority=9, cwd="/"))
+    store.follow()
+    job = q.claim_job(store.get("x"), "1-ab", 0, "2030-01-01T00:00:00.000Z", {"card": [0, 1], "t": [0]})
+    close_store(store)
+    return job._replace(tags=["t"])
+
+
+def test_a_damaged_claim_keeps_its_units(copy, run, claimed):
+    spoiled_line_behind(copy, claimed)
+    fix(copy, run)
+    job = jobs_of(copy)["x"]
+    assert (job.state, job.needs, job.units) == ("processing", {"card": 2}, {"card": [0, 1], "t": [0]})
+    run("enqueue", "--need", "card=3", "--id", "big", "true")
+    run("enqueue", "--tag", "t", "--id", "tagged", "true")
+    store = open_store(q, copy)
+    store.follow()
+    units = q.Units(store.home.config().limits, store.processing.values())
+    assert [units.used(name) for name in ("card", "t")] == [2, 1], "its tag stands in the damaged line alone"
+    assert [units.lacking(store.get(id)) for id in ("big", "tagged")] == ["card", "t"]
+    close_store(store)
+
+
+def test_the_units_that_a_whole_line_gives_a_run_are_not_changed_by_a_damaged_one(copy, run, claimed):
+    line = q.journal_line(q.change_body([q.encode_job(claimed)], [], [0, 0, 0, 0, 0], 0))
+    put(copy, JOURNAL, (copy / JOURNAL).read_bytes() + line)
+    spoiled_line_behind(copy, claimed._replace(units={"card": [2, 3]}))
+    fix(copy, run)
+    assert jobs_of(copy)["x"] == claimed
 
 
 def test_a_lost_record_of_the_journal_is_named_unless_the_job_is_known_or_was_purged(copy, run):
