@@ -1,7 +1,8 @@
 """What the suites with real processes share: a home, the commands given to it, and the job that tells on itself.
 
 The oracle of these suites stands outside: each run of a job appends `start` and `end` to the job's file and holds the
-job's lock, which all processes of the run share. Whoever finds the lock taken has seen two runs at the same time.
+job's lock, which all processes of the run share. Whoever finds the lock taken has seen two runs at the same time. So
+does a job that finds the lock of a card taken, where the queue says that it holds that card.
 """
 
 from __future__ import annotations
@@ -39,22 +40,26 @@ def bare():
     words = [sys.executable, "-S", "-E", "-I", sys.argv[0], folder, id, "goes on", seconds, run, worker]
     os.execve(sys.executable, words, {})
 
-if kind != "goes on":
-    lock = os.open(name + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+def take(path, word):  # for as long as a process of this run lives
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(lock, True)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        note("overlap")
+        note(word)
+
+if kind != "goes on":
+    take(name + ".lock", "overlap")
     note("start")
+    cards = os.environ.get("QUEUECTL_UNITS_card", "").replace(",", " ").split()
+    for card in cards:
+        take(os.path.join(folder, f"card{card}.lock"), "shared")
     for word in sys.argv[7:]:
         if word == "alone":  # its tag has a limit of one
-            alone = os.open(os.path.join(folder, "alone.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-            os.set_inheritable(alone, True)
-            try:
-                fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                note("overlap")
+            take(os.path.join(folder, "alone.lock"), "overlap")
+        elif word.startswith("cards="):  # so many it needs
+            if len(cards) != int(word[6:]):
+                note("miscounted")
         else:  # the job that it comes after
             try:
                 fcntl.flock(os.open(os.path.join(folder, word + ".lock"), os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -84,7 +89,7 @@ sys.exit(kind == "fails")
 
 
 class Note(NamedTuple):
-    word: str  # start, end; overlap, early
+    word: str  # start, end; overlap, shared, miscounted, early
     run: int
     worker: int  # the pid in its name
 
@@ -122,7 +127,8 @@ class Queue:
         return dict(json.loads(self.call("status", "--json"))["jobs"])
 
     def command(self, kind: str, seconds: float, *more: str) -> str:
-        """The shell line of a job that tells on itself; `more` is "alone", or the job that it comes after."""
+        """The shell line of a job that tells on itself; `more` is "alone", "cards=2", or the job that it
+        comes after."""
         words = [sys.executable, "-S", "-E", "-I", str(self.script), str(self.folder)]
         return (
             f'exec {shlex.join(words)} "$QUEUECTL_JOB_ID" {shlex.quote(kind)} {seconds:.2f} '

@@ -4,9 +4,9 @@
     python tests/faults/storm.py --seconds 900 --kills 1000 --jobs 3000    the full form; --seed TEXT, --program FILE
 
 Three workers of three threads; jobs that fork, leave their session, clear their environment, ignore SIGTERM, fail, run
-out of time, come after others, or must be alone. It goes on until all three figures are reached. Then everything is let
-go on, and what is over is compared with what the jobs themselves wrote down. Prints one JSON object; exit 1 with any
-problem.
+out of time, come after others, need cards, are held, or must be alone. It goes on until all three figures are reached.
+Then everything is let go on, and what is over is compared with what the jobs themselves wrote down. Prints one JSON
+object; exit 1 with any problem.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ STUCK_S = 40.0  # so long without a change, once there are no more faults
 RECOVERIES_MAX = 5  # a job whose workers died more often is rightly dead
 KINDS = ("plain", "plain", "forks", "leaves", "leaves bare", "bare", "deaf", "prints", "fails", "late")
 DIES = ("fails", "late")
+CARDS = 4
 
 
 class Storm:
@@ -55,6 +56,9 @@ class Storm:
         self.parents: dict[str, str] = {}  # of jobs that come after another
         self.ids: list[str] = []  # printed
         self.cancels: set[str] = set()  # asked for, whatever came of it
+        self.held: dict[str, int] = {}  # how often each job that is surely held has started
+        self.born_held: set[str] = set()
+        self.released: set[str] = set()  # asked for, whatever came of it
         self.figures: Counter[str] = Counter()
         self.problems: list[str] = []
         self.number = 0
@@ -100,6 +104,13 @@ class Storm:
         words = []
         if self.rng.random() < 0.15:
             more["tags"] = words = ["alone"]
+        if self.rng.random() < 0.35:
+            count = self.rng.choice([1, 1, 2])
+            more["needs"] = {"card": count}
+            words = [*words, f"cards={count}"]
+        if self.rng.random() < 0.1:
+            more["held"] = True
+            self.born_held.add(id)
         if self.ids and self.rng.random() < 0.15:
             self.parents[id] = self.rng.choice(self.ids[-20:])
             more["after"] = [self.parents[id]]
@@ -123,6 +134,17 @@ class Storm:
         if self.ids:
             id, priority = self.rng.choice(self.ids[-30:]), self.rng.randrange(-2, 3)
             self.begin("edit", "edit", id, "--priority", str(priority), "--env", f"EDITED={priority}")
+
+    def hold(self) -> None:
+        if self.ids:
+            self.begin("hold", "hold", self.rng.choice(self.ids[-8:]))
+
+    def release(self) -> None:
+        if self.held:
+            id = self.rng.choice(list(self.held))
+            self.judge_held(id, self.held.pop(id))
+            self.released.add(id)
+            self.begin("release", "release", id)
 
     def kill(self) -> None:
         child = self.rng.choice(self.workers)
@@ -172,14 +194,23 @@ class Storm:
             child.kill()
         out, err = child.communicate()
         if what == "enqueue":
-            self.ids += [line.rstrip("\n") for line in out.splitlines(keepends=True) if line.endswith("\n")]
+            printed = [line.rstrip("\n") for line in out.splitlines(keepends=True) if line.endswith("\n")]
+            self.ids += printed
+            self.note_held([id for id in printed if id in self.born_held])
         if "Traceback" in err:
             self.problems.append(f"traceback: {what}: {err}")
-        allowed = {"enqueue": (0, -9), "cancel": (0, 1, -9), "edit": (0, 1, -9)}[what]
+        if what == "hold" and child.returncode == 0:
+            self.note_held(list(child.args)[-1:])  # type: ignore[arg-type]
+        allowed = (0, -9) if what == "enqueue" else (0, 1, -9)
         if child.returncode not in allowed:
             self.problems.append(f"{what}: exit {child.returncode}: {err}")
         self.figures[f"{what} commands"] += 1
         return True
+
+    def note_held(self, ids: list[str]) -> None:
+        for id in ids:
+            if id not in self.released:
+                self.held.setdefault(id, self.starts(id))
 
     def watch(self) -> None:
         """No job is over while something of it lives."""
@@ -190,6 +221,7 @@ class Storm:
 
     def rage(self, seconds: float, kills: int, jobs: int, first: bool) -> None:
         acts = [self.enqueue] * 3 + [self.enqueue_many] * 2 + [self.cancel] * 2 + [self.edit]
+        acts += [self.hold] * 2 + [self.release]
         acts += [self.kill] * 4 + [self.stop] * 2 + [self.end]
         began = watched = time.monotonic()
         while time.monotonic() < began + seconds or self.figures["kills"] < kills or len(self.ids) < jobs:
@@ -214,6 +246,8 @@ class Storm:
             counts = Counter(self.queue.counts())
             if counts != before:
                 moved, before = time.monotonic(), counts
+            if not self.commands:
+                self.release_all()
             if not self.commands and not any(counts[state] for state in ("pending", "processing", "failed")):
                 break
             if time.monotonic() > moved + STUCK_S:
@@ -223,7 +257,22 @@ class Storm:
         self.watch()
         self.queue.call("worker", "stop", "--timeout", "60")
 
+    def release_all(self) -> None:
+        for id, starts in self.held.items():
+            self.judge_held(id, starts)
+        self.held = {}
+        for id in [id for id, job in self.queue.jobs().items() if job.get("held")]:
+            self.queue.call("release", id, codes=(0, 1))  # 1: it has just died with a job that it comes after
+
     # -- the verdict
+
+    def starts(self, id: str) -> int:
+        return sum(note.word == "start" for note in self.queue.notes(id))
+
+    def judge_held(self, id: str, starts: int) -> None:
+        self.figures["held jobs"] += 1
+        if self.starts(id) != starts:
+            self.problems.append(f"started while held: {id} ({self.kinds[id]}): {self.queue.notes(id)}")
 
     def judge(self) -> None:
         jobs = self.queue.jobs()
@@ -251,6 +300,8 @@ class Storm:
             tell(f"overlapping: {id} ({kind}): {notes}")
         if any(note.word == "early" for note in notes):
             tell(f"early: {id} ({kind}) began before {self.parents[id]} was over: {notes}")
+        if any(note.word in ("shared", "miscounted") for note in notes):
+            tell(f"wrong cards: {id} ({kind}): {notes}")
         times = Counter(note[:2] for note in notes)
         if any(count > 1 for count in times.values()):
             tell(f"doubled: a run of {id} ({kind}) twice: {notes}")
@@ -300,7 +351,7 @@ def storm(
     this.queue.call("config", "set", "backoff_base", "0.2")
     this.queue.call("config", "set", "grace_period", "0.5")
     this.queue.call("config", "set", "lock_timeout", "30")
-    this.queue.call("config", "set", "limits", "alone=1")
+    this.queue.call("config", "set", "limits", f"alone=1,card={CARDS}")
     this.queue.call("config", "set", "on_finish", f'echo "$QUEUECTL_RUN" >> {this.told}')
     try:
         this.rage(seconds, kills, jobs, first)
