@@ -1153,8 +1153,10 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
 
 def demand_of(job: Job, limits: Mapping[str, int]) -> dict[str, int]:
     """How many units of each limited resource the job needs. A tag that has a limit is one unit."""
-    tags = job.tags or ()
-    return {**{tag: 1 for tag in tags if tag in limits}, **(job.needs or {})}
+    needs = job.needs or {}
+    if not job.tags:
+        return needs
+    return {**{tag: 1 for tag in job.tags if tag in limits}, **needs}
 
 
 class Units:
@@ -1166,7 +1168,7 @@ class Units:
 
     def __init__(self, limits: Mapping[str, int], running: Iterable[Job]) -> None:
         self.limits = limits
-        self.used = collections.Counter[str]()
+        self.used: collections.Counter[str] = collections.Counter()
         self._held: dict[str, set[int]] = collections.defaultdict(set)
         for job in running:
             used = collections.Counter(demand_of(job, limits))
@@ -1189,6 +1191,9 @@ class Units:
             free = (unit for unit in range(self.limits[name]) if unit not in self._held[name])
             units[name] = list(itertools.islice(free, count))
         return units or None
+
+
+NO_UNITS = Units({}, ())
 
 
 def array_of(state: str) -> str:
@@ -3690,7 +3695,7 @@ def take_turn(
                 hooks = hooks_of(reported, config)
         may_claim = claim and not config.paused
         if may_claim and not hooks:
-            units = Units(config.limits, change.running() if config.limits else ())
+            units = Units(config.limits, change.running()) if config.limits else NO_UNITS
             ready = claim_order(store, change.now, only).first(change.now, units, only)
             if ready is not None:
                 claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))

@@ -209,7 +209,7 @@ def test_a_damaged_claim_keeps_its_units(copy, run, claimed):
     store = open_store(q, copy)
     store.follow()
     units = q.Units(store.home.config().limits, store.processing.values())
-    assert [units.used(name) for name in ("card", "t")] == [2, 1], "its tag stands in the damaged line alone"
+    assert [units.used[name] for name in ("card", "t")] == [2, 1], "its tag stands in the damaged line alone"
     assert [units.lacking(store.get(id)) for id in ("big", "tagged")] == ["card", "t"]
     close_store(store)
 
