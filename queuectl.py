@@ -6966,8 +6966,8 @@ def enqueue(
     The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with '{'),
     or several words, kept word for word. With --each, every word (or line of --file) makes a job:
     in TEMPLATE, {} is the word, {/} its base name, {.} the word without its extension, {/.} both,
-    {#} its number from 1. They are quoted for you: not inside quotes. What no option says comes
-    from the settings max_retries, job_timeout and keep_env, and from the current directory.
+    {#} its number from 1. Each is quoted for sh, and refused inside quotes. What no option says
+    comes from the settings max_retries, job_timeout and keep_env, and from the current directory.
 
     \b
     Examples:

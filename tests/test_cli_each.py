@@ -179,7 +179,7 @@ def test_an_option_after_the_arguments_is_refused_unless_they_stand_after_dashes
         (["--unique", "x"], "--unique=KEY"), (["--wait", "x"], "--wait"), (["--stream"], "--stream"),
         (["--command", "true"], "--command"), (["--command", "true", "x"], "--command"),
         (["--stream", "x"], "--stream"), ([], "argument"), (["--"], "argument"), (["--file", "-", "x"], "--file"),
-        (["--id", "", "x"], "'id'"),
+        (["--id", "", "x"], "--id"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_each_is_a_usage_error(run, words, says):
