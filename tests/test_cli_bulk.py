@@ -89,6 +89,7 @@ ARRAY = json.dumps([{"id": "a", "command": "true"}, {"id": "b", "command": "fals
         (json.dumps({"id": "a", "command": "true"}, indent=2), "a\n"),
         # reading: `[` alone and `[{...` are no commands, so taking them for jobs would only make dead ones.
         ('[{"id":"a","command":"true"}]', "a\n"),
+        ('[ {"id":"a","command":"true"} ]', "a\n"),
         (f"# nightly\n\n{ARRAY}", "a\nb\n"),
         (f"\ufeff{ARRAY}", "a\nb\n"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,17 +182,19 @@ def test_purge_removes_the_logs_of_its_jobs_and_no_others(run, drained_copy):
 
 
 @pytest.mark.parametrize(
-    "command, typed, code",
+    "command, number, typed, code",
     [
-        ("purge --state dead", b"y\n", 0), ("purge", b"\n", 1), ("purge", b"\x04", 130), ("purge", b"\x03", 130),
-        ("dlq purge --all", b"y\n", 0), ("dlq purge boom", b"n\n", 1),
+        ("purge --state dead", len(DEAD), b"y\n", 0), ("purge", len(COMPLETED), b"\n", 1),
+        ("purge", len(COMPLETED), b"\x04", 130), ("purge", len(COMPLETED), b"\x03", 130),
+        ("dlq purge --all", len(DEAD), b"y\n", 0), ("dlq purge boom", 1, b"n\n", 1),
     ],
 )  # fmt: skip
-def test_on_a_terminal_purge_asks_and_does_nothing_without_a_yes(
-    run, terminal, eventually, drained_copy, command, typed, code
+def test_on_a_terminal_purge_names_how_many_and_does_nothing_without_a_yes(
+    run, terminal, eventually, drained_copy, command, number, typed, code
 ):
     shell = terminal(*command.split())
     eventually(lambda: shell.screen().endswith("[y/N]: "))
+    assert re.search(rf"\b{number} ", shell.screen())
     shell.type(typed)
     with contextlib.suppress(AssertionError):
         eventually(shell.ended, 5)

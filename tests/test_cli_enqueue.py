@@ -160,12 +160,6 @@ def test_a_delay_counts_from_now(run, jobs, arguments):
     assert near(instant(only(jobs)["run_at"]), datetime.now(UTC) + timedelta(minutes=10))
 
 
-def test_an_instant_that_has_passed_is_accepted(run, jobs):
-    # reading: it was due before, so it is due now; a script that computes the time late must not fail.
-    run("enqueue", "--at", "2001-01-01T00:00:00Z", "true")
-    assert only(jobs)["state"] == "pending"
-
-
 @pytest.mark.parametrize(
     "written, stored",
     [

@@ -220,11 +220,6 @@ def test_worker_stop_says_what_it_waits_for(seen, run, worker, gate, reaches, te
     assert run("worker", "stop").out == "No worker was running.\n"
 
 
-def test_one_worker_of_one_thread_is_not_many(run, worker):
-    worker()
-    assert "1 worker process (1 thread) stopped" in run("worker", "stop").out
-
-
 # ---- changing ----
 
 
@@ -250,15 +245,10 @@ def test_edit_and_dlq_retry_take_delay_directory_and_tags(run, jobs, tmp_path):
     assert (job["cwd"], job["tags"], job["run_at"] > job["updated_at"]) == ("/", ["z"], True)
 
 
-@pytest.fixture
-def finished(run, drain):
-    """One completed job and two dead letters."""
+def test_purge_leaves_dead_letters_and_says_so(run, drain):
     for name, command in (("a", "true"), ("b", "exit 1"), ("c", "exit 2")):
         run("enqueue", "--id", name, "--max-retries", "1", command)
     drain(code=1)
-
-
-def test_purge_leaves_dead_letters_and_says_so(run, finished):
     answer = run("purge", "--yes")
     assert "1 job purged" in answer.out and "2 dead letters" in answer.err and "--state dead" in answer.err
     assert run("list", "--ids").lines == ["b", "c"]
@@ -266,16 +256,6 @@ def test_purge_leaves_dead_letters_and_says_so(run, finished):
     assert run("purge", "--yes").err.startswith("1 dead letter left in place.")
     answer = run("purge", "--state", "dead", "--yes")
     assert "1 job purged" in answer.out and answer.err == "" and run("list", "--ids").lines == []
-
-
-@pytest.mark.parametrize("words, number", [("purge", 1), ("purge --state dead", 2), ("dlq purge --all", 2)])
-def test_a_purge_that_asks_names_how_many(terminal, eventually, run, finished, words, number):
-    shell = terminal(*words.split())
-    eventually(lambda: "?" in shell.screen() or "[y/N]" in shell.screen())
-    assert re.search(rf"\b{number} ", shell.screen().partition("?")[0])
-    shell.type(b"n\n")
-    eventually(shell.ended)
-    assert len(run("list", "--ids").lines) == 3
 
 
 # ---- settings ----

@@ -66,6 +66,7 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (90, 90), ("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1.5h", 5400), (".5m", 30),
         ("0.25", 0.25), ("2.", 2), (0, 0), ("0", 0), (0.5, 0.5), (" 5 m ", 300), ("1D", 86_400), ("10M", 600),
+        ("1h30m", 5400), ("1d2h3m4s", 93_784), ("2m30s", 150), ("1H30M", 5400),
         (q.DURATION_MAX_S, q.DURATION_MAX_S), ("36500d", q.DURATION_MAX_S),
     ],
 )  # fmt: skip
@@ -76,8 +77,8 @@ def test_a_duration_is_seconds_whatever_its_spelling(value, seconds):
 @pytest.mark.parametrize(
     "value",
     [
-        "", " ", "s", "-1", "1w", "1h30", "1h 30m", "inf", "nan", "1,5", "0x10", "1 2", None, True, False, [], {},
-        -1, -0.001,
+        "", " ", "s", "-1", "1w", "h", "1h30", "1h 30m", "1h-30m", "1.2.3h4m", "1h 30m x", "inf", "nan", "1,5", "0x10",
+        "1 2", None, True, False, [], {}, -1, -0.001,
         math.nan, math.inf, q.DURATION_MAX_S + 1, "36501d", "9" * 400, 10**400,
     ],
     ids=lambda value: ascii(value)[:12],
