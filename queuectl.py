@@ -1515,7 +1515,8 @@ class Home:
             first, *lines = bytes_of(path).split(b"\n")
             seen_s = os.stat(path).st_mtime
             header |= json.loads(first)
-            rows = [json.loads(line.strip() or b"{}") for line in lines[: header["threads"]]]
+            # Where the row of an added slot is not written yet, there may be NULs.
+            rows = [json.loads(line.strip(b"\0 ") or b"{}") for line in lines[:-1]]
         return WorkerInfo(name, header, rows, seen_s)
 
     def forget_worker(self, name: str) -> None:
@@ -1607,7 +1608,8 @@ class Home:
 
 
 class WorkerFile:
-    """A live worker's own file: a padded header line, and a padded row for each slot.
+    """A live worker's own file: a padded header line, and a padded row for each slot that it has or
+    had. The rows of slots that are added later follow the others.
 
     Both are written in place, without the store lock. The file only informs, so a write that fails
     is no error: recovery also finds a run by its environment and by its log.
@@ -4144,7 +4146,9 @@ def watch_starts(store: Store) -> Iterator[list[Job]]:
         is_first = False
 
 
-_SHOWN = ("dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping")
+_SHOWN = (
+    "dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping",
+)  # fmt: skip
 
 
 def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
@@ -5439,7 +5443,8 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # W1  Every claim ends in one report or in one recovery: a slot keeps an outcome until its report is
 #     on disk.
 # W2  Signal handlers only set a flag.
-# W3  One worker process never runs more commands at once than its `--count`.
+# W3  One worker process never runs more commands at once than its `--count`, or `worker_count`.
+#     When that is lowered, running commands finish first.
 # W4  A worker whose file is no longer at its path claims nothing more: others take it for dead.
 #
 # A worker is `running`, then `stopping`: it claims nothing more, and its jobs finish. It is
@@ -5478,13 +5483,14 @@ class Worker:
     """
 
     def __init__(
-        self, store: Store, threads: int, only: TagFilter, drain: bool,
+        self, store: Store, count: int | None, only: TagFilter, drain: bool,
         say: Callable[[str], None], describe: Callable[[Job], str],
     ) -> None:  # fmt: skip
         import queue
 
         self.store, self.home = store, store.home
-        self.threads = threads
+        self._count = count  # None: `worker_count`, also when it changes
+        self.threads = count or store.home.config().worker_count  # slots from this number on end
         self.only = only
         self.drain = drain
         self._say = say
@@ -5500,11 +5506,11 @@ class Worker:
         self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
         self._due_at = math.inf  # when the next job will be due, on the monotonic clock
-        self._ended: set[int] = set()  # slots whose thread is done
+        self._threads: list[threading.Thread] = []
+        self._ended: set[int] = set()  # slots whose thread is done, or about to be
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
         self._said: set[str] = set()  # what is said once only
-        logs = (slot_log_path(self.home.logs_dir, self.name, slot) for slot in range(threads))
-        self._logs = [SlotLog(log) for log in logs]
+        self._logs: list[SlotLog] = []  # of each slot, also if it has ended
         self._sweep_at = 0.0  # on the monotonic clock
 
     def say(self, text: str) -> None:
@@ -5531,19 +5537,15 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
-        slots = [functools.partial(self._slot_thread, slot) for slot in range(self.threads)]
-        loops: list[Callable[[], None]] = [self._recover_and_trim, *slots]
-        speaker = threading.Thread(target=self._speak, daemon=True)
-        others = [threading.Thread(target=loop, daemon=True) for loop in loops]
-        try:  # the threads first: if the system refuses one, nobody has seen a worker
-            for thread in (speaker, *others):
-                thread.start()
-        except RuntimeError:
-            raise Refused(NO_THREADS) from None
+        # The threads first: if the system refuses one, nobody has seen a worker.
+        self._start(self._speak)
+        self._start(self._recover_and_trim)
+        self._start_slots()
         self._prepare()
         self._prepared.set()
         self._do_chores()
         self._leaving.set()
+        speaker, *others = self._threads
         for thread in others:
             thread.join()
         code = self._leave()
@@ -5551,12 +5553,35 @@ class Worker:
         speaker.join(LAST_WORDS_S)
         return code
 
+    def _start(self, loop: Callable[..., None], *args: int) -> None:
+        """Start a thread. Raises Refused."""
+        thread = threading.Thread(target=loop, args=args, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise Refused(NO_THREADS) from None
+        self._threads.append(thread)
+
+    def _start_slots(self) -> None:
+        """Start the slots that are missing. Raises Refused."""
+        for slot in range(self.threads):
+            if slot == len(self._logs):
+                self._logs.append(SlotLog(slot_log_path(self.home.logs_dir, self.name, slot)))
+                self._ended.add(slot)
+            if slot in self._ended:
+                self._ended.discard(slot)  # first, since the thread may end at once
+                try:
+                    self._start(self._slot_thread, slot)
+                except Refused:
+                    self._ended.add(slot)
+                    raise
+
     def _do_chores(self) -> None:
         """What the main thread does until the last slot is done."""
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
         tick_at = 0.0
-        while len(self._ended) < self.threads:
+        while len(self._ended) < len(self._logs):
             now_s, self._due_at = time.monotonic(), math.inf
             try:
                 self._obey_signals()
@@ -5689,6 +5714,8 @@ class Worker:
             self._hand_back()
         # This reads config.json if it has changed: from here on `last_config` has the changes.
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
+        if self.state == "running":
+            self._attend("worker_count is not reached", self._resize)
         with self.store.transaction(most_s=PATIENCE_S):
             waiting = what_waits(self.store)
             is_over = self.drain and is_drained(self.store, self.only)
@@ -5718,6 +5745,17 @@ class Worker:
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
         elif oldest and is_stuck:
             self._say_once("The drain waits for jobs that lack units. See: queuectl list")
+
+    def _resize(self) -> None:
+        """Follow `worker_count`, where there is no `--count`: start the slots that are missing, and
+        let those above it end, each after its job."""
+        threads = self._count or self.home.last_config.worker_count
+        if threads != self.threads:
+            self.threads = threads
+            self.say(f"worker_count is {threads} now.")
+            self._call_slots()
+        self._start_slots()
+        self.file.write_header(threads=len(self._logs) - len(self._ended))
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
@@ -5803,23 +5841,26 @@ class Worker:
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A thread: a slot for the worker's whole life. After a fault of ours the slot begins anew,
-        and its next turn gives back what it held."""
+        """A thread: a slot until it ends. After a fault of ours the slot begins anew, and its next
+        turn gives back what it held."""
         self._prepared.wait()
-        while slot not in self._ended:
+        while True:
             try:
                 self._run_slot(slot)
-                self._ended.add(slot)
+                break
             except Exception as error:
                 self._set_trouble(slot, error)
                 self._pause()
+        self._ended.add(slot)  # from here on, another thread may have the slot
         self.file.wake()
 
     def _run_slot(self, slot: int) -> None:
-        """Report, claim, run, and again, until the worker stops and nothing is left to report."""
+        """Report, claim, run, and again, until the worker stops, or has more slots than it should,
+        and nothing is left to report."""
         # After a fault a command may still run here (F4), and the log may hold its output (F9).
         self._abandon(slot, "a fault in the worker")
         self._logs[slot].release()
+        self.file.write_row(slot)  # makes it, too, for a slot that was added later
         done: tuple[Job, Outcome] | None = None
         while done is not None or self.state == "running":
             seen = self._round
@@ -5849,6 +5890,9 @@ class Worker:
                     with self._work:  # wait, unless a job came meanwhile or this report freed one
                         while self._round == seen:
                             self._work.wait()
+                elif slot >= self.threads:  # that turn has given back what a fault had left
+                    self._set_trouble(slot, None)
+                    break
                 elif self.state == "running":
                     self._pause()
         self._logs[slot].close()
@@ -5856,7 +5900,9 @@ class Worker:
     def _may_claim(self, slot: int, has_ended: bool) -> bool:
         """Whether an attempt could begin here: a log can be made and the runner is there (F6). If
         not, it says why. A slot whose attempt has just failed to begin rests before it claims."""
-        if self.state != "running" or (has_ended and self._troubles.get(slot)):
+        if slot >= self.threads or self.state != "running":
+            return False
+        if has_ended and self._troubles.get(slot):
             return False
         try:
             if not has_room(self.home.logs_dir):
@@ -7982,7 +8028,12 @@ def worker() -> None:
 @_switch("--detach", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
-    store: Store, count: int | None, tags: Words, not_tags: Words, drain: bool, detach: bool
+    store: Store,
+    count: int | None,
+    tags: Words,
+    not_tags: Words,
+    drain: bool,
+    detach: bool,
 ) -> int:
     """Run jobs, in the foreground until stopped.
 
@@ -7993,11 +8044,11 @@ def worker_start(
       queuectl worker start --count 4
     """
     store.home.prepare()
-    threads = count or store.home.config().worker_count
     only = TagFilter(parse_tags(tags) or (), parse_tags(not_tags) or ())
     if detach:
         options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
-        return _detach(store, [f"--count={threads}", *options, *["--drain"] * drain])
+        options += [f"--count={count}"] if count else []
+        return _detach(store, [*options, *["--drain"] * drain])
     is_log = stat.S_ISREG(os.fstat(2).st_mode)
     color = click.get_current_context().color  # the threads have no context
 
@@ -8006,7 +8057,7 @@ def worker_start(
         lines = [begin + paint_line(clean(line)) for line in text.split("\n")]
         _print_message("\n".join(lines), color)
 
-    worker = Worker(store, threads, only, drain, say, attempt_line)
+    worker = Worker(store, count, only, drain, say, attempt_line)
     return worker.run()
 
 
