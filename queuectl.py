@@ -1792,6 +1792,14 @@ def boot_id() -> str:
         return ""
 
 
+def machine_load() -> float:
+    """The machine's load over the last minute; 0 if the system does not give one."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
+
+
 def boot_clock_s() -> float:
     """Seconds since boot, on a clock that nobody sets. The start times of processes are on it."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -4147,7 +4155,7 @@ def watch_starts(store: Store) -> Iterator[list[Job]]:
 
 
 _SHOWN = (
-    "dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "stopping",
+    "dead", "pid", "threads", "started_at", "tags", "not_tags", "trouble", "overload", "stopping",
 )  # fmt: skip
 
 
@@ -4205,6 +4213,9 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
         return "no worker is running; start one with: queuectl worker start"
     if trouble := next((info.header.get("trouble") for info in workers), None):
         return f"a worker has trouble: {trouble}"
+    overloads = [info.header.get("overload") for info in workers]
+    if all(overloads):
+        return f"waiting while {overloads[0]} (--max-load)"
     if kind == "needs" and job.needs:
         limit = config.limits.get(what, 0)
         used = Units(config.limits, store.processing.values()).used[what]
@@ -5484,7 +5495,7 @@ class Worker:
 
     def __init__(
         self, store: Store, count: int | None, only: TagFilter, drain: bool,
-        say: Callable[[str], None], describe: Callable[[Job], str],
+        say: Callable[[str], None], describe: Callable[[Job], str], max_load: float = math.inf,
     ) -> None:  # fmt: skip
         import queue
 
@@ -5493,6 +5504,8 @@ class Worker:
         self.threads = count or store.home.config().worker_count  # slots from this number on end
         self.only = only
         self.drain = drain
+        self._max_load = max_load
+        self._overload: str | None = None  # in words
         self._say = say
         self._describe = describe
         self._unsaid = queue.SimpleQueue[str]()  # lines to print; "" ends the thread that prints
@@ -5625,6 +5638,7 @@ class Worker:
             "not_tags": self.only.not_tags, "trouble": None, "stopping": False,
         }  # fmt: skip
         self.file = self.home.create_worker(self.name, header)
+        self._look_at_load()
         signal.set_wakeup_fd(self.file.wake_fd, warn_on_full_buffer=False)
         threads = say_count(self.threads, "thread")
         limit_s = self.home.last_config.job_timeout
@@ -5716,6 +5730,7 @@ class Worker:
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
         if self.state == "running":
             self._attend("worker_count is not reached", self._resize)
+        self._look_at_load()
         with self.store.transaction(most_s=PATIENCE_S):
             waiting = what_waits(self.store)
             is_over = self.drain and is_drained(self.store, self.only)
@@ -5725,7 +5740,9 @@ class Worker:
             )
         self.file.write_header(**waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
-        if oldest:
+        if oldest and self._overload:
+            self._say_once(f"Nothing starts while {self._overload} (--max-load).")
+        elif oldest:
             self._call_slots()
         elif next_run_at:
             # A millisecond later, since the wall clock may be a little slower than the other one.
@@ -5745,6 +5762,12 @@ class Worker:
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
         elif oldest and is_stuck:
             self._say_once("The drain waits for jobs that lack units. See: queuectl list")
+
+    def _look_at_load(self) -> None:
+        """Note, for the slots and for other processes, whether the load is above `--max-load`."""
+        is_high = machine_load() > self._max_load
+        self._overload = f"the load is above {self._max_load:g}" if is_high else None
+        self.file.write_header(overload=self._overload)
 
     def _resize(self) -> None:
         """Follow `worker_count`, where there is no `--count`: start the slots that are missing, and
@@ -5866,7 +5889,8 @@ class Worker:
             seen = self._round
             try:
                 may_claim = self._may_claim(slot, done is not None)
-                turn = take_turn(self.store, self.name, slot, done, may_claim, self.only)
+                claims = may_claim and not self._overload
+                turn = take_turn(self.store, self.name, slot, done, claims, self.only)
             except Exception as error:  # an outcome is kept until it is reported (W1)
                 self._set_trouble(slot, error)
                 if self.state == "handing back":
@@ -6445,6 +6469,8 @@ def worker_line(worker: Mapping[str, Any]) -> str:
         line += f", takes {' '.join(takes)}"
     if worker["stopping"]:
         line += "; stopping"
+    if worker["overload"]:
+        line += f"; starts nothing, since {worker['overload']}"
     if worker["trouble"]:
         line += f"; TROUBLE: {worker['trouble']}"
     if worker["silent_s"] > SILENT_S:
@@ -6752,6 +6778,14 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
         return int(kind(text))
 
     return integer
+
+
+def _positive(text: str) -> float:
+    """A type of Click's: a number above 0."""
+    number = float(click.FLOAT(text))
+    if not number > 0:  # also NaN
+        raise click.BadParameter("Give a number above 0.")
+    return number
 
 
 _COMPLETES = {  # states of the jobs that a command takes; a command not listed takes all
@@ -8025,6 +8059,13 @@ def worker() -> None:
 @_tags
 @click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
 @_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
+@click.option(
+    "--max-load",
+    type=_positive,
+    default=math.inf,
+    metavar="N",
+    help="Start nothing while the machine's load (of one minute) is above N.",
+)
 @_switch("--detach", help="In the background, log under .queuectl/.")
 @_store
 def worker_start(
@@ -8033,6 +8074,7 @@ def worker_start(
     tags: Words,
     not_tags: Words,
     drain: bool,
+    max_load: float,
     detach: bool,
 ) -> int:
     """Run jobs, in the foreground until stopped.
@@ -8048,7 +8090,7 @@ def worker_start(
     if detach:
         options = [f"--tag={tag}" for tag in tags] + [f"--not-tag={tag}" for tag in not_tags]
         options += [f"--count={count}"] if count else []
-        return _detach(store, [*options, *["--drain"] * drain])
+        return _detach(store, [f"--max-load={max_load}", *options, *["--drain"] * drain])
     is_log = stat.S_ISREG(os.fstat(2).st_mode)
     color = click.get_current_context().color  # the threads have no context
 
@@ -8057,7 +8099,7 @@ def worker_start(
         lines = [begin + paint_line(clean(line)) for line in text.split("\n")]
         _print_message("\n".join(lines), color)
 
-    worker = Worker(store, count, only, drain, say, attempt_line)
+    worker = Worker(store, count, only, drain, say, attempt_line, max_load)
     return worker.run()
 
 

@@ -212,3 +212,109 @@ q.take_turn = take_turn
     eventually(lambda: threads() == [1])
     for number in range(40):
         reaches(f"job{number}", "completed")
+
+
+# -- --max-load
+
+
+@pytest.fixture
+def load(tmp_path: Path, patched: Call) -> Any:
+    """A worker that takes the load from a file: `load.start("--max-load", "4")`, `load.set(5)`."""
+
+    class Load:
+        path = tmp_path / "load"
+        looks = tmp_path / "looks"
+        turns = tmp_path / "turns"
+
+        def set(self, number: float) -> None:
+            new = self.path.with_suffix(".new")
+            new.write_text(str(number))
+            new.rename(self.path)
+
+        def start(self, *options: str) -> subprocess.Popen[bytes]:
+            return patched(
+                f"""
+real = q.take_turn
+def machine_load():
+    open({str(self.looks)!r}, "a").write("x")
+    return float(open({str(self.path)!r}).read())
+def take_turn(*args):
+    open({str(self.turns)!r}, "a").write("x")
+    return real(*args)
+q.machine_load, q.take_turn = machine_load, take_turn
+""",
+                *options,
+            )
+
+        def said(self) -> str:
+            return (tmp_path / "said").read_text()
+
+    return Load()
+
+
+def test_nothing_starts_above_the_load_and_running_jobs_go_on(load, held, gate, run, eventually, reaches, enqueue, job):
+    load.set(1)
+    load.start("--count", "2", "--max-load", "4")
+    held("a")
+    reaches("a", "processing")
+    load.set(4.5)
+    eventually(lambda: "the load is above 4" in run("worker", "list").out)
+    enqueue("b", "true")
+    eventually(lambda: "the load is above 4 (--max-load)" in run("show", "b").out)
+    gate.open()
+    reaches("a", "completed")
+    assert job("b")["state"] == "pending"
+    load.set(4)  # which is not above 4
+    reaches("b", "completed")
+    assert load.said().count("the load is above 4") == 1
+    assert run("worker", "list", "--json").json[0]["overload"] is None
+
+
+def test_a_slot_that_waits_for_the_load_takes_no_turns(load, eventually, enqueue):
+    enqueue("a", "true")
+    load.set(9)
+    load.start("--count", "3", "--max-load", "0.5")
+    eventually(lambda: load.looks.exists() and len(load.looks.read_text()) > 4)
+    assert len(load.turns.read_text()) <= 3
+
+
+def test_a_drain_says_once_that_it_waits_for_the_load(load, eventually, enqueue):
+    enqueue("a", "true")
+    enqueue("b", "true")
+    load.set(2.25)
+    child = load.start("--drain", "--max-load", "2")
+    eventually(lambda: "the load is above 2" in load.said())
+    eventually(lambda: len(load.looks.read_text()) > 3)
+    assert child.poll() is None and load.said().count("above") == 1
+    load.set(0)
+    assert child.wait(20) == 0
+
+
+def test_an_empty_drain_does_not_wait_for_the_load(load):
+    load.set(9)
+    assert load.start("--drain", "--max-load", "1").wait(20) == 0
+    assert "above" not in load.said()
+
+
+def test_a_worker_without_the_option_goes_on(load, worker, held, enqueue, run, eventually, reaches, gate):
+    load.set(9)
+    load.start("--max-load", "1")
+    eventually(lambda: "the load is above 1" in run("worker", "list").out)
+    worker()
+    held("a")
+    reaches("a", "processing")
+    enqueue("b", "true")
+    assert "waiting for a free slot" in run("show", "b").out
+    gate.open()
+    reaches("b", "completed")
+
+
+def test_a_detached_worker_gets_the_option(process, enqueue, run, eventually):
+    process("worker", "start", "--detach", "--max-load", "0.000001", "--count", "2")
+    eventually(lambda: run("worker", "list", "--json").json[0]["threads"] == 2)
+    run("worker", "stop")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "high", ""])
+def test_only_a_number_above_0_is_a_load(value, process):
+    assert "--max-load" in process("worker", "start", "--max-load", value, code=2).err
