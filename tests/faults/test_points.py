@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import PROGRAM
 
 from tests.faults.scenarios import SCENARIOS
 
@@ -23,7 +24,8 @@ HERE = Path(__file__).resolve().parent
 
 def walk(script: str, scenarios: Sequence[str], *more: str) -> None:
     """Run these scenarios' points there; print what was done, and fail with what is wrong."""
-    words = [sys.executable, str(HERE / script), *(f"--scenario={name}" for name in scenarios), *more]
+    chosen = [f"--scenario={name}" for name in scenarios]
+    words = [sys.executable, str(HERE / script), f"--program={PROGRAM}", *chosen, *more]
     done = subprocess.run(words, capture_output=True, text=True)
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     wrong = []
