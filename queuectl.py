@@ -7450,104 +7450,105 @@ def logs(
         _print_output(store, job, max(1, run), last if follow else 0, tail)
 
 
-def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
-    """Print what a run wrote, or its last `tail` lines. With a `last` of 0 that is all. Otherwise
-    follow: print what this run and later ones write, until the run `last` or the job is over. Gives
-    the job as it is then."""
-    pieces, warned = _output_of(store, job, run, last, tail), False
-    while _print_now(pieces) and last:
-        warned = warned or _warn_without_worker(store)
-        time.sleep(POLL_S)
-    return find_all(store, [job.id])[0]  # as the last look found it
+class Output:
+    """What a job prints, from the run `run` until the run `last` or the job is over, or that run's
+    last `tail` lines and what follows. With a `begin`, whole lines are printed, each after it.
 
+    print_new    print what has come
+    job          the job as the last look found it
+    """
 
-def _print_now(pieces: Iterator[bytes | None]) -> bool:
-    """Print what there is of some output. Whether more may come."""
-    out = sys.stdout.buffer
-    piece: bytes | None = b""
-    for piece in pieces:
-        if piece is None:
-            break
-        out.write(piece)
-    out.flush()
-    return piece is None
+    def __init__(
+        self, store: Store, job: Job, run: int, last: float, tail: int | None, begin: str = ""
+    ) -> None:
+        self.job = job
+        self._store, self._run, self._last, self._begin = store, run, last, begin
+        self._at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
+        self._rest = b""  # a line whose end has not come
 
+    def _look(self) -> tuple[str, bool]:
+        self.job = _job_now(self._store, self.job.id)
+        return _log_of(self._store, self.job, self._run)
 
-def _output_of(
-    store: Store, job: Job, run: int, last: float, tail: int | None, name: str = ""
-) -> Iterator[bytes | None]:
-    """The output of a job from a run on, or from that run's last `tail` lines on. None: there is no
-    more now. b"": the line before this gets no end, since its run is over or output was left out.
-    Ends when the run `last` or the job is over. `name` begins each message."""
-    at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
-    while True:
-        job = _job_now(store, job.id)
-        path, running = log = _log_of(store, job, run)
-        for offset, piece in read_log(path, at):
-            if running:
+    def print_new(self) -> bool:
+        """Print what has come since the last call. Whether more may come."""
+        while True:
+            path, running = log = self._look()
+            for offset, piece in read_log(path, self._at):
                 # A slot's file serves run after run. What was read is this run's only if the
                 # record, read after it, still names slot and run.
-                job = _job_now(store, job.id)
-                if _log_of(store, job, run) != log:
+                if running and self._look() != log:
                     break
-            if offset > at:
-                _say(f"{name}({offset - at} bytes of output were left out here: log_max)")
-            if offset != at:
-                yield b""
-            at = offset + len(piece)
-            yield piece
-        if running and _log_of(store, job, run) != log:
-            continue
-        if not running:
-            yield b""
-            if run < min(job.runs, last):
-                run, at = run + 1, 0
+                if offset > self._at:
+                    left_out = offset - self._at
+                    _say(f"{self._begin}({left_out} bytes of output were left out here: log_max)")
+                if offset != self._at:
+                    self._end_line()
+                self._at = offset + len(piece)
+                self._write(piece)
+            if running and self._look() != log:
                 continue
-            if run >= last or job.state in OVER:
-                return
-        yield None
+            if running:
+                return True
+            self._end_line()
+            if self._run >= min(self.job.runs, self._last):
+                return self._run < self._last and self.job.state not in OVER
+            self._run, self._at = self._run + 1, 0
+
+    def _write(self, piece: bytes) -> None:
+        out = sys.stdout.buffer
+        if not self._begin:
+            out.write(piece)
+        else:
+            *lines, self._rest = (self._rest + piece).split(b"\n")
+            for line in lines:
+                out.write(b"%s%s\n" % (self._begin.encode(), line))
+            if len(self._rest) > CHUNK_BYTES:
+                self._end_line()
+        out.flush()
+
+    def _end_line(self) -> None:
+        """End a line that gets no end: its run is over, or output was left out."""
+        if self._rest:
+            self._write(b"\n")
+
+
+def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
+    """Print what a run wrote. With a `last` of 0 that is all; otherwise go on as Output says. Gives
+    the job as it is then."""
+    output, warned = Output(store, job, run, last, tail), False
+    while output.print_new() and last:
+        warned = warned or _warn_without_worker(store)
+        time.sleep(POLL_S)
+    return output.job
 
 
 def _print_outputs(store: Store, jobs: Sequence[Job], every: bool, tail: int | None) -> None:
     """Follow these jobs until they are over; with `every`, each run that goes on or begins, without
     end."""
     starts, warned = watch_starts(store), False
-    outputs: dict[tuple[str, int], Iterator[bytes | None]] = {}
+    outputs: dict[tuple[str, int], Output] = {}
     poll = select.poll()
     poll.register(1, 0)  # ready once nobody reads stdout any more
     while True:
         for job in next(starts) if every else jobs:
-            lines = _lines_of(store, job, job.runs if every else math.inf, tail)
-            outputs.setdefault((job.id, job.runs), lines)
+            last = job.runs if every else math.inf
+            output = Output(store, job, max(1, job.runs), last, tail, f"{job.id} ")
+            outputs.setdefault((job.id, job.runs), output)
         jobs, tail = [], None
-        for run, lines in list(outputs.items()):
-            if not _print_now(lines):
+        for run, output in list(outputs.items()):
+            try:
+                goes_on = output.print_new()
+            except Refused:
+                _say(f"Job {output.job.id} was purged.")
+                goes_on = False
+            if not goes_on:
                 del outputs[run]
         if not (outputs or every):
             return
         warned = warned or _warn_without_worker(store)
         if poll.poll(POLL_S * 1000):
             raise BrokenPipeError
-
-
-def _lines_of(store: Store, job: Job, last: float, tail: int | None) -> Iterator[bytes | None]:
-    """As `_output_of`, but in whole lines that begin with the job's id. A line above CHUNK_BYTES is
-    cut in two."""
-    begin, rest = f"{job.id} ", b""
-    try:
-        for piece in _output_of(store, job, max(1, job.runs), last, tail, begin):
-            if piece is None:
-                yield None
-                continue
-            *lines, rest = (rest + piece).split(b"\n")
-            ends_here = not piece or len(rest) > CHUNK_BYTES
-            if rest and ends_here:
-                lines.append(rest)
-                rest = b""
-            for line in lines:
-                yield b"%s%s\n" % (begin.encode(), line)
-    except Refused:
-        _say(f"Job {job.id} was purged.")
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:

@@ -270,7 +270,7 @@ def test_wait_that_runs_out_of_time_is_124(run, drained, arguments):
 def test_wait_for_a_job_that_is_purged_meanwhile_is_1(run, terminal, eventually):
     run("enqueue", "--id", "a", "true")
     shell = terminal("wait", "a")
-    eventually(lambda: "Waiting" in shell.screen())
+    eventually(lambda: "pending" in shell.screen())
     shell.child.send_signal(signal.SIGSTOP)  # so that it never sees the job dead, only gone
     run("cancel", "a")
     run("dlq", "purge", "a", "--yes")
