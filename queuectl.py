@@ -70,16 +70,12 @@ sys.excepthook = _report
 try:
     import bisect
     import collections
-    import contextlib
     import errno
-    import functools
     import gc
     import hashlib
     import heapq
     import io
-    import itertools
     import json
-    import math
     import os
     import random
     import re
@@ -91,7 +87,11 @@ try:
     import zlib
     from array import array
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
     from datetime import UTC, datetime, timedelta  # UTC: Python 3.11
+    from functools import lru_cache, partial
+    from itertools import accumulate, chain, groupby, islice, starmap
+    from math import ceil, inf, isfinite
     from typing import IO, Any, Literal, NamedTuple, Protocol, get_args
 
     # Set before the other imports. A command ends before the garbage collector is of use, and at
@@ -399,7 +399,7 @@ def setting_from_text(name: str, text: str) -> object:
     truth value, the text is read as JSON if it is JSON; else it is stored as it is."""
     default, _ = SETTINGS[name]
     if not isinstance(default, str):
-        with contextlib.suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             return json.loads(text.lower())
     return text
 
@@ -534,7 +534,7 @@ def _is_finite(value: object) -> bool:
     """Whether neither the value nor an element of a list is NaN or Infinity."""
     if isinstance(value, list):
         return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, float) or isfinite(value)
 
 
 # -- Instants
@@ -547,7 +547,7 @@ def format_instant(seconds: float) -> str:
     return f"{_format_second(whole_s)}.{ms:03d}Z"
 
 
-@functools.lru_cache(1)  # a busy worker asks for the same second a thousand times
+@lru_cache(1)  # a busy worker asks for the same second a thousand times
 def _format_second(whole_s: int) -> str:
     return datetime.fromtimestamp(whole_s, UTC).isoformat()[:19]
 
@@ -585,7 +585,7 @@ def parse_instant(value: object, name: str, now: str = "1970-01-01T00:00:00.000Z
     text = value.strip() if isinstance(value, str) else ""
     if text == "now":
         return now
-    with contextlib.suppress(ValueError, OverflowError, OSError):
+    with suppress(ValueError, OverflowError, OSError):
         if text.startswith("+"):
             return add_seconds(now, parse_duration(text[1:], name))
         if ":" in text[:3]:
@@ -708,7 +708,7 @@ def parse_units(value: Any, name: str) -> Any:
     lists: list[Any] = list(value.values()) if isinstance(value, dict) else [None]
     if not all(isinstance(units, list) for units in lists):
         raise unfit(value, name, 'an object of lists, like {"gpu": [0, 3]}')
-    for unit in itertools.chain(*lists):
+    for unit in chain(*lists):
         _count(unit, name)
     return value
 
@@ -1051,7 +1051,7 @@ def backoff_s(config: Config, attempt: int, spread: float) -> float:
     try:
         wait = float(config.backoff_base) ** attempt
     except OverflowError:
-        wait = math.inf
+        wait = inf
     wait = min(wait, config.backoff_max) * (1 + config.backoff_jitter * spread)
     return min(wait, config.backoff_max)
 
@@ -1189,7 +1189,7 @@ class Units:
         units = {}
         for name, count in demand_of(job, self.limits).items():
             free = (unit for unit in range(self.limits[name]) if unit not in self._held[name])
-            units[name] = list(itertools.islice(free, count))
+            units[name] = list(islice(free, count))
         return units or None
 
 
@@ -1325,7 +1325,7 @@ class Home:
         """Take group-write off our files: a umask of 002 is common, and no reason to refuse."""
         taken = []
         for name in ("", ".queuectl", "jobs.json", "dlq.json", "config.json"):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 path = os.path.join(self.path, name)
                 mode = os.lstat(path).st_mode
                 if mode & 0o022 and not stat.S_ISLNK(mode):
@@ -1339,8 +1339,8 @@ class Home:
 
     # -- The lock
 
-    @contextlib.contextmanager
-    def locked(self, most_s: float = math.inf) -> Iterator[None]:
+    @contextmanager
+    def locked(self, most_s: float = inf) -> Iterator[None]:
         """Hold the store lock within the block. Raises Busy after `lock_timeout` (as it was last
         read), or after `most_s` if that is shorter. The lock is polled, because a wait for a file
         lock has no time limit."""
@@ -1482,7 +1482,7 @@ class Home:
                 return -1
             raise
         if lock_descriptor(fd, blocking=False):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.pwrite(fd, _DEAD, 0)
             return fd
         os.close(fd)
@@ -1498,7 +1498,7 @@ class Home:
         found = []
         for name in self.worker_names():
             info = self.read_worker(name)
-            with contextlib.suppress(OSError), opened(self._worker_path(name), _READ) as fd:
+            with suppress(OSError), opened(self._worker_path(name), _READ) as fd:
                 is_free = lock_descriptor(fd, blocking=False)  # closing it unlocks it again
                 if info.header["dead"] or not is_free:
                     found.append(info)
@@ -1511,7 +1511,7 @@ class Home:
             "dead": False, "pid": int(name.partition("-")[0]), "threads": 0,
             "started_at": self.now(), "tags": [], "not_tags": [],
         }  # fmt: skip
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError):
             first, *lines = bytes_of(path).split(b"\n")
             seen_s = os.stat(path).st_mtime
             header |= json.loads(first)
@@ -1523,7 +1523,7 @@ class Home:
         """Remove the files of a worker that is dead or leaves. The file NAME goes last: nobody
         would look for the others without it."""
         for ending in (".stop", ".wake", ""):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(self._worker_path(name, ending))
 
     def wake_workers(self, but: str = "") -> None:
@@ -1532,7 +1532,7 @@ class Home:
             if name == but:
                 continue
             with (
-                contextlib.suppress(OSError),
+                suppress(OSError),
                 opened(self._worker_path(name, ".wake"), _WRITE) as fd,
             ):
                 if stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -1553,7 +1553,7 @@ class Home:
 
     def stop_requested(self, name: str) -> str | None:
         """What `worker stop` has asked of this worker: `stop`, `now` or None."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return bytes_of(self._worker_path(name, ".stop")).decode("ascii", "replace")
         return None
 
@@ -1565,19 +1565,19 @@ class Home:
 
     def clock_mark(self) -> ClockMark:
         """What a worker wrote last into .queuectl/clock; of no boot if there is nothing usable."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        with suppress(OSError, ValueError, LookupError, TypeError):
             mark = json.loads(bytes_of(self._clock_path))
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return ClockMark("", 0.0, 0.0)
 
-    def write_clock_mark(self, mark: ClockMark, most_s: float = math.inf) -> None:
+    def write_clock_mark(self, mark: ClockMark, most_s: float = inf) -> None:
         """Replace .queuectl/clock. Takes the store lock."""
         with self.locked(most_s):
             self.put_file(self._clock_path, [encode_json(mark._asdict())])
 
     # -- Files
 
-    @contextlib.contextmanager
+    @contextmanager
     def unnamed_file(self, data: bytes) -> Iterator[int]:
         """A file that has these bytes and no name, open at its start within the block."""
         path = f"{self.dir}/unnamed.{os.getpid()}.{threading.get_ident()}"
@@ -1639,7 +1639,7 @@ class WorkerFile:
 
     def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
         text = encode_json(value) if value else b""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
 
     def is_linked(self) -> bool:
@@ -1648,7 +1648,7 @@ class WorkerFile:
 
     def wake(self) -> None:
         """Wake this worker's own main thread."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(self.wake_fd, b"\n")
 
     def close(self) -> None:
@@ -1696,7 +1696,7 @@ def pieces(
         start += len(piece)
 
 
-@contextlib.contextmanager
+@contextmanager
 def opened(path: str, flags: int) -> Iterator[int]:
     """A descriptor of that file, open within the block."""
     fd = os.open(path, flags)
@@ -1730,18 +1730,18 @@ def wait_for(fd: int, event: int) -> None:
     poll.poll()
 
 
-@contextlib.contextmanager
+@contextmanager
 def new_file(path: str) -> Iterator[int]:
     """A new file of ours, open within the block. Replaces one that a crash left. An error removes
     the new file, since it may hold the last free bytes of the disk."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, _NEW, 0o600)
     try:
         os.fchmod(fd, 0o600)
         yield fd
     except OSError:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(path)
         raise
     finally:
@@ -1768,7 +1768,7 @@ def sync_dir(path: str) -> None:
 
 def close_fd(fd: int) -> None:
     """Close a descriptor that may be -1 (none) or closed already."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.close(fd)
 
 
@@ -2161,7 +2161,7 @@ class Journal:
         try:
             write_whole(self.fd, line)
         except OSError:
-            with contextlib.suppress(OSError):  # then the next look cuts it off
+            with suppress(OSError):  # then the next look cuts it off
                 os.ftruncate(self.fd, self.end)
             raise
         self.end += len(line)
@@ -2348,7 +2348,7 @@ class Store:
         raise Busy(f"'{self.home.path}' changes all the time. Nothing was changed. Try again.")
 
     def _open_journal(self, locked: bool) -> Journal | None:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             self.journal = Journal(self.journal_path, locked)
         return self.journal
 
@@ -2368,7 +2368,7 @@ class Store:
                 os.rename(self.temporary(name), path)
         sync_dir(self.home.path)
         # The name of the home stands in its parent, which may be another user's.
-        with contextlib.suppress(PermissionError):
+        with suppress(PermissionError):
             sync_dir(os.path.dirname(self.home.path))
         self._write_journal(dict.fromkeys(ARRAYS, Mark(0, 0, 0)))
 
@@ -2462,8 +2462,8 @@ class Store:
 
     # -- Changing
 
-    @contextlib.contextmanager
-    def transaction(self, light: bool = False, most_s: float = math.inf) -> Iterator[Transaction]:
+    @contextmanager
+    def transaction(self, light: bool = False, most_s: float = inf) -> Iterator[Transaction]:
         """Change the queue, whole or not at all: take the lock, look, run the block, append a line.
 
         If the block raises, nothing changes. A light look is enough for a block that changes no
@@ -2561,15 +2561,15 @@ class Store:
         is_small = arrays <= max(SMALL_BYTES, quiet_s * FOLD_BYTES_S)
         return journal.end > (journal.start if is_small else max(LONG_BYTES, arrays // 4))
 
-    def fold(self, most_s: float = math.inf) -> None:
+    def fold(self, most_s: float = inf) -> None:
         """Write the journal's changes into the arrays. If it raises StoreError, nothing is lost."""
         with self.home.locked(most_s):
             self.look(locked=True)
             self._fold_locked()
-            with contextlib.suppress(StoreError):  # the fold is done; the next look raises it again
+            with suppress(StoreError):  # the fold is done; the next look raises it again
                 self.look(locked=True)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _fold_may_fail(self) -> Iterator[None]:
         """Turn an error of a fold into a warning: the journal still holds everything."""
         try:
@@ -2604,13 +2604,13 @@ class Store:
             merged = merge_records(dlq, dead, self.records)
             marks["dlq"] = write_array(self.temporary("dlq"), merged)
         merged = merge_records(jobs, self._changed(["jobs"]), self.records)
-        marks["jobs"] = write_array(self.temporary("jobs"), itertools.chain(merged, new_jobs()))
+        marks["jobs"] = write_array(self.temporary("jobs"), chain(merged, new_jobs()))
         counts[NUMBER_OF["pending"]] += n - self.n
         self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
         try:
             os.fsync(self.journal.fd)
         except OSError as error:
-            self._renew_journal(self.journal.fd, error, contextlib.nullcontext())
+            self._renew_journal(self.journal.fd, error, nullcontext())
         self._replace_arrays(marks)
         self.counts, self.n, self._unsynced = counts, n, False
         try:
@@ -2700,9 +2700,7 @@ class Store:
             finally:
                 os.close(fd)
 
-    def _renew_journal(
-        self, fd: int, error: OSError, lock: contextlib.AbstractContextManager[None]
-    ) -> None:
+    def _renew_journal(self, fd: int, error: OSError, lock: AbstractContextManager[None]) -> None:
         """Replace a journal whose sync failed by a synced copy. If that fails too, this process
         makes no more changes."""
         try:
@@ -3147,7 +3145,7 @@ def _job_like(raw: bytes) -> Job:
     return _decode_end(head_of(raw)[1], raw[raw.index(_ATTEMPTS) :])
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _decode_end(state: str, end: bytes) -> Job:
     start = b'{"id": "x", "state": "%s", "seq": 0, "command": "x"'
     return trust_job(start % state.encode() + end)
@@ -3298,7 +3296,7 @@ class ClaimOrder:
         waited for UNITS_WAIT_S is not overtaken by one that needs the same."""
         self._release(now)
         reserved: set[str] = set()
-        for _, keys in itertools.groupby(list(self._keys), lambda key: key.priority):
+        for _, keys in groupby(list(self._keys), lambda key: key.priority):
             tops = filter(None, [self._top(key) for key in keys if only.takes(key.tags)])
             for job in sorted(tops, key=lambda job: job.seq):
                 needs = demand_of(job, units.limits).keys()
@@ -3414,7 +3412,7 @@ def enqueue_job(store: Store, fields: Mapping[str, Any]) -> tuple[Job, bool]:
     dead from the start."""
     bulk = Bulk(store, keep_records=True)
     line = bulk.encode_fields(fields)
-    store.add_bulk(len(line), False, functools.partial(bulk.number, [line]))
+    store.add_bulk(len(line), False, partial(bulk.number, [line]))
     store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
     return trust_job(raw), is_duplicate
@@ -3438,7 +3436,7 @@ def enqueue_bulk(
     size = sum(map(len, raws))
     may_fold = not bulk.parents  # a job with parents may be dead at once, and belong in dlq.json
     try:
-        store.add_bulk(size, may_fold, functools.partial(bulk.number, raws))
+        store.add_bulk(size, may_fold, partial(bulk.number, raws))
     except Refused as error:
         raise Refused(f"In {unit} {bulk.line}: {error}") from None
     store.home.wake_workers()
@@ -3787,7 +3785,7 @@ def recover(store: Store, run: Job, excused: bool) -> Job | None:
         return change.put(job, recover_job(job, excused, change.now))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _waking_transaction(store: Store) -> Iterator[Transaction]:
     """A transaction that wakes every worker once it is stored."""
     with store.transaction() as change:
@@ -3801,9 +3799,9 @@ PURGE_JOBS = 10_000  # a worker deletes at most so many in one transaction
 def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
     """Delete jobs that were completed by then and that no waiting one comes after, at most
     PURGE_JOBS. They are looked for in jobs.json without the lock."""
-    with contextlib.closing(Snapshot(store.paths["jobs"])) as snapshot:
+    with closing(Snapshot(store.paths["jobs"])) as snapshot:
         old = (id_of(raw) for raw in snapshot.raws() if is_completed_before(raw, instant))
-        ids = list(itertools.islice(old, PURGE_JOBS))
+        ids = list(islice(old, PURGE_JOBS))
     with store.transaction(most_s=most_s) as change:
         gone = []
         for job in store.find_jobs(ids).values():
@@ -4105,11 +4103,11 @@ def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
     reads the whole queue, a later one only what has changed."""
     failed: list[Job] = []
     rates = collections.deque[float](maxlen=RATES_MAX)
-    last_s, before = 0.0, math.inf
+    last_s, before = 0.0, inf
     while True:
         if store.refresh():
             dead = store.jobs(reverse=True, states=("dead",))
-            newest = itertools.islice(dead, FAILURES_MAX)
+            newest = islice(dead, FAILURES_MAX)
             failed = [job for job in newest if job.cancelled_at is None]
             failed.sort(key=lambda job: job.finished_at or "", reverse=True)
         view = status(store)
@@ -4205,7 +4203,7 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
         return f"waiting for {'jobs' if ',' in what else 'job'} {what}"
     now, config = store.home.now(), store.home.config()
     if not is_ready(job, now, config.backoff_max):
-        wait_s = math.ceil(instant_s(job.run_at or now) - instant_s(now))
+        wait_s = ceil(instant_s(job.run_at or now) - instant_s(now))
         return f"waiting {wait_s} s for its {'retry' if job.state == 'failed' else 'time'}"
     if config.paused:
         return "the queue is paused; go on with: queuectl resume"
@@ -4248,7 +4246,7 @@ RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived 
 def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
     """The ids that a shell is offered for a word that begins with `prefix`: those of the newest
     jobs in those states."""
-    newest = itertools.islice(store.jobs(reverse=True, states=states), RECENT_MAX)
+    newest = islice(store.jobs(reverse=True, states=states), RECENT_MAX)
     return [job.id for job in newest if job.id.startswith(prefix)]
 
 
@@ -4309,14 +4307,14 @@ class Tally:
         self._since = since
         self._counts = collections.Counter[str]()
         self._waits, self._runs = array("d"), array("d")  # in seconds
-        self._first_s, self._last_s = math.inf, -math.inf
+        self._first_s, self._last_s = inf, -inf
 
     def add(self, job: Job) -> None:
         """Count a job. Only its last HISTORY_MAX attempts are known one by one."""
         failed = 0
         for entry in job.history or ():
             # A hand edit may have left fields out, or put texts there that are no instants.
-            with contextlib.suppress(LookupError, ValueError, TypeError):
+            with suppress(LookupError, ValueError, TypeError):
                 if entry["finished_at"] >= self._since:
                     failed += self._add_attempt(entry, job.created_at)
         if not self._since:  # the attempts that the history has forgotten count too
@@ -4356,7 +4354,7 @@ def _times_view(times: Sequence[float]) -> dict[str, Any]:
     {"le": null, ...}]}`; a bar counts the times up to its `le` and above that of the bar before."""
     view: dict[str, Any] = {"count": len(times), "sum": round(sum(times), 3)}
     for name, share in QUANTILES.items():
-        view[name] = round(times[math.ceil(share * len(times)) - 1], 3) if times else None
+        view[name] = round(times[ceil(share * len(times)) - 1], 3) if times else None
     bars, start = [], 0
     for bound in (*TIME_BOUNDS_S, None):
         end = len(times) if bound is None else bisect.bisect_right(times, bound)
@@ -4589,7 +4587,7 @@ class Salvage:
     def _judge_line(self, problem: str, line: bytes) -> None:
         """Take in what may be believed of a damaged line (D2)."""
         for raw in line.split(b"\t")[1:-1]:
-            with contextlib.suppress(BadValue, ValueError, TypeError):
+            with suppress(BadValue, ValueError, TypeError):
                 job = decode_job(raw.removesuffix(b","))
                 new = doubt_job(job, self.jobs.get(job.id), self._store.home.now())
                 if check_job(new) is None:
@@ -4618,7 +4616,7 @@ def _scan_objects(text: str) -> Iterator[tuple[int, int]]:
     at = 0
     while (at := between.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # matches
         end = at
-        with contextlib.suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             end = _read_json(text, at)[1] if text[at] == "{" else at
         if end == at:
             end = next_object.search(text, at + 1).end()  # type: ignore[union-attr]  # \Z matches
@@ -4667,7 +4665,7 @@ def mend(store: Store) -> tuple[list[str], str]:
         found = Salvage(store)
         copies = []
         for path in (home.config_path, *store.paths.values(), store.journal_path):
-            with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
+            with suppress(FileNotFoundError), opened(path, _READ) as fd:
                 copies.append(home.keep_aside(os.path.basename(path), fd))
         if not has_settings:
             _mend_settings(home)
@@ -4678,7 +4676,7 @@ def mend(store: Store) -> tuple[list[str], str]:
             write_array(store.temporary(name), raws)
             os.rename(store.temporary(name), path)
         sync_dir(home.path)
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(store.journal_path)
         store.look(locked=True)  # begins a journal, as on a first start
     return copies, found.lost
@@ -4687,11 +4685,11 @@ def mend(store: Store) -> tuple[list[str], str]:
 def readable_settings(home: Home) -> dict[str, object]:
     """The settings that can be read in a damaged config.json, each by itself."""
     text = ""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         text = bytes_of(home.config_path).decode("utf-8", "replace")
     kept: dict[str, object] = {}
     for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
-        with contextlib.suppress(ValueError, BadValue):
+        with suppress(ValueError, BadValue):
             setting = {known_setting(name): json.loads(value)}
             parse_settings(setting)
             kept |= setting
@@ -4768,7 +4766,7 @@ class Attempt:
         self.deadline = deadline
         self.ending: OutcomeKind | None = None  # how it will have ended, once we begin to end it
         self.reason: str | None = None  # of that outcome
-        self.kill_at = math.inf  # when its fence begins to send SIGKILL
+        self.kill_at = inf  # when its fence begins to send SIGKILL
         self.job_id = ""  # stays empty for a hook
 
 
@@ -4847,9 +4845,9 @@ class Executor:
     def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
         self._table = threading.Lock()  # of `running` (X1)
         # The descriptors that this process was started with are not for the jobs.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for name in os.listdir("/dev/fd"):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.set_inheritable(int(name), int(name) <= 2)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY)
@@ -4880,7 +4878,7 @@ class Executor:
             return self._not_started(error, runner, cwd)
         finally:
             self.starting.discard(slot)
-        deadline = time.monotonic() + (limit_s or math.inf)
+        deadline = time.monotonic() + (limit_s or inf)
         trace = Trace(env[b"QUEUECTL_RUN"].decode(), logs, pid, boot_clock_s())
         attempt = self.running[slot] = Attempt(pid, trace, deadline)
         return attempt
@@ -4962,7 +4960,7 @@ class Executor:
         with self._table:
             for attempt in list(self.running.values()):  # a slot may start one meanwhile
                 if attempt.ending is not None and attempt.deadline <= now_s:
-                    attempt.deadline = math.inf
+                    attempt.deadline = inf
                     _signal_group(attempt.pid, signal.SIGKILL)
 
 
@@ -4973,7 +4971,7 @@ def _has_exited(pid: int) -> bool:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
@@ -5038,7 +5036,7 @@ class Fence:
     def _find_group(self) -> list[int]:
         """The run's process group as a negative pid, as `os.kill` takes it, while it has a
         process."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if self.trace.session is not None:
                 os.killpg(self.trace.session, 0)
                 return [-self.trace.session]
@@ -5065,7 +5063,7 @@ class Fence:
     def _send(self, pid: int, number: int) -> None:
         """Signal a process of the run by a pidfd, once it is sure that the pid is still its own
         (X1). A negative pid is a group."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if pid < 0 or not hasattr(os, "pidfd_open"):
                 os.kill(pid, number)
                 return
@@ -5109,7 +5107,7 @@ def user_of(pid: int) -> str:
     uid = re.search(rb"\nUid:\s*(\d+)", _read_proc(pid, "status"))
     if uid is None:
         return "?"
-    with contextlib.suppress(KeyError):
+    with suppress(KeyError):
         return pwd.getpwuid(int(uid[1])).pw_name
     return uid[1].decode()
 
@@ -5138,7 +5136,7 @@ def _is_log_held(path: str) -> bool:
 def _writes_to(pid: int, path: str) -> bool:
     """Whether a process has that file open for writing. One that only reads it (a pager, `logs`) is
     not the job's."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for name in os.listdir(f"{_PROC}/{pid}/fd"):
             if identity_of(f"{_PROC}/{pid}/fd/{name}") == identity_of(path):
                 flags = re.search(rb"flags:\s*([0-7]+)", _read_proc(pid, f"fdinfo/{name}"))
@@ -5247,7 +5245,7 @@ class SlotLog:
 
         Raises OSError.
         """
-        with contextlib.suppress(FileNotFoundError), opened(self.path, _APPEND_LOG) as fd:
+        with suppress(FileNotFoundError), opened(self.path, _APPEND_LOG) as fd:
             if not trim_log(fd, most):
                 os.ftruncate(fd, 0)  # the command appends, so it goes on at the new end
                 return False
@@ -5262,7 +5260,7 @@ class SlotLog:
 
     def close(self) -> None:
         """At the worker's end: remove the log if it is empty."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if self._fd is not None and os.fstat(self._fd).st_size == 0:
                 os.unlink(self.path)
         self.release()
@@ -5307,7 +5305,7 @@ def keep_orphan_log(logs: tuple[str, ...], most: int, has_begun: bool) -> None:
     """
     slot_log, log = logs
     # A log that cannot be kept must not keep the job from being recovered (F5).
-    with contextlib.suppress(OSError, HostFault):
+    with suppress(OSError, HostFault):
         if os.stat(slot_log).st_size > 0:
             SlotLog(slot_log).finish(log, most)
             return
@@ -5331,7 +5329,7 @@ def remove_logs(logs_dir: str, id: str, runs: int) -> None:
 
 
 def remove_log(path: str) -> None:
-    with contextlib.suppress(OSError):  # what stays goes at the next sweep
+    with suppress(OSError):  # what stays goes at the next sweep
         os.unlink(path)
 
 
@@ -5344,7 +5342,7 @@ def sweep_logs(
     Call it under the store lock: else a job of that id may be added, and run, before the unlink.
     """
     path = f"{logs_dir}/{folder:02x}"
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         logs = re.findall(r"^((.+)\.\d+\.log)$", "\n".join(os.listdir(path)), re.MULTILINE)
         there = find({id for _, id in logs})
         for name, id in logs:
@@ -5358,7 +5356,7 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
     An offset above `start`, or above the end of the piece before, says that the output between was
     left out; that piece begins with a line. A log that was truncated is read from its beginning.
     """
-    with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
+    with suppress(FileNotFoundError), opened(path, _READ) as fd:
         end = os.fstat(fd).st_size  # a command may print faster than anybody reads
         if start > end:
             start = 0
@@ -5377,7 +5375,7 @@ def read_log(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 def tail_start(path: str, lines: int) -> int:
     """The offset at which the last `lines` lines of a log begin; 0 where it holds no more."""
-    with contextlib.suppress(FileNotFoundError), opened(path, _READ) as fd:
+    with suppress(FileNotFoundError), opened(path, _READ) as fd:
         size, first = os.fstat(fd).st_size, _first_data(fd)
         if lines == 0:
             return size
@@ -5495,7 +5493,7 @@ class Worker:
 
     def __init__(
         self, store: Store, count: int | None, only: TagFilter, drain: bool,
-        say: Callable[[str], None], describe: Callable[[Job], str], max_load: float = math.inf,
+        say: Callable[[str], None], describe: Callable[[Job], str], max_load: float = inf,
     ) -> None:  # fmt: skip
         import queue
 
@@ -5511,14 +5509,14 @@ class Worker:
         self._unsaid = queue.SimpleQueue[str]()  # lines to print; "" ends the thread that prints
         self.name = f"{os.getpid()}-{os.urandom(3).hex()}"
         self.state: Literal["running", "stopping", "handing back"] = "running"
-        self._stopped_at = -math.inf
+        self._stopped_at = -inf
         self._error: QueueError | None = None  # why it stops by itself
         self._prepared = threading.Event()  # the threads may begin
         self._leaving = threading.Event()  # the threads beside the slots may end
         self._signals: list[int] = []  # in order: each stop signal, and each Ctrl+Z until obeyed
         self._work = threading.Condition()  # of `state` and `_round`
         self._round = 0  # rises whenever there may be something to claim
-        self._due_at = math.inf  # when the next job will be due, on the monotonic clock
+        self._due_at = inf  # when the next job will be due, on the monotonic clock
         self._threads: list[threading.Thread] = []
         self._ended: set[int] = set()  # slots whose thread is done, or about to be
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
@@ -5595,7 +5593,7 @@ class Worker:
         poll.register(self.file.wake_fd, select.POLLIN)
         tick_at = 0.0
         while len(self._ended) < len(self._logs):
-            now_s, self._due_at = time.monotonic(), math.inf
+            now_s, self._due_at = time.monotonic(), inf
             try:
                 self._obey_signals()
                 self._end_attempts(now_s)  # before the look, which may have to wait or fail
@@ -5841,7 +5839,7 @@ class Worker:
             if self._error is None:
                 self.store.follow()
                 self.store.sync()
-                if self.store.fold_due(math.inf):
+                if self.store.fold_due(inf):
                     self.store.fold()
                 began_at = self.file.header["started_at"]
                 died = self.drain and has_died_since(self.store, began_at, self.only)
@@ -6238,7 +6236,7 @@ def processes_of(store: Store, job: Job) -> list[str]:
     if job.state != "processing":
         return []
     info = store.home.read_worker(job.worker or "")
-    fence = Fence(_orphan_of(store, info, job).trace, math.inf)
+    fence = Fence(_orphan_of(store, info, job).trace, inf)
     fence.look()
     return [f"{pid} of {user_of(pid)}" for pid in fence.living]
 
@@ -6305,10 +6303,10 @@ _PARTS = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
 
 def cut(line: str, width: float) -> str:
     """The line, cut where it would reach a terminal's last column. A pipe is infinitely wide."""
-    if width == math.inf:
+    if width == inf:
         return line
     parts = _PARTS.findall(line)
-    for count, end in enumerate(itertools.accumulate(map(_columns, parts))):
+    for count, end in enumerate(accumulate(map(_columns, parts))):
         if end >= width:
             return "".join(parts[:count]) + "\033[0m…"
     return line
@@ -6331,11 +6329,11 @@ def table(rows: Iterable[Row], width: float) -> Iterator[str]:
     """The rows, of which there is at least one, as lines with aligned columns. The ids get at most
     a third of a terminal; a longer one is cut."""
     rest = iter(rows)
-    first = list(itertools.islice(rest, TABLE_ROWS))
+    first = list(islice(rest, TABLE_ROWS))
     widest = max(len(id) for id, _ in first)
     id_width = int(max(12, min(widest, width / 3)))
-    for id, text in itertools.chain(first, rest):
-        if len(id) > id_width and width < math.inf:
+    for id, text in chain(first, rest):
+        if len(id) > id_width and width < inf:
             id = id[: id_width - 1] + "…"
         yield cut(f"{id:<{id_width}}  {text}", width)
 
@@ -6415,7 +6413,7 @@ def _attempt_row(entry: Mapping[str, Any]) -> str:
     kind: Any = str(known["outcome"])
     outcome = Outcome(kind, entry.get("exit_code"), entry.get("signal"))
     known["how"] = describe_outcome(outcome)
-    with contextlib.suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError):
         took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
         known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
     return "attempt {attempt} (run {run}): {how}, {when}".format_map(known)
@@ -6533,7 +6531,7 @@ def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     most = max(bar["count"] for bar in histogram) or 1
     for bar in histogram:
         bound = "longer" if bar["le"] is None else f"up to {bar['le']:g} s"
-        yield f"{bound:>14}  {'#' * math.ceil(40 * bar['count'] / most)} {bar['count']}"
+        yield f"{bound:>14}  {'#' * ceil(40 * bar['count'] / most)} {bar['count']}"
 
 
 _GAUGES = ("completed", "failed_attempts", "dead", "cancelled", "success_rate", "jobs_per_s")
@@ -6594,7 +6592,7 @@ def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str
         yield paint(PAUSED, "warning")
     most = max(*view["jobs"].values(), 1)
     for state, count in view["jobs"].items():
-        bar = "█" * math.ceil((columns - 24) * count / most)
+        bar = "█" * ceil((columns - 24) * count / most)
         yield f"{paint_state(state)}  {count:>9,}  {paint(bar, state)}"
     recent = view["rates"][-10:]
     speed = f"{sum(recent) / len(recent):.1f} jobs/s"
@@ -6610,7 +6608,7 @@ def _spark(rates: Sequence[float]) -> str:
     """A column for each rate, the newest on the right."""
     most = max(rates) or 1
     # The inner parentheses matter: 7 * rate / most may be above 7.
-    return "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * (rate / most))] for rate in rates)
+    return "".join("▁▂▃▄▅▆▇█"[ceil(7 * (rate / most))] for rate in rates)
 
 
 def watch_line(view: Mapping[str, Any], now: str) -> str:
@@ -6637,14 +6635,14 @@ def _say(text: str) -> None:
 
 def _print_message(text: str, color: bool | None = None) -> None:
     """Print a text on stderr. If stderr is closed or full, nothing happens."""
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         click.echo(text, err=True, color=color)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
     """Print lines, many at a time, since Click flushes after every call."""
     rest = iter(lines)
-    while piece := list(itertools.islice(rest, 200)):
+    while piece := list(islice(rest, 200)):
         click.echo("\n".join(piece))
 
 
@@ -6701,7 +6699,7 @@ class Group(click.Group):
                 error.possibilities = likely  # type: ignore[misc]
             if not isinstance(error, NoArgsIsHelpError):  # its text is a page of help
                 error.message = clean(error.message)  # type: ignore[misc]  # it repeats what was typed
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 error.show()
         except (OSError, click.Abort) as error:
             code = _fail(error, "")
@@ -6810,8 +6808,8 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
         return []
 
 
-_switch = functools.partial(click.option, is_flag=True)
-_one_of = functools.partial(click.Choice, case_sensitive=False)
+_switch = partial(click.option, is_flag=True)
+_one_of = partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
 PATH = click.Path(readable=False)  # for completion in the shell; Click does not check the path
@@ -7106,7 +7104,7 @@ def _enqueue_and_wait(store: Store, fields: Mapping[str, Any]) -> int:
     job, _ = enqueue_job(store, fields)
     _done(store, [], f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow")
     _say(job.id)
-    job = _print_output(store, job, max(1, job.runs), math.inf)
+    job = _print_output(store, job, max(1, job.runs), inf)
     return _exit_as({job.id: job}, single=True)
 
 
@@ -7232,7 +7230,7 @@ def list_(
     store.read()
     arrived = store.jobs(reverse, states or STATES)
     found = (job for job in arrived if matches(job, match, tags))
-    jobs, now = itertools.islice(found, limit), store.home.now()
+    jobs, now = islice(found, limit), store.home.now()
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
@@ -7250,8 +7248,8 @@ def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bo
         import shutil
 
         is_seen = sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if is_seen else math.inf
-        _echo_all(table(itertools.chain([head] * is_seen, [first], rows), width))
+        width = shutil.get_terminal_size().columns if is_seen else inf
+        _echo_all(table(chain([head] * is_seen, [first], rows), width))
     elif sys.stderr.isatty():
         _say("No job fits.")
 
@@ -7351,7 +7349,7 @@ def _last_output(store: Store, job: Job) -> str:
     return last_line(log_path(store.home.logs_dir, job.id, job.runs))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _other_screen() -> Iterator[None]:
     """Show the terminal's other screen within the block, and restore the terminal at its end.
     Ctrl+Z does nothing meanwhile."""
@@ -7367,7 +7365,7 @@ def _other_screen() -> Iterator[None]:
         write_whole(1, b"\033[?1049h\033[?25l\033[?7l")  # no cursor, no wrapping
         yield
     finally:
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+        with suppress(OSError, termios.error):  # the terminal may be gone
             write_whole(1, b"\033[?7h\033[?25h\033[?1049l")
             termios.tcsetattr(0, termios.TCSADRAIN, mode)
 
@@ -7439,7 +7437,7 @@ def logs(
         _print_outputs(store, _jobs_meant(store, ids), every, tail)
         return
     job = _jobs_meant(store, ids)[0]
-    run, last = job.runs, math.inf
+    run, last = job.runs, inf
     if attempt is not None:
         run = last = run_of_attempt(job, attempt)
     if run == 0 and not follow:
@@ -7532,7 +7530,7 @@ def _print_outputs(store: Store, jobs: Sequence[Job], every: bool, tail: int | N
     poll.register(1, 0)  # ready once nobody reads stdout any more
     while True:
         for job in next(starts) if every else jobs:
-            last = job.runs if every else math.inf
+            last = job.runs if every else inf
             output = Output(store, job, max(1, job.runs), last, tail, f"{job.id} ")
             outputs.setdefault((job.id, job.runs), output)
         jobs, tail = [], None
@@ -7868,7 +7866,7 @@ def dlq_list(store: Store, in_json: bool, limit: int | None, match: str | None) 
     """
     store.read()
     found = (job for job in store.jobs(states=("dead",)) if matches(job, match))
-    jobs, now = itertools.islice(found, limit), store.home.now()
+    jobs, now = islice(found, limit), store.home.now()
     rows = (dead_row(job, _last_output(store, job), now) for job in jobs)
     _print_jobs(jobs, DEAD_HEAD, rows, in_json)
 
@@ -7975,7 +7973,7 @@ def _complete_settings(_: click.Context, __: click.Parameter, incomplete: str) -
     return [name for name in SETTINGS if name.startswith(incomplete.replace("-", "_"))]
 
 
-_key = functools.partial(click.argument, "key", shell_complete=_complete_settings)
+_key = partial(click.argument, "key", shell_complete=_complete_settings)
 
 
 @config.command("get")
@@ -7996,7 +7994,7 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
     if in_json:
         click.echo(as_json(shown))
     elif key is None:
-        _echo_all(itertools.starmap(_say_setting, values.items()))
+        _echo_all(starmap(_say_setting, values.items()))
     else:
         click.echo(say_value(shown))
     if problem:
@@ -8063,7 +8061,7 @@ def worker() -> None:
 @click.option(
     "--max-load",
     type=_positive,
-    default=math.inf,
+    default=inf,
     metavar="N",
     help="Start nothing while the machine's load (of one minute) is above N.",
 )

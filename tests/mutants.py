@@ -91,7 +91,7 @@ a home that anyone can write is used: test_a_home_that_anyone_can_write_is_refus
 
 nobody wakes when the next time has come: test_a_delayed_job_starts_when_its_time_has_come_and_not_before
 -            self._due_at = time.monotonic() + wait_s
-+            self._due_at = math.inf + wait_s
++            self._due_at = inf + wait_s
 
 nobody wakes for what became ready without a word: test_a_delayed_job_starts_when_its_time_has_come_and_not_before
 -        if oldest:

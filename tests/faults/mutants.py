@@ -311,7 +311,7 @@ MUTANTS = (
     ),
     Mutant(
         "a failed fsync of the intent is tried once more on that file",
-        (("            self._renew_journal(self.journal.fd, error, contextlib.nullcontext())\n",
+        (("            self._renew_journal(self.journal.fd, error, nullcontext())\n",
           "            os.fsync(self.journal.fd)\n"),),
         "power.py", "dlq retry",
     ),
@@ -349,7 +349,7 @@ MUTANTS = (
     ),
     Mutant(
         "what was added together is decoded one by one",
-        (("@functools.lru_cache(maxsize=1)\ndef _decode_end", "def _decode_end"),),
+        (("@lru_cache(maxsize=1)\ndef _decode_end", "def _decode_end"),),
         "test_store.py", "test_what_was_added_together_is_decoded_once_for_the_index",
     ),
     Mutant(
