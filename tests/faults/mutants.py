@@ -378,6 +378,50 @@ MUTANTS = (
         (("if named <= order.named and not was_set:", "if named <= order.named:"),),
         "test_clock.py", "test_the_clock_jumps_and_nothing_is_lost_or_stuck",
     ),
+    Mutant(
+        "a cancelled run gives its units back before it is over",
+        (("return job._replace(cancelled_at=now, updated_at=now)",
+          "return job._replace(cancelled_at=now, updated_at=now, units=None)"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "who waited for units is overtaken for ever",
+        (("                    reserved |= needs\n", "                    pass\n"),),
+        "test_state_machine.py", MACHINE,
+    ),
+    Mutant(
+        "a claim does not see the units that its report gives back",
+        (("Units(config.limits, change.running())", "Units(config.limits, store.processing.values())"),),
+        "points.py", "report of a job that holds cards",
+    ),
+    Mutant(
+        "a damaged claim loses its units",
+        (("            held=None, units=job.units,", "            held=None, units=None,"),),
+        "test_mend.py", "test_a_damaged_claim_keeps_its_units",
+    ),
+    Mutant(
+        "units do not count where damage took the tag that gave them",
+        (("                used[name] = max(used[name], len(units))\n", ""),),
+        "test_mend.py", "test_a_damaged_claim_keeps_its_units",
+    ),
+    Mutant(
+        "a damaged line changes the units of a run that whole lines know",
+        (("    if known is not None and _is_run(known, job):\n", "    if False:\n"),),
+        "test_mend.py", "test_the_units_that_a_whole_line_gives_a_run_are_not_changed_by_a_damaged_one",
+    ),
+    Mutant(
+        "a claim of units that were kept for its job wakes nobody",
+        (("        frees = bool(claimed and claimed.units)\n", "        frees = False\n"),),
+        "test_units.py", "test_a_claim_wakes_others_if_units_were_kept_for_its_job",
+    ),
+    Mutant(
+        "a unit is taken for free while it is held",
+        (("if unit not in self._held[name])", "if unit >= 0)"),), "storm.py", "",
+    ),
+    Mutant(
+        "a held job starts",
+        (("        if job is not None and job.held:\n", "        if job is None and self.held:\n"),), "storm.py", "",
+    ),
     Mutant("no fence", (("        if not fence.step():\n            return\n", ""),), "storm.py", ""),
     Mutant(
         "recovery by files only",
