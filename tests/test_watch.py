@@ -108,6 +108,7 @@ def test_trouble_and_pause_are_said():
         "not_tags": [],
         "silent_s": 0.0,
         "stopping": False,
+        "overload": None,
     }
     lines = frame(view(paused=True, workers=[{**worker, "trouble": "no space"}]), 120)
     assert "THE QUEUE IS PAUSED" in lines[1]
