@@ -5736,7 +5736,8 @@ class Worker:
             is_stuck = self.drain and not (
                 self.store.processing or can_start(self.store, self.only)
             )
-        self.file.write_header(**waiting._asdict())
+        living = len(self._logs) - len(self._ended)
+        self.file.write_header(threads=living, overload=self._overload, **waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
         if oldest and self._overload:
             self._say_once(f"Nothing starts while {self._overload} (--max-load).")
@@ -5762,10 +5763,9 @@ class Worker:
             self._say_once("The drain waits for jobs that lack units. See: queuectl list")
 
     def _look_at_load(self) -> None:
-        """Note, for the slots and for other processes, whether the load is above `--max-load`."""
+        """Note whether the load is above `--max-load`."""
         is_high = machine_load() > self._max_load
         self._overload = f"the load is above {self._max_load:g}" if is_high else None
-        self.file.write_header(overload=self._overload)
 
     def _resize(self) -> None:
         """Follow `worker_count`, where there is no `--count`: start the slots that are missing, and
@@ -5776,7 +5776,6 @@ class Worker:
             self.say(f"worker_count is {threads} now.")
             self._call_slots()
         self._start_slots()
-        self.file.write_header(threads=len(self._logs) - len(self._ended))
 
     def _keep_house(self, now_s: float) -> None:
         """Once a second: fold, sync; once a minute: purge, sweep."""
