@@ -44,10 +44,11 @@ with `# --` heads a part.
 The way of a job, with the section of each function:
     accepted    enqueue 12, parse_spec 3, enqueue_job 7, make_id 3; Store.transaction 5 appends a
                 line to the journal; wake_workers 4
-    claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6, claim_job 3
+    claimed     Worker.run 10, take_turn 7, ClaimOrder.first 6 chooses the job, Units 3 its units,
+                claim_job 3
     run         Executor.start 9; its output: SlotLog.open 9; its time limit: Executor.kill_late 9
-    reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3,
-                what_waits 7; the disk: Store.sync 5
+    reported    Executor.wait 9, take_turn 7, report_job 3; its retry: backoff_s 3 sets the time,
+                what_waits 7 says when the next one is due; the disk: Store.sync 5
     recovered   Recovery.step 10, Fence.step 9, recover 7, recover_job 3
     filed       Store.fold 5 writes the journal's changes into the arrays
     repaired    a torn line: Home.keep_aside 4; a hand edit: take_edits 5; damage: mend 8
@@ -1837,7 +1838,8 @@ def boot_clock_s() -> float:
 #   1  Write jobs.json, and dlq.json if it changes, to temporary files. Sync them.
 #   2  Append the intent. Sync the journal.
 #   3  Check that the arrays on the disk are still the known ones.
-#   4  Rename dlq.json, then jobs.json. Sync the home. The rename of jobs.json is the commit point.
+#   4  Rename dlq.json, then jobs.json. Sync the home. The rename of jobs.json is the commit point,
+#      so it is the last: after it, no rename can fail and make a stored bulk look like an error.
 #   5  Write the new journal to a temporary file. Sync it, rename it, sync its directory.
 #
 # A crash between any two steps needs no undoing. Before step 4, nobody reads the temporary files,
