@@ -809,7 +809,7 @@ def check_job(job: Job) -> str | None:
     most = max(1, job.max_retries) - (job.state in WAITING)  # one that waits has an attempt left
     if not least <= job.attempts <= min(most, job.runs):
         return (
-            f"{job.attempts} 'attempts' do not fit a {job.state} job of {job.runs} 'runs' with a "
+            f"a {job.state} job cannot have {job.attempts} 'attempts' with {job.runs} 'runs' and a "
             f"'max_retries' of {job.max_retries}"
         )
     return None
@@ -1334,8 +1334,8 @@ class Home:
                     taken.append(name or "the home")
         if taken:
             self.warn(
-                f"Took write permission for others off {', '.join(taken)}: whoever can write there "
-                "can run commands."
+                f"Removed write permission for others from {', '.join(taken)}: whoever can write "
+                "there can run commands."
             )
 
     # -- The lock
@@ -2845,13 +2845,13 @@ def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
                 if journal[job.id] != encode_job(job):
                     store.snapshots[name].is_overruled = True
             elif job.id in taken:
-                raise _unusable(store, name, f"job '{job.id}' stands in the arrays twice")
+                raise _unusable(store, name, f"job '{job.id}' is in the arrays twice")
             else:
                 taken[job.id] = job
                 store.n = max(store.n, job.seq)
     for name in store.snapshots.keys() - set(edited):
         for raw in store.snapshots[name].find(taken):
-            raise _unusable(store, edited[0], f"job '{id_of(raw)}' also stands in {name}.json")
+            raise _unusable(store, edited[0], f"job '{id_of(raw)}' is also in {name}.json")
     for job in taken.values():
         store.put_record(encode_job(job), job)
     for name in edited:
@@ -2891,7 +2891,7 @@ def _edited_jobs(store: Store, name: str) -> Iterator[Job]:
         parents_below = ids_below.intersection(parents_of(job))
         if parents_below and "seq" not in record:
             parent = min(parents_below)
-            why = f"job '{job.id}' comes after '{parent}', which does not stand before it"
+            why = f"job '{job.id}' comes after '{parent}', which is not an earlier job"
             raise _unusable(store, name, why)
         ids_below.discard(job.id)
         yield job
@@ -3547,7 +3547,7 @@ class Bulk:
         dead if one that it needs is dead. Refuses a taken id, and a parent that is not there."""
         if job.id in self._states:
             raise Refused(
-                f"Job '{job.id}' is there already. Nothing was added. Give another id, or leave "
+                f"Job '{job.id}' already exists. Nothing was added. Give another id, or leave "
                 "the id out and one is made."
             )
         for parent in parents_of(job):
@@ -3573,7 +3573,7 @@ def check_needs(job: Job, limits: Mapping[str, int]) -> None:
         if count > limit:
             enough = ",".join(f"{key}={most}" for key, most in {**limits, name: count}.items())
             raise Refused(
-                f"The job needs {count} of '{name}', and its limit is {limit}. Nothing was added. "
+                f"The job needs {count} of '{name}', but the limit is {limit}. Nothing was added. "
                 f"Say how many there are: queuectl config set limits {enough}."
             )
 
@@ -3653,7 +3653,7 @@ def commands_of_each(template: str, arguments: Iterable[str]) -> Iterator[dict[s
         if not is_text(command):
             raise BadValue(
                 f"Argument {number}, {_shown(argument)}, cannot be part of a command: it has "
-                f"a NUL, is not UTF-8, or makes more than {COMMAND_BYTES_MAX} bytes of it. Leave "
+                f"a NUL, is not UTF-8, or makes it longer than {COMMAND_BYTES_MAX} bytes. Leave "
                 "it out, or write it into a file and give the name of the file."
             )
         yield {"command": command}
@@ -4038,7 +4038,7 @@ def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
         for job in gone:
             change.delete(check_dead(job))
             for child in followers_of(store).waiting(job.id, job.seq):
-                why = f"cannot be purged: job '{child.id}', which waits, comes after it"
+                why = f"cannot be purged: job '{child.id}' waits for it"
                 raise _refusal(job.id, why, f"See it with: queuectl show {child.id}.")
     return gone
 
@@ -4462,9 +4462,9 @@ def _examine_jobs(store: Store) -> Iterator[str]:
             yield f"A record cannot be used: {error}"
             continue
         if job.id in seen:
-            yield f"Job '{job.id}' stands in the stores twice."
+            yield f"Job '{job.id}' is stored twice."
         if job.seq < last:
-            yield f"Job '{job.id}' stands out of order (seq {job.seq} after {last})."
+            yield f"Job '{job.id}' is out of order (seq {job.seq} after {last})."
         if job.state in WAITING and (needed := dead.intersection(needed_by(job))):
             yield f"Job '{job.id}' waits although '{min(needed)}', which it comes after, is dead."
         if job.state == "dead":
@@ -4475,7 +4475,7 @@ def _examine_jobs(store: Store) -> Iterator[str]:
     if counts != store.counts:
         yield _miscounted(store.counts, counts)
     if last > store.n:
-        yield f"The journal says that {store.n} jobs were ever accepted, but there is seq {last}."
+        yield f"The journal counts {store.n} jobs accepted so far, but a job has seq {last}."
 
 
 def _miscounted(said: Sequence[int], found: Sequence[int]) -> str:
@@ -4535,7 +4535,7 @@ class Salvage:
             known = self.jobs.get(job.id)
             if known is not None:
                 self.problems.append(
-                    f"Job '{job.id}' stands in the stores twice; the one that changed last counts."
+                    f"Job '{job.id}' is stored twice; the record that changed last counts."
                 )
             if known is None or known.updated_at <= job.updated_at:
                 self.jobs[job.id] = job
@@ -4603,10 +4603,10 @@ class Salvage:
             lost = [id for id in parents_of(job) if id not in self.jobs]
             if job.state in WAITING and lost:
                 hint = f"let it run with: queuectl dlq retry {job.id}"
-                reason = f"it comes after job '{lost[0]}', which damage took; {hint}"
+                reason = f"it comes after job '{lost[0]}', which was lost to damage; {hint}"
                 self.jobs[job.id] = let_die(job, reason, now)
                 self.problems.append(
-                    f"Job '{job.id}' comes after '{lost[0]}', which is not there: it becomes a "
+                    f"Job '{job.id}' comes after '{lost[0]}', which is missing: it becomes a "
                     "dead letter."
                 )
 
@@ -4648,7 +4648,7 @@ def doubt_job(job: Job, known: Job | None, now: str) -> Job:
             started_at=job.started_at,
             cancelled_at=known.cancelled_at if known else now,
         )  # fmt: skip
-    hint = f"see that it is right, then: queuectl dlq retry {job.id}"
+    hint = f"check that it is right, then: queuectl dlq retry {job.id}"
     return known or let_die(job, f"it stood in a damaged line of the journal; {hint}", now)
 
 
@@ -4662,7 +4662,7 @@ def mend(store: Store) -> tuple[list[str], str]:
     with home.locked():
         if home.live_workers():
             raise StoreError(
-                "A worker lives. Nothing was changed. Stop it first: queuectl worker stop."
+                "A worker is running. Nothing was changed. Stop it first: queuectl worker stop."
             )
         found = Salvage(store)
         copies = []
@@ -5729,7 +5729,7 @@ class Worker:
         # This reads config.json if it has changed: from here on `last_config` has the changes.
         self._set_trouble("the last good settings stay in force", self.home.read_settings())
         if self.state == "running":
-            self._attend("worker_count is not reached", self._resize)
+            self._attend("cannot start worker_count threads", self._resize)
         self._look_at_load()
         with self.store.transaction(most_s=PATIENCE_S):
             waiting = what_waits(self.store)
@@ -5762,7 +5762,7 @@ class Worker:
             at = say_instant(next_run_at)
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
         elif oldest and is_stuck:
-            self._say_once("The drain waits for jobs that lack units. See: queuectl list")
+            self._say_once("The drain waits for jobs that wait for units. See: queuectl list")
 
     def _look_at_load(self) -> None:
         """Note whether the load is above `--max-load`."""
@@ -6075,7 +6075,7 @@ class Worker:
             self.say(self._describe(job))
             if died := turn.died:
                 some = ", ".join(died[:FOLLOWERS_SAID])
-                self.say(f"{say_count(len(died), 'job')} after it died with it: {some}")
+                self.say(f"{say_count(len(died), 'job')} waiting for it died with it: {some}")
             if job.state in WAITING:
                 self.file.wake()  # the main thread has a new time to wait for
         elif done is not None:
@@ -6109,7 +6109,7 @@ class Worker:
         whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
         if not all(whole):
             self._say_once(
-                "Warning: this system cannot give up the beginning of a file: "
+                "Warning: this system cannot free the beginning of a file: "
                 "a log above log_max is truncated, and what it held is lost."
             )
 
@@ -6903,7 +6903,7 @@ class EnqueueCommand(click.Command):
 # The options that enqueue, edit and `dlq retry` share: they say what a job is.
 _CHANGES = [
     click.Option(["--command"], help="The shell line, whatever it starts with."),
-    click.Option(["--timeout"], type=duration, help="Limit of each attempt; 0: none."),
+    click.Option(["--timeout"], type=duration, help="Time limit of each attempt; 0: none."),
     click.Option(["--max-retries"], type=int, help="Attempts in all, not only retries."),
     click.Option(["-p", "--priority"], type=int, help="Higher starts first."),
     click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
@@ -7011,7 +7011,7 @@ def _here() -> str:
     "needs",
     multiple=True,
     metavar="NAME[=N]",
-    help="Hold N units while it runs (repeatable). [1]",
+    help="Hold N units of NAME while it runs (repeatable). [1]",
 )
 @_switch("--hold", "held", default=None, help="Start it only after 'release'.")
 @click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
@@ -7024,7 +7024,7 @@ def _here() -> str:
 )
 @click.option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
-@click.option("--each", metavar="TEMPLATE", help="A job per word (or line of --file), which is {}.")
+@click.option("--each", metavar="TEMPLATE", help="A job per argument, or per line of --file.")
 @_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
 @_store
@@ -7043,10 +7043,10 @@ def enqueue(
     """Add a job and print its id.
 
     The job is on disk by then. JOB is one word (a shell line, or JSON where it starts with '{'),
-    or several words, kept word for word. With --each, every word (or line of --file) makes a job:
-    in TEMPLATE, {} is the word, {/} its base name, {.} the word without its extension, {/.} both,
-    {#} its number from 1. Each is quoted for sh, and refused inside quotes. What no option says
-    comes from the settings max_retries, job_timeout and keep_env, and from the current directory.
+    or several words, kept word for word. With --each, every argument (or line of --file) makes a
+    job: in TEMPLATE, {} is the argument, {/} its base name, {.} the argument without its extension,
+    {/.} both, {#} its number from 1. Each is quoted for sh, and refused inside quotes. Defaults are
+    the settings max_retries, job_timeout and keep_env, and the current directory.
 
     \b
     Examples:
@@ -7252,7 +7252,7 @@ def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bo
         width = shutil.get_terminal_size().columns if is_seen else inf
         _echo_all(table(chain([head] * is_seen, [first], rows), width))
     elif sys.stderr.isatty():
-        _say("No job fits.")
+        _say("No job matches.")
 
 
 @cli.command()
@@ -7291,7 +7291,7 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
     is_flag=False,
     flag_value="1",
     metavar="[SECONDS]",
-    help="A live screen, drawn again every so often. [1]",
+    help="A live screen, redrawn every SECONDS. [1]",
 )
 @_json
 @_store
@@ -7299,7 +7299,7 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
     """Show the counts, the workers and the settings.
 
     --watch shows bars per state, throughput, what runs and for how long, and the last failures,
-    until q or Ctrl+C; in a pipe one line each time.
+    until q or Ctrl+C; in a pipe it prints one line each time.
 
     \b
     Example:
@@ -7373,18 +7373,18 @@ def _other_screen() -> Iterator[None]:
 
 @cli.command("stats")
 @click.option("--since", type=duration, help="Only what ended in that time.")
-@click.option("--by", type=_one_of(["tag", "command"]), help="Count each one by itself too.")
+@click.option("--by", type=_one_of(["tag", "command"]), help="Count each tag or command too.")
 @_json
-@_switch("--prometheus", help="In the format of Prometheus' textfile collector.")
+@_switch("--prometheus", help="Print it for Prometheus' textfile collector.")
 @_store
 def stats_(
     store: Store, since: float | None, by: str | None, in_json: bool, prometheus: bool
 ) -> None:
     """Count what completed and failed, and how long it took.
 
-    Wait is the time from enqueue to the first start. The success rate leaves out cancelled jobs;
-    dead ones are counted with them. Jobs a second are those from the first start to the last end.
-    Of a job's attempts the last five are known one by one.
+    The wait time is that from enqueue to the first start. The success rate leaves out cancelled
+    jobs; the number of dead jobs includes them. Jobs a second are counted from the first start to
+    the last end. The times are those of a job's last five attempts.
 
     \b
     Example:
@@ -7399,8 +7399,8 @@ def stats_(
 
 @cli.command()
 @_some_ids
-@click.option("--attempt", type=whole_number(1), metavar="N", help="That attempt. [the newest run]")
-@_switch("-f", "--follow", help="Go on as output comes, until the job is over.")
+@click.option("--attempt", type=whole_number(1), metavar="N", help="Attempt N. [the newest run]")
+@_switch("-f", "--follow", help="Print more as it comes, until the job is over.")
 @_switch("--all", "every", help="With --follow: what runs and what starts, until Ctrl+C.")
 @click.option(
     "-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines."
@@ -7416,10 +7416,10 @@ def logs(
     tail: int | None,
     show_path: bool,
 ) -> None:
-    """Print a job's output, bytes as it wrote them.
+    """Print a job's output, byte for byte.
 
-    With --follow, several jobs may be given. Their output comes in whole lines, each begun by the
-    id of its job and a space.
+    With --follow, several jobs may be given. Their output comes in whole lines, each with
+    the job's id and a space before it.
 
     A job that writes `> /dev/stderr` opens its log anew and so truncates it; `>&2` and `>>` do not.
 
@@ -7564,7 +7564,7 @@ def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
 
 @cli.command()
 @_some_ids
-@_switch("--all", "every", help="All jobs that are not over now.")
+@_switch("--all", "every", help="Wait for all jobs that are not over now.")
 @_timeout
 @_json
 @_store
@@ -7572,7 +7572,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     """Wait until jobs are completed or dead.
 
     With one ID the exit code is the job's own (128 + n after signal n); with several it is 0 if all
-    completed. It is 124 if the time of --timeout is over first.
+    completed. It is 124 if --timeout ends first.
 
     \b
     Example:
@@ -7617,7 +7617,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     if in_json:
         click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
-        _say(f"Error: {left} of {len(wanted)} are not over yet. See them with: queuectl list.")
+        _say(f"Error: {left} of {len(wanted)} not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
     return _exit_as(ended, single=single and not every)
 
@@ -7690,7 +7690,7 @@ def retry(store: Store, ids: Words) -> None:
 @_ids
 @_store
 def rerun(store: Store, ids: Words) -> None:
-    """Add a new job like that one and print its id.
+    """Add a copy of a job and print its new id.
 
     It starts as soon as a worker is free, with attempts at zero. The old job, whatever its state,
     stays as it is.
@@ -7787,10 +7787,10 @@ def resume(store: Store) -> None:
     "states",
     type=_one_of(OVER),
     multiple=True,
-    help="Only those (repeatable). [completed]",
+    help="Only jobs in that state (repeatable). [completed]",
 )
 @_older_than
-@_switch("--dry-run", help="Say how many would go, delete nothing.")
+@_switch("--dry-run", help="Say how many would be deleted, and delete nothing.")
 @_yes
 @_store
 def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, yes: bool) -> None:
@@ -7920,7 +7920,7 @@ def dlq_retry(
         jobs = revive_jobs(store, ids, changes, spread)
     _done(store, [f"Job {job.id} is pending again." for job in jobs])
     if not jobs:
-        _say("No dead letter fits. Cancelled ones come back with --cancelled only.")
+        _say("No dead letter matches. Cancelled ones come back only with --cancelled.")
 
 
 @dlq.command("purge")
@@ -8054,7 +8054,7 @@ def worker() -> None:
 
 @worker.command("start")
 @click.option(
-    "-c", "--count", type=whole_number(1, 1000), help="Threads: jobs at once. [worker_count]"
+    "-c", "--count", type=whole_number(1, 1000), help="How many jobs run at once. [worker_count]"
 )
 @_tags
 @click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
@@ -8064,9 +8064,9 @@ def worker() -> None:
     type=_positive,
     default=inf,
     metavar="N",
-    help="Start nothing while the machine's load (of one minute) is above N.",
+    help="Start nothing while the one-minute load is above N.",
 )
-@_switch("--detach", help="In the background, log under .queuectl/.")
+@_switch("--detach", help="Run in the background, log under .queuectl/.")
 @_store
 def worker_start(
     store: Store,

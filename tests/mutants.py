@@ -289,10 +289,10 @@ a doubtful job runs by itself: test_a_damaged_line_in_the_middle_leaves_what_is_
 a home is mended under a worker: test_nothing_is_mended_while_a_worker_lives
 -        if home.live_workers():
 -            raise StoreError(
--                "A worker lives
+-                "A worker is running
 +        if not home.path:
 +            raise StoreError(
-+                "A worker lives
++                "A worker is running
 """
 
 

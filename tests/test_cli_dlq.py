@@ -35,7 +35,7 @@ def test_an_empty_dlq_is_no_error(run):
     assert run("dlq", "list").out == ""
     assert run("dlq", "purge", "--all", "--yes").out == "0 jobs purged.\n"
     # reading: as with `purge`, nothing to do is not a failure.
-    assert "No dead letter fits" in run("dlq", "retry", "--all").err
+    assert "No dead letter matches" in run("dlq", "retry", "--all").err
 
 
 def test_dlq_list_holds_the_dead_jobs_only(run, jobs, drained):

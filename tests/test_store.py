@@ -415,8 +415,8 @@ def test_a_bulk_that_is_refused_half_way_stores_nothing(home, opened, first):
     before = journal(home).read_bytes(), (home / "jobs.json").read_bytes()
     many = [first] * 2000
     for lines, why in (
-        ([*many, '{"id": "a", "command": "x"}'], "line 2001: Job 'a' is there already"),
-        ([*many, '{"id": "n", "command": "x"}', '{"id": "n", "command": "x"}'], "line 2002: Job 'n' is there already"),
+        ([*many, '{"id": "a", "command": "x"}'], "line 2001: Job 'a' already exists"),
+        ([*many, '{"id": "n", "command": "x"}', '{"id": "n", "command": "x"}'], "line 2002: Job 'n' already exists"),
         ([*many, '{"command": "x", "after": ["nobody"]}'], "line 2001: There is no job 'nobody'"),
         ([*many, '{"command": 5}'], "line 2001"),
     ):
@@ -687,11 +687,11 @@ def test_an_id_that_is_made_for_an_edit_depends_on_the_place_in_its_own_array_al
 
 
 BAD_EDITS = [
-    ('[%s, %s]', "twice|also stands"), ('[{"id": "dead", "command": "x"}]', "also stands in dlq.json"),
+    ('[%s, %s]', "twice|is also in"), ('[{"id": "dead", "command": "x"}]', "is also in dlq.json"),
     ('[%s, {"id": "new"}]', "element 2"), ('[%s, {"command": "x", "id": []}]', "element 2"), ('["echo"]', "element 1"),
     ('[{"command": "x", "priority": "high"}]', "priority"), ('[{"command": "x", "state": "done"}]', "state"),
     ('[{"command": "x", "state": "processing"}]', "processing"), ('[{"command": "x", "attempts": 9}]', "attempts"),
-    ('[{"command": "x", "state": "failed", "attempts": 2, "max_retries": 2}]', "do not fit a failed job"),
+    ('[{"command": "x", "state": "failed", "attempts": 2, "max_retries": 2}]', "a failed job cannot have 2 'attempts'"),
     ('[{"command": "x", "seq": 1000000000001}]', "seq"), ('[{"command": "x", "runs": 1000001}]', "runs"),
     ('[{"command": "x", "history": 5}]', "history"), ('{"jobs": []}', "array"), ("null", "array"),
     ("", "jobs.json"), ("[", "jobs.json"), ('[{"id": "a"', "jobs.json"), ("[NaN]", "jobs.json"), ("\udcff", "jobs"),

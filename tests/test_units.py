@@ -354,7 +354,7 @@ def test_a_drain_says_that_it_waits_for_units(run, start, eventually, given):
     run("enqueue", given, "true")
     run("config", "set", "limits", "gpu=0")
     drain = start("worker", "start", "--drain")
-    eventually(lambda: "waits for jobs that lack units" in said(drain))
+    eventually(lambda: "waits for jobs that wait for units" in said(drain))
     run("config", "set", "limits", "gpu=2")
     assert drain.wait(10) == 0
 

@@ -257,7 +257,7 @@ def test_who_comes_after_a_job_that_was_lost_does_not_run_and_nor_do_those_after
     run("enqueue", "--id", "other", "--after", "fail", "true")
     data = (copy / "jobs.json").read_bytes()
     put(copy, "jobs.json", data.replace(b'"id": "c"', b'"id": "c', 1))
-    assert "'child' comes after 'c', which is not there" in fix(copy, run)
+    assert "'child' comes after 'c', which is missing" in fix(copy, run)
     there = jobs_of(copy)
     assert [there[id].state for id in ("child", "grandchild", "other")] == ["dead", "dead", "pending"]
 
