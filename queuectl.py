@@ -5501,7 +5501,8 @@ class Worker:
 
         self.store, self.home = store, store.home
         self._count = count  # None: `worker_count`, also when it changes
-        self.threads = count or store.home.config().worker_count  # slots from this number on end
+        # Slots from this number on claim nothing.
+        self.threads = count or store.home.config().worker_count
         self.only = only
         self.drain = drain
         self._max_load = max_load
@@ -5520,10 +5521,9 @@ class Worker:
         self._round = 0  # rises whenever there may be something to claim
         self._due_at = inf  # when the next job will be due, on the monotonic clock
         self._threads: list[threading.Thread] = []
-        self._ended: set[int] = set()  # slots whose thread is done, or about to be
+        self._slots: dict[int, SlotLog] = {}  # each slot whose thread has not ended, and its log
         self._troubles: dict[int | str, str | None] = {}  # by slot, or by chore
         self._said: set[str] = set()  # what is said once only
-        self._logs: list[SlotLog] = []  # of each slot, also if it has ended
         self._sweep_at = 0.0  # on the monotonic clock
 
     def say(self, text: str) -> None:
@@ -5576,25 +5576,21 @@ class Worker:
         self._threads.append(thread)
 
     def _start_slots(self) -> None:
-        """Start the slots that are missing. Raises Refused."""
-        for slot in range(self.threads):
-            if slot == len(self._logs):
-                self._logs.append(SlotLog(slot_log_path(self.home.logs_dir, self.name, slot)))
-                self._ended.add(slot)
-            if slot in self._ended:
-                self._ended.discard(slot)  # first, since the thread may end at once
-                try:
-                    self._start(self._slot_thread, slot)
-                except Refused:
-                    self._ended.add(slot)
-                    raise
+        """Start the slots that are missing. A slot ends with its worker only. Raises Refused."""
+        for slot in range(len(self._slots), self.threads):
+            self._slots[slot] = SlotLog(slot_log_path(self.home.logs_dir, self.name, slot))
+            try:
+                self._start(self._slot_thread, slot)
+            except Refused:
+                del self._slots[slot]
+                raise
 
     def _do_chores(self) -> None:
         """What the main thread does until the last slot is done."""
         poll = select.poll()
         poll.register(self.file.wake_fd, select.POLLIN)
         tick_at = 0.0
-        while len(self._ended) < len(self._logs):
+        while self._slots:
             now_s, self._due_at = time.monotonic(), inf
             try:
                 self._obey_signals()
@@ -5738,8 +5734,8 @@ class Worker:
             is_stuck = self.drain and not (
                 self.store.processing or can_start(self.store, self.only)
             )
-        living = len(self._logs) - len(self._ended)
-        self.file.write_header(threads=living, overload=self._overload, **waiting._asdict())
+        threads = max(self.threads, len(self._executor.running))
+        self.file.write_header(threads=threads, overload=self._overload, **waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
         if oldest and self._overload:
             self._say_once(f"Nothing starts while {self._overload} (--max-load).")
@@ -5770,8 +5766,8 @@ class Worker:
         self._overload = f"the load is above {self._max_load:g}" if is_high else None
 
     def _resize(self) -> None:
-        """Follow `worker_count`, where there is no `--count`: start the slots that are missing, and
-        let those above it end, each after its job."""
+        """Follow `worker_count`, where there is no `--count`: start the slots that are missing.
+        Those above it finish their jobs, and claim no others."""
         threads = self._count or self.home.last_config.worker_count
         if threads != self.threads:
             self.threads = threads
@@ -5863,8 +5859,8 @@ class Worker:
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A thread: a slot until it ends. After a fault of ours the slot begins anew, and its next
-        turn gives back what it held."""
+        """A thread: a slot until its worker leaves. After a fault of ours the slot begins anew, and
+        its next turn gives back what it held."""
         self._prepared.wait()
         while True:
             try:
@@ -5873,15 +5869,14 @@ class Worker:
             except Exception as error:
                 self._set_trouble(slot, error)
                 self._pause()
-        self._ended.add(slot)  # from here on, another thread may have the slot
+        del self._slots[slot]
         self.file.wake()
 
     def _run_slot(self, slot: int) -> None:
-        """Report, claim, run, and again, until the worker stops, or has more slots than it should,
-        and nothing is left to report."""
+        """Report, claim, run, and again, until the worker stops and nothing is left to report."""
         # After a fault a command may still run here (F4), and the log may hold its output (F9).
         self._abandon(slot, "a fault in the worker")
-        self._logs[slot].release()
+        self._slots[slot].release()
         self.file.write_row(slot)  # makes it, too, for a slot that was added later
         done: tuple[Job, Outcome] | None = None
         while done is not None or self.state == "running":
@@ -5908,17 +5903,18 @@ class Worker:
             else:
                 if has_reported:
                     self._clear_row(slot)
-                if may_claim:
+                if may_claim or self._is_surplus(slot):
                     self._set_trouble(slot, None)
                     with self._work:  # wait, unless a job came meanwhile or this report freed one
-                        while self._round == seen:
+                        while self._round == seen or self._is_surplus(slot):
                             self._work.wait()
-                elif slot >= self.threads:  # that turn has given back what a fault had left
-                    self._set_trouble(slot, None)
-                    break
                 elif self.state == "running":
                     self._pause()
-        self._logs[slot].close()
+        self._slots[slot].close()
+
+    def _is_surplus(self, slot: int) -> bool:
+        """Whether the slot is one too many: `worker_count` was lowered."""
+        return slot >= self.threads and self.state == "running"
 
     def _may_claim(self, slot: int, has_ended: bool) -> bool:
         """Whether an attempt could begin here: a log can be made and the runner is there (F6). If
@@ -5930,7 +5926,7 @@ class Worker:
         try:
             if not has_room(self.home.logs_dir):
                 raise HostFault(f"no space is left for output under '{self.home.logs_dir}'")
-            self._logs[slot].open()
+            self._slots[slot].open()
             self._executor.find_runner(self.home.last_config.runner)
         except HostFault as fault:
             self._set_trouble(slot, fault)
@@ -5960,14 +5956,14 @@ class Worker:
         try:
             log = log_path(self.home.logs_dir, job.id, job.runs)
             most, starting = self.home.last_config.log_max, self._executor.starting
-            self._logs[slot].finish(log, most, starting)
+            self._slots[slot].finish(log, most, starting)
         except (HostFault, OSError) as error:
             self._set_trouble(slot, error)
         return outcome
 
     def _run_command(self, slot: int, job: Job) -> Outcome:
         """Start the job's command and wait for its end."""
-        log = self._logs[slot]
+        log = self._slots[slot]
         # A purge that died may have left the output of another job of that id (F9).
         remove_log(log_path(self.home.logs_dir, job.id, job.runs))
         env = {**as_utf8(job.env or {}), **self._variables(slot, job)}
@@ -6106,7 +6102,7 @@ class Worker:
 
     def _trim_logs(self) -> None:
         most = self.home.last_config.log_max
-        whole = [self._logs[slot].trim(most) for slot in list(self._executor.running)]
+        whole = [log.trim(most) for log in list(self._slots.values())]
         if not all(whole):
             self._say_once(
                 "Warning: this system cannot free the beginning of a file: "
