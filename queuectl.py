@@ -3180,8 +3180,8 @@ class ClaimOrder:
     first                the job to claim next
     oldest               when the oldest job that could start was created, in the whole queue
     next_run_at          the earliest time that a job waits for, in the whole queue
-    has_waiting          whether any job waits that a worker takes, for whatever but a release
-    held, left_alone     the ids of the held jobs; these jobs and those that come after them
+    has_waiting          whether a job waits that a worker takes and that is not held back
+    held, held_back      the ids of the held jobs; these jobs and those that come after them
     """
 
     def __init__(self, store: Store, named: frozenset[str], now: str) -> None:
@@ -3346,7 +3346,7 @@ class ClaimOrder:
         return None
 
     def has_waiting(self, now: str, only: TagFilter) -> bool:
-        """Whether a job that `only` takes waits: for a slot, for its time or for other jobs."""
+        """Whether a job that `only` takes waits and is not held back."""
         self._release(now)
         keys = [key for key in self._keys if only.takes(key.tags)]
         if any(map(self._top, keys)):
@@ -3355,10 +3355,10 @@ class ClaimOrder:
         followers = [follower.raw for follower in self._followers.followers.values()]
         raws = (waiting_record(self._store, raw) for raw in timed + followers)
         jobs = map(trust_job, filter(None, raws))
-        left = self.left_alone()
-        return any(only.takes(job.tags) and job.id not in left for job in jobs)
+        held_back = self.held_back()
+        return any(only.takes(job.tags) and job.id not in held_back for job in jobs)
 
-    def left_alone(self) -> dict[str, Job]:
+    def held_back(self) -> dict[str, Job]:
         """The held jobs, and the waiting jobs that come after them, directly or not, by id."""
         left = self._store.find_jobs(self.held)
         to_do = list(left.values())
@@ -3749,25 +3749,25 @@ def what_waits(store: Store) -> Waiting:
     return Waiting(order.oldest(now), order.next_run_at(), len(order.held))
 
 
-def is_drained(store: Store, only: TagFilter) -> bool:
-    """Whether no job that the filter takes is pending, processing (in any worker) or waiting for a
-    retry or a delay; held jobs and those that come after them do not count. Under the lock."""
+def drain_state(store: Store, only: TagFilter) -> Literal["over", "stuck", "going on"]:
+    """How far the jobs that the filter takes have been drained. Under the lock.
+
+    over    none is pending, failed or processing (in any worker), except for those held back
+    stuck   nothing is processing, and no job could start now
+    """
     now = store.home.now()
     order = claim_order(store, now, only)
-    is_running = any(only.takes(job.tags) for job in store.processing.values())
-    return not is_running and not order.has_waiting(now, only)
+    running = store.processing.values()
+    is_running = any(only.takes(job.tags) for job in running)
+    if not is_running and not order.has_waiting(now, only):
+        return "over"
+    units = Units(store.home.last_config.limits, running)
+    return "going on" if running or order.first(now, units, only) else "stuck"
 
 
-def can_start(store: Store, only: TagFilter) -> bool:
-    """Whether a job that the filter takes could start now. Under the lock."""
-    now = store.home.now()
-    units = Units(store.home.last_config.limits, store.processing.values())
-    return claim_order(store, now, only).first(now, units, only) is not None
-
-
-def left_alone(store: Store) -> dict[str, Job]:
+def held_back(store: Store) -> dict[str, Job]:
     """The held jobs and those that come after them. Call it after a look."""
-    return claim_order(store, store.home.now()).left_alone()
+    return claim_order(store, store.home.now()).held_back()
 
 
 def has_died_since(store: Store, instant: str, only: TagFilter) -> bool:
@@ -5713,7 +5713,7 @@ class Worker:
 
     def _look(self) -> None:
         """Take in what others did: a stop request, changed settings, new and cancelled jobs. End a
-        drain that is done (`is_drained`)."""
+        drain that is over (`drain_state`)."""
         if not self.file.is_linked():
             self._give_up(StoreError(f"'{self.file.path}' was deleted while this worker ran."))
             return
@@ -5729,11 +5729,8 @@ class Worker:
         self._look_at_load()
         with self.store.transaction(most_s=PATIENCE_S):
             waiting = what_waits(self.store)
-            is_over = self.drain and is_drained(self.store, self.only)
-            left = len(left_alone(self.store)) if is_over else 0
-            is_stuck = self.drain and not (
-                self.store.processing or can_start(self.store, self.only)
-            )
+            drain = drain_state(self.store, self.only) if self.drain else ""
+            left = len(held_back(self.store)) if drain == "over" else 0
         threads = max(self.threads, len(self._executor.running))
         self.file.write_header(threads=threads, overload=self._overload, **waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
@@ -5745,20 +5742,20 @@ class Worker:
             # A millisecond later, since the wall clock may be a little slower than the other one.
             wait_s = instant_s(next_run_at) - self.home.clock() + 0.001
             self._due_at = time.monotonic() + wait_s
-        if not self.drain or self.state != "running":
+        if not drain or self.state != "running":
             return
-        if is_over and not self._executor.running:
+        if drain == "over" and not self._executor.running:
             self.state = "stopping"
             if left:
                 self.say(f"The drain leaves {say_count(left, 'job')}: held, or after a held one.")
             self._call_slots()
         elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
-        elif next_run_at and not (oldest or self.store.processing):
+        elif drain == "stuck" and oldest:
+            self._say_once("The drain waits for jobs that wait for units. See: queuectl list")
+        elif drain == "stuck" and next_run_at:
             at = say_instant(next_run_at)
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
-        elif oldest and is_stuck:
-            self._say_once("The drain waits for jobs that wait for units. See: queuectl list")
 
     def _look_at_load(self) -> None:
         """Note whether the load is above `--max-load`."""
@@ -7578,11 +7575,11 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
     store.read()
     deadline = time.monotonic() + timeout
     if every:
-        apart = left_alone(store)
+        skipped = held_back(store)
         jobs = store.jobs(states=(*WAITING, "processing"))
-        wanted = [job.id for job in jobs if job.id not in apart]
-        if apart:
-            _say(f"Not waiting for {say_count(len(apart), 'job')}: held, or after a held one.")
+        wanted = [job.id for job in jobs if job.id not in skipped]
+        if skipped:
+            _say(f"Not waiting for {say_count(len(skipped), 'job')}: held, or after a held one.")
     else:
         wanted = [job.id for job in _jobs_meant(store, ids)]
     ended, warned = find_ended(store, wanted), False

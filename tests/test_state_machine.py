@@ -259,7 +259,7 @@ class Queue(RuleBasedStateMachine):
         ready = [self.ready(unseen, is_fine) for is_fine in (True, False)]
         return {ids[0] if ids else None for ids in ready}
 
-    def left_alone(self) -> set[str]:
+    def held_back(self) -> set[str]:
         """The held jobs and what waits for them."""
         left: set[str] = set()
         for id in sorted(self.rows, key=lambda id: self.rows[id].seq):
@@ -1008,11 +1008,11 @@ class Queue(RuleBasedStateMachine):
             assert {job.id: (job.state, job.attempts, job.runs) for job in store.jobs()} == want
             assert set(store.processing) == {id for id, row in self.rows.items() if row.state == "processing"}
             assert (store.n, sum(store.counts)) == (self.n, len(self.rows))
-            left = self.left_alone()
-            assert q.left_alone(store).keys() == left
+            left = self.held_back()
+            assert q.held_back(store).keys() == left
             assert q.what_waits(store).held == sum(row.held for row in self.rows.values())
             going = [id for id, row in self.rows.items() if row.state not in q.OVER and id not in left]
-            assert q.is_drained(store, q.ALL_JOBS) == (not going)
+            assert (q.drain_state(store, q.ALL_JOBS) == "over") == (not going)
             if not self.stepped_back:
                 check_times(store, store.home.now())
                 limits, now = store.home.config().limits, store.home.now()

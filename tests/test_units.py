@@ -284,7 +284,7 @@ def test_a_failed_job_a_delayed_one_and_a_follower_can_be_held(home, store, cloc
     report(store, parent, OK)
     clock.at += 10
     assert names([claim(store), claim(store)]) == ["other"]
-    assert q.what_waits(store) == (None, None, 3) and q.is_drained(store, q.TagFilter(tags=["x"]))
+    assert q.what_waits(store) == (None, None, 3) and q.drain_state(store, q.TagFilter(tags=["x"])) == "over"
     q.hold_jobs(store, ["delayed", "follower", "new"], False)
     assert names(claim(store) for _ in range(3)) == ["delayed", "follower", "new"]
 
