@@ -8126,11 +8126,12 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
       queuectl worker stop --timeout 1m
     """
     store.home.check()
-    workers = [worker_view(info, 0) for info in store.home.live_workers()]
-    names = {worker["name"] for worker in workers}
+    workers = store.home.live_workers()
+    names = {info.name for info in workers}
     for name in names:
         store.home.request_stop(name, "now" if now else "stop")
-    jobs = [row["job"] for worker in workers for row in worker["running"]]
+    rows = chain.from_iterable(info.rows for info in workers)
+    jobs = [row["job"] for row in rows if row]
     if jobs and sys.stderr.isatty():
         _say(f"Waiting for the end of {say_count(len(jobs), 'job')}: {', '.join(jobs[:5])}")
     deadline = time.monotonic() + timeout
@@ -8141,7 +8142,7 @@ def worker_stop(store: Store, now: bool, timeout: float) -> None:
                 "stop when these end. End them now with: queuectl worker stop --now."
             )
         time.sleep(POLL_S)
-    threads = say_count(sum(worker["threads"] for worker in workers), "thread")
+    threads = say_count(sum(info.header["threads"] for info in workers), "thread")
     stopped = f"{say_count(len(names), 'worker process')} ({threads}) stopped."
     _done(store, [stopped if names else "No worker was running."])
 
