@@ -60,8 +60,8 @@ import sys
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Report what ended the program as Python does, but say nothing of Ctrl+C, which may also come
-    during the imports below."""
+    """Print an uncaught exception as Python does. For Ctrl+C, which may come during the imports
+    below, print nothing."""
     if kind is not KeyboardInterrupt:
         sys.__excepthook__(kind, error, trace)
 
@@ -265,7 +265,7 @@ def _amount(text: str, units: Mapping[str, int]) -> float:
 
 def parse_exit_codes(value: Any, name: str = "no_retry_on") -> str:
     """`"2,64-78"` or a list of integers, as a text without spaces; "" for none."""
-    # `repr` keeps a text in quotes and gives True for a truth value: both are refused below.
+    # `repr` puts a text in quotes and gives True for a truth value, and both are refused below.
     codes = ",".join(map(repr, value)) if isinstance(value, list) else value
     try:
         exit_codes(codes)
@@ -302,8 +302,8 @@ def parse_runner(value: Any, name: str) -> tuple[str, ...]:
 
 
 def parse_limits(value: Any, name: str) -> dict[str, int]:
-    """From `gpu=1,net=4`, how many units of each resource there are. So many jobs with a tag of
-    that name may run at once."""
+    """How many units of each resource there are, from `gpu=1,net=4`. A tag of that name is a need
+    of one unit."""
     parts = value.split(",") if is_text(value) else ["no limit"]  # refused below
     pattern = rf"\s*({TAG})\s*=\s*([0-9]{{1,6}})\s*"
     matches = [re.fullmatch(pattern, part) for part in parts if part.strip()]
@@ -314,7 +314,7 @@ def parse_limits(value: Any, name: str) -> dict[str, int]:
 
 
 def parse_variables(value: Any, name: str) -> tuple[str, ...]:
-    """From `PATH,LANG`, the names of variables. Those of the queue itself are refused."""
+    """The names of variables, from `PATH,LANG`. Those that the queue itself sets are refused."""
     variable = r"\s*((?!QUEUECTL_)[A-Za-z_][A-Za-z0-9_]*\s*)?"
     if not is_text(value) or not re.fullmatch(f"{variable}(,{variable})*", value):
         raise unfit(value, name, "names of variables, but not QUEUECTL_*: PATH,VIRTUAL_ENV")
@@ -347,7 +347,7 @@ class Config(NamedTuple):
     no_retry_on: str = _setting("", parse_exit_codes)  # exit codes that make a job dead at once
     grace_period: float = _setting(5, parse_duration)  # seconds between SIGTERM and SIGKILL
     worker_count: int = _setting(1, _whole(1, 1000))  # threads of 'worker start' without --count
-    limits: dict[str, int] = _setting("", parse_limits)  # resource or tag to its units
+    limits: dict[str, int] = _setting("", parse_limits)  # units of each resource or tag
     runner: tuple[str, ...] = _setting("sh -c", parse_runner)  # words put before the command
     fsync: str = _setting("normal", _choice(("always", "normal", "never")))  # when to sync files
     lock_timeout: float = _setting(10, parse_duration)  # seconds to wait for the file lock
@@ -386,7 +386,7 @@ def known_setting(name: str) -> str:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that gives the known name most like the word; "" if no name is like it."""
+    """A hint with the known name that is most like the word; "" if none is like it."""
     import difflib
 
     names = list(known) if len(word) > 2 else []
@@ -452,8 +452,8 @@ class Job(NamedTuple):
     env: dict[str, str] | None = None
     tags: list[str] | None = None
     needs: dict[str, int] | None = None  # how many units of each resource it holds while it runs
-    units: dict[str, list[int]] | None = None  # the units that it holds: of `needs` and of tags
-    held: bool | None = None  # true: nothing starts it before it is released
+    units: dict[str, list[int]] | None = None  # the units that it holds, by number
+    held: bool | None = None  # true: it does not start before it is released
     after: list[Any] | None = None
     no_retry_on: str | None = None
     worker: str | None = None
@@ -569,7 +569,7 @@ def say_instant(instant: str) -> str:
     """A stored instant for a person: the local zone, whole seconds."""
     try:
         return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
-    except OverflowError:  # the year 9999 ends earlier in the east
+    except OverflowError:  # in a zone east of UTC it is in the year 10000
         return instant
 
 
@@ -662,7 +662,7 @@ def parse_needs(value: Any, name: str = "needs") -> dict[str, int] | None:
 
 
 def parse_held(value: Any, name: str) -> bool | None:
-    """True, or None for false: only a held job has the field."""
+    """True, or None for false: only a held job has this field."""
     if not isinstance(value, bool):
         raise unfit(value, name, "true or false")
     return value or None
@@ -864,7 +864,8 @@ NEW_JOB_CHECKS = {**FIELD_CHECKS, "delay": parse_duration}
 _NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # true of every new job
 
 
-# How JSON begins where a command may stand too: no command begins so.
+# Matches a text that begins like a job in JSON, where it may also be a command. No command begins
+# like that.
 is_json = re.compile(r"\{|\[\s*[{\]]").match
 
 
@@ -918,8 +919,8 @@ def default_fields(config: Config, now: str) -> dict[str, Any]:
 
 def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
     """A new job from checked fields (NEW_JOB_FIELDS). Its `seq` is 0, and its id "" if none is
-    given. A made key is a hash of directory and command. `caller_env` has the variables of the
-    caller; the job gets those of `keep_env`, unless its own `env` has them."""
+    given. A made key is a hash of directory and command. Of the caller's variables, `caller_env`,
+    the job gets those that `keep_env` names and its own `env` does not have."""
     values = {**default_fields(config, now), **fields}
     caller_env = values.pop("caller_env", {})
     kept = {name: caller_env[name] for name in config.keep_env if name in caller_env}
@@ -1153,7 +1154,7 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
 
 
 def demand_of(job: Job, limits: Mapping[str, int]) -> dict[str, int]:
-    """How many units of each limited resource the job needs. A tag that has a limit is one unit."""
+    """How many units of each resource the job needs. A tag that has a limit counts as one unit."""
     needs = job.needs or {}
     if not job.tags:
         return needs
@@ -1164,7 +1165,7 @@ class Units:
     """The units of the limited resources, numbered from 0, and which of them running jobs hold.
 
     used       how many units of each resource running jobs hold. A job that was claimed before its
-               tag had a limit counts, though it holds no unit by number.
+               tag got a limit counts as one, though it holds no numbered unit.
     """
 
     def __init__(self, limits: Mapping[str, int], running: Iterable[Job]) -> None:
@@ -1179,7 +1180,7 @@ class Units:
             self.used += used
 
     def lacking(self, job: Job) -> str | None:
-        """A resource of which the job needs more units than are free; None if it can start."""
+        """A resource of which the job needs more units than are free; None if there is none."""
         for name, count in demand_of(job, self.limits).items():
             if self.used[name] + count > self.limits.get(name, 0):
                 return name
@@ -1275,7 +1276,7 @@ class Home:
         self._clock_path = f"{self.dir}/clock"
         self.warn = warn
         self.clock = clock
-        # True: the lock was taken, so something may be stored of which nobody has been told yet.
+        # True: the lock was taken, so a change may be stored that no message has reported yet.
         self.is_changing = False
         self.is_interrupted = False  # Ctrl+C came while `is_changing` was true
         # True: while config.json is damaged, the last good settings stay in force.
@@ -1516,7 +1517,7 @@ class Home:
             first, *lines = bytes_of(path).split(b"\n")
             seen_s = os.stat(path).st_mtime
             header |= json.loads(first)
-            # Where the row of an added slot is not written yet, there may be NULs.
+            # Added slots write their rows in any order: a row not written yet may be NULs.
             rows = [json.loads(line.strip(b"\0 ") or b"{}") for line in lines[:-1]]
         return WorkerInfo(name, header, rows, seen_s)
 
@@ -1609,8 +1610,8 @@ class Home:
 
 
 class WorkerFile:
-    """A live worker's own file: a padded header line, and a padded row for each slot that it has or
-    had. The rows of slots that are added later follow the others.
+    """A live worker's own file: a padded header line, then a padded row for each slot. A slot that
+    is added later gets its row after the others.
 
     Both are written in place, without the store lock. The file only informs, so a write that fails
     is no error: recovery also finds a run by its environment and by its log.
@@ -1628,8 +1629,8 @@ class WorkerFile:
         self._write(0, self._header_bytes, self.header)
 
     def write_header(self, **changes: Any) -> None:
-        """Write the header with these changes, also if there are none: the file's time is the
-        worker's last sign of life. Without one, it is halted or hangs."""
+        """Write the header with these changes. Call it also without changes: the time of the file
+        is the worker's last sign of life, and an old one means that it is halted or hangs."""
         self.header |= changes
         self._write(0, self._header_bytes, self.header)
 
@@ -1714,8 +1715,8 @@ def bytes_of(path: str) -> bytes:
 
 
 def write_whole(fd: int, data: bytes | bytearray) -> None:
-    """Write all the data or raise. After a short write (of a full disk), the next one raises; for a
-    stream that another program made non-blocking, it waits."""
+    """Write all the data, or raise: on a full disk one write is short, and the next one raises. If
+    another program made the stream non-blocking, wait until it can be written."""
     view = memoryview(data)
     while view:
         try:
@@ -2976,12 +2977,13 @@ def write_array(path: str, parts: Iterable[bytes]) -> Mark:
 #     no harm.
 # C2  A lane's entry whose job is not ready (the clock was set back) becomes an entry by time again.
 #     If it were dropped, nothing would ever claim the job.
-# C3  A job that comes after others has no entry before the last of them is over, and a held job
-#     none before it is released.
-# C4  The records of the running jobs are the only book of units. A claim assigns them in its own
-#     transaction, and they are free when the job is no longer processing.
+# C3  A job that comes after others has no entry before the last of them is over. A held job has no
+#     entry before it is released.
+# C4  Only the records of the running jobs say which units are taken. A claim assigns units in its
+#     own transaction, and they are free when the job is no longer processing.
 
-# Smaller jobs may overtake a job that waits for units. After so long none does that needs the same.
+# A job that waits for units may be overtaken by jobs that need fewer. After this time, no job that
+# needs the same resource overtakes it.
 UNITS_WAIT_S = 600.0
 CLOCK_STEP_S = 1.0  # a wall clock that moves more than this against the boot clock was set
 # A record that has the field holds these bytes. So may a record without it, since a user's object
@@ -3157,7 +3159,7 @@ class LaneKey(NamedTuple):
     """What the jobs of a lane have in common. Lanes are sorted by it."""
 
     priority: int  # negative: the highest comes first
-    tags: tuple[str, ...] = ()  # those that matter
+    tags: tuple[str, ...] = ()  # of those in `ClaimOrder.named`
     needs: tuple[tuple[str, int], ...] = ()
 
 
@@ -3248,8 +3250,7 @@ class ClaimOrder:
             self._enter(raw)
 
     def _enter(self, raw: bytes) -> None:
-        """Enter a waiting job in its lane, or by its time. One that comes after others is entered
-        when the last of them is over, and a held one when it is released."""
+        """Enter a waiting job in its lane, or by its time, unless it is held or blocked (C3)."""
         id, _, seq = head_of(raw)
         job = _job_like(raw) if _RUN_AT in raw or _HELD in raw else None
         if job is not None and job.held:
@@ -3276,7 +3277,7 @@ class ClaimOrder:
                 return
 
     def _record(self, raw: bytes) -> bytes | None:
-        """The latest record of an entry's job, if the job waits for its time or a slot only."""
+        """The latest record of an entry's job, if it waits and is neither held nor blocked."""
         id = id_of(raw)
         if id in self.held or self._followers.is_blocked(id):
             return None
@@ -3294,8 +3295,8 @@ class ClaimOrder:
                 self._enter(raw)
 
     def first(self, now: str, units: Units, only: TagFilter = ALL_JOBS) -> Job | None:
-        """The job to claim next, of those that `only` takes and that lack no units. A job that has
-        waited for UNITS_WAIT_S is not overtaken by one that needs the same."""
+        """The job to claim next, of those that `only` takes and that lack no units (see
+        UNITS_WAIT_S)."""
         self._release(now)
         reserved: set[str] = set()
         for _, keys in groupby(list(self._keys), lambda key: key.priority):
@@ -3305,7 +3306,7 @@ class ClaimOrder:
                 if reserved.isdisjoint(needs) and not units.lacking(job):
                     return job
                 since = max(job.created_at, job.run_at or "")
-                # A limit may be lower now than the job needs. Then the job holds up nobody.
+                # The limit may have been lowered below the job's need. Then it holds up no other.
                 can_ever_start = not Units(units.limits, ()).lacking(job)
                 if can_ever_start and add_seconds(since, UNITS_WAIT_S) <= now:
                     reserved |= needs
@@ -3495,7 +3496,7 @@ class Bulk:
 
     def encode_fields(self, fields: Mapping[str, Any]) -> bytes:
         """The record of a new job. Its `seq` is 0, and its id is empty unless one is given. Refuses
-        a job that needs more than there is."""
+        a job that needs more units than there are."""
         job = new_job(fields, self._config, self._now)
         check_needs(job, self._config.limits)
         self._given.add(job.id)
@@ -3603,22 +3604,22 @@ def merge_fields(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 
 _PLACE = r"(\{(?:\#|/?\.?)\})"  # {} {/} {.} {/.} {#}
 
-# The parts of a shell line in which an argument in quotes would not be a word, or part of one. What
-# has no certain end, like a here-document, goes on to the end of the line.
+# The parts of a template in which a quoted argument would not be one word or a part of one. A part
+# without a certain end, like a here-document, goes on to the end of the template.
 _QUOTED = rf"""(?xs)
       \\ (?: {_PLACE} | . )
     | '[^']*'
     | " (?: [^"\\`$] | \\. | \$(?![({{]) | \$\{{\w+\}} | \$\([^()'"`\\]*\) )* "
     | ` [^`\\]* `
     | \$\(\( [^'"`\\]*? \)\)
-    | \$ \w* {_PLACE}            # it would make another name of $name
+    | \$ \w* {_PLACE}            # an argument after $name would change the name
     | (?<![^\s;&|()]) \# [^\n]*  # a comment: a line end in the argument would end it
     | (?: ['"`] | \$' | \$\(\( | (?<!<)<<(?!<) ) .*
 """
 
 
 def check_template(template: str) -> None:
-    """Refuse a template without a place, or with one where arguments cannot be quoted."""
+    """Refuse a template without a place, or with a place where an argument cannot be quoted."""
     places = re.findall(_PLACE, template)
     if not places:
         raise BadValue(
@@ -3710,7 +3711,7 @@ def take_turn(
             if ready is not None:
                 claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))
                 change.put(ready, claimed)
-        # A claim also frees, if the units that stay free were reserved for the job.
+        # After a claim, units that were reserved for the job may be free for others.
         frees = bool(claimed and claimed.units)
         if reported is not None:
             frees = frees or _may_free(store, reported, config)
@@ -3743,7 +3744,8 @@ class Waiting(NamedTuple):
 
 
 def what_waits(store: Store) -> Waiting:
-    """Call it after a look; in a worker, whose threads share the store, under the lock."""
+    """What waits now. Call it after a look, and in a worker, whose threads share the store, under
+    the lock."""
     now = store.home.now()
     order = claim_order(store, now)
     return Waiting(order.oldest(now), order.next_run_at(), len(order.held))
@@ -3819,8 +3821,8 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
 
 
 def id_meant(store: Store, word: str, say: Callable[[str], None]) -> str:
-    """The id that a person means by a word: the word itself, or the one id that begins or ends so,
-    among those that the queue made; says which. Refuses a word that fits several."""
+    """The id that a person means by a word: the word itself, or the only id made by the queue that
+    begins or ends with it. Says which id that is. Refuses a word that fits several."""
     if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
         return word
     fits = re.compile(rf"(?=.{{12}}$)({word}[0-9a-z]+|[0-9a-z]+{word})").fullmatch
@@ -4084,7 +4086,7 @@ def status(store: Store) -> dict[str, Any]:
 
 
 def _known_waiting(store: Store, workers: Sequence[WorkerInfo]) -> Waiting:
-    """As `what_waits`, but from a worker's file if one of them says it."""
+    """As `what_waits`, but from the file of a live worker that has written it there."""
     if not any(store.counts[NUMBER_OF[state]] for state in WAITING):
         return Waiting(None, None, 0)
     for info in workers:
@@ -4124,7 +4126,7 @@ _RUNS = b'"runs": '  # in each record, before any object
 
 
 class Starts:
-    """Which jobs begin a run. A listener of the store. `new` has them, as they were then."""
+    """Notes the runs that begin. A listener of the store. `new` has the record of each such job."""
 
     def __init__(self) -> None:
         self.new: list[bytes] = []
@@ -4140,16 +4142,15 @@ class Starts:
 
 
 def watch_starts(store: Store) -> Iterator[list[Job]]:
-    """Look after look: at first the jobs that run, then those that began a run since the look
-    before."""
+    """Give the jobs that run; then, look after look, those that began a run since the last look."""
     starts, is_first = Starts(), True
     while True:
         store.read()
-        if starts not in store.listeners:  # a fold may have taken records out of the journal
+        if starts not in store.listeners:  # a fold replaced the journal: some records may be missed
             for raw in store.raws():
                 starts.put(raw, *head_of(raw))
             store.listeners.append(starts)
-        new, starts.new = starts.new, []  # the reader's own looks may add some meanwhile
+        new, starts.new = starts.new, []  # the caller's looks may add to it meanwhile
         yield list(store.processing.values() if is_first else map(trust_job, new))
         is_first = False
 
@@ -4224,14 +4225,15 @@ def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
 
 
 def hindrance(store: Store, job: Job) -> tuple[str, str]:
-    """What a waiting job waits for besides its time and a slot: `("held", "")`, `("after", "a7,
-    a8")`, `("tag", "gpu")`, `("needs", "gpu")`; `("", "")` for nothing."""
+    """What keeps a waiting job from starting, besides its time and the lack of a slot:
+    `("held", "")`, `("after", "a7, a8")`, `("tag", "gpu")`, `("needs", "gpu")`; `("", "")` if
+    nothing does."""
     if job.state not in WAITING:
         return "", ""
     if job.held:
         return "held", ""
     parents = store.find_jobs(parents_of(job)).values()
-    earlier = [parent for parent in parents if parent.seq < job.seq]  # else it holds up nothing
+    earlier = [parent for parent in parents if parent.seq < job.seq]  # see J5
     going = [parent.id for parent in earlier if parent.state not in OVER]
     if going:
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
@@ -4732,7 +4734,7 @@ def _mend_settings(home: Home) -> None:
 # tests/faults/test_survived.py.
 
 FENCE_POLL_S = 0.03
-KILLS_MAX = 60  # after so many looks, in 2 s or more, SIGKILL will not end a run soon
+KILLS_MAX = 60  # what lives after so many looks with SIGKILL, in 2 s or more, may live for long
 LAST_LINE_CHARS = 200  # of a job's output, as `dlq list` shows it
 HOOK_S = 30  # a hook may run that long
 HOOK_LINES = 20  # a hook is given so many lines of the job's output
@@ -5103,7 +5105,7 @@ def _process_status(pid: int) -> _Status | None:
 
 
 def user_of(pid: int) -> str:
-    """Whose process that is: who may end it; "?" where the system does not tell."""
+    """The name of the user whose process that is; "?" if the system does not tell."""
     import pwd
 
     uid = re.search(rb"\nUid:\s*(\d+)", _read_proc(pid, "status"))
@@ -5477,7 +5479,7 @@ RECOVERY_S = 2.0  # between two looks for jobs of dead workers and for logs abov
 PATIENCE_S = 0.1  # the main thread waits no longer for the lock: time limits and signals need it
 UNSAID_MAX = 10_000  # lines kept for a stderr that is not read
 SPEAK_S = 0.05  # lines are gathered for so long, then printed at once
-FOLLOWERS_SAID = 10  # so many jobs that died with another get a line each
+FOLLOWERS_SAID = 10  # of the jobs that died with another, so many are named
 LAST_WORDS_S = 2.0  # a leaving worker waits so long for a stderr that is not read
 STOPPED = "the worker was stopped"  # why an attempt was handed back
 NO_THREADS = "The system starts no more threads. Start fewer: queuectl worker start --count 1."
@@ -5550,7 +5552,7 @@ class Worker:
 
     def run(self) -> int:
         """Work until stopped or drained; the exit code."""
-        # The threads first: if the system refuses one, nobody has seen a worker.
+        # The threads come first: if the system refuses one, no file has named this worker.
         self._start(self._speak)
         self._start(self._recover_and_trim)
         self._start_slots()
@@ -5856,8 +5858,8 @@ class Worker:
     # -- A slot's thread
 
     def _slot_thread(self, slot: int) -> None:
-        """A thread: a slot until its worker leaves. After a fault of ours the slot begins anew, and
-        its next turn gives back what it held."""
+        """A thread: one slot, until the worker leaves. After a fault of ours the slot begins anew,
+        and its next turn gives back the job that it held."""
         self._prepared.wait()
         while True:
             try:
@@ -5874,7 +5876,7 @@ class Worker:
         # After a fault a command may still run here (F4), and the log may hold its output (F9).
         self._abandon(slot, "a fault in the worker")
         self._slots[slot].release()
-        self.file.write_row(slot)  # makes it, too, for a slot that was added later
+        self.file.write_row(slot)  # a slot that was added later has no row yet
         done: tuple[Job, Outcome] | None = None
         while done is not None or self.state == "running":
             seen = self._round
@@ -6168,7 +6170,7 @@ class Recovery:
         trace, job, config = orphan.trace, orphan.job, self.store.home.config()
         new = Fence(trace, time.monotonic() + config.grace_period)
         fence = self.fences.setdefault(trace.mark, new)
-        # What SIGKILL did not end may live for long, and another finder may have to end it.
+        # What SIGKILL did not end may live for long, or only another user may end it.
         self.is_ending |= fence.kills < KILLS_MAX
         if not fence.step():
             return
@@ -6225,8 +6227,8 @@ def _orphan_in(
 
 
 def processes_of(store: Store, job: Job) -> list[str]:
-    """The live processes of a job's run and their users, for `show`: `4711 of root`; [] where it is
-    not processing."""
+    """The live processes of a job's run and their users, for `show`: `4711 of root`; [] if the job
+    is not processing."""
     if job.state != "processing":
         return []
     info = store.home.read_worker(job.worker or "")
@@ -6236,7 +6238,7 @@ def processes_of(store: Store, job: Job) -> list[str]:
 
 
 def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
-    """Recover those of these jobs whose worker is dead, as far as that is soon done. For a process
+    """Recover those of these jobs whose worker is dead, if that does not take long. For a process
     that is no worker."""
     recovery = Recovery(store, "", say, ids)
     recovery.step()
@@ -6320,8 +6322,8 @@ TABLE_ROWS = 200  # the widest id in the first 200 rows sets the width of the fi
 
 
 def table(rows: Iterable[Row], width: float) -> Iterator[str]:
-    """The rows, of which there is at least one, as lines with aligned columns. The ids get at most
-    a third of a terminal; a longer one is cut."""
+    """At least one row, as lines with aligned columns. The ids get at most a third of a terminal's
+    width; a longer id is cut."""
     rest = iter(rows)
     first = list(islice(rest, TABLE_ROWS))
     widest = max(len(id) for id, _ in first)
@@ -6569,8 +6571,8 @@ def _family(name: str, samples: Iterable[str], kind: str = "gauge") -> Iterator[
 def watch_frame(
     view: Mapping[str, Any], failed: Sequence[Row], columns: int, rows: int, now: str
 ) -> list[str]:
-    """The live screen: at most `rows` lines that fit into so many columns, the most important
-    first. `failed` has the rows of the last failures."""
+    """The live screen: at most `rows` lines of at most `columns` columns, the most important first.
+    `failed` has the rows of the last failures."""
     lines = list(_watch_head(view, columns, now))
     running = [job_row(job, now) for job in view["running"]]
     for title, part in (("last failures", failed), ("running", running)):
@@ -6665,8 +6667,8 @@ def _tell(store: Store, lines: Iterable[str]) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """Ctrl+C ends a command at once. While the command makes a change, it ends once it has said
-    so."""
+    """Ctrl+C ends a command at once. If the command is making a change, it first prints what it
+    has changed."""
     ctx = click.get_current_context(silent=True)
     store = ctx.find_object(Store) if ctx else None
     if store is None or not store.home.is_changing:
@@ -6687,7 +6689,7 @@ class Group(click.Group):
             if isinstance(error, click.NoSuchOption):
                 import difflib
 
-                # Some of Click's hints are like the option in little more than the dashes.
+                # Some of Click's hints have little in common with the option but its dashes.
                 hints = error.possibilities or ()
                 likely = difflib.get_close_matches(error.option_name, hints, cutoff=0.7)
                 error.possibilities = likely  # type: ignore[misc]
@@ -6868,8 +6870,8 @@ def cli(ctx: click.Context, home: str | None) -> None:
 
 
 class EnqueueCommand(click.Command):
-    """Sees what Click's parser does not tell: whether `--` stood before the words, and whether a
-    key was given as `--unique=KEY`. Lets options follow a job in JSON."""
+    """Lets options follow a job in JSON, and finds out what Click's parser does not tell: whether
+    `--` stood before the words, and whether a key was given as `--unique=KEY`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = self.make_parser(ctx).parse_args(list(args))[0]
@@ -6952,7 +6954,7 @@ def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of(fields: Mapping[str, Any], now: str) -> None:
-    """Warn of what is accepted but may be a mistake."""
+    """Warn of a time or a directory that is accepted but may be a mistake."""
     if fields.get("run_at", now) < now:
         _say("That time is in the past: the job is due now.")
     if not os.path.isdir(cwd := fields.get("cwd", "/")):
@@ -7443,8 +7445,9 @@ def logs(
 
 
 class Output:
-    """What a job prints, from the run `run` until the run `last` or the job is over, or that run's
-    last `tail` lines and what follows. With a `begin`, whole lines are printed, each after it.
+    """Prints a job's output, from its run `run` on until its run `last` or the job is over. With a
+    `tail` it begins with the last `tail` lines of `run`. With a `begin` it prints whole lines only,
+    each begun by that text.
 
     print_new    print what has come
     job          the job as the last look found it
@@ -7463,12 +7466,12 @@ class Output:
         return _log_of(self._store, self.job, self._run)
 
     def print_new(self) -> bool:
-        """Print what has come since the last call. Whether more may come."""
+        """Print what has come since the last call. Gives whether more may come."""
         while True:
             path, running = log = self._look()
             for offset, piece in read_log(path, self._at):
-                # A slot's file serves run after run. What was read is this run's only if the
-                # record, read after it, still names slot and run.
+                # A slot's file serves run after run. What was read belongs to this run only if the
+                # job's record, read after it, still names this slot and run.
                 if running and self._look() != log:
                     break
                 if offset > self._at:
@@ -7500,14 +7503,14 @@ class Output:
         out.flush()
 
     def _end_line(self) -> None:
-        """End a line that gets no end: its run is over, or output was left out."""
+        """End an unfinished line: its run is over, or output was left out."""
         if self._rest:
             self._write(b"\n")
 
 
 def _print_output(store: Store, job: Job, run: int, last: float, tail: int | None = None) -> Job:
-    """Print what a run wrote. With a `last` of 0 that is all; otherwise go on as Output says. Gives
-    the job as it is then."""
+    """Print what a run wrote and, unless `last` is 0, what follows (see Output). Gives the job as
+    it is then."""
     output, warned = Output(store, job, run, last, tail), False
     while output.print_new() and last:
         warned = warned or _warn_without_worker(store)
@@ -7516,12 +7519,12 @@ def _print_output(store: Store, job: Job, run: int, last: float, tail: int | Non
 
 
 def _print_outputs(store: Store, jobs: Sequence[Job], every: bool, tail: int | None) -> None:
-    """Follow these jobs until they are over; with `every`, each run that goes on or begins, without
-    end."""
+    """Follow these jobs until they are over. With `every`, follow each run that goes on or begins,
+    without end."""
     starts, warned = watch_starts(store), False
     outputs: dict[tuple[str, int], Output] = {}
     poll = select.poll()
-    poll.register(1, 0)  # ready once nobody reads stdout any more
+    poll.register(1, 0)  # it is ready once nobody reads stdout any more
     while True:
         for job in next(starts) if every else jobs:
             last = job.runs if every else inf
@@ -7544,8 +7547,8 @@ def _print_outputs(store: Store, jobs: Sequence[Job], every: bool, tail: int | N
 
 
 def _log_of(store: Store, job: Job, run: int) -> tuple[str, bool]:
-    """The path of that run's output, and whether the run still goes on. Once a log has the name of
-    its run, the run is over."""
+    """The path of that run's output, and whether the run still goes on. A log gets the name of its
+    run when the run is over."""
     if run > job.runs:
         return os.devnull, False  # not begun: a log of that name would be another job's
     path = log_path(store.home.logs_dir, job.id, run)
