@@ -5753,11 +5753,11 @@ class Worker:
             self._call_slots()
         elif self.home.last_config.paused:
             self._say_once("The queue is paused: the drain waits. Go on with: queuectl resume")
-        elif drain == "stuck" and oldest:
-            self._say_once("The drain waits for jobs that wait for units. See: queuectl list")
         elif drain == "stuck" and next_run_at:
             at = say_instant(next_run_at)
             self._say_once(f"The drain waits for a retry or a delayed job, due at {at}.")
+        elif drain == "stuck" and oldest:
+            self._say_once("The drain waits for jobs that wait for units. See: queuectl list")
 
     def _look_at_load(self) -> None:
         """Note whether the load is above `--max-load`."""

@@ -108,6 +108,14 @@ def test_drain_waits_for_retries_and_for_delayed_jobs(enqueue, drain, jobs):
     assert {one["state"] for one in jobs().values()} == {"completed"}
 
 
+def test_a_drain_that_waits_for_a_retry_says_so_also_while_other_jobs_wait(enqueue, worker):
+    enqueue("other", "true")
+    enqueue("retried", 'test "$QUEUECTL_ATTEMPT" = 2', "--tag", "x")
+    child = worker("--drain", "--tag", "x")
+    assert child.wait(20) == 0
+    assert "The drain waits for a retry or a delayed job, due at" in said(child) and "units" not in said(child)
+
+
 def test_drain_waits_for_a_job_that_another_worker_runs(held, gate, worker, enqueue, reaches):
     is_running = held("a")
     worker()
