@@ -706,10 +706,10 @@ _text = _rule(lambda value: isinstance(value, str) and "\0" not in value, "a tex
 
 def parse_units(value: Any, name: str) -> Any:
     """The units that a running job holds: `{"gpu": [0, 3]}`."""
-    lists: list[Any] = list(value.values()) if isinstance(value, dict) else [None]
-    if not all(isinstance(units, list) for units in lists):
+    has_lists = isinstance(value, dict) and all(isinstance(one, list) for one in value.values())
+    if not has_lists:
         raise unfit(value, name, 'an object of lists, like {"gpu": [0, 3]}')
-    for unit in chain(*lists):
+    for unit in chain(*value.values()):
         _count(unit, name)
     return value
 
