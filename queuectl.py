@@ -7177,12 +7177,6 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
-def _job_now(store: Store, id: str) -> Job:
-    """The job as it is in the queue now."""
-    store.read()
-    return find_all(store, [id])[0]
-
-
 def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
     """The jobs that a person names by id, or by a unique beginning or end of a made id."""
     store.read()
@@ -7462,7 +7456,8 @@ class Output:
         self._rest = b""  # a line whose end has not come
 
     def _look(self) -> tuple[str, bool]:
-        self.job = _job_now(self._store, self.job.id)
+        self._store.read()
+        self.job = find_all(self._store, [self.job.id])[0]
         return _log_of(self._store, self.job, self._run)
 
     def print_new(self) -> bool:
