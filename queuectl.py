@@ -6918,9 +6918,9 @@ _CHANGES = [
 def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a job that options give, checked like those of JSON."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
-    for name, option in (("run_at", "--run-at"), ("at", "--at")):
+    for name in ("run_at", "at"):
         if name in fields:
-            fields["run_at"] = parse_instant(fields.pop(name), option, now)
+            fields["run_at"] = parse_instant(fields.pop(name), _option_of(name), now)
     if fields.keys() >= {"run_at", "delay"}:
         raise click.UsageError("Give --at or --delay, not both.")
     for name, parse_pair in (("env", _env_pair), ("needs", _need_pair)):
@@ -6939,6 +6939,7 @@ def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option_of(field: str) -> str:
+    """The option that gives a field, as an error names it."""
     one_of_many = {"tags": "--tag", "needs": "--need"}
     return one_of_many.get(field, f"--{field.replace('_', '-')}")
 
