@@ -3820,7 +3820,7 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
 # -- What people do to jobs
 
 
-def id_meant(store: Store, word: str, say: Callable[[str], None]) -> str:
+def whole_id(store: Store, word: str, say: Callable[[str], None]) -> str:
     """The id that a person means by a word: the word itself, or the only id made by the queue that
     begins or ends with it. Says which id that is. Refuses a word that fits several."""
     if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
@@ -6302,13 +6302,13 @@ def cut(line: str, width: float) -> str:
     if width == inf:
         return line
     parts = _PARTS.findall(line)
-    for count, end in enumerate(accumulate(map(_columns, parts))):
+    for count, end in enumerate(accumulate(map(_width_of, parts))):
         if end >= width:
             return "".join(parts[:count]) + "\033[0m…"
     return line
 
 
-def _columns(part: str) -> int:
+def _width_of(part: str) -> int:
     """How many columns of a terminal a character takes; a change of colour takes none."""
     if part.isascii():
         return 1 if len(part) == 1 else 0
@@ -6706,8 +6706,8 @@ class Group(click.Group):
         person at a terminal is told if there is no queue yet."""
         try:
             code = super().invoke(ctx)
-            is_seen = sys.stderr.isatty() and ctx.invoked_subcommand != "completion"
-            if is_seen and not os.path.exists(ctx.obj.home.path):
+            is_told = sys.stderr.isatty() and ctx.invoked_subcommand != "completion"
+            if is_told and not os.path.exists(ctx.obj.home.path):
                 _say(f"There is no queue at {ctx.obj.home.path} yet.")
             return code
         except (QueueError, OSError, KeyboardInterrupt, click.Abort) as error:
@@ -7178,10 +7178,10 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
-def _jobs_meant(store: Store, words: Sequence[str]) -> list[Job]:
+def _jobs_named(store: Store, words: Sequence[str]) -> list[Job]:
     """The jobs that a person names by id, or by a unique beginning or end of a made id."""
     store.read()
-    return find_all(store, [id_meant(store, word, _say) for word in words])
+    return find_all(store, [whole_id(store, word, _say) for word in words])
 
 
 @cli.command("list")
@@ -7225,8 +7225,8 @@ def list_(
     if only_ids:
         _echo_all(job.id for job in jobs)
     else:
-        is_seen = sys.stdout.isatty()
-        rows = (job_row(job, now, hindrance(store, job) if is_seen else ()) for job in jobs)
+        is_terminal = sys.stdout.isatty()
+        rows = (job_row(job, now, hindrance(store, job) if is_terminal else ()) for job in jobs)
         _print_jobs(jobs, JOB_HEAD, rows, in_json)
 
 
@@ -7238,9 +7238,9 @@ def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bo
     elif first := next(rows, None):
         import shutil
 
-        is_seen = sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if is_seen else inf
-        _echo_all(table(chain([head] * is_seen, [first], rows), width))
+        is_terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if is_terminal else inf
+        _echo_all(table(chain([head] * is_terminal, [first], rows), width))
     elif sys.stderr.isatty():
         _say("No job matches.")
 
@@ -7256,7 +7256,7 @@ def show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl show job1
     """
-    _show_jobs(store, _jobs_meant(store, ids), in_json)
+    _show_jobs(store, _jobs_named(store, ids), in_json)
 
 
 def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
@@ -7425,9 +7425,9 @@ def logs(
     if every or len(ids) > 1:
         if not follow or any((attempt, show_path)):
             raise click.UsageError("Follow several jobs with -f, without --attempt and --path.")
-        _print_outputs(store, _jobs_meant(store, ids), every, tail)
+        _print_outputs(store, _jobs_named(store, ids), every, tail)
         return
-    job = _jobs_meant(store, ids)[0]
+    job = _jobs_named(store, ids)[0]
     run, last = job.runs, inf
     if attempt is not None:
         run = last = run_of_attempt(job, attempt)
@@ -7441,18 +7441,18 @@ def logs(
 
 class Output:
     """Prints a job's output, from its run `run` on until its run `last` or the job is over. With a
-    `tail` it begins with the last `tail` lines of `run`. With a `begin` it prints whole lines only,
-    each begun by that text.
+    `tail` it begins with the last `tail` lines of `run`. With a `prefix` it prints whole lines,
+    each after that text.
 
     print_new    print what has come
     job          the job as the last look found it
     """
 
     def __init__(
-        self, store: Store, job: Job, run: int, last: float, tail: int | None, begin: str = ""
+        self, store: Store, job: Job, run: int, last: float, tail: int | None, prefix: str = ""
     ) -> None:
         self.job = job
-        self._store, self._run, self._last, self._begin = store, run, last, begin
+        self._store, self._run, self._last, self._prefix = store, run, last, prefix
         self._at = 0 if tail is None else tail_start(_log_of(store, job, run)[0], tail)
         self._rest = b""  # a line whose end has not come
 
@@ -7472,7 +7472,7 @@ class Output:
                     break
                 if offset > self._at:
                     left_out = offset - self._at
-                    _say(f"{self._begin}({left_out} bytes of output were left out here: log_max)")
+                    _say(f"{self._prefix}({left_out} bytes of output were left out here: log_max)")
                 if offset != self._at:
                     self._end_line()
                 self._at = offset + len(piece)
@@ -7488,12 +7488,12 @@ class Output:
 
     def _write(self, piece: bytes) -> None:
         out = sys.stdout.buffer
-        if not self._begin:
+        if not self._prefix:
             out.write(piece)
         else:
             *lines, self._rest = (self._rest + piece).split(b"\n")
             for line in lines:
-                out.write(b"%s%s\n" % (self._begin.encode(), line))
+                out.write(b"%s%s\n" % (self._prefix.encode(), line))
             if len(self._rest) > CHUNK_BYTES:
                 self._end_line()
         out.flush()
@@ -7580,7 +7580,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
         if skipped:
             _say(f"Not waiting for {say_count(len(skipped), 'job')}: held, or after a held one.")
     else:
-        wanted = [job.id for job in _jobs_meant(store, ids)]
+        wanted = [job.id for job in _jobs_named(store, ids)]
     ended, warned = find_ended(store, wanted), False
     single = len(wanted) == 1
 
@@ -7875,7 +7875,7 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
     Example:
       queuectl dlq show job3
     """
-    _show_jobs(store, list(map(check_dead, _jobs_meant(store, ids))), in_json)
+    _show_jobs(store, list(map(check_dead, _jobs_named(store, ids))), in_json)
 
 
 @dlq.command("retry", params=[*_CHANGES])
@@ -8087,8 +8087,8 @@ def worker_start(
     color = click.get_current_context().color  # the threads have no context
 
     def say(text: str) -> None:
-        begin = f"{say_instant(store.home.now())} {worker.name}: " if is_log else ""
-        lines = [begin + paint_line(clean(line)) for line in text.split("\n")]
+        prefix = f"{say_instant(store.home.now())} {worker.name}: " if is_log else ""
+        lines = [prefix + paint_line(clean(line)) for line in text.split("\n")]
         _print_message("\n".join(lines), color)
 
     worker = Worker(store, count, only, drain, say, attempt_line, max_load)

@@ -130,7 +130,7 @@ def test_a_job_that_is_purged_meanwhile_is_told_and_the_others_go_on(run, enqueu
     for id in ("a", "b"):
         enqueue(id, f"echo of {id}")
     drain()
-    find = q._jobs_meant
+    find = q._jobs_named
 
     def find_and_purge(store: q.Store, ids: Any) -> Any:
         jobs = find(store, ids)
@@ -138,7 +138,7 @@ def test_a_job_that_is_purged_meanwhile_is_told_and_the_others_go_on(run, enqueu
         run("purge", "--yes")
         return jobs
 
-    monkeypatch.setattr(q, "_jobs_meant", find_and_purge)
+    monkeypatch.setattr(q, "_jobs_named", find_and_purge)
     result = run("logs", "-f", "a", "b")
     assert (result.out, result.err) == ("b of b\n", "Job a was purged.\n")
 
