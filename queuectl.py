@@ -5733,7 +5733,8 @@ class Worker:
             waiting = what_waits(self.store)
             drain = drain_state(self.store, self.only) if self.drain else ""
             left = len(held_back(self.store)) if drain == "over" else 0
-        threads = max(self.threads, len(self._executor.running))
+        may_claim = min(self.threads, len(self._slots))
+        threads = max(may_claim, len(self._executor.running))
         self.file.write_header(threads=threads, overload=self._overload, **waiting._asdict())
         oldest, next_run_at = waiting.oldest, waiting.next_run_at
         if oldest and self._overload:

@@ -214,6 +214,25 @@ q.take_turn = take_turn
         reaches(f"job{number}", "completed")
 
 
+def test_a_worker_that_gets_too_few_threads_shows_those_it_has(patched, count, threads, eventually, run):
+    refuse = """
+import threading
+real, allowed = threading.Thread.start, iter(range(4))
+def start(thread):
+    if next(allowed, None) is None:
+        raise RuntimeError("can't start new thread")
+    real(thread)
+threading.Thread.start = start
+"""
+    patched(refuse)  # two threads beside the slots
+    eventually(lambda: threads() == [1])
+    count(3)
+    eventually(lambda: "The system starts no more threads" in run("worker", "list").out)
+    eventually(lambda: threads() == [2])
+    count(2)
+    eventually(lambda: "TROUBLE" not in run("worker", "list").out)
+
+
 # -- --max-load
 
 
