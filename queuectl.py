@@ -4146,7 +4146,7 @@ def watch_starts(store: Store) -> Iterator[list[Job]]:
     starts, is_first = Starts(), True
     while True:
         store.read()
-        if starts not in store.listeners:  # a fold replaced the journal: some records may be missed
+        if starts not in store.listeners:  # at first, and when a fold has replaced the journal
             for raw in store.raws():
                 starts.put(raw, *head_of(raw))
             store.listeners.append(starts)
@@ -5503,7 +5503,7 @@ class Worker:
 
         self.store, self.home = store, store.home
         self._count = count  # None: `worker_count`, also when it changes
-        # Slots from this number on claim nothing.
+        # Slots from this number on finish their jobs, and claim no others.
         self.threads = count or store.home.config().worker_count
         self.only = only
         self.drain = drain
@@ -5767,7 +5767,7 @@ class Worker:
 
     def _resize(self) -> None:
         """Follow `worker_count`, where there is no `--count`: start the slots that are missing.
-        Those above it finish their jobs, and claim no others."""
+        Slots above it claim nothing more."""
         threads = self._count or self.home.last_config.worker_count
         if threads != self.threads:
             self.threads = threads
@@ -5905,7 +5905,7 @@ class Worker:
                     self._clear_row(slot)
                 if may_claim or self._is_surplus(slot):
                     self._set_trouble(slot, None)
-                    with self._work:  # wait, unless a job came meanwhile or this report freed one
+                    with self._work:  # wait, unless there may be work for this slot by now
                         while self._round == seen or self._is_surplus(slot):
                             self._work.wait()
                 elif self.state == "running":
