@@ -7126,9 +7126,12 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
     return {"command": parse_command(shlex.join(words) if len(words) > 1 else words[0], "command")}
 
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs begin UTF-8 with it
+
+
 def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> None:
     """Add all jobs of a file or of stdin, or none."""
-    data = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8 on Windows
+    data = file.read().removeprefix(BYTE_ORDER_MARK)
     lines: Sequence[Any] = data.split(b"\n")
     unit = "line"
     # A file that begins like this after its comments is one JSON value. No command begins so.
@@ -7142,7 +7145,9 @@ def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_jso
 
 def _read_arguments(file: IO[bytes]) -> list[str]:
     """All lines of a file as they are, even blank ones."""
-    return [line.removesuffix(b"\n").decode("utf-8-sig", "surrogateescape") for line in file]
+    *lines, last = file.read().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    lines += [last] if last else []  # the last line may lack its end
+    return [line.decode("utf-8", "surrogateescape") for line in lines]
 
 
 def _enqueue_all(

@@ -110,6 +110,7 @@ def test_what_looks_like_json_or_a_comment_is_an_argument(run, jobs):
         (b"# no comment\n\n  \n a \n", ["# no comment", "", "  ", " a "]), (b"", []), (b"\n", [""]),
         (b"\n\n", ["", ""]),        (b"[\n{\n", ["[", "{"]), (b'{"command":"true"}\n', ['{"command":"true"}']),
         ("a\u2028b\x0c\x0b\u0085\n".encode(), ["a\u2028b\x0c\x0b\u0085"]), (b"\xef\xbb\xbfone\n", ["one"]),
+        (b"one\n\xef\xbb\xbftwo\n", ["one", "\ufefftwo"]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("source", ["file", "stdin"])
