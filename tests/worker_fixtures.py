@@ -84,8 +84,8 @@ def worker_pids(run: Call) -> Call:
 
 
 @pytest.fixture
-def worker(start: Call, worker_pids: Call, eventually: Call) -> Call:
-    """`worker("--count", "2")`: a worker process that `worker list` shows already."""
+def worker(start: Call, worker_pids: Call, eventually: Call, nothing_left: None) -> Call:
+    """`worker("--count", "2")`: a worker process that `worker list` shows already. Its jobs end with the test."""
 
     def call(*options: str, **more: Any) -> subprocess.Popen[bytes]:
         with started_with(signal.SIG_DFL, *more.pop("default_signals", (signal.SIGINT, signal.SIGHUP))):
