@@ -928,8 +928,9 @@ def test_an_id_is_taken_only_by_a_job_that_has_it(home, opened, folded):
     edit(home, lambda jobs: [{**job, "more": [nested], "twin": {"id": "a", "state": "dead"}} for job in jobs])
     q.cancel_jobs(store, ["a", "prefix-long", "gone", "again", "killed"])
     q.revive_jobs(store, ["a", "prefix-long"])
-    q.purge_dead(store, ["gone", "again"])
+    q.purge_dead(store, ["again"])
     enqueue(store, "again")
+    q.purge_dead(store, ["gone"])
     if folded:
         store.fold()
     for id in ("a", "prefix-long", "again", "killed"):
@@ -1039,6 +1040,43 @@ def test_a_retry_beyond_any_backoff_is_due_after_the_clock_was_set_back(opened, 
         store.follow()
     clock.at -= 86_400
     assert list(claimed(store)) == ["second"], "a person's own time is kept"
+
+
+def test_a_journal_whose_name_could_not_be_synced_is_written_again(opened, monkeypatch):
+    """After a power loss that name may stand for the old journal, unless a new file in its directory is synced."""
+    store = opened()
+    enqueue(store, "a")
+    failed: list[str] = []
+    put: list[str] = []
+    real_sync, real_put = q.sync_dir, store.home.put_file
+
+    def sync(path: str) -> None:
+        if path == store.home.dir and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "no")
+        real_sync(path)
+
+    def put_file(path: str, lines: list[bytes]) -> None:
+        put.append(path)
+        real_put(path, lines)
+
+    monkeypatch.setattr(q, "sync_dir", sync)
+    monkeypatch.setattr(store.home, "put_file", put_file)
+    store.fold()
+    assert failed and put.count(store.journal_path) == 2
+
+
+def test_a_retry_is_due_at_once_when_the_clock_is_set_back_beyond_backoff_max(opened):
+    clock = Clock()
+    store = opened(clock)
+    enqueue(store, "a")
+    job = claim(store)
+    assert job is not None
+    report(store, job, BAD)
+    assert claim(store) is None, "its order knows when the retry is due"
+    clock.at -= 10_000
+    retry = claim(store)
+    assert retry is not None and retry.id == "a"
 
 
 def test_a_job_that_is_not_ready_yet_goes_back_to_the_timed_ones_when_the_clock_steps_back(opened):

@@ -99,6 +99,14 @@ def test_a_job_that_was_claimed_before_its_tag_had_a_limit_counts(store):
     assert claim(store) is None
 
 
+def test_a_limit_that_is_set_later_holds_up_no_job_without_its_tag(store):
+    for name, tags in (("a", ["cpu"]), ("b", ["cpu"]), ("c", None)):
+        enqueue(store, name, tags=tags)
+    assert names([claim(store)]) == ["a"]
+    q.set_setting(store, "limits", "cpu=1")
+    assert names([claim(store), claim(store)]) == ["c"]
+
+
 def test_a_lowered_limit_takes_nothing_away_and_who_needs_more_waits(store):
     for number in range(3):
         enqueue(store, f"j{number}", needs={"gpu": 2 if number < 2 else 4})

@@ -157,7 +157,7 @@ MUTANTS = (
     Mutant(
         "a new journal whose name was not synced is not written again",
         (("            self.home.put_file(self.journal_path, lines)\n", ""),),
-        "power.py", "cancel, retry and purge among jobs after others",
+        "test_store.py", "test_a_journal_whose_name_could_not_be_synced_is_written_again",
     ),
     Mutant(
         "processing jobs are not repeated after the header",
@@ -371,12 +371,12 @@ MUTANTS = (
     Mutant(
         "the index is kept when other tags matter",
         (("if named <= order.named and not was_set:", "if not was_set:"),),
-        "test_schedule.py", "test_a_limit_that_is_set_or_raised_later_holds_from_then_on",
+        "test_units.py", "test_a_limit_that_is_set_later_holds_up_no_job_without_its_tag",
     ),
     Mutant(
         "the index is kept when the clock was set",
         (("if named <= order.named and not was_set:", "if named <= order.named:"),),
-        "test_clock.py", "test_the_clock_jumps_and_nothing_is_lost_or_stuck",
+        "test_store.py", "test_a_retry_is_due_at_once_when_the_clock_is_set_back_beyond_backoff_max",
     ),
     Mutant(
         "a cancelled run gives its units back before it is over",
