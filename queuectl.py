@@ -3306,9 +3306,9 @@ class ClaimOrder:
                 if reserved.isdisjoint(needs) and not units.lacking(job):
                     return job
                 since = max(job.created_at, job.run_at or "")
+                is_late = add_seconds(since, UNITS_WAIT_S) <= now
                 # The limit may have been lowered below the job's need. Then it holds up no other.
-                can_ever_start = not Units(units.limits, ()).lacking(job)
-                if can_ever_start and add_seconds(since, UNITS_WAIT_S) <= now:
+                if is_late and not Units(units.limits, ()).lacking(job):
                     reserved |= needs
         return None
 
@@ -4509,7 +4509,7 @@ class Salvage:
         ids = [id for id in self._named if id not in self.jobs]
         if number := max(len(ids), sum(counts or ()) - sum(found)):
             names = f" ({', '.join(ids[:NAMED_MAX])})" if ids else ""
-            self.lost = f"{number} {'job' if number == 1 else 'jobs'}{names}"
+            self.lost = say_count(number, "job") + names
 
     def _read_array(self, name: str, path: str) -> Mark | None:
         """Take the jobs that are whole in an array; its mark, or None where it is missing."""
@@ -5467,8 +5467,10 @@ def start_detached(words: Sequence[str], log: str) -> Any:
 # Who wakes whom: a byte in NAME.wake wakes the main thread of that worker, which looks at the queue
 # and calls its slots if a job is ready.
 #
-#   every worker        an enqueue, retry, rerun, edit, cancel, recovery, changed setting or stop
-#   every other worker  a report that ends a job which others come after, or frees a limited tag
+#   every worker        an enqueue, retry, rerun, edit, hold, release, cancel, recovery, changed
+#                       setting or stop
+#   every other worker  a report that ends a job which others come after, or frees units; a claim of
+#                       units, since some may have been reserved for its job
 #   the worker itself   a signal, an attempt with a near time limit, a job that waits again, a slot
 #                       that is done or idle, a hand-back
 
