@@ -4436,9 +4436,15 @@ def examine(store: Store) -> list[str]:
 
 def _examine_files(store: Store) -> Iterator[str]:
     """What is wrong with the journal's end and the bytes of the arrays. After a look."""
+    if _has_tail(store):
+        with store.home.locked():  # or another process may be writing that line
+            store.refresh()
+            has_tail = _has_tail(store)
+        if has_tail:
+            yield (
+                f"'{store.journal_path}' ends in an unfinished line; the next change sets it aside."
+            )
     journal = store.journal
-    if journal is not None and os.fstat(journal.fd).st_size > journal.end:
-        yield f"'{journal.path}' ends in an unfinished line; the next change sets it aside."
     was_used = store.records and os.path.exists(store.home.lock_path)  # the arrays hold jobs
     if journal is None and was_used:
         yield f"'{store.journal_path}' is missing: {_JOURNAL_HELD} is lost."
@@ -4448,6 +4454,12 @@ def _examine_files(store: Store) -> Iterator[str]:
         for id, state, _ in map(head_of, snapshot.raws()):
             if array_of(state) != name:
                 yield f"'{snapshot.path}' holds job '{id}', which is {state}."
+
+
+def _has_tail(store: Store) -> bool:
+    """Whether more stands in the journal than the last look took in."""
+    journal = store.journal
+    return journal is not None and os.fstat(journal.fd).st_size > journal.end
 
 
 def _examine_jobs(store: Store) -> Iterator[str]:

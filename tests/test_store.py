@@ -717,6 +717,20 @@ def test_an_edit_that_cannot_be_used_is_refused_and_left_alone(home, opened, tex
     assert q.examine(opened()) != []
 
 
+def test_doctor_does_not_take_a_line_that_another_process_writes_for_an_unfinished_one(opened, monkeypatch):
+    store, reader = opened(), opened()
+    enqueue(store, "a")
+
+    def read(light=False):
+        monkeypatch.undo()
+        reader.read(light)
+        enqueue(store, "b")
+
+    monkeypatch.setattr(reader, "read", read)
+    assert q.examine(reader) == []
+    assert set(reader.records) == {"a", "b"}
+
+
 def test_a_job_of_the_journal_stays_as_the_journal_has_it_and_a_running_job_always_is(home, opened):
     store = opened()
     for id in ("runs", "a", "b", "c", "gone"):

@@ -113,7 +113,7 @@ class Queue:
         child = self.start(*words, stdin=subprocess.PIPE)
         out, err = child.communicate(text, timeout=HANG_S)
         assert "Traceback" not in err, err
-        assert child.returncode in codes, f"{words}: exit {child.returncode}: {err}"
+        assert child.returncode in codes, f"{words}: exit {child.returncode}: {out}{err}"
         return out
 
     def worker(self, count: int, *more: str) -> subprocess.Popen[str]:
