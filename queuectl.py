@@ -100,6 +100,7 @@ try:
     gc.set_threshold(50_000)
 
     import click
+    from click import Context, Option, UsageError, argument, echo, option
     from click.exceptions import NoArgsIsHelpError  # Click 8.2
     from filelock import lock_descriptor, unlock_descriptor  # filelock 4.2
 except ImportError as error:
@@ -122,6 +123,14 @@ WAITING: tuple[State, ...] = ("pending", "failed")  # claimed once their time ha
 OVER = ("completed", "dead")  # runs again only when a person asks for it
 
 OutcomeKind = Literal["exited", "signalled", "timed_out", "not_started", "handed_back"]
+
+# What values are, in annotations.
+Fields = dict[str, Any]  # by name: a JSON object, the fields of a job, the figures of a view
+Names = Collection[str]  # ids, states, tags
+Words = tuple[str, ...]
+Amounts = dict[str, int]  # units of each resource
+Assigned = dict[str, list[int]]  # which units of each resource
+Say = Callable[[str], None]  # tells a person something
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -217,7 +226,7 @@ def _whole(low: int, high: int) -> Check:
     return _number(low, high, int)
 
 
-def _choice(words: Sequence[str]) -> Check:
+def _choice(words: Names) -> Check:
     return _rule(lambda value: value in words, f"one of: {', '.join(words)}")
 
 
@@ -287,7 +296,7 @@ def exit_codes(codes: str) -> set[int]:
     return out
 
 
-def parse_runner(value: Any, name: str) -> tuple[str, ...]:
+def parse_runner(value: Any, name: str) -> Words:
     """The words of a command line like `ssh "my host"`, split as a shell splits them."""
     import shlex
 
@@ -301,7 +310,7 @@ def parse_runner(value: Any, name: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def parse_limits(value: Any, name: str) -> dict[str, int]:
+def parse_limits(value: Any, name: str) -> Amounts:
     """How many units of each resource there are, from `gpu=1,net=4`. A tag of that name is a need
     of one unit."""
     parts = value.split(",") if is_text(value) else ["no limit"]  # refused below
@@ -313,7 +322,7 @@ def parse_limits(value: Any, name: str) -> dict[str, int]:
     return limits
 
 
-def parse_variables(value: Any, name: str) -> tuple[str, ...]:
+def parse_variables(value: Any, name: str) -> Words:
     """The names of variables, from `PATH,LANG`. Those that the queue itself sets are refused."""
     variable = r"\s*((?!QUEUECTL_)[A-Za-z_][A-Za-z0-9_]*\s*)?"
     if not is_text(value) or not re.fullmatch(f"{variable}(,{variable})*", value):
@@ -347,13 +356,13 @@ class Config(NamedTuple):
     no_retry_on: str = _setting("", parse_exit_codes)  # exit codes that make a job dead at once
     grace_period: float = _setting(5, parse_duration)  # seconds between SIGTERM and SIGKILL
     worker_count: int = _setting(1, _whole(1, 1000))  # threads of 'worker start' without --count
-    limits: dict[str, int] = _setting("", parse_limits)  # units of each resource or tag
-    runner: tuple[str, ...] = _setting("sh -c", parse_runner)  # words put before the command
+    limits: Amounts = _setting("", parse_limits)  # units of each resource or tag
+    runner: Words = _setting("sh -c", parse_runner)  # words put before the command
     fsync: str = _setting("normal", _choice(("always", "normal", "never")))  # when to sync files
     lock_timeout: float = _setting(10, parse_duration)  # seconds to wait for the file lock
     keep_completed: float = _setting("30d", parse_duration)  # age to purge at; 0 = never
     log_max: int = _setting("100M", parse_bytes)  # bytes kept of one attempt's output
-    keep_env: tuple[str, ...] = _setting("", parse_variables)  # copied from the caller of enqueue
+    keep_env: Words = _setting("", parse_variables)  # copied from the caller of enqueue
     on_dead: str = _setting("", _hook)  # shell command run when a job dies
     on_finish: str = _setting("", _hook)  # shell command run when a job completes or dies
     paused: bool = _setting(False, _rule(lambda value: isinstance(value, bool), "true or false"))
@@ -363,7 +372,7 @@ SETTINGS: dict[str, tuple[Any, Check]] = Config._field_defaults
 DEFAULTS = {name: default for name, (default, _) in SETTINGS.items()}  # as config.json has them
 
 
-def parse_settings(values: Mapping[str, object]) -> Config:
+def parse_settings(values: Fields) -> Config:
     """A Config from settings as config.json holds them. Raises BadValue.
 
     A setting that is missing gets its default.
@@ -451,8 +460,8 @@ class Job(NamedTuple):
     cwd: str | None = None
     env: dict[str, str] | None = None
     tags: list[str] | None = None
-    needs: dict[str, int] | None = None  # how many units of each resource it holds while it runs
-    units: dict[str, list[int]] | None = None  # the units that it holds, by number
+    needs: Amounts | None = None  # how many units of each resource it holds while it runs
+    units: Assigned | None = None  # the units that it holds, by number
     held: bool | None = None  # true: it does not start before it is released
     after: list[Any] | None = None
     no_retry_on: str | None = None
@@ -466,8 +475,11 @@ class Job(NamedTuple):
     signal: int | None = None
     reason: str | None = None
     recoveries: int | None = None
-    history: list[dict[str, Any]] | None = None
-    extra: dict[str, Any] | None = None  # fields that only the user knows; kept in every rewrite
+    history: list[Fields] | None = None
+    extra: Fields | None = None  # fields that only the user knows; kept in every rewrite
+
+
+JobsById = dict[str, Job]
 
 
 class Outcome(NamedTuple):
@@ -492,7 +504,7 @@ def encode_json(value: object) -> bytes:
     return _to_json(value).encode("utf-8", "backslashreplace")
 
 
-def job_to_dict(job: Job) -> dict[str, Any]:
+def job_to_dict(job: Job) -> Fields:
     """The job as the files hold it: fields in order, without those that have no value."""
     out = {name: value for name, value in zip(JOB_FIELDS, job, strict=False) if value is not None}
     return {**out, **job.extra} if job.extra else out
@@ -510,8 +522,8 @@ def parse_json(text: str, what: str, hint: str = "") -> Any:
     and names the key.
     """
 
-    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
+    def to_dict(pairs: list[tuple[str, Any]]) -> Fields:
+        out: Fields = {}
         for name, value in pairs:
             if name in out:
                 raise BadValue(f"has the key '{name}' twice. Keep one of them.")
@@ -649,7 +661,7 @@ _tag = _rule(
 )
 
 
-def parse_needs(value: Any, name: str = "needs") -> dict[str, int] | None:
+def parse_needs(value: Any, name: str = "needs") -> Amounts | None:
     """An object like `{"gpu": 2}`: how many units of each resource. None for no resource."""
     if not isinstance(value, dict) or len(value) > TAGS_MAX:
         raise unfit(value, name, f'an object of at most {TAGS_MAX} resources, like {{"gpu": 2}}')
@@ -747,12 +759,12 @@ FIELD_CHECKS: dict[str, Check] = {
 }
 
 
-def job_from_dict(record: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Job:
+def job_from_dict(record: Fields, defaults: Fields | None = None) -> Job:
     """A Job from a JSON object. Checks every field, and keeps unknown ones. Raises BadValue.
 
     `defaults` has the fields that a hand-written record may leave out.
     """
-    values: dict[str, Any] = {"unique": None, **(defaults or {})}
+    values: Fields = {"unique": None, **(defaults or {})}
     extra = {}
     for name, value in record.items():
         if name not in FIELD_CHECKS:
@@ -869,7 +881,7 @@ _NEW_JOB = {"state": "pending", "attempts": 0, "runs": 0}  # true of every new j
 is_json = re.compile(r"\{|\[\s*[{\]]").match
 
 
-def parse_spec(record: object, now: str) -> dict[str, Any]:
+def parse_spec(record: object, now: str) -> Fields:
     """The fields of a new job from a user's JSON object. Raises BadValue with the field's name.
 
     A field that belongs to the queue is refused, unless it says what is true of every new job.
@@ -877,7 +889,7 @@ def parse_spec(record: object, now: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         example = 'Give one: {"command": "echo hi"}; an array only as a whole --file.'
         raise BadValue(f"A job must be a JSON object, not {_shown(record)}. {example}")
-    out: dict[str, Any] = {}
+    out: Fields = {}
     for name, value in record.items():
         if name not in NEW_JOB_CHECKS:
             raise BadValue(_unknown_field(name))
@@ -908,7 +920,7 @@ def _unknown_field(name: str) -> str:
     return f"There is no field '{name}'.{hint} The fields are: {', '.join(NEW_JOB_FIELDS)}."
 
 
-def default_fields(config: Config, now: str) -> dict[str, Any]:
+def default_fields(config: Config, now: str) -> Fields:
     """The fields of a new job that was given none."""
     return {
         "id": "", "state": "pending", "seq": 0, "unique": None, "attempts": 0, "runs": 0,
@@ -917,7 +929,7 @@ def default_fields(config: Config, now: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def new_job(fields: Mapping[str, Any], config: Config, now: str) -> Job:
+def new_job(fields: Fields, config: Config, now: str) -> Job:
     """A new job from checked fields (NEW_JOB_FIELDS). Its `seq` is 0, and its id "" if none is
     given. A made key is a hash of directory and command. Of the caller's variables, `caller_env`,
     the job gets those that `keep_env` names and its own `env` does not have."""
@@ -975,9 +987,7 @@ def _after_reason(parent: str) -> str:
 # -- Transitions
 
 
-def claim_job(
-    job: Job, worker: str, slot: int, now: str, units: dict[str, list[int]] | None = None
-) -> Job:
+def claim_job(job: Job, worker: str, slot: int, now: str, units: Assigned | None = None) -> Job:
     """The ready job, running in that slot with these units, with one more attempt and one more
     run."""
     return job._replace(
@@ -1097,7 +1107,7 @@ def revive_job(job: Job, now: str) -> Job:
     )  # fmt: skip
 
 
-def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) -> Job:
+def rerun_job(job: Job, id: str, seq: int, not_over: Names, now: str) -> Job:
     """A new job with all that the user gave the old one, except for its time. Of the old job's
     parents it comes only after those that are not over."""
     parents = parents_of(job).items()
@@ -1108,11 +1118,11 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Collection[str], now: str) 
     )  # fmt: skip
 
 
-def edit_job(job: Job, changes: Mapping[str, Any], now: str) -> Job:
+def edit_job(job: Job, changes: Fields, now: str) -> Job:
     """The job with these fields changed: `command`, `timeout`, `max_retries`, `priority`, `run_at`,
     `cwd`, `tags`, `env`. `env` adds to the job's own variables. A failed job that is given a
     `run_at` becomes pending, since it no longer waits for its retry. Raises Refused."""
-    values: dict[str, Any] = {**changes, "updated_at": now}
+    values: Fields = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
     if "run_at" in changes:
@@ -1153,7 +1163,7 @@ def is_ready(job: Job, now: str, backoff_max_s: float) -> bool:
     return job.state == "failed" and job.run_at > add_seconds(now, backoff_max_s + 1)
 
 
-def demand_of(job: Job, limits: Mapping[str, int]) -> dict[str, int]:
+def demand_of(job: Job, limits: Amounts) -> Amounts:
     """How many units of each resource the job needs. A tag that has a limit counts as one unit."""
     needs = job.needs or {}
     if not job.tags:
@@ -1168,7 +1178,7 @@ class Units:
                tag got a limit counts as one, though it holds no numbered unit.
     """
 
-    def __init__(self, limits: Mapping[str, int], running: Iterable[Job]) -> None:
+    def __init__(self, limits: Amounts, running: Iterable[Job]) -> None:
         self.limits = limits
         self.used: collections.Counter[str] = collections.Counter()
         self._held: dict[str, set[int]] = collections.defaultdict(set)
@@ -1186,7 +1196,7 @@ class Units:
                 return name
         return None
 
-    def lowest_free(self, job: Job) -> dict[str, list[int]] | None:
+    def lowest_free(self, job: Job) -> Assigned | None:
         """The units for a job that lacks none: `{"gpu": [0, 3]}`; None if it needs none."""
         units = {}
         for name, count in demand_of(job, self.limits).items():
@@ -1240,8 +1250,8 @@ class WorkerInfo(NamedTuple):
     """What a worker's file says."""
 
     name: str
-    header: dict[str, Any]  # dead, pid, started_at, boot_id, lock, threads, tags, trouble ...
-    rows: list[dict[str, Any]]  # one per slot: job, run, session, start; empty if it is idle
+    header: Fields  # dead, pid, started_at, boot_id, lock, threads, tags, trouble ...
+    rows: list[Fields]  # one per slot: job, run, session, start; empty if it is idle
     seen_s: float  # seconds since 1970 of its last sign of life
 
 
@@ -1264,9 +1274,7 @@ class Home:
     put_file, keep_aside ...  replace a file of ours; copy bytes that are about to go
     """
 
-    def __init__(
-        self, path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, path: str, warn: Say, clock: Callable[[], float] = time.time) -> None:
         self.path = os.path.abspath(path)
         self.dir = f"{self.path}/.queuectl"
         self.workers_dir = f"{self.dir}/workers"
@@ -1282,7 +1290,7 @@ class Home:
         # True: while config.json is damaged, the last good settings stay in force.
         self.keeps_settings = False
         self.last_config = parse_settings({})  # as this process read it last
-        self._settings: dict[str, object] = {}  # the same settings as config.json spells them
+        self._settings: Fields = {}  # the same settings as config.json spells them
         self._config_mark: object = None  # inode, size and time of the file that was read last
         # Each holder of the store lock holds the mutex too, since a descriptor's lock does not keep
         # threads apart. A thread that holds the mutex alone knows that no thread of its process has
@@ -1390,7 +1398,7 @@ class Home:
 
     # -- Settings
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> Fields:
         """Every setting as config.json spells it; the default if it is not there. Raises
         StoreError."""
         self.config()
@@ -1434,7 +1442,7 @@ class Home:
             )
         return None
 
-    def write_settings(self, values: Mapping[str, object]) -> None:
+    def write_settings(self, values: Fields) -> None:
         """Replace config.json, whole and atomically. Under the lock."""
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         self.put_file(self.config_path, [text.encode("utf-8", "replace")])
@@ -1456,7 +1464,7 @@ class Home:
             return []
         return sorted(name for name in names if re.fullmatch(r"\d+-[0-9a-f]+", name))
 
-    def create_worker(self, name: str, header: Mapping[str, Any]) -> WorkerFile:
+    def create_worker(self, name: str, header: Fields) -> WorkerFile:
         """Make the file that says this worker lives. It is locked before it gets its name, and
         stays locked until the end.
 
@@ -1509,7 +1517,7 @@ class Home:
     def read_worker(self, name: str) -> WorkerInfo:
         """What the file of a live or dead worker says. What is unusable in it is left out."""
         path, rows, seen_s = self._worker_path(name), [], 0.0
-        header: dict[str, Any] = {
+        header: Fields = {
             "dead": False, "pid": int(name.partition("-")[0]), "threads": 0,
             "started_at": self.now(), "tags": [], "not_tags": [],
         }  # fmt: skip
@@ -1620,7 +1628,7 @@ class WorkerFile:
     ROW_BYTES = 256
     SPARE_BYTES = 8 * TROUBLE_CHARS  # room for the times and the trouble that the header gets later
 
-    def __init__(self, path: str, fd: int, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, fd: int, header: Fields) -> None:
         self.path, self.fd, self.wake_fd = path, fd, -1
         self.header = {"dead": False, **header}  # "dead" comes first: see _DEAD
         self._header_bytes = len(encode_json(self.header)) + self.SPARE_BYTES
@@ -1634,12 +1642,12 @@ class WorkerFile:
         self.header |= changes
         self._write(0, self._header_bytes, self.header)
 
-    def write_row(self, slot: int, row: Mapping[str, Any] | None = None) -> None:
+    def write_row(self, slot: int, row: Fields | None = None) -> None:
         """Write a slot's row: `{"job": "job1", "run": 1, "session": 4711, "start": 123.45}`, or an
         empty one while the slot is idle."""
         self._write(self._header_bytes + slot * self.ROW_BYTES, self.ROW_BYTES, row)
 
-    def _write(self, offset: int, width: int, value: Mapping[str, Any] | None) -> None:
+    def _write(self, offset: int, width: int, value: Fields | None) -> None:
         text = encode_json(value) if value else b""
         with suppress(OSError):
             os.pwrite(self.fd, text[: width - 1].ljust(width - 1) + b"\n", offset)
@@ -1972,9 +1980,7 @@ def body_of(line: bytes) -> bytes | None:
     return line[9:-1] if is_whole and line[8:9] == b" " else None
 
 
-def change_body(
-    raws: Sequence[bytes], deleted: Sequence[str], counts: Sequence[int], n: int
-) -> bytes:
+def change_body(raws: Sequence[bytes], deleted: Names, counts: Sequence[int], n: int) -> bytes:
     """A change in the journal's JSON."""
     gone = f'"del": {json.dumps(deleted)}, ' if deleted else ""
     rest = f'{gone}"counts": {list(counts)}, "n": {n}}}'.encode()
@@ -1987,9 +1993,9 @@ def records_of(body: bytes) -> list[bytes]:
     return inner.split(b",\t") if inner else []
 
 
-def rest_of(body: bytes) -> dict[str, Any]:
+def rest_of(body: bytes) -> Fields:
     """What a change says after its records: `del`, `counts`, `n`."""
-    rest: dict[str, Any] = json.loads(b"{" + body[body.rindex(b"\t") + 4 :])
+    rest: Fields = json.loads(b"{" + body[body.rindex(b"\t") + 4 :])
     return rest
 
 
@@ -2078,7 +2084,7 @@ class Snapshot:
             raise StoreError(_CHANGED)
         return raw
 
-    def find(self, ids: Collection[str]) -> Iterator[bytes]:
+    def find(self, ids: Names) -> Iterator[bytes]:
         """The records of the jobs with these ids, as far as they are in this array."""
         needles = [b'{"id": "%s", "state": "' % id.encode() for id in ids]
         for needle in needles if len(ids) <= SEARCH_MAX else [b""]:
@@ -2105,7 +2111,7 @@ class Journal:
             body = body_of(first)
             if body is None or body_of(repeat) is None:
                 raise self.damaged()
-            header: dict[str, Any] = json.loads(body)
+            header: Fields = json.loads(body)
             check_format(header, path)
             self.marks = {name: Mark(*header[name]) for name in ARRAYS}
             # A journal of an earlier boot may have a hole before whole lines, after a power loss.
@@ -2126,7 +2132,7 @@ class Journal:
         if rest:
             yield rest
 
-    def last_change(self) -> dict[str, Any] | None:
+    def last_change(self) -> Fields | None:
         """What the last line says after its records. None if that line is not a whole change, or
         too long. Else `end` is behind it."""
         size = os.fstat(self.fd).st_size
@@ -2176,7 +2182,7 @@ class Journal:
         )
 
 
-def check_format(header: Mapping[str, Any], path: str) -> None:
+def check_format(header: Fields, path: str) -> None:
     """Refuse a journal of another format."""
     if header.get("format") != FORMAT:
         raise StoreError(
@@ -2243,7 +2249,7 @@ class Store:
         self.counts = [0] * len(STATES)
         self.n = 0
         self.records: dict[str, bytes | None] = {}
-        self.processing: dict[str, Job] = {}
+        self.processing: JobsById = {}
         self.listeners: list[Listener] = []
 
     # -- Looking
@@ -2501,7 +2507,7 @@ class Store:
     def _write_change(
         self,
         puts: Sequence[tuple[bytes, Job | None]],
-        deleted: Sequence[str],
+        deleted: Names,
         counts: list[int],
         n: int,
     ) -> None:
@@ -2724,11 +2730,11 @@ class Store:
             return self.processing[id]
         return self.find_jobs([id]).get(id)
 
-    def find_jobs(self, ids: Collection[str]) -> dict[str, Job]:
+    def find_jobs(self, ids: Names) -> JobsById:
         """The jobs with these ids, as far as there are any, by id."""
         return {id: trust_job(raw) for id, raw in self.find_raws(ids).items()}
 
-    def find_raws(self, ids: Collection[str]) -> dict[str, bytes]:
+    def find_raws(self, ids: Names) -> dict[str, bytes]:
         """The records of the jobs with these ids, as far as there are any, by id."""
         found = {id: raw for id in ids if (raw := self.change_of(id)) is not None}
         rest = set(ids).difference(found)
@@ -2742,7 +2748,7 @@ class Store:
             return self._searchable().last_record(id)
         return self.records[id] or b"" if id in self.records else None
 
-    def holders(self, keys: Collection[str]) -> dict[str, Job]:
+    def holders(self, keys: Names) -> JobsById:
         """The jobs that have these unique keys and are not over, by key."""
         needles = [b'"unique": %s, "command": ' % encode_json(key) for key in keys]
         if len(keys) > SEARCH_MAX:
@@ -2772,7 +2778,7 @@ class Store:
                 raise Busy(f"The arrays of '{self.home.path}' were edited just now. Try again.")
         return self.journal
 
-    def raws(self, reverse: bool = False, arrays: Collection[str] = ARRAYS) -> Iterator[bytes]:
+    def raws(self, reverse: bool = False, arrays: Names = ARRAYS) -> Iterator[bytes]:
         """The record of every job in these arrays, in order of arrival or in reverse."""
         changed = self._changed(arrays)
         streams: list[Iterable[bytes]] = [changed[::-1] if reverse else changed]
@@ -2782,12 +2788,12 @@ class Store:
                 streams.append(raw for raw in raws if id_of(raw) not in self.records)
         return heapq.merge(*streams, key=seq_of, reverse=reverse)
 
-    def _changed(self, arrays: Collection[str]) -> list[bytes]:
+    def _changed(self, arrays: Names) -> list[bytes]:
         """The journal's records of the jobs that belong in these arrays, in order of arrival."""
         raws = filter(None, self.records.values())
         return sorted((raw for raw in raws if array_of(head_of(raw)[1]) in arrays), key=seq_of)
 
-    def jobs(self, reverse: bool = False, states: Collection[str] = STATES) -> Iterator[Job]:
+    def jobs(self, reverse: bool = False, states: Names = STATES) -> Iterator[Job]:
         """Every job in those states, in order of arrival or in reverse."""
         for raw in self.raws(reverse, {array_of(state) for state in states}):
             if head_of(raw)[1] in states:
@@ -2829,7 +2835,7 @@ class Transaction:
 # -- Hand edits
 
 
-def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
+def take_edits(store: Store, edited: list[str], locked: bool) -> None:
     """Take the jobs of arrays that a person edited into memory. The journal wins: a job that it
     has stays as it has it.
 
@@ -2839,7 +2845,7 @@ def take_edits(store: Store, edited: Sequence[str], locked: bool) -> None:
     look.
     """
     journal = dict(store.records)
-    taken: dict[str, Job] = {}
+    taken: JobsById = {}
     for name in edited:
         for job in _edited_jobs(store, name):
             if job.id in journal:
@@ -2932,9 +2938,7 @@ def _unusable(store: Store, name: str, why: str) -> StoreError:
 # -- Writing arrays
 
 
-def merge_records(
-    snapshot: Snapshot, new: Sequence[bytes], changed: Collection[str]
-) -> Iterator[bytes]:
+def merge_records(snapshot: Snapshot, new: Sequence[bytes], changed: Names) -> Iterator[bytes]:
     """The records of an array after a fold, in pieces. The array loses the ids in `changed` and
     gets the records `new`. Both are in `seq` order, and so is the result."""
     done = 0
@@ -3000,10 +3004,10 @@ _ATTEMPTS = b', "attempts": '  # from here on, records of jobs that were added t
 class TagFilter(NamedTuple):
     """Which jobs a worker takes, by `--tag` and `--not-tag`."""
 
-    tags: Sequence[str] = ()
-    not_tags: Sequence[str] = ()
+    tags: Names = ()
+    not_tags: Names = ()
 
-    def takes(self, tags: Collection[str] | None) -> bool:
+    def takes(self, tags: Names | None) -> bool:
         """Whether jobs with these tags are taken."""
         if self.tags and set(self.tags).isdisjoint(tags or ()):
             return False
@@ -3027,7 +3031,7 @@ class Follower(NamedTuple):
 
     seq: int
     raw: bytes  # its record when it was registered
-    parents: Collection[str]
+    parents: Names
     left: set[str]  # the parents that are not over
 
 
@@ -3051,7 +3055,7 @@ class Followers:
             for child in self.children[parent]:
                 self._update(child, *head_of(raw))
 
-    def _add(self, raw: bytes) -> Collection[str]:
+    def _add(self, raw: bytes) -> Names:
         """Register a job that comes after others, as if those were over. Gives their ids."""
         job = trust_job(raw)
         parents = () if job.state in OVER else parents_of(job).keys()
@@ -3159,7 +3163,7 @@ class LaneKey(NamedTuple):
     """What the jobs of a lane have in common. Lanes are sorted by it."""
 
     priority: int  # negative: the highest comes first
-    tags: tuple[str, ...] = ()  # of those in `ClaimOrder.named`
+    tags: Words = ()  # of those in `ClaimOrder.named`
     needs: tuple[tuple[str, int], ...] = ()
 
 
@@ -3359,7 +3363,7 @@ class ClaimOrder:
         held_back = self.held_back()
         return any(only.takes(job.tags) and job.id not in held_back for job in jobs)
 
-    def held_back(self) -> dict[str, Job]:
+    def held_back(self) -> JobsById:
         """The held jobs, and the waiting jobs that come after them, directly or not, by id."""
         left = self._store.find_jobs(self.held)
         to_do = list(left.values())
@@ -3391,9 +3395,7 @@ def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrde
     return order
 
 
-def open_store(
-    path: str, warn: Callable[[str], None], clock: Callable[[], float] = time.time
-) -> Store:
+def open_store(path: str, warn: Say, clock: Callable[[], float] = time.time) -> Store:
     """The store of the home at that path. It is made here, where `end_followers` is known."""
     return Store(Home(path, warn, clock), end_followers)
 
@@ -3409,7 +3411,7 @@ def open_store(
 # O3  A report is believed only from the worker, and for the run, that the record names.
 
 
-def enqueue_job(store: Store, fields: Mapping[str, Any]) -> tuple[Job, bool]:
+def enqueue_job(store: Store, fields: Fields) -> tuple[Job, bool]:
     """Add one job, unless an active job holds its unique key. Gives the job, and whether it was
     there before. Refuses a taken id, and a parent that is not there. A job that needs a dead one is
     dead from the start."""
@@ -3424,7 +3426,7 @@ def enqueue_job(store: Store, fields: Mapping[str, Any]) -> tuple[Job, bool]:
 def enqueue_bulk(
     store: Store,
     lines: Iterable[Any],
-    options: Mapping[str, Any],
+    options: Fields,
     keep_records: bool,
     unit: str = "line",
 ) -> Bulk:
@@ -3472,9 +3474,7 @@ class Bulk:
         self._given: set[str] = set()  # the ids of the lines, "" for a line without one
         self._keys: set[str] = set()  # their unique keys, "" likewise
 
-    def encode(
-        self, lines: Iterable[Any], options: Mapping[str, Any], unit: str
-    ) -> Iterator[bytes]:
+    def encode(self, lines: Iterable[Any], options: Fields, unit: str) -> Iterator[bytes]:
         """The record of each line's job; b"" for a blank line or a comment."""
         # Lines that are a command alone differ in nothing else: one of their records is encoded.
         example = self.encode_fields({**options, "command": ""})
@@ -3494,7 +3494,7 @@ class Bulk:
                 raise type(error)(f"In {unit} {number}: {error}") from None
             yield raw
 
-    def encode_fields(self, fields: Mapping[str, Any]) -> bytes:
+    def encode_fields(self, fields: Fields) -> bytes:
         """The record of a new job. Its `seq` is 0, and its id is empty unless one is given. Refuses
         a job that needs more units than there are."""
         job = new_job(fields, self._config, self._now)
@@ -3567,7 +3567,7 @@ class Bulk:
         return job
 
 
-def check_needs(job: Job, limits: Mapping[str, int]) -> None:
+def check_needs(job: Job, limits: Amounts) -> None:
     """Refuse a job that needs more units of a resource than its limit."""
     for name, count in (job.needs or {}).items():
         limit = limits.get(name, 0)
@@ -3579,7 +3579,7 @@ def check_needs(job: Job, limits: Mapping[str, int]) -> None:
             )
 
 
-def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
+def parse_job_line(line: bytes, now: str) -> Fields | None:
     """The fields of a new job from one line, which is a JSON object or a command. None for a blank
     line or a `#` comment."""
     # The check of a field refuses bytes that are not UTF-8, and names the field.
@@ -3592,7 +3592,7 @@ def parse_job_line(line: bytes, now: str) -> dict[str, Any] | None:
     return {"command": parse_command(text, "command")}
 
 
-def merge_fields(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merge_fields(defaults: Fields, own: Fields) -> Fields:
     """A job's fields: its own, and the defaults for the rest. A job with a `run_at` or a `delay` of
     its own gets neither from the defaults."""
     if own.keys() & {"run_at", "delay"}:
@@ -3634,7 +3634,7 @@ def check_template(template: str) -> None:
         )
 
 
-def commands_of_each(template: str, arguments: Iterable[str]) -> Iterator[dict[str, Any]]:
+def commands_of_each(template: str, arguments: Iterable[str]) -> Iterator[Fields]:
     """For each argument the fields of a job: the template with its places filled."""
     import shlex
 
@@ -3767,7 +3767,7 @@ def drain_state(store: Store, only: TagFilter) -> Literal["over", "stuck", "goin
     return "going on" if running or order.first(now, units, only) else "stuck"
 
 
-def held_back(store: Store) -> dict[str, Job]:
+def held_back(store: Store) -> JobsById:
     """The held jobs and those that come after them. Call it after a look."""
     return claim_order(store, store.home.now()).held_back()
 
@@ -3820,7 +3820,7 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
 # -- What people do to jobs
 
 
-def whole_id(store: Store, word: str, say: Callable[[str], None]) -> str:
+def whole_id(store: Store, word: str, say: Say) -> str:
     """The id that a person means by a word: the word itself, or the only id made by the queue that
     begins or ends with it. Says which id that is. Refuses a word that fits several."""
     if not re.fullmatch(r"[0-9a-z]{4,11}", word) or store.find_jobs([word]):
@@ -3837,7 +3837,7 @@ def whole_id(store: Store, word: str, say: Callable[[str], None]) -> str:
     return found[0]
 
 
-def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
+def find_all(store: Store, ids: Names) -> list[Job]:
     """These jobs, each once. Refuses the whole request if one is not there."""
     found = store.find_jobs([id for id in ids if id.isascii()])  # no other text is an id
     for id in ids:
@@ -3849,7 +3849,7 @@ def find_all(store: Store, ids: Sequence[str]) -> list[Job]:
     return [found[id] for id in dict.fromkeys(ids)]
 
 
-def matches(job: Job, text: str | None, tags: Collection[str] = ()) -> bool:
+def matches(job: Job, text: str | None, tags: Names = ()) -> bool:
     """Whether id or command holds the text (in any case), and the job has one of the tags."""
     has_tag = not tags or not set(tags).isdisjoint(job.tags or ())
     return has_tag and (text or "").lower() in f"{job.id}\0{job.command}".lower()
@@ -3860,7 +3860,7 @@ def _refusal(id: str, why: str, hint: str = "") -> Refused:
     return Refused(f"Job '{id}' {why}. Nothing was changed. {hint}")
 
 
-def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+def cancel_jobs(store: Store, ids: Names) -> list[Job]:
     """Cancel jobs: a waiting one dies, and with it the jobs that need it; a running one is marked,
     and its worker ends it. Refuses jobs that are over. Gives these jobs, and after each one the
     others that died."""
@@ -3872,7 +3872,7 @@ def cancel_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
     return [new for _, new in change.changes.values() if new is not None]
 
 
-def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+def retry_jobs(store: Store, ids: Names) -> list[Job]:
     """Make failed and delayed jobs due now, and revive dead ones with those that died because of
     them. Refuses all others."""
     out, dead = [], []
@@ -3889,7 +3889,7 @@ def retry_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
         return out + _revive(change, dead, {}, None, refuses=True)
 
 
-def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> list[Job]:
+def edit_jobs(store: Store, ids: Names, changes: Fields) -> list[Job]:
     """Change these fields of waiting jobs (`edit_job`). Refuses all others."""
     out = []
     with _waking_transaction(store) as change:
@@ -3902,7 +3902,7 @@ def edit_jobs(store: Store, ids: Sequence[str], changes: Mapping[str, Any]) -> l
     return out
 
 
-def hold_jobs(store: Store, ids: Sequence[str], held: bool) -> list[Job]:
+def hold_jobs(store: Store, ids: Names, held: bool) -> list[Job]:
     """Hold waiting jobs, or release them. Refuses all others."""
     out = []
     with _waking_transaction(store) as change:
@@ -3915,7 +3915,7 @@ def hold_jobs(store: Store, ids: Sequence[str], held: bool) -> list[Job]:
     return out
 
 
-def rerun_jobs(store: Store, ids: Sequence[str]) -> list[Job]:
+def rerun_jobs(store: Store, ids: Names) -> list[Job]:
     """Add a new job like each of these, whatever its state; gives the new ones. A new job keeps the
     unique key, so two active jobs may have it; an enqueue with that key finds one of them."""
     out = []
@@ -3939,8 +3939,8 @@ def check_dead(job: Job) -> Job:
 
 def revive_jobs(
     store: Store,
-    ids: Sequence[str],
-    changes: Mapping[str, Any] | None = None,
+    ids: Names,
+    changes: Fields | None = None,
     spread_s: float | None = None,
 ) -> list[Job]:
     """Bring dead letters back: pending, attempts at zero, with these fields changed. The jobs that
@@ -3955,7 +3955,7 @@ def revive_all(
     store: Store,
     text: str | None,
     cancelled: bool,
-    changes: Mapping[str, Any],
+    changes: Fields,
     spread_s: float | None,
 ) -> list[Job]:
     """As `revive_jobs`, for every dead letter that matches and needs none that stays dead. Somebody
@@ -3970,7 +3970,7 @@ def revive_all(
 def _revive(
     change: Transaction,
     jobs: Sequence[Job],
-    changes: Mapping[str, Any],
+    changes: Fields,
     spread_s: float | None,
     refuses: bool,
 ) -> list[Job]:
@@ -3978,7 +3978,7 @@ def _revive(
     them. A job that needs one that stays dead is refused, or stays dead too."""
     chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
-    revived: dict[str, Job] = {}
+    revived: JobsById = {}
     left_dead: set[str] = set()
     for job in change.store.jobs(states=("dead",)):  # parents come first (J5)
         is_chosen, needed = job.id in chosen, needed_by(job)
@@ -4010,9 +4010,7 @@ class Purged(NamedTuple):
     kept: list[Job]
 
 
-def choose_purged(
-    store: Store, states: Collection[str], over_for_s: float | None, now: str
-) -> Purged:
+def choose_purged(store: Store, states: Names, over_for_s: float | None, now: str) -> Purged:
     """What a purge would do now with the jobs in those states that have been over for so long."""
     purged = Purged([], [])
     latest = "9999" if over_for_s is None else add_seconds(now, -over_for_s)
@@ -4023,7 +4021,7 @@ def choose_purged(
     return purged
 
 
-def purge_jobs(store: Store, states: Collection[str], over_for_s: float | None = None) -> Purged:
+def purge_jobs(store: Store, states: Names, over_for_s: float | None = None) -> Purged:
     """Delete for good the jobs that `choose_purged` finds."""
     with store.transaction() as change:
         purged = choose_purged(store, states, over_for_s, change.now)
@@ -4032,7 +4030,7 @@ def purge_jobs(store: Store, states: Collection[str], over_for_s: float | None =
     return purged
 
 
-def purge_dead(store: Store, ids: Sequence[str]) -> list[Job]:
+def purge_dead(store: Store, ids: Names) -> list[Job]:
     """Delete these dead letters for good. Refuses a job that is not dead, or that a waiting job
     comes after."""
     with store.transaction() as change:
@@ -4064,7 +4062,7 @@ def set_setting(store: Store, name: str, text: str | None) -> tuple[str, object]
 # -- Looking
 
 
-def status(store: Store) -> dict[str, Any]:
+def status(store: Store) -> Fields:
     """Counts, workers, what waits longest, the next retry, settings. If a worker lives, no record
     is read: the worker's file says what waits."""
     store.read(light=True)
@@ -4101,7 +4099,7 @@ FAILURES_SHOWN = 5  # by the live screen, which looks for them among FAILURES_MA
 FAILURES_MAX = 200
 
 
-def watch_queue(store: Store) -> Iterator[dict[str, Any]]:
+def watch_queue(store: Store) -> Iterator[Fields]:
     """What the live screen shows, look after look: `status` as it is now, with what runs, what died
     last (newest first), and how many jobs a second completed between two looks. The first look
     reads the whole queue, a later one only what has changed."""
@@ -4160,7 +4158,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
+def worker_view(info: WorkerInfo, now_s: float) -> Fields:
     """A worker as `status` and `worker list` show it."""
     head = info.header
     return {
@@ -4175,7 +4173,7 @@ def worker_view(info: WorkerInfo, now_s: float) -> dict[str, Any]:
     }
 
 
-def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
+def is_work_left_alone(view: Fields, now: str) -> bool:
     """`status --check`: no worker lives, and jobs are due or were left processing."""
     if not all(worker["dead"] for worker in view["workers"]):
         return False
@@ -4184,7 +4182,7 @@ def is_work_left_alone(view: Mapping[str, Any], now: str) -> bool:
     return is_retry_due or view["oldest_pending_s"] is not None or view["jobs"]["processing"] > 0
 
 
-def why_waiting(store: Store, job: Job, processes: Sequence[str]) -> str | None:
+def why_waiting(store: Store, job: Job, processes: list[str]) -> str | None:
     """Why a job does not run, or who runs it; None for a job that is over. `processes` are those
     of its run."""
     if job.state in OVER:
@@ -4247,7 +4245,7 @@ def hindrance(store: Store, job: Job) -> tuple[str, str]:
 RECENT_MAX = 1_000  # a shell completes ids of so many jobs, those that arrived last
 
 
-def newest_ids(store: Store, prefix: str, states: Collection[str]) -> list[str]:
+def newest_ids(store: Store, prefix: str, states: Names) -> list[str]:
     """The ids that a shell is offered for a word that begins with `prefix`: those of the newest
     jobs in those states."""
     newest = islice(store.jobs(reverse=True, states=states), RECENT_MAX)
@@ -4268,7 +4266,7 @@ def run_of_attempt(job: Job, attempt: int) -> int:
     return int(max(runs))
 
 
-def find_ended(store: Store, ids: Collection[str]) -> dict[str, Job | None]:
+def find_ended(store: Store, ids: Names) -> dict[str, Job | None]:
     """Those of these jobs that are over; None for one that was purged."""
     jobs = store.find_jobs(ids)
     found = {id: jobs.get(id) for id in ids}
@@ -4286,7 +4284,7 @@ def exit_code_of(jobs: Sequence[Job | None], single: bool) -> int:
     return 128 + job.signal if job.signal is not None else job.exit_code or EXIT_REFUSED
 
 
-def ended_view(id: str, job: Job | None, is_over: bool) -> dict[str, Any]:
+def ended_view(id: str, job: Job | None, is_over: bool) -> Fields:
     """How `wait --json` shows one job; None for one that was purged, or that is not over."""
     if job is None:
         return {"id": id, "state": "purged" if is_over else None}
@@ -4328,7 +4326,7 @@ class Tally:
             self._counts[job.state] += 1
             self._counts["cancelled"] += job.cancelled_at is not None
 
-    def _add_attempt(self, entry: Mapping[str, Any], created_at: str) -> bool:
+    def _add_attempt(self, entry: Fields, created_at: str) -> bool:
         """Count an attempt; whether it failed. A clock that was set back makes no time negative."""
         start_s, end_s = instant_s(entry["started_at"]), instant_s(entry["finished_at"])
         self._first_s, self._last_s = min(self._first_s, start_s), max(self._last_s, end_s)
@@ -4339,7 +4337,7 @@ class Tally:
         self._runs.append(max(0.0, end_s - start_s))
         return (entry.get("outcome"), entry.get("exit_code")) != ("exited", 0)
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> Fields:
         """The figures; None where there is nothing to tell. Cancelled jobs are no failures."""
         counts = {name: self._counts[name] for name in self.COUNTS}
         ran = counts["completed"] + counts["dead"] - counts["cancelled"]
@@ -4353,10 +4351,10 @@ class Tally:
         }
 
 
-def _times_view(times: Sequence[float]) -> dict[str, Any]:
+def _times_view(times: Sequence[float]) -> Fields:
     """`{"count": 3, "sum": 4.5, "p50": 1.2, ..., "histogram": [{"le": 0.01, "count": 1}, ...,
     {"le": null, ...}]}`; a bar counts the times up to its `le` and above that of the bar before."""
-    view: dict[str, Any] = {"count": len(times), "sum": round(sum(times), 3)}
+    view: Fields = {"count": len(times), "sum": round(sum(times), 3)}
     for name, share in QUANTILES.items():
         view[name] = round(times[ceil(share * len(times)) - 1], 3) if times else None
     bars, start = [], 0
@@ -4367,7 +4365,7 @@ def _times_view(times: Sequence[float]) -> dict[str, Any]:
     return {**view, "histogram": bars}
 
 
-def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]:
+def stats(store: Store, since_s: float | None, by: str | None) -> Fields:
     """The figures of what ended (in the last `since_s` seconds), and if asked for also those of
     each tag or command."""
     store.read()
@@ -4398,7 +4396,7 @@ def stats(store: Store, since_s: float | None, by: str | None) -> dict[str, Any]
     return out
 
 
-def _ended_in(view: Mapping[str, Any]) -> int:
+def _ended_in(view: Fields) -> int:
     """How much ended in a group; one in which nothing did is left out."""
     return int(view["completed"] + view["failed_attempts"] + view["dead"])
 
@@ -4506,7 +4504,7 @@ class Salvage:
     """
 
     def __init__(self, store: Store) -> None:
-        self.jobs: dict[str, Job] = {}
+        self.jobs: JobsById = {}
         self.problems: list[str] = []
         self._store = store
         self._named: dict[str, None] = {}  # the ids that damaged pieces name, in order
@@ -4698,12 +4696,12 @@ def mend(store: Store) -> tuple[list[str], str]:
     return copies, found.lost
 
 
-def readable_settings(home: Home) -> dict[str, object]:
+def readable_settings(home: Home) -> Fields:
     """The settings that can be read in a damaged config.json, each by itself."""
     text = ""
     with suppress(FileNotFoundError):
         text = bytes_of(home.config_path).decode("utf-8", "replace")
-    kept: dict[str, object] = {}
+    kept: Fields = {}
     for name, value in re.findall(r'"([\w-]+)"\s*:\s*("(?:[^"\\\n]|\\.)*"|[^\s,}]+)', text):
         with suppress(ValueError, BadValue):
             setting = {known_setting(name): json.loads(value)}
@@ -4766,7 +4764,7 @@ class Trace(NamedTuple):
     """What the processes of one run are known by."""
 
     mark: str
-    logs: tuple[str, ...]  # the paths that its output may be at; none for a hook
+    logs: Words  # the paths that its output may be at; none for a hook
     session: int | None = None  # None where its worker did not write it down
     start_s: float | None = None  # when its leader was started, on the clock that counts from boot
 
@@ -4867,14 +4865,14 @@ class Executor:
                     os.set_inheritable(int(name), int(name) <= 2)
         self._env = dict(base_env)
         self._null = os.open(os.devnull, os.O_RDONLY)
-        self._runners: dict[tuple[str, ...], bytes] = {}  # the path of each one's program
+        self._runners: dict[Words, bytes] = {}  # the path of each one's program
         self._spawn = _find_spawn()
         self.starting: set[int] = set()
         self.running: dict[int, Attempt] = {}
 
     def start(
-        self, slot: int, runner: tuple[str, ...], command: str, cwd: bytes,
-        env: Mapping[bytes, bytes], log_fd: int, logs: tuple[str, ...], limit_s: float,
+        self, slot: int, runner: Words, command: str, cwd: bytes,
+        env: Mapping[bytes, bytes], log_fd: int, logs: Words, limit_s: float,
         stdin: int | None = None,
     ) -> Attempt | Outcome:  # fmt: skip
         """Start `runner` + command in a session of its own; a `limit_s` of 0 is no limit.
@@ -4899,7 +4897,7 @@ class Executor:
         attempt = self.running[slot] = Attempt(pid, trace, deadline)
         return attempt
 
-    def _not_started(self, error: OSError, runner: tuple[str, ...], cwd: bytes) -> Outcome:
+    def _not_started(self, error: OSError, runner: Words, cwd: bytes) -> Outcome:
         """The outcome if that error is the job's own fault; else raises HostFault."""
         if error.errno == errno.E2BIG:
             reason = "its command and environment are too long for the system"
@@ -4912,7 +4910,7 @@ class Executor:
         self._runners.pop(runner, None)  # the next claim looks for it again
         raise HostFault(f"'{runner[0]}' could not be started: {error.strerror}") from error
 
-    def find_runner(self, runner: tuple[str, ...]) -> bytes:
+    def find_runner(self, runner: Words) -> bytes:
         """The path of a runner's program. Raises HostFault where there is none."""
         path = self._runners.get(runner)
         if path is None:
@@ -5311,7 +5309,7 @@ def _first_data(fd: int) -> int:
         return os.fstat(fd).st_size if error.errno == errno.ENXIO else 0  # all is hole
 
 
-def keep_orphan_log(logs: tuple[str, ...], most: int, has_begun: bool) -> None:
+def keep_orphan_log(logs: Words, most: int, has_begun: bool) -> None:
     """Keep the output of a run that a dead worker left: `logs` are the slot's log, and the path of
     the run, which the output gets.
 
@@ -5349,9 +5347,7 @@ def remove_log(path: str) -> None:
         os.unlink(path)
 
 
-def sweep_logs(
-    logs_dir: str, folder: int, find: Callable[[Collection[str]], Collection[str]]
-) -> None:
+def sweep_logs(logs_dir: str, folder: int, find: Callable[[Names], Names]) -> None:
     """Remove, from one of the folders of logs, the output of jobs that are gone. `find(ids)` gives
     those of these jobs that are in the queue.
 
@@ -5439,7 +5435,7 @@ def start_again_if_needed() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def start_detached(words: Sequence[str], log: str) -> Any:
+def start_detached(words: list[str], log: str) -> Any:
     """Start queuectl itself in a session of its own, its output appended to `log`. Gives a
     subprocess.Popen. Raises StoreError.
     """
@@ -5511,7 +5507,7 @@ class Worker:
 
     def __init__(
         self, store: Store, count: int | None, only: TagFilter, drain: bool,
-        say: Callable[[str], None], describe: Callable[[Job], str], max_load: float = inf,
+        say: Say, describe: Callable[[Job], str], max_load: float = inf,
     ) -> None:  # fmt: skip
         import queue
 
@@ -5644,7 +5640,7 @@ class Worker:
         self._executor = Executor(os.environb)
         self.store.follow()
         self.home.keeps_settings = True
-        header: dict[str, Any] = {
+        header: Fields = {
             "pid": os.getpid(), "started_at": self.home.now(), "boot_id": boot_id(),
             "lock": self.home.lock_id(), "threads": self.threads, "tags": self.only.tags,
             "not_tags": self.only.not_tags, "trouble": None, "stopping": False,
@@ -6150,9 +6146,7 @@ class Recovery:
     is_ending     whether the next step may soon find a run gone
     """
 
-    def __init__(
-        self, store: Store, own: str, say: Callable[[str], None], ids: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, store: Store, own: str, say: Say, ids: Names | None = None) -> None:
         self.store, self.own, self.say, self.ids = store, own, say, ids
         self.fences: dict[str, Fence] = {}  # by the run's mark
         self.is_ending = False
@@ -6227,9 +6221,7 @@ def _orphan_of(store: Store, info: WorkerInfo, job: Job) -> Orphan:
     return _orphan_in(store, info, row, logs, job)
 
 
-def _orphan_in(
-    store: Store, info: WorkerInfo, row: Mapping[str, Any], logs: tuple[str, ...], job: Job | None
-) -> Orphan:
+def _orphan_in(store: Store, info: WorkerInfo, row: Fields, logs: Words, job: Job | None) -> Orphan:
     """The orphan in a row. After a reboot, and in a copied home, the row's session says nothing."""
     lock_id, header = store.home.lock_id(), info.header
     mark = run_mark(lock_id, info.name, row["job"], row["run"], row.get("hook", ""))
@@ -6252,7 +6244,7 @@ def processes_of(store: Store, job: Job) -> list[str]:
     return [f"{pid} of {user_of(pid)}" for pid in fence.living]
 
 
-def recover_now(store: Store, ids: Collection[str], say: Callable[[str], None]) -> None:
+def recover_now(store: Store, ids: Names, say: Say) -> None:
     """Recover those of these jobs whose worker is dead, if that does not take long. For a process
     that is no worker."""
     recovery = Recovery(store, "", say, ids)
@@ -6404,7 +6396,7 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
-def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> str:
+def job_page(job: Job, why: str | None, processes: list[str], now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
     fields |= {"now": why, "processes": processes or None}
@@ -6419,7 +6411,7 @@ def job_page(job: Job, why: str | None, processes: Sequence[str], now: str) -> s
     return "\n".join(rows)
 
 
-def _attempt_row(entry: Mapping[str, Any]) -> str:
+def _attempt_row(entry: Fields) -> str:
     known = collections.defaultdict(str, entry)  # after a hand edit it may lack some
     kind: Any = str(known["outcome"])
     outcome = Outcome(kind, entry.get("exit_code"), entry.get("signal"))
@@ -6430,7 +6422,7 @@ def _attempt_row(entry: Mapping[str, Any]) -> str:
     return "attempt {attempt} (run {run}): {how}, {when}".format_map(known)
 
 
-def status_page(view: Mapping[str, Any], now: str) -> str:
+def status_page(view: Fields, now: str) -> str:
     """Counts, workers and what waits, for a person."""
     rows = [paint(PAUSED, "warning")] if view["paused"] else []
     for state, count in view["jobs"].items():
@@ -6449,7 +6441,7 @@ def status_page(view: Mapping[str, Any], now: str) -> str:
     return "\n".join(rows)
 
 
-def say_workers(view: Mapping[str, Any]) -> Iterator[str]:
+def say_workers(view: Fields) -> Iterator[str]:
     """`workers: 4`, the threads of all live workers; `processes: 2` if several workers live."""
     live = [worker["threads"] for worker in view["workers"] if not worker["dead"]]
     yield f"workers: {sum(live)}"
@@ -6457,7 +6449,7 @@ def say_workers(view: Mapping[str, Any]) -> Iterator[str]:
         yield f"processes: {len(live)}"
 
 
-def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
+def say_waiting(view: Fields, now: str) -> Iterator[str]:
     """How long the oldest job has waited, and when the next one becomes due."""
     if view["oldest_pending_s"] is not None:
         yield f"oldest waiting job: {say_duration(view['oldest_pending_s'])}"
@@ -6467,7 +6459,7 @@ def say_waiting(view: Mapping[str, Any], now: str) -> Iterator[str]:
         yield f"next retry or delayed job: {say_when(view['next_run_at'], now)}"
 
 
-def worker_line(worker: Mapping[str, Any]) -> str:
+def worker_line(worker: Fields) -> str:
     """One worker: name, pid, threads, what it runs, and what is wrong with it."""
     runs = ", ".join(row["job"] for row in worker["running"]) or "nothing"
     if worker["dead"]:
@@ -6500,7 +6492,7 @@ def as_json(value: object) -> str:
 # -- The figures of `stats`
 
 
-def stats_page(view: Mapping[str, Any], now: str) -> str:
+def stats_page(view: Fields, now: str) -> str:
     """The figures for a person: totals, quantiles and small histograms; one line a group."""
     since = say_when(view["since"], now) if view["since"] else "the beginning"
     rate, speed = view["success_rate"], view["jobs_per_s"]
@@ -6532,12 +6524,12 @@ def _columns_of(*values: object) -> str:
     return "".join(f"{value:>10}" for value in values)
 
 
-def _say_quantiles(times: Mapping[str, Any]) -> str:
+def _say_quantiles(times: Fields) -> str:
     values = [times[name] for name in QUANTILES]
     return _columns_of(*("-" if value is None else f"{value:g} s" for value in values))
 
 
-def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _bars(histogram: Sequence[Fields]) -> Iterator[str]:
     """A histogram's lines: `   up to 1 s  ########## 12`."""
     most = max(bar["count"] for bar in histogram) or 1
     for bar in histogram:
@@ -6548,7 +6540,7 @@ def _bars(histogram: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 _GAUGES = ("completed", "failed_attempts", "dead", "cancelled", "success_rate", "jobs_per_s")
 
 
-def stats_as_prometheus(view: Mapping[str, Any]) -> str:
+def stats_as_prometheus(view: Fields) -> str:
     """The figures for Prometheus' textfile collector; gauges, since a purge lowers them."""
     by = view.get("by")
     parts = {_label(by, group[by]): group for group in view["groups"]} if by else {"": view}
@@ -6584,7 +6576,7 @@ def _family(name: str, samples: Iterable[str], kind: str = "gauge") -> Iterator[
 
 
 def watch_frame(
-    view: Mapping[str, Any], failed: Sequence[Row], columns: int, rows: int, now: str
+    view: Fields, failed: Sequence[Row], columns: int, rows: int, now: str
 ) -> list[str]:
     """The live screen: at most `rows` lines of at most `columns` columns, the most important first.
     `failed` has the rows of the last failures."""
@@ -6596,7 +6588,7 @@ def watch_frame(
     return [cut(line, columns) for line in lines[:rows]]
 
 
-def _watch_head(view: Mapping[str, Any], columns: int, now: str) -> Iterator[str]:
+def _watch_head(view: Fields, columns: int, now: str) -> Iterator[str]:
     """The part above the lists: counts with bars, throughput, what waits, workers in trouble."""
     yield f"{paint('queuectl', 'bold')} {clean(view['home'])}  {say_instant(now)[11:19]}  q ends"
     if view["paused"]:
@@ -6622,7 +6614,7 @@ def _spark(rates: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[ceil(7 * (rate / most))] for rate in rates)
 
 
-def watch_line(view: Mapping[str, Any], now: str) -> str:
+def watch_line(view: Fields, now: str) -> str:
     """The live screen in one line, for a pipe: time, the five counts, jobs a second."""
     counts = ", ".join(f"{count} {state}" for state, count in view["jobs"].items())
     paused = ", PAUSED" if view["paused"] else ""
@@ -6636,8 +6628,6 @@ def watch_line(view: Mapping[str, Any], now: str) -> str:
 
 POLL_S = 0.03  # between two looks of a command that waits
 
-Words = tuple[str, ...]  # ids, states or tags, as Click gives them
-
 
 def _say(text: str) -> None:
     """Print a message to the person on stderr."""
@@ -6647,14 +6637,14 @@ def _say(text: str) -> None:
 def _print_message(text: str, color: bool | None = None) -> None:
     """Print a text on stderr. If stderr is closed or full, nothing happens."""
     with suppress(OSError, ValueError):
-        click.echo(text, err=True, color=color)
+        echo(text, err=True, color=color)
 
 
 def _echo_all(lines: Iterable[str]) -> None:
     """Print lines, many at a time, since Click flushes after every call."""
     rest = iter(lines)
     while piece := list(islice(rest, 200)):
-        click.echo("\n".join(piece))
+        echo("\n".join(piece))
 
 
 MADE = "queuectl.made"  # in Click's context: what this command has changed so far
@@ -6665,7 +6655,7 @@ def _keep_made(made: str) -> None:
     click.get_current_context().meta[MADE] = made
 
 
-def _done(store: Store, lines: Sequence[str], made: str = "") -> None:
+def _done(store: Store, lines: list[str], made: str = "") -> None:
     """Put a stored change on the disk, then print what is now true. If that fails, the error
     message describes the change as `made` does (default: as the first three lines do)."""
     _keep_made(made or " ".join(lines[:3]))
@@ -6716,7 +6706,7 @@ class Group(click.Group):
             code = _fail(error, "")
         sys.exit(code)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Context) -> Any:
         """Like Click's own, but an error also says what the command had changed before, and a
         person at a terminal is told if there is no queue yet."""
         try:
@@ -6753,11 +6743,11 @@ def _fail(error: BaseException, made: str) -> int:
     return 130
 
 
-def find_home(option: str | None) -> str:
+def find_home(given: str | None) -> str:
     """`--home`, else QUEUECTL_HOME, else the directory of this file where it is a checkout, else
     the user's own."""
-    if option:
-        return option
+    if given:
+        return given
     home = os.path.expanduser(os.environ.get("QUEUECTL_HOME", ""))
     if os.path.isabs(home):
         return home
@@ -6807,7 +6797,7 @@ _COMPLETES = {  # states of the jobs that a command takes; a command not listed 
 }
 
 
-def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def _complete_ids(ctx: Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids that begin with the word, of jobs that the command takes. If the queue cannot be
     read, there are none."""
     states = _COMPLETES.get(ctx.command_path.split()[1], STATES)
@@ -6819,32 +6809,30 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
         return []
 
 
-_switch = partial(click.option, is_flag=True)
+_switch = partial(option, is_flag=True)
 _one_of = partial(click.Choice, case_sensitive=False)
 
 # What several commands take.
 PATH = click.Path(readable=False)  # for completion in the shell; Click does not check the path
 _store = click.make_pass_decorator(Store)
-_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
-_some_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
+_ids = argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=_complete_ids)
+_some_ids = argument("ids", nargs=-1, metavar="[ID]...", shell_complete=_complete_ids)
 _json = _switch("--json", "in_json", help="Print one JSON value.")
-_match = click.option("--match", help="Only jobs whose id or command contains TEXT.")
-_limit = click.option(
-    "-n", "--limit", type=whole_number(0, SEQ_MAX), metavar="N", help="At most N jobs."
-)
-_tags = click.option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
+_match = option("--match", help="Only jobs whose id or command contains TEXT.")
+_limit = option("-n", "--limit", type=whole_number(0, SEQ_MAX), metavar="N", help="At most N jobs.")
+_tags = option("--tag", "tags", multiple=True, help="Only jobs with that tag (repeatable).")
 _yes = _switch("--yes", help="Do not ask.")
-_timeout = click.option(
+_timeout = option(
     "--timeout", type=duration, default=DURATION_MAX_S, help="Give up after that time. [never]"
 )
-_older_than = click.option(
+_older_than = option(
     "--older-than", type=duration, help="Only jobs that have been over for that long."
 )
 
 
 def _check_ids_or_all(ids: Words, every: bool) -> None:
     if bool(ids) == every:
-        raise click.UsageError("Give job ids, or --all.")
+        raise UsageError("Give job ids, or --all.")
 
 
 # If no command or option has the name that was typed, Click looks for one of these.
@@ -6861,10 +6849,10 @@ SYNONYMS = {
         "token_normalize_func": lambda word: SYNONYMS.get(word, word.replace("_", "-")),
     },
 )
-@click.option("--home", type=PATH, help="The queue's directory (else QUEUECTL_HOME).")
+@option("--home", type=PATH, help="The queue's directory (else QUEUECTL_HOME).")
 @click.version_option(__version__, prog_name="queuectl")
 @click.pass_context
-def cli(ctx: click.Context, home: str | None) -> None:
+def cli(ctx: Context, home: str | None) -> None:
     """Run shell commands in the background, with retries and a dead letter queue.
 
     \b
@@ -6877,7 +6865,7 @@ def cli(ctx: click.Context, home: str | None) -> None:
     elif os.environ.get("FORCE_COLOR"):
         ctx.color = True
     if home == "":
-        raise click.UsageError("--home is empty. Give a directory.")
+        raise UsageError("--home is empty. Give a directory.")
     ctx.obj = open_store(find_home(home), lambda text: _say(f"Warning: {text}"))
 
 
@@ -6888,7 +6876,7 @@ class EnqueueCommand(click.Command):
     """Lets options follow a job in JSON, and finds out what Click's parser does not tell: whether
     `--` stood before the words, and whether a key was given as `--unique=KEY`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         given = self.make_parser(ctx).parse_args(list(args))[0]
         words = "" if "each" in given else given.get("words")
         ctx.allow_interspersed_args = isinstance(words, tuple) and bool(is_json(words[0]))
@@ -6902,7 +6890,7 @@ class EnqueueCommand(click.Command):
         for word in words[1:]:
             name = word.partition("=")[0].replace("_", "-")
             if name.startswith("--") and name in options:
-                raise click.UsageError(
+                raise UsageError(
                     f"'{word}' stands after the first word of the job, and would belong to it. Put "
                     "options of enqueue before all words. If a word of the job looks like such an "
                     "option, put -- before all words."
@@ -6912,16 +6900,16 @@ class EnqueueCommand(click.Command):
 
 # The options that enqueue, edit and `dlq retry` share: they say what a job is.
 _CHANGES = [
-    click.Option(["--command"], help="The shell line, whatever it starts with."),
-    click.Option(["--timeout"], type=duration, help="Time limit of each attempt; 0: none."),
-    click.Option(["--max-retries"], type=int, help="Attempts in all, not only retries."),
-    click.Option(["-p", "--priority"], type=int, help="Higher starts first."),
-    click.Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
-    click.Option(["--run-at"], metavar="WHEN", help="The same as --at."),
-    click.Option(["--delay"], type=duration, help="Wait that long before the first start."),
-    click.Option(["--cwd"], type=PATH, help="The directory to run in."),
-    click.Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
-    click.Option(
+    Option(["--command"], help="The shell line, whatever it starts with."),
+    Option(["--timeout"], type=duration, help="Time limit of each attempt; 0: none."),
+    Option(["--max-retries"], type=int, help="Attempts in all, not only retries."),
+    Option(["-p", "--priority"], type=int, help="Higher starts first."),
+    Option(["--at"], metavar="WHEN", help="Start at: ISO 8601, HH:MM, +10m or now."),
+    Option(["--run-at"], metavar="WHEN", help="The same as --at."),
+    Option(["--delay"], type=duration, help="Wait that long before the first start."),
+    Option(["--cwd"], type=PATH, help="The directory to run in."),
+    Option(["--tag", "tags"], multiple=True, help="A tag (repeatable)."),
+    Option(
         ["--env"],
         multiple=True,
         metavar="KEY[=VALUE]",
@@ -6930,14 +6918,14 @@ _CHANGES = [
 ]
 
 
-def _given_fields(now: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _given_fields(now: str, given: Fields) -> Fields:
     """The fields of a job that options give, checked like those of JSON."""
     fields = {name: value for name, value in given.items() if value not in (None, ())}
     for name in ("run_at", "at"):
         if name in fields:
             fields["run_at"] = parse_instant(fields.pop(name), _option_of(name), now)
     if fields.keys() >= {"run_at", "delay"}:
-        raise click.UsageError("Give --at or --delay, not both.")
+        raise UsageError("Give --at or --delay, not both.")
     for name, parse_pair in (("env", _env_pair), ("needs", _need_pair)):
         if name in fields:
             fields[name] = dict(map(parse_pair, fields[name]))
@@ -6959,7 +6947,7 @@ def _option_of(field: str) -> str:
     return one_of_many.get(field, f"--{field.replace('_', '-')}")
 
 
-def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
+def _given_changes(store: Store, given: Fields) -> Fields:
     """The fields of an existing job that options change. `--tag ''` takes all tags away."""
     now = store.home.now()
     tags = list(filter(None, given["tags"])) if given["tags"] else None
@@ -6969,7 +6957,7 @@ def _given_changes(store: Store, given: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _warn_of(fields: Mapping[str, Any], now: str) -> None:
+def _warn_of(fields: Fields, now: str) -> None:
     """Warn of a time or a directory that is accepted but may be a mistake."""
     if fields.get("run_at", now) < now:
         _say("That time is in the past: the job is due now.")
@@ -7009,15 +6997,15 @@ def _here() -> str:
 @cli.command(
     cls=EnqueueCommand, params=[*_CHANGES], context_settings={"allow_interspersed_args": False}
 )
-@click.argument("words", nargs=-1, metavar="JOB...", shell_complete=PATH.shell_complete)
-@click.option("--id", help="Its id. [one is made]")
-@click.option(
+@argument("words", nargs=-1, metavar="JOB...", shell_complete=PATH.shell_complete)
+@option("--id", help="Its id. [one is made]")
+@option(
     "--after", multiple=True, metavar="ID", help="Start when that job is completed (repeatable)."
 )
-@click.option(
+@option(
     "--after-any", multiple=True, metavar="ID", help="Start when that job is over (repeatable)."
 )
-@click.option(
+@option(
     "--need",
     "needs",
     multiple=True,
@@ -7025,17 +7013,17 @@ def _here() -> str:
     help="Hold N units of NAME while it runs (repeatable). [1]",
 )
 @_switch("--hold", "held", default=None, help="Start it only after 'release'.")
-@click.option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
-@click.option(
+@option("--no-retry-on", metavar="CODES", help="Exit codes that are not retried: 2,64-78.")
+@option(
     "--unique",
     is_flag=False,
     flag_value=MADE_KEY,
     metavar="[KEY]",
     help="Add nothing while a job with KEY is active.",
 )
-@click.option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
+@option("--file", type=click.File("rb"), help="One job a line, - for stdin; all or nothing.")
 @_switch("--stream", help="Jobs from stdin, each accepted as its line comes.")
-@click.option("--each", metavar="TEMPLATE", help="A job per argument, or per line of --file.")
+@option("--each", metavar="TEMPLATE", help="A job per argument, or per line of --file.")
 @_switch("--wait", "wait_", help="Print its output as it comes; exit with its code.")
 @_json
 @_store
@@ -7068,16 +7056,16 @@ def enqueue(
     """
     has_given_key = given["unique"] not in (None, MADE_KEY)
     if each is not None and any((given["id"], given["command"], has_given_key, wait_, stream)):
-        raise click.UsageError(
+        raise UsageError(
             "--each adds several jobs. Leave out --id, --unique=KEY, --wait, --stream, --command."
         )
     sources = sum(map(bool, (words, given["command"], file, stream)))
     if sources > 1:
-        raise click.UsageError("Give the job once: as words, with --command, --file or --stream.")
+        raise UsageError("Give the job once: as words, with --command, --file or --stream.")
     if wait_ and any((in_json, stream, file)):
-        raise click.UsageError("Give --wait without --file, --stream and --json: it prints output.")
+        raise UsageError("Give --wait without --file, --stream and --json: it prints output.")
     if stream and in_json:
-        raise click.UsageError("Give --stream or --json, not both.")
+        raise UsageError("Give --stream or --json, not both.")
     if has_given_key and not any((sources, has_key)):
         words, given["unique"] = (given["unique"],), MADE_KEY
     now = store.home.now()
@@ -7101,7 +7089,7 @@ def enqueue(
     return 0
 
 
-def _enqueue_one(store: Store, fields: Mapping[str, Any], in_json: bool) -> None:
+def _enqueue_one(store: Store, fields: Fields, in_json: bool) -> None:
     job, is_duplicate = enqueue_job(store, fields)
     if has_died_after(job):
         _say(f"Job {job.id} is dead from the start: {job.reason}.")
@@ -7111,7 +7099,7 @@ def _enqueue_one(store: Store, fields: Mapping[str, Any], in_json: bool) -> None
     _done(store, [as_json(record) if in_json else job.id], f"job {job.id} is in the queue.")
 
 
-def _enqueue_and_wait(store: Store, fields: Mapping[str, Any]) -> int:
+def _enqueue_and_wait(store: Store, fields: Fields) -> int:
     """Add a job and print its output as it comes. Gives the exit code of the job."""
     job, _ = enqueue_job(store, fields)
     _done(store, [], f"job {job.id} stays in the queue. See it: queuectl logs {job.id} --follow")
@@ -7120,12 +7108,12 @@ def _enqueue_and_wait(store: Store, fields: Mapping[str, Any]) -> int:
     return _exit_as({job.id: job}, single=True)
 
 
-def _parse_words(words: Words, now: str) -> dict[str, Any]:
+def _parse_words(words: Words, now: str) -> Fields:
     """The fields of a job from the words of the command line."""
     import shlex
 
     if not words:
-        raise click.UsageError(
+        raise UsageError(
             "Give a command: a shell line, a JSON object, or words (with --each, its arguments, as "
             "words or in a --file). See: queuectl enqueue -h"
         )
@@ -7143,7 +7131,7 @@ def _parse_words(words: Words, now: str) -> dict[str, Any]:
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows programs begin UTF-8 with it
 
 
-def _enqueue_file(store: Store, file: IO[bytes], options: dict[str, Any], in_json: bool) -> None:
+def _enqueue_file(store: Store, file: IO[bytes], options: Fields, in_json: bool) -> None:
     """Add all jobs of a file or of stdin, or none."""
     data = file.read().removeprefix(BYTE_ORDER_MARK)
     lines: Sequence[Any] = data.split(b"\n")
@@ -7165,7 +7153,7 @@ def _read_arguments(file: IO[bytes]) -> list[str]:
 
 
 def _enqueue_all(
-    store: Store, lines: Iterable[Any], options: dict[str, Any], in_json: bool, unit: str
+    store: Store, lines: Iterable[Any], options: Fields, in_json: bool, unit: str
 ) -> None:
     """Add all jobs or none, and print their ids."""
     bulk = enqueue_bulk(store, lines, options, in_json, unit)
@@ -7177,7 +7165,7 @@ def _enqueue_all(
     _done(store, [as_json(jobs)] if in_json else bulk.ids, made)
 
 
-def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
+def _enqueue_stream(store: Store, options: Fields) -> int:
     """Accept each line of stdin as it comes and print its job's id. A line that is refused is
     reported, and makes the exit code 1 at the end."""
     code = 0
@@ -7198,14 +7186,14 @@ def _enqueue_stream(store: Store, options: dict[str, Any]) -> int:
 # -- list, show, status, logs, wait
 
 
-def _jobs_named(store: Store, words: Sequence[str]) -> list[Job]:
+def _jobs_named(store: Store, words: Names) -> list[Job]:
     """The jobs that a person names by id, or by a unique beginning or end of a made id."""
     store.read()
     return find_all(store, [whole_id(store, word, _say) for word in words])
 
 
 @cli.command("list")
-@click.option(
+@option(
     "-s",
     "--state",
     "states",
@@ -7237,7 +7225,7 @@ def list_(
       queuectl list --state failed --state dead
     """
     if in_json and only_ids:
-        raise click.UsageError("Give --json or --ids, not both.")
+        raise UsageError("Give --json or --ids, not both.")
     store.read()
     arrived = store.jobs(reverse, states or STATES)
     found = (job for job in arrived if matches(job, match, tags))
@@ -7254,7 +7242,7 @@ def _print_jobs(jobs: Iterable[Job], head: Row, rows: Iterator[Row], in_json: bo
     """Print jobs as a JSON array, one a line, or their rows as a table. On a terminal the table has
     a head."""
     if in_json:
-        click.echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
+        echo(b"[" + b",\n".join(map(encode_job, jobs)) + b"]")
     elif first := next(rows, None):
         import shutil
 
@@ -7283,19 +7271,19 @@ def _show_jobs(store: Store, jobs: Sequence[Job], in_json: bool) -> None:
     """Print jobs whole: one as a JSON object, several as an array; or as pages."""
     if in_json:
         views = [job_to_dict(job) for job in jobs]
-        click.echo(as_json(views[0] if len(views) == 1 else views))
+        echo(as_json(views[0] if len(views) == 1 else views))
         return
     pages = []
     for job in jobs:
         processes = processes_of(store, job)
         why = why_waiting(store, job, processes)
         pages.append(job_page(job, why, processes, store.home.now()))
-    click.echo("\n\n".join(pages))
+    echo("\n\n".join(pages))
 
 
 @cli.command("status")
 @_switch("--check", help="Exit 1 when jobs are due and no worker is alive.")
-@click.option(
+@option(
     "--watch",
     type=duration,
     is_flag=False,
@@ -7317,11 +7305,11 @@ def status_(store: Store, check: bool, watch: float | None, in_json: bool) -> No
     """
     if watch is not None:
         if check or in_json:
-            raise click.UsageError("--watch goes with neither --json nor --check.")
+            raise UsageError("--watch goes with neither --json nor --check.")
         _watch(store, max(watch, POLL_S))
         return
     view, now = status(store), store.home.now()
-    click.echo(as_json(view) if in_json else status_page(view, now))
+    echo(as_json(view) if in_json else status_page(view, now))
     if check and view["held"]:
         _say(f"{say_count(view['held'], 'held job')} left out, with all that comes after them.")
     if check and is_work_left_alone(view, now):
@@ -7336,7 +7324,7 @@ def _watch(store: Store, seconds: float) -> None:
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if not is_terminal or os.environ.get("TERM", "dumb") == "dumb":
         for view in views:  # without end
-            click.echo(watch_line(view, store.home.now()))
+            echo(watch_line(view, store.home.now()))
             time.sleep(seconds)
     with _other_screen():
         for view in views:
@@ -7382,8 +7370,8 @@ def _other_screen() -> Iterator[None]:
 
 
 @cli.command("stats")
-@click.option("--since", type=duration, help="Only what ended in that time.")
-@click.option("--by", type=_one_of(["tag", "command"]), help="Count each tag or command too.")
+@option("--since", type=duration, help="Only what ended in that time.")
+@option("--by", type=_one_of(["tag", "command"]), help="Count each tag or command too.")
 @_json
 @_switch("--prometheus", help="Print it for Prometheus' textfile collector.")
 @_store
@@ -7401,20 +7389,18 @@ def stats_(
       queuectl stats --since 24h --by tag
     """
     if in_json and prometheus:
-        raise click.UsageError("Give --json or --prometheus, not both.")
+        raise UsageError("Give --json or --prometheus, not both.")
     view = stats(store, since, by)
     text = as_json(view) if in_json else stats_page(view, store.home.now())
-    click.echo(stats_as_prometheus(view) if prometheus else text)
+    echo(stats_as_prometheus(view) if prometheus else text)
 
 
 @cli.command()
 @_some_ids
-@click.option("--attempt", type=whole_number(1), metavar="N", help="Attempt N. [the newest run]")
+@option("--attempt", type=whole_number(1), metavar="N", help="Attempt N. [the newest run]")
 @_switch("-f", "--follow", help="Print more as it comes, until the job is over.")
 @_switch("--all", "every", help="With --follow: what runs and what starts, until Ctrl+C.")
-@click.option(
-    "-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines."
-)
+@option("-n", "--tail", type=whole_number(0), metavar="N", help="Begin with the last N lines.")
 @_switch("--path", "show_path", help="Print the file's path instead.")
 @_store
 def logs(
@@ -7444,7 +7430,7 @@ def logs(
     _check_ids_or_all(ids, every)
     if every or len(ids) > 1:
         if not follow or any((attempt, show_path)):
-            raise click.UsageError("Follow several jobs with -f, without --attempt and --path.")
+            raise UsageError("Follow several jobs with -f, without --attempt and --path.")
         _print_outputs(store, _jobs_named(store, ids), every, tail)
         return
     job = _jobs_named(store, ids)[0]
@@ -7454,7 +7440,7 @@ def logs(
     if run == 0 and not follow:
         _say(f"Job '{job.id}' has not run yet.")
     elif show_path:
-        click.echo(_log_of(store, job, run)[0])
+        echo(_log_of(store, job, run)[0])
     else:
         _print_output(store, job, max(1, run), last if follow else 0, tail)
 
@@ -7627,7 +7613,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
                 ended |= find_ended(store, [id for id in wanted if id not in ended])
             bar.update(len(ended) - bar.pos)
     if in_json:
-        click.echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
+        echo(as_json([ended_view(id, ended.get(id), id in ended) for id in wanted]))
     if left := len(wanted) - len(ended):
         _say(f"Error: {left} of {len(wanted)} not over yet. See them with: queuectl list.")
         return EXIT_TIMEOUT
@@ -7729,7 +7715,7 @@ def edit(store: Store, /, ids: Words, **given: Any) -> None:
     """
     changes = _given_changes(store, given)
     if not changes:
-        raise click.UsageError("Say what to change. See the options: queuectl edit -h")
+        raise UsageError("Say what to change. See the options: queuectl edit -h")
     jobs = edit_jobs(store, ids, changes)
     _done(store, [f"Job {job.id} is changed: {', '.join(changes)}." for job in jobs])
 
@@ -7794,7 +7780,7 @@ def resume(store: Store) -> None:
 
 
 @cli.command()
-@click.option(
+@option(
     "--state",
     "states",
     type=_one_of(OVER),
@@ -7818,7 +7804,7 @@ def purge(store: Store, states: Words, older_than: float | None, dry_run: bool, 
     store.read()
     purged = choose_purged(store, states, older_than, store.home.now())
     if dry_run:
-        click.echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
+        echo(f"{say_count(len(purged.gone), 'job')} would be purged.")
     else:
         number = say_count(len(purged.gone), f"{' or '.join(states)} job")
         _confirm(yes, f"Delete {number} for good?")
@@ -7837,7 +7823,7 @@ def _confirm(yes: bool, question: str) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError("There is no terminal to ask on. Give --yes to do it.")
+        raise UsageError("There is no terminal to ask on. Give --yes to do it.")
     if not click.confirm(question, err=True):
         raise Refused("The answer was no. Nothing was changed.")
 
@@ -7903,7 +7889,7 @@ def dlq_show(store: Store, ids: Words, in_json: bool) -> None:
 @_switch("--all", "every", help="All dead letters but the cancelled ones.")
 @_match
 @_switch("--cancelled", help="With --all: the cancelled ones too.")
-@click.option("--spread", type=duration, help="Spread their starts over that time.")
+@option("--spread", type=duration, help="Spread their starts over that time.")
 @_store
 def dlq_retry(
     store: Store,
@@ -7924,7 +7910,7 @@ def dlq_retry(
     _check_ids_or_all(ids, every)
     is_choice = match is not None or cancelled
     if is_choice and not every:
-        raise click.UsageError("--match and --cancelled go with --all.")
+        raise UsageError("--match and --cancelled go with --all.")
     changes = _given_changes(store, given)
     if every:
         jobs = revive_all(store, match, cancelled, changes, spread)
@@ -7972,7 +7958,7 @@ def config() -> None:
 @config.command("show")
 @_json
 @click.pass_context
-def config_show(ctx: click.Context, in_json: bool) -> None:
+def config_show(ctx: Context, in_json: bool) -> None:
     """Show every setting in force.
 
     \b
@@ -7982,11 +7968,11 @@ def config_show(ctx: click.Context, in_json: bool) -> None:
     ctx.invoke(config_get, key=None, in_json=in_json)
 
 
-def _complete_settings(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+def _complete_settings(_: Context, __: click.Parameter, incomplete: str) -> list[str]:
     return [name for name in SETTINGS if name.startswith(incomplete.replace("-", "_"))]
 
 
-_key = partial(click.argument, "key", shell_complete=_complete_settings)
+_key = partial(argument, "key", shell_complete=_complete_settings)
 
 
 @config.command("get")
@@ -8005,18 +7991,18 @@ def config_get(store: Store, key: str | None, in_json: bool) -> None:
     values = {**DEFAULTS, **readable_settings(store.home)}
     shown = values if key is None else values[known_setting(key)]
     if in_json:
-        click.echo(as_json(shown))
+        echo(as_json(shown))
     elif key is None:
         _echo_all(starmap(_say_setting, values.items()))
     else:
-        click.echo(say_value(shown))
+        echo(say_value(shown))
     if problem:
         raise StoreError(problem)
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 @_key()
-@click.argument("value")
+@argument("value")
 @_store
 def config_set(store: Store, key: str, value: str) -> None:
     """Change one setting; running workers follow at once.
@@ -8065,13 +8051,13 @@ def worker() -> None:
 
 
 @worker.command("start")
-@click.option(
+@option(
     "-c", "--count", type=whole_number(1, 1000), help="How many jobs run at once. [worker_count]"
 )
 @_tags
-@click.option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
+@option("--not-tag", "not_tags", multiple=True, help="No jobs with that tag (repeatable).")
 @_switch("--drain", help="End when nothing is left to run; exit 1 if a job died.")
-@click.option(
+@option(
     "--max-load",
     type=_positive,
     default=inf,
@@ -8210,11 +8196,11 @@ def doctor(store: Store, fix: bool) -> None:
             f"{say_count(len(problems), 'problem')} in '{store.home.path}'. Repair it with: "
             "queuectl doctor --fix."
         )
-    click.echo(f"Lost: {lost}." if lost else clean(f"All is well with '{store.home.path}'."))
+    echo(f"Lost: {lost}." if lost else clean(f"All is well with '{store.home.path}'."))
 
 
 @cli.command()
-@click.argument("shell", type=_one_of(["bash", "zsh", "fish"]))
+@argument("shell", type=_one_of(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the script that lets a shell complete words.
 

@@ -239,8 +239,8 @@ MUTANTS = (
           "        for job in _edited_jobs(store, name):\n            if job.id in places:\n"
           "                raise _unusable(store, name, 'twice')\n"
           "            places.add(job.id)\n            if job.id in journal:\n"),
-         ("    taken: dict[str, Job] = {}\n    for name in edited:\n",
-          "    taken: dict[str, Job] = {}\n    places: set[str] = set()\n    for name in edited:\n")),
+         ("    taken: JobsById = {}\n    for name in edited:\n",
+          "    taken: JobsById = {}\n    places: set[str] = set()\n    for name in edited:\n")),
         "test_store.py", "test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it",
     ),
     Mutant(
