@@ -3093,13 +3093,13 @@ class Followers:
             if not self.children[parent]:
                 del self.children[parent]
 
-    def waiting(self, id: str, seq: int) -> Iterator[Job]:
-        """The followers of that job that wait. A follower with a lower seq came after an earlier
+    def waiting(self, job: Job) -> Iterator[Job]:
+        """The followers of the job that wait. A follower with a lower seq came after an earlier
         job with that id, which is gone."""
-        for child in self.children.get(id, ()):
+        for child in self.children.get(job.id, ()):
             follower = self.followers[child]
             raw = waiting_record(self._store, follower.raw)
-            if raw is not None and follower.seq > seq:
+            if raw is not None and follower.seq > job.seq:
                 yield trust_job(raw)
 
     def is_blocked(self, id: str) -> bool:
@@ -3121,24 +3121,21 @@ def end_followers(change: Transaction, dead: Job | None) -> None:
     """Let the waiting jobs die that need the dead job, then those that need them, and so on (J5).
     None stands for all dead jobs."""
     followers = followers_of(change.store)
-    if dead is not None:
-        to_do = [(dead.id, dead.seq)]
-    else:
-        heads = map(head_of, change.store.find_raws(followers.children).values())
-        to_do = [(id, seq) for id, state, seq in heads if state == "dead"]
+    parents = [dead] if dead else change.store.find_jobs(followers.children).values()
+    to_do = [parent for parent in parents if parent.state == "dead"]
     while to_do:
-        parent, seq = to_do.pop()
-        for job in followers.waiting(parent, seq):
+        parent = to_do.pop()
+        for job in followers.waiting(parent):
             old, new = change.changes.get(job.id, (job, job))
             assert new is not None
-            if new.state in WAITING and parent in needed_by(new):
-                change.changes[job.id] = (old, die_after(new, parent, change.now))
-                to_do.append((job.id, job.seq))
+            if new.state in WAITING and parent.id in needed_by(new):
+                change.changes[job.id] = (old, die_after(new, parent.id, change.now))
+                to_do.append(job)
 
 
-def is_needed(store: Store, id: str, seq: int) -> bool:
-    """Whether a job waits that comes after that one."""
-    return any(followers_of(store).waiting(id, seq))
+def is_needed(store: Store, job: Job) -> bool:
+    """Whether a job waits that comes after this one."""
+    return any(followers_of(store).waiting(job))
 
 
 # -- What waits, in claim order
@@ -3369,7 +3366,7 @@ class ClaimOrder:
         to_do = list(left.values())
         while to_do:
             job = to_do.pop()
-            new = [one for one in self._followers.waiting(job.id, job.seq) if one.id not in left]
+            new = [one for one in self._followers.waiting(job) if one.id not in left]
             left |= {one.id: one for one in new}
             to_do += new
         return left
@@ -3732,7 +3729,7 @@ def _may_free(store: Store, job: Job, config: Config) -> bool:
     a resource of this one."""
     if demand_of(job, config.limits):
         return True
-    return job.state in OVER and is_needed(store, job.id, job.seq)
+    return job.state in OVER and is_needed(store, job)
 
 
 class Waiting(NamedTuple):
@@ -3811,7 +3808,7 @@ def purge_completed(store: Store, instant: str, most_s: float) -> list[Job]:
         for job in store.find_jobs(ids).values():
             # An id may be another job's by now.
             is_old = job.state == "completed" and job.updated_at <= instant
-            if is_old and not is_needed(store, job.id, job.seq):
+            if is_old and not is_needed(store, job):
                 gone.append(job)
                 change.delete(job)
     return gone
@@ -4016,7 +4013,7 @@ def choose_purged(store: Store, states: Names, over_for_s: float | None, now: st
     latest = "9999" if over_for_s is None else add_seconds(now, -over_for_s)
     for job in store.jobs(states=states):
         if (job.finished_at or "") <= latest:
-            is_kept = is_needed(store, job.id, job.seq)
+            is_kept = is_needed(store, job)
             (purged.kept if is_kept else purged.gone).append(job)
     return purged
 
@@ -4037,7 +4034,7 @@ def purge_dead(store: Store, ids: Names) -> list[Job]:
         gone = find_all(store, ids)
         for job in gone:
             change.delete(check_dead(job))
-            for child in followers_of(store).waiting(job.id, job.seq):
+            for child in followers_of(store).waiting(job):
                 why = f"cannot be purged: job '{child.id}' waits for it"
                 raise _refusal(job.id, why, f"See it with: queuectl show {child.id}.")
     return gone

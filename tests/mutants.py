@@ -146,16 +146,16 @@ a job that others wait for is purged: test_a_job_that_a_waiting_one_names_is_not
 +            purged.gone.append(job)
 
 who takes any end dies too: test_the_line_that_ends_a_job_ends_who_needs_it
--            if new.state in WAITING and parent in needed_by(new):
+-            if new.state in WAITING and parent.id in needed_by(new):
 +            if new.state in WAITING:
 
 a death stops at the next of kin: test_the_line_that_ends_a_job_ends_who_needs_it
--                to_do.append((job.id, job.seq))
+-                to_do.append(job)
 +                pass
 
 a chain dies by recursion: test_a_chain_longer_than_the_stack_dies_in_one_line_and_comes_back_in_one
--                to_do.append((job.id, job.seq))
-+                end_followers(change, job)
+-                to_do.append(job)
++                end_followers(change, change.job(job.id))
 
 two lines with one key are two jobs: test_two_lines_with_one_unique_key_are_one_job
 -            self._holders[job.unique] = job

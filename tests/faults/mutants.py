@@ -359,7 +359,7 @@ MUTANTS = (
     ),
     Mutant(
         "a worker's purge takes what a waiting job names",
-        (("            if is_old and not is_needed(store, job.id, job.seq):\n", "            if is_old:\n"),),
+        (("            if is_old and not is_needed(store, job):\n", "            if is_old:\n"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
