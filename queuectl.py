@@ -1987,16 +1987,14 @@ def change_body(raws: Sequence[bytes], deleted: Names, counts: Sequence[int], n:
     return b'{"put": [\t' + b",\t".join(raws) + b"\t], " + rest
 
 
-def records_of(body: bytes) -> list[bytes]:
-    """The records that a change puts."""
-    inner = body[body.index(b"\t") + 1 : body.rindex(b"\t")]
-    return inner.split(b",\t") if inner else []
-
-
-def rest_of(body: bytes) -> Fields:
-    """What a change says after its records: `del`, `counts`, `n`."""
-    rest: Fields = json.loads(b"{" + body[body.rindex(b"\t") + 4 :])
-    return rest
+def read_body(body: bytes) -> tuple[list[bytes], Fields]:
+    """The records that a line of the journal puts, and what else it says: `del`, `counts` and `n`
+    of a change; all of a header or an intent."""
+    _, *parts = body.split(b"\t")  # a header or an intent has no tab
+    if not parts:
+        return [], dict(json.loads(body))  # dict: a list may be whole, and says nothing
+    *raws, rest = parts
+    return [raw.removesuffix(b",") for raw in raws if raw], json.loads(b"{" + rest[3:])
 
 
 # -- The files
@@ -2141,19 +2139,16 @@ class Journal:
         if body is None or not body.startswith(b'{"put"'):
             return None
         self.end = size
-        return rest_of(body)
+        return read_body(body)[1]
 
     def last_record(self, id: str) -> bytes | None:
         """What it says of a job: the latest record, b"" if the job was deleted since, None if it
         does not have the id."""
-        text, quoted = self._read_text(), b'"%s"' % id.encode()
-        put = text.rfind(b'\t{"id": %s, "state": "' % quoted)
-        deletions = []
-        if text.rfind(b'\t], "del": [') > put:
-            deletions = text[put + 1 :].split(b'\t], "del": [')[1:]
-        if any(quoted in ids[: ids.index(b"]")] for ids in deletions):
-            return b""
-        return text[put + 1 : text.index(b"\t", put + 1)].removesuffix(b",") if put >= 0 else None
+        quoted = b'"%s"' % re.escape(id.encode())
+        put = rb'\t({"id": %s, "state": "[^\t]*)' % quoted
+        deletion = rb'\t\], "del": \[[^]]*%s' % quoted  # for this one, findall gives b""
+        found = re.findall(put + b"|" + deletion, self._read_text())
+        return found[-1].removesuffix(b",") if found else None
 
     def ids_with(self, needle: bytes) -> set[str]:
         """The ids of the jobs of which some record, perhaps an old one, holds these bytes."""
@@ -2440,13 +2435,11 @@ class Store:
 
     def _apply(self, body: bytes) -> None:
         try:
-            is_change = body.startswith(b'{"put"')
-            rest = rest_of(body) if is_change else json.loads(body)
-            if is_change:
-                for raw in records_of(body):
-                    self.put_record(raw)
-                self.records |= dict.fromkeys(rest.get("del", ()))
-            else:
+            raws, rest = read_body(body)
+            for raw in raws:
+                self.put_record(raw)
+            self.records |= dict.fromkeys(rest.get("del", ()))
+            if "intent" in rest:
                 for name in ARRAYS:
                     self._named[name].append(Mark(*rest["intent"][name]))
                 if not self.snapshots["jobs"].is_same(self._named["jobs"][-1]):
@@ -4571,12 +4564,12 @@ class Salvage:
             try:
                 if (body := body_of(line + b"\n")) is None:
                     raise BadValue("its checksum does not fit")
-                rest = rest_of(body) if body.startswith(b'{"put"') else json.loads(body)
+                raws, rest = read_body(body)
                 if "format" in rest:
                     check_format(rest, path)
                     continue
                 if "intent" not in rest:
-                    self._apply(records_of(body), rest.get("del", ()))
+                    self._apply(raws, rest.get("del", ()))
                 elif Mark(*rest["intent"]["jobs"]) == marks["jobs"]:
                     # That fold was committed: the arrays hold all that the lines above say.
                     self.jobs, self._named = dict(arrays), dict(named)

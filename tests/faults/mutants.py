@@ -204,12 +204,12 @@ MUTANTS = (
     ),
     Mutant(
         "a search does not see that a job was deleted",
-        (("        if any(quoted in ids[: ids.index(b\"]\")] for ids in deletions):\n", "        if False:\n"),),
+        (("re.findall(put + b\"|\" + deletion, ", "re.findall(put, "),),
         "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
     ),
     Mutant(
         "a search takes what was added after its deletion for deleted",
-        (("        deletions = text[put + 1 :].split", "        deletions = text.split"),),
+        (("        return found[-1].removesuffix", "        return min(found).removesuffix"),),
         "test_store.py", "test_an_id_is_taken_only_by_a_job_that_has_it",
     ),
     Mutant(
@@ -339,7 +339,7 @@ MUTANTS = (
     ),
     Mutant(
         "the death of a later job of a parent's name ends its followers",
-        (("            if raw is not None and follower.seq > seq:\n", "            if raw is not None:\n"),),
+        (("            if raw is not None and follower.seq > job.seq:\n", "            if raw is not None:\n"),),
         "test_state_machine.py", MACHINE,
     ),
     Mutant(
