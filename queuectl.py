@@ -6331,15 +6331,15 @@ def table(rows: Iterable[Row], width: float) -> Iterator[str]:
         yield cut(f"{id:<{id_width}}  {text}", width)
 
 
-JOB_HEAD: Row = ("id", "state       tries         when  command")
-DEAD_HEAD: Row = ("id", "tries  outcome                       when  last output")
+JOB_HEAD: Row = ("id", "state       attempts         when  command")
+DEAD_HEAD: Row = ("id", "attempts  outcome                       when  last output")
 
 
 def job_row(job: Job, now: str, waits_for: Sequence[str] = ()) -> Row:
     """One job of a list: id, state, attempts, when, what it waits for, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
-    row = f"{paint_state(job.state)}  {made:>5}  {say_when(when, now):>11}"
+    row = f"{paint_state(job.state)}  {made:>8}  {say_when(when, now):>11}"
     why = " ".join(waits_for).strip() or ("held" if job.held else "")
     what = "  ".join(filter(None, (why, job.command)))
     return clean(job.id), f"{row}  {clean(what)}"
@@ -6360,7 +6360,7 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
         why = describe_outcome(Outcome(job.outcome, job.exit_code, job.signal))
     elif has_died_after(job):
         why = "after a dead job"
-    row = f"{job.attempts:>5}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
+    row = f"{job.attempts:>8}  {why:<21.21}  {say_when(job.finished_at or now, now):>11}"
     return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
 
 

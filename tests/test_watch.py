@@ -73,7 +73,7 @@ def test_a_frame_says_what_there_is():
     assert "throughput  5.0 jobs/s  ▁▅█" in lines
     assert "workers: 0   oldest waiting job: 90 s" in lines
     assert re.search(r"^run0 +processing +0/3 +75 s ago  command of run0$", "\n".join(lines), re.MULTILINE)
-    assert "bad0              0  exit code 3               30 s ago  the disk is not mounted" in lines
+    assert "bad0                 0  exit code 3               30 s ago  the disk is not mounted" in lines
 
 
 def test_the_highest_rate_has_the_highest_bar_whatever_it_is():
