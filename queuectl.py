@@ -54,12 +54,10 @@ The way of a job, with the section of each function:
     repaired    a torn line: Home.keep_aside 4; a hand edit: take_edits 5; damage: mend 8
 """
 
-from __future__ import annotations
-
 import sys
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _report(kind: type[BaseException], error: BaseException, trace: "Any") -> None:
     """Print an uncaught exception as Python does. For Ctrl+C, which may come during the imports
     below, print nothing."""
     if kind is not KeyboardInterrupt:
@@ -1464,7 +1462,7 @@ class Home:
             return []
         return sorted(name for name in names if re.fullmatch(r"\d+-[0-9a-f]+", name))
 
-    def create_worker(self, name: str, header: Fields) -> WorkerFile:
+    def create_worker(self, name: str, header: Fields) -> "WorkerFile":
         """Make the file that says this worker lives. It is locked before it gets its name, and
         stays locked until the end.
 
@@ -2218,7 +2216,7 @@ class Store:
     def __init__(
         self,
         home: Home,
-        end_followers: Callable[[Transaction, Job | None], None],
+        end_followers: "Callable[[Transaction, Job | None], None]",
     ) -> None:
         self.home = home
         self.journal_path = f"{home.dir}/journal.jsonl"
@@ -2465,7 +2463,7 @@ class Store:
     # -- Changing
 
     @contextmanager
-    def transaction(self, light: bool = False, most_s: float = inf) -> Iterator[Transaction]:
+    def transaction(self, light: bool = False, most_s: float = inf) -> "Iterator[Transaction]":
         """Change the queue, whole or not at all: take the lock, look, run the block, append a line.
 
         If the block raises, nothing changes. A light look is enough for a block that changes no
@@ -2481,7 +2479,7 @@ class Store:
         if self.home.last_config.fsync == "always":
             self.sync()
 
-    def _commit(self, change: Transaction) -> None:
+    def _commit(self, change: "Transaction") -> None:
         counts, n = list(self.counts), self.n
         puts: list[tuple[bytes, Job | None]] = []
         deleted: list[str] = []
@@ -3419,7 +3417,7 @@ def enqueue_bulk(
     options: Fields,
     keep_records: bool,
     unit: str = "line",
-) -> Bulk:
+) -> "Bulk":
     """Add one job per line (a line's bytes, or a JSON object), all or nothing. An error says which
     line is wrong, as `unit` and number.
 
