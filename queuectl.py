@@ -241,7 +241,7 @@ def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
 def parse_duration(value: object, name: str = "duration") -> float:
     """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"1.5d"` or `"1h30m"`."""
     text = str(value).strip().lower()
-    parts = re.findall(r"\d+[dhms]", text) if _SEVERAL.fullmatch(text) else [text]
+    parts = re.findall(r"\d+[dhms]", text) if re.fullmatch(_SEVERAL, text) else [text]
     seconds = sum(_amount(part, {"s": 1, "m": 60, "h": 3600, "d": 86400}) for part in parts)
     if not 0 <= seconds <= DURATION_MAX_S:
         wanted = "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h, 1h30m"
@@ -249,7 +249,7 @@ def parse_duration(value: object, name: str = "duration") -> float:
     return int(seconds) if seconds == int(seconds) else seconds
 
 
-_SEVERAL = re.compile(r"(\d+[dhms]){2,}")
+_SEVERAL = r"(\d+[dhms]){2,}"
 
 
 def parse_bytes(value: object, name: str) -> int:
@@ -6289,14 +6289,14 @@ def say_when(instant: str, now: str) -> str:
     return f"in {said}" if seconds > 0 else f"{said} ago"
 
 
-_PARTS = re.compile(r"\033\[\d+m|.")  # a change of colour, or a character
+_PARTS = r"\033\[\d+m|."  # a change of colour, or a character
 
 
 def cut(line: str, width: float) -> str:
     """The line, cut where it would reach a terminal's last column. A pipe is infinitely wide."""
     if width == inf:
         return line
-    parts = _PARTS.findall(line)
+    parts = re.findall(_PARTS, line)
     for count, end in enumerate(accumulate(map(_width_of, parts))):
         if end >= width:
             return "".join(parts[:count]) + "\033[0m…"
@@ -6362,12 +6362,10 @@ def dead_row(job: Job, last_output: str, now: str) -> Row:
     return clean(job.id), f"{row}  {clean(last_output) or '(no output)'}"
 
 
-_ENDS = re.compile("(?<= )(completed|failed|dead)(?=[ :])")
-
-
 def paint_line(line: str) -> str:
     """A line of a worker. If it says how an attempt ended, the state is in its colour."""
-    return _ENDS.sub(lambda state: paint(state[0], state[0]), line, count=1)
+    end = "(?<= )(completed|failed|dead)(?=[ :])"
+    return re.sub(end, lambda state: paint(state[0], state[0]), line, count=1)
 
 
 def attempt_line(job: Job) -> str:
