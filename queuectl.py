@@ -241,15 +241,13 @@ def is_text(value: Any, bytes_max: int = COMMAND_BYTES_MAX) -> bool:
 def parse_duration(value: object, name: str = "duration") -> float:
     """Seconds from `90`, `"90"`, `"90s"`, `"10m"`, `"1.5d"` or `"1h30m"`."""
     text = str(value).strip().lower()
-    parts = re.findall(r"\d+[dhms]", text) if re.fullmatch(_SEVERAL, text) else [text]
+    has_several = re.fullmatch(r"(\d+[dhms]){2,}", text)
+    parts = re.findall(r"\d+[dhms]", text) if has_several else [text]
     seconds = sum(_amount(part, {"s": 1, "m": 60, "h": 3600, "d": 86400}) for part in parts)
     if not 0 <= seconds <= DURATION_MAX_S:
         wanted = "seconds or a number with s, m, h or d, up to 100 years: 90, 1.5h, 1h30m"
         raise unfit(value, name, wanted)
     return int(seconds) if seconds == int(seconds) else seconds
-
-
-_SEVERAL = r"(\d+[dhms]){2,}"
 
 
 def parse_bytes(value: object, name: str) -> int:
@@ -921,9 +919,8 @@ def _unknown_field(name: str) -> str:
 def default_fields(config: Config, now: str) -> Fields:
     """The fields of a new job that was given none."""
     return {
-        "id": "", "state": "pending", "seq": 0, "unique": None, "attempts": 0, "runs": 0,
-        "max_retries": config.max_retries, "priority": 0, "timeout": config.job_timeout,
-        "created_at": now, "updated_at": now,
+        **_NEW_JOB, "id": "", "seq": 0, "unique": None, "max_retries": config.max_retries,
+        "priority": 0, "timeout": config.job_timeout, "created_at": now, "updated_at": now,
     }  # fmt: skip
 
 
