@@ -2514,29 +2514,30 @@ class Store:
         self._unsynced = True
 
     def add_bulk(
-        self, size: int, may_fold: bool, make: Callable[[str, int], Iterable[bytes]]
+        self,
+        raws: Sequence[bytes],
+        number: Callable[[Sequence[bytes], str, int], Iterable[bytes]],
+        may_fold: bool,
     ) -> None:
-        """Add new jobs, all or nothing. `make(now, n)` gives their records, of about `size` bytes.
+        """Add new jobs, all or nothing. `number(raws, now, n)` gives their records under the lock.
 
-        They become one line of the journal. If they are at least a quarter of the arrays, or too
-        long for a line, they go straight into a new jobs.json. `may_fold` allows that: all of them
-        are new and pending.
+        They become one line of the journal, written here, since the records are encoded already. If
+        they are at least a quarter of the arrays, or too long for a line, they go straight into a
+        new jobs.json. `may_fold` allows that: all of them are new and pending.
         """
-        with self.home.locked():
-            self.look(light=True, locked=True)
+        size = sum(map(len, raws))
+        with self.transaction(light=True) as change:
             arrays = sum(mark.size for mark in self._marks.values())
             if may_fold and (4 * size >= arrays or size > LINE_BYTES_MAX):
                 self.look(locked=True)
-                self._fold_locked(added=make(self.home.now(), self.n))
-            elif raws := list(make(self.home.now(), self.n)):
+                self._fold_locked(number(raws, change.now, self.n))
+            elif numbered := list(number(raws, change.now, self.n)):
                 counts, n = list(self.counts), self.n
-                for _, state, seq in map(head_of, raws):
+                for _, state, seq in map(head_of, numbered):
                     # A record with a lower seq is a parent's, which was there and is put again.
                     counts[NUMBER_OF[state]] += seq > self.n
                     n = max(n, seq)
-                self._write_change([(raw, None) for raw in raws], (), counts, n)
-        if self.home.last_config.fsync == "always":
-            self.sync()
+                self._write_change([(raw, None) for raw in numbered], (), counts, n)
 
     # -- Folding and syncing
 
@@ -3401,8 +3402,7 @@ def enqueue_job(store: Store, fields: Fields) -> tuple[Job, bool]:
     there before. Refuses a taken id, and a parent that is not there. A job that needs a dead one is
     dead from the start."""
     bulk = Bulk(store, keep_records=True)
-    line = bulk.encode_fields(fields)
-    store.add_bulk(len(line), False, partial(bulk.number, [line]))
+    store.add_bulk([bulk.encode_fields(fields)], bulk.number, may_fold=False)
     store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
     return trust_job(raw), is_duplicate
@@ -3423,10 +3423,9 @@ def enqueue_bulk(
     """
     bulk = Bulk(store, keep_records)
     raws = list(bulk.encode(lines, options, unit))
-    size = sum(map(len, raws))
     may_fold = not bulk.parents  # a job with parents may be dead at once, and belong in dlq.json
     try:
-        store.add_bulk(size, may_fold, partial(bulk.number, raws))
+        store.add_bulk(raws, bulk.number, may_fold)
     except Refused as error:
         raise Refused(f"In {unit} {bulk.line}: {error}") from None
     store.home.wake_workers()
@@ -3489,7 +3488,7 @@ class Bulk:
         self.parents.update(parents_of(job))
         return encode_job(job)
 
-    def number(self, lines: Iterable[bytes], now: str, n: int) -> Iterator[bytes]:
+    def number(self, lines: Sequence[bytes], now: str, n: int) -> Iterator[bytes]:
         """The new records, with id and seq. Before them it gives the records of parents that the
         journal does not hold: once they are in it, no worker searches the arrays for them. Under
         the lock."""
