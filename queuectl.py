@@ -3167,8 +3167,9 @@ class Lane:
 
 
 class ClaimOrder:
-    """What waits, in claim order. A listener of the store.
+    """What waits, in claim order, as of the last call of `advance`. A listener of the store.
 
+    advance              let the time go on; `claim_order` does
     first                the job to claim next
     oldest               when the oldest job that could start was created, in the whole queue
     next_run_at          the earliest time that a job waits for, in the whole queue
@@ -3273,8 +3274,8 @@ class ClaimOrder:
             return None
         return waiting_record(self._store, raw)
 
-    def _release(self, now: str) -> None:
-        """Move the jobs that were freed, or whose time has come, to their lanes."""
+    def advance(self, now: str) -> None:
+        """Move the jobs that were freed, or whose time has come by now, to their lanes."""
         self._now = now
         entries, self._followers.freed = self._followers.freed, []
         while self._timed and self._timed[0][0] <= now:
@@ -3284,10 +3285,9 @@ class ClaimOrder:
             if raw is not None:
                 self._enter(raw)
 
-    def first(self, now: str, units: Units, only: TagFilter = ALL_JOBS) -> Job | None:
+    def first(self, units: Units, only: TagFilter = ALL_JOBS) -> Job | None:
         """The job to claim next, of those that `only` takes and that lack no units (see
         UNITS_WAIT_S)."""
-        self._release(now)
         reserved: set[str] = set()
         for _, keys in groupby(list(self._keys), lambda key: key.priority):
             tops = filter(None, [self._top(key) for key in keys if only.takes(key.tags)])
@@ -3296,7 +3296,7 @@ class ClaimOrder:
                 if reserved.isdisjoint(needs) and not units.lacking(job):
                     return job
                 since = max(job.created_at, job.run_at or "")
-                is_late = add_seconds(since, UNITS_WAIT_S) <= now
+                is_late = add_seconds(since, UNITS_WAIT_S) <= self._now
                 # The limit may have been lowered below the job's need. Then it holds up no other.
                 if is_late and not Units(units.limits, ()).lacking(job):
                     reserved |= needs
@@ -3319,15 +3319,14 @@ class ClaimOrder:
         self._keys.remove(key)
         return None
 
-    def oldest(self, now: str) -> str | None:
+    def oldest(self) -> str | None:
         """When the oldest of the jobs that could start was created."""
-        self._release(now)
         tops = filter(None, map(self._top, list(self._keys)))
         oldest = min(tops, key=lambda job: job.seq, default=None)
         return None if oldest is None else oldest.created_at
 
     def next_run_at(self) -> str | None:
-        """The earliest time that a job waits for, as of the last call of `first` or `oldest`."""
+        """The earliest time that a job waits for."""
         while self._timed:
             run_at, _, entered = self._timed[0]
             raw = self._record(entered)
@@ -3336,9 +3335,8 @@ class ClaimOrder:
             heapq.heappop(self._timed)
         return None
 
-    def has_waiting(self, now: str, only: TagFilter) -> bool:
+    def has_waiting(self, only: TagFilter) -> bool:
         """Whether a job that `only` takes waits and is not held back."""
-        self._release(now)
         keys = [key for key in self._keys if only.takes(key.tags)]
         if any(map(self._top, keys)):
             return True
@@ -3362,19 +3360,19 @@ class ClaimOrder:
 
 
 def claim_order(store: Store, now: str, only: TagFilter = ALL_JOBS) -> ClaimOrder:
-    """The store's ClaimOrder. It is made when it is first asked for, and anew when tags matter that
-    it does not know, or the clock was set."""
+    """The store's ClaimOrder, as of now. It is made when it is first asked for, and anew when tags
+    matter that it does not know, or the clock was set."""
     offset_s = store.home.clock() - boot_clock_s()
     named = {*store.home.last_config.limits, *only.tags, *only.not_tags}
-    for order in store.listeners:
-        if isinstance(order, ClaimOrder):
-            was_set = abs(offset_s - order.clock_offset_s) > CLOCK_STEP_S
-            # Compared with the last look: a clock that is only slewed moves little in between.
-            order.clock_offset_s = offset_s
-            if named <= order.named and not was_set:
-                return order
-            store.listeners.remove(order)
-            break
+    known = [one for one in store.listeners if isinstance(one, ClaimOrder)]  # one at most
+    for order in known:
+        # Compared with the last look: a clock that is only slewed moves little in between.
+        was_set = abs(offset_s - order.clock_offset_s) > CLOCK_STEP_S
+        order.clock_offset_s = offset_s
+        if named <= order.named and not was_set:
+            order.advance(now)
+            return order
+        store.listeners.remove(order)
     order = ClaimOrder(store, frozenset(named), now)
     order.clock_offset_s = offset_s
     store.listeners.append(order)
@@ -3691,7 +3689,7 @@ def take_turn(
         may_claim = claim and not config.paused
         if may_claim and not hooks:
             units = Units(config.limits, change.running()) if config.limits else NO_UNITS
-            ready = claim_order(store, change.now, only).first(change.now, units, only)
+            ready = claim_order(store, change.now, only).first(units, only)
             if ready is not None:
                 claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))
                 change.put(ready, claimed)
@@ -3730,9 +3728,8 @@ class Waiting(NamedTuple):
 def what_waits(store: Store) -> Waiting:
     """What waits now. Call it after a look, and in a worker, whose threads share the store, under
     the lock."""
-    now = store.home.now()
-    order = claim_order(store, now)
-    return Waiting(order.oldest(now), order.next_run_at(), len(order.held))
+    order = claim_order(store, store.home.now())
+    return Waiting(order.oldest(), order.next_run_at(), len(order.held))
 
 
 def drain_state(store: Store, only: TagFilter) -> Literal["over", "stuck", "going on"]:
@@ -3741,14 +3738,13 @@ def drain_state(store: Store, only: TagFilter) -> Literal["over", "stuck", "goin
     over    none is pending, failed or processing (in any worker), except for those held back
     stuck   nothing is processing, and no job could start now
     """
-    now = store.home.now()
-    order = claim_order(store, now, only)
+    order = claim_order(store, store.home.now(), only)
     running = store.processing.values()
     is_running = any(only.takes(job.tags) for job in running)
-    if not is_running and not order.has_waiting(now, only):
+    if not is_running and not order.has_waiting(only):
         return "over"
     units = Units(store.home.last_config.limits, running)
-    return "going on" if running or order.first(now, units, only) else "stuck"
+    return "going on" if running or order.first(units, only) else "stuck"
 
 
 def held_back(store: Store) -> JobsById:

@@ -187,5 +187,5 @@ def check_times(store: q.Store, now: str) -> None:
     waiting = [job for job in free if job.state in q.WAITING and not job.held]
     ready = [job for job in waiting if q.is_ready(job, now, store.home.config().backoff_max)]
     first = min(ready, key=lambda job: job.seq, default=None)
-    assert order.oldest(now) == (first.created_at if first else None)
+    assert order.oldest() == (first.created_at if first else None)
     assert order.next_run_at() == min((job.run_at for job in waiting if job not in ready and job.run_at), default=None)

@@ -330,7 +330,7 @@ def test_what_a_dead_job_let_go_waits_again_when_it_is_revived(opened):
     enqueue(store, "b", after=[{"id": "a", "any": True}])
     enqueue(store, "c", after=[{"id": "a", "any": True}], delay=60)
     q.cancel_jobs(store, ["a"])
-    assert q.claim_order(store, store.home.now()).first(store.home.now(), FREE).id == "b"  # type: ignore[union-attr]
+    assert q.claim_order(store, store.home.now()).first(FREE).id == "b"  # type: ignore[union-attr]
     q.revive_jobs(store, ["a"])
     assert (job := claim(store)) is not None and job.id == "a"
     assert claim(store) is None and q.what_waits(store) == (None, None, 0)

@@ -1016,7 +1016,7 @@ class Queue(RuleBasedStateMachine):
             if not self.stepped_back:
                 check_times(store, store.home.now())
                 limits, now = store.home.config().limits, store.home.now()
-                first = q.claim_order(store, now).first(now, q.Units(limits, store.processing.values()))
+                first = q.claim_order(store, now).first(q.Units(limits, store.processing.values()))
                 assert self.paused or (first.id if first else None) in self.choices()
 
 
