@@ -2807,7 +2807,7 @@ class Transaction:
         job dies, its followers that need it die too."""
         before = self.changes[new.id][0] if new.id in self.changes else old
         self.changes[new.id] = (before, new)
-        if new.state == "dead" and old is not None and old.state != "dead":
+        if new.state == "dead":
             self.store.end_followers(self, new)
         return new
 
@@ -2817,8 +2817,8 @@ class Transaction:
 
     def running(self) -> Iterator[Job]:
         """The jobs that are processing after this change."""
-        jobs = {**self.store.processing, **{id: new for id, (_, new) in self.changes.items()}}
-        return (job for job in jobs.values() if job is not None and job.state == "processing")
+        jobs = map(self.job, {*self.store.processing, *self.changes})
+        return (job for job in jobs if job is not None and job.state == "processing")
 
 
 # -- Hand edits
@@ -2998,9 +2998,10 @@ class TagFilter(NamedTuple):
 
     def takes(self, tags: Names | None) -> bool:
         """Whether jobs with these tags are taken."""
-        if self.tags and set(self.tags).isdisjoint(tags or ()):
+        own = set(tags or ())
+        if self.tags and own.isdisjoint(self.tags):
             return False
-        return set(self.not_tags).isdisjoint(tags or ())
+        return own.isdisjoint(self.not_tags)
 
 
 ALL_JOBS = TagFilter()
@@ -3693,10 +3694,8 @@ def take_turn(
             if ready is not None:
                 claimed = claim_job(ready, worker, slot, change.now, units.lowest_free(ready))
                 change.put(ready, claimed)
-        # After a claim, units that were reserved for the job may be free for others.
-        frees = bool(claimed and claimed.units)
-        if reported is not None:
-            frees = frees or _may_free(store, reported, config)
+        jobs = filter(None, (reported, claimed))
+        frees = any(_may_free(store, job, config) for job in jobs)
     changed = (new for _, new in change.changes.values() if new is not None)
     died = [job.id for job in changed if has_died_after(job)]
     return Turn(reported, claimed, hooks, frees, died)
@@ -3711,7 +3710,7 @@ def _is_run(job: Job, run: Job) -> bool:
 
 def _may_free(store: Store, job: Job, config: Config) -> bool:
     """Whether other slots may have a job to claim now: a follower of this one, or a job that needs
-    a resource of this one."""
+    a resource of this one (after a claim too, since its units may have been reserved)."""
     if demand_of(job, config.limits):
         return True
     return job.state in OVER and is_needed(store, job)
@@ -3831,7 +3830,7 @@ def find_all(store: Store, ids: Names) -> list[Job]:
 
 def matches(job: Job, text: str | None, tags: Names = ()) -> bool:
     """Whether id or command holds the text (in any case), and the job has one of the tags."""
-    has_tag = not tags or not set(tags).isdisjoint(job.tags or ())
+    has_tag = TagFilter(tags).takes(job.tags)
     return has_tag and (text or "").lower() in f"{job.id}\0{job.command}".lower()
 
 

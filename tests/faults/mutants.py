@@ -411,7 +411,7 @@ MUTANTS = (
     ),
     Mutant(
         "a claim of units that were kept for its job wakes nobody",
-        (("        frees = bool(claimed and claimed.units)\n", "        frees = False\n"),),
+        (("filter(None, (reported, claimed))", "filter(None, (reported,))"),),
         "test_units.py", "test_a_claim_wakes_others_if_units_were_kept_for_its_job",
     ),
     Mutant(
