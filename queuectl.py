@@ -3902,12 +3902,18 @@ def rerun_jobs(store: Store, ids: Names) -> list[Job]:
     with _waking_transaction(store) as change:
         ms = int(instant_s(change.now) * 1000)
         for seq, job in enumerate(find_all(store, ids), store.n + 1):
-            parents = store.find_jobs(parents_of(job)).values()
-            not_over = [parent.id for parent in parents if parent.state not in OVER]
-            new = rerun_job(job, make_id(ms, seq), seq, not_over, change.now)
+            new = rerun_job(job, make_id(ms, seq), seq, open_parents(store, job), change.now)
             check_needs(new, store.home.config().limits)
             out.append(change.put(None, new))
     return out
+
+
+def open_parents(store: Store, job: Job) -> list[str]:
+    """The ids of the jobs that this job comes after and that are not over. A later job with such an
+    id is another one (J5)."""
+    parents = store.find_jobs(parents_of(job)).values()
+    earlier = [parent for parent in parents if parent.seq < job.seq]
+    return [parent.id for parent in earlier if parent.state not in OVER]
 
 
 def check_dead(job: Job) -> Job:
@@ -4210,10 +4216,7 @@ def hindrance(store: Store, job: Job) -> tuple[str, str]:
         return "", ""
     if job.held:
         return "held", ""
-    parents = store.find_jobs(parents_of(job)).values()
-    earlier = [parent for parent in parents if parent.seq < job.seq]  # see J5
-    going = [parent.id for parent in earlier if parent.state not in OVER]
-    if going:
+    if going := open_parents(store, job):
         more = f" and {len(going) - 3} more" if len(going) > 3 else ""
         return "after", f"{', '.join(going[:3])}{more}"
     lacking = Units(store.home.config().limits, store.processing.values()).lacking(job)

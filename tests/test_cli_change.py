@@ -101,6 +101,17 @@ def test_a_rerun_waits_for_what_is_not_over_of_that_which_its_job_comes_after(ru
     assert jobs()[child]["after"] == ["waiting"] and "after" not in jobs()[free]
 
 
+def test_a_rerun_does_not_wait_for_a_later_job_that_has_the_id_of_a_purged_parent(run, jobs):
+    run("enqueue", "--id", "parent", "true")
+    run("enqueue", "--id", "child", "--after", "parent", "true")
+    run("cancel", "child")
+    run("worker", "start", "--drain")
+    run("purge", "--yes")
+    run("enqueue", "--id", "parent", "true")
+    (new,) = run("rerun", "child").lines
+    assert "after" not in jobs()[new]
+
+
 def test_a_rerun_keeps_the_fields_of_a_users_own(run, home, jobs):
     (home / "jobs.json").write_text('[{"id": "a", "command": "true", "owner": "me"}]')
     (new,) = run("rerun", "a").lines
