@@ -1115,8 +1115,8 @@ def rerun_job(job: Job, id: str, seq: int, not_over: Names, now: str) -> Job:
 
 def edit_job(job: Job, changes: Fields, now: str) -> Job:
     """The job with these fields changed: `command`, `timeout`, `max_retries`, `priority`, `run_at`,
-    `cwd`, `tags`, `env`. `env` adds to the job's own variables. A failed job that is given a
-    `run_at` becomes pending, since it no longer waits for its retry. Raises Refused."""
+    `cwd`, `tags`, `env`, `held`. `env` adds to the job's own variables. A failed job that is given
+    a `run_at` becomes pending, since it no longer waits for its retry. Raises Refused."""
     values: Fields = {**changes, "updated_at": now}
     if "env" in changes:
         values["env"] = parse_env({**(job.env or {}), **changes["env"]})
@@ -3875,23 +3875,10 @@ def edit_jobs(store: Store, ids: Names, changes: Fields) -> list[Job]:
     with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
-                why = f"is {job.state}; only a pending or failed job can be edited"
+                why = f"is {job.state}; only a pending or failed job can be changed or held"
                 hint = f"Change it as you bring it back: queuectl dlq retry {job.id}."
                 raise _refusal(job.id, why, hint if job.state == "dead" else "")
             out.append(change.put(job, edit_job(job, changes, change.now)))
-    return out
-
-
-def hold_jobs(store: Store, ids: Names, held: bool) -> list[Job]:
-    """Hold waiting jobs, or release them. Refuses all others."""
-    out = []
-    with _waking_transaction(store) as change:
-        for job in find_all(store, ids):
-            if job.state not in WAITING:
-                raise _refusal(job.id, f"is {job.state}; only a pending or failed job can be held")
-            if bool(job.held) != held:
-                change.put(job, job._replace(held=held or None, updated_at=change.now))
-            out.append(job)
     return out
 
 
@@ -7713,7 +7700,7 @@ def hold(store: Store, ids: Words) -> None:
     Example:
       queuectl hold job1
     """
-    jobs = hold_jobs(store, ids, True)
+    jobs = edit_jobs(store, ids, {"held": True})
     _done(
         store,
         [f"Job {job.id} is held. Release it with: queuectl release {job.id}" for job in jobs],
@@ -7730,7 +7717,8 @@ def release(store: Store, ids: Words) -> None:
     Example:
       queuectl release job1
     """
-    _done(store, [f"Job {job.id} is not held." for job in hold_jobs(store, ids, False)])
+    jobs = edit_jobs(store, ids, {"held": None})
+    _done(store, [f"Job {job.id} is not held." for job in jobs])
 
 
 @cli.command()

@@ -634,9 +634,9 @@ class Queue(RuleBasedStateMachine):
         reached(f"{'hold' if held else 'release'} of a {row.state} job")
         if row.state not in q.WAITING:
             with pytest.raises(q.Refused):
-                q.hold_jobs(self.acting(second), [id], held)
+                q.edit_jobs(self.acting(second), [id], {"held": held or None})
             return
-        q.hold_jobs(self.acting(second), [id], held)
+        q.edit_jobs(self.acting(second), [id], {"held": held or None})
         if row.held and not held:
             self.released.add(id)
         self.change(id, held=held)
@@ -931,7 +931,7 @@ class Queue(RuleBasedStateMachine):
         elif what == "hold" and ids:
             is_held = self.rows[ids[-1]].held
             self.change(ids[-1], held=not is_held)
-            q.hold_jobs(store, [ids[-1]], not is_held)
+            q.edit_jobs(store, [ids[-1]], {"held": None if is_held else True})
         elif what == "revive" and dead and not any(map(self.is_dead, self.needed(dead[0]))):
             self.revived(dead[0])
             q.revive_jobs(store, [dead[0]])

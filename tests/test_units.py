@@ -268,10 +268,10 @@ def test_cards_are_never_shared_by_workers_that_are_killed(run, start, cards, tm
 def test_a_held_job_starts_when_it_is_released_and_keeps_its_place(store):
     for name in ("a", "b", "c"):
         enqueue(store, name)
-    q.hold_jobs(store, ["a"], True)
+    q.edit_jobs(store, ["a"], {"held": True})
     b = claim(store)
     assert b is not None and b.id == "b" and q.hindrance(store, listing(store)["a"]) == ("held", "")
-    q.hold_jobs(store, ["a"], False)
+    q.edit_jobs(store, ["a"], {"held": None})
     a = claim(store)
     assert a is not None and (a.id, a.seq, a.held) == ("a", 1, None)
 
@@ -283,7 +283,7 @@ def test_a_failed_job_a_delayed_one_and_a_follower_can_be_held(home, store, cloc
     enqueue(store, "follower", after=["parent"])
     enqueue(store, "new", held=True)
     enqueue(store, "other", env={"held": "true"})
-    q.hold_jobs(store, ["delayed", "follower"], True)
+    q.edit_jobs(store, ["delayed", "follower"], {"held": True})
     if folded:
         store.fold()
     store = Watched(home, clock)
@@ -293,7 +293,7 @@ def test_a_failed_job_a_delayed_one_and_a_follower_can_be_held(home, store, cloc
     clock.at += 10
     assert names([claim(store), claim(store)]) == ["other"]
     assert q.what_waits(store) == (None, None, 3) and q.drain_state(store, q.TagFilter(tags=["x"])) == "over"
-    q.hold_jobs(store, ["delayed", "follower", "new"], False)
+    q.edit_jobs(store, ["delayed", "follower", "new"], {"held": None})
     assert names(claim(store) for _ in range(3)) == ["delayed", "follower", "new"]
 
 

@@ -171,7 +171,7 @@ def cards(q: ModuleType, home: str) -> None:
     q.enqueue_job(store, dict(command="true", id="plain", cwd="/"))
     store.fold()
     q.enqueue_job(store, dict(command="true", id="tagged", tags=["t"], cwd="/"))
-    q.hold_jobs(store, ["plain"], True)
+    q.edit_jobs(store, ["plain"], {"held": True})
     close_store(store)
 
 
