@@ -2087,7 +2087,8 @@ class Snapshot:
 
 class Journal:
     """The journal, open. `end` is the offset behind the last line that was read. `start` is the
-    offset behind the first two lines, where the changes since the fold begin.
+    offset behind the first two lines, where the changes since the fold begin. `marks` has the marks
+    in the header, by array; `named` has them and those in the intents that were read.
 
     lines, last_change       its lines from an offset on; what the last one says of the whole queue
     last_record, ids_with    search its bytes, without a replay
@@ -2107,6 +2108,7 @@ class Journal:
             header: Fields = json.loads(body)
             check_format(header, path)
             self.marks = {name: Mark(*header[name]) for name in ARRAYS}
+            self.named = {name: [mark] for name, mark in self.marks.items()}
             # A journal of an earlier boot may have a hole before whole lines, after a power loss.
             self.is_of_this_boot = header["boot"] == boot_id()
             self.inode = os.fstat(self.fd).st_ino  # no other file has it while this one is open
@@ -2196,7 +2198,7 @@ class Listener(Protocol):
 class Store:
     """The jobs of a queue, as journal and snapshot have them.
 
-    read, refresh, follow    look: without the lock; without it, once more; with the lock
+    read, follow             look: without the lock; with it
     transaction, add_bulk    make one change; add many jobs at once
     get, find_jobs           jobs by id; find_raws and change_of give records
     holders                  the active jobs that have some unique keys
@@ -2235,7 +2237,6 @@ class Store:
         self.journal = None
         self.is_light = False
         self._marks: dict[str, Mark] = {}  # of the arrays: as opened, or as the header has them
-        self._named: dict[str, list[Mark]] = {}  # the marks in header and intents, by array
         self.snapshots = {}
         self.counts = [0] * len(STATES)
         self.n = 0
@@ -2245,17 +2246,14 @@ class Store:
 
     # -- Looking
 
-    def read(self, light: bool = False) -> None:
-        """Read the queue as it is now, without the lock and without changing anything."""
+    def read(self, light: bool = False) -> bool:
+        """Read the queue as it is now, without the lock and without changing anything. Gives
+        whether it changed since the last look."""
+        before = self.journal, self.journal and self.journal.end
         if self.home.check():
             self.look(light)
         else:
             self.forget()
-
-    def refresh(self) -> bool:
-        """Read what changed since the last look, without the lock. False if nothing did."""
-        before = self.journal, self.journal and self.journal.end
-        self.read()
         return before != (self.journal, self.journal and self.journal.end)
 
     def follow(self) -> None:
@@ -2399,12 +2397,11 @@ class Store:
     def _replay_all(self, journal: Journal, locked: bool) -> list[str]:
         """Replay the whole journal. Gives the names of the arrays that a person edited: neither
         header nor intent names them."""
-        self._named = {name: [mark] for name, mark in journal.marks.items()}
         self._replay(journal, locked)
         return [
             name
             for name, snapshot in self.snapshots.items()
-            if not any(map(snapshot.is_same, self._named[name]))
+            if not any(map(snapshot.is_same, journal.named[name]))
         ]
 
     def _replay(self, journal: Journal, locked: bool) -> None:
@@ -2419,7 +2416,7 @@ class Store:
             elif is_torn:
                 raise journal.damaged()
             else:
-                self._apply(body)
+                self._apply(journal, body)
                 journal.end += len(line)
         if locked and os.fstat(journal.fd).st_size > journal.end:
             path = self.home.keep_aside("journal-tail", journal.fd, journal.end)
@@ -2429,7 +2426,7 @@ class Store:
                 f"'{path}'."
             )
 
-    def _apply(self, body: bytes) -> None:
+    def _apply(self, journal: Journal, body: bytes) -> None:
         try:
             raws, rest = read_body(body)
             for raw in raws:
@@ -2437,8 +2434,8 @@ class Store:
             self.records |= dict.fromkeys(rest.get("del", ()))
             if "intent" in rest:
                 for name in ARRAYS:
-                    self._named[name].append(Mark(*rest["intent"][name]))
-                if not self.snapshots["jobs"].is_same(self._named["jobs"][-1]):
+                    journal.named[name].append(Mark(*rest["intent"][name]))
+                if not self.snapshots["jobs"].is_same(journal.named["jobs"][-1]):
                     return  # the fold was not committed
             self.counts, self.n = rest["counts"], rest["n"]
         except (ValueError, LookupError, TypeError, StoreError) as error:
@@ -4080,7 +4077,7 @@ def watch_queue(store: Store) -> Iterator[Fields]:
     rates = collections.deque[float](maxlen=RATES_MAX)
     last_s, before = 0.0, inf
     while True:
-        if store.refresh():
+        if store.read():
             dead = store.jobs(reverse=True, states=("dead",))
             newest = islice(dead, FAILURES_MAX)
             failed = [job for job in newest if job.cancelled_at is None]
@@ -4406,7 +4403,7 @@ def _examine_files(store: Store) -> Iterator[str]:
     """What is wrong with the journal's end and the bytes of the arrays. After a look."""
     if _has_tail(store):
         with store.home.locked():  # or another process may be writing that line
-            store.refresh()
+            store.read()
             has_tail = _has_tail(store)
         if has_tail:
             yield (
@@ -7577,7 +7574,7 @@ def wait(store: Store, ids: Words, every: bool, timeout: float, in_json: bool) -
         while len(ended) < len(wanted) and time.monotonic() < deadline:
             warned = warned or _warn_without_worker(store)
             time.sleep(POLL_S)
-            if store.refresh():
+            if store.read():
                 ended |= find_ended(store, [id for id in wanted if id not in ended])
             bar.update(len(ended) - bar.pos)
     if in_json:

@@ -256,7 +256,7 @@ the output of a job that is gone stays: test_an_idle_worker_removes_the_output_o
 outputs are swept without the lock: test_an_idle_worker_removes_the_output_of_jobs_that_are_gone
 -            with self.store.transaction(most_s=PATIENCE_S):
 -                folder
-+            if self.store.refresh() or True:
++            if self.store.read() or True:
 +                folder
 
 an output is not cut at the end of its run: test_an_output_that_was_never_trimmed_while_it_ran_is_trimmed_at_its_end

@@ -780,9 +780,9 @@ def test_a_store_sees_what_others_append_and_survives_their_folds(opened):
     one, other = opened(), opened()
     enqueue(one, "a")
     other.follow()
-    assert not other.refresh()
+    assert not other.read()
     enqueue(one, "b")
-    assert other.refresh() and list(listing(other)) == ["a", "b"]
+    assert other.read() and list(listing(other)) == ["a", "b"]
     for id in "ab":
         q.cancel_jobs(one, [id])
         one.fold()

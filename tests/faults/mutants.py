@@ -60,7 +60,7 @@ ONE_RENAMED = """                if marks[name] != self.snapshots[name].mark:
 """
 INTENT = """        self.append(encode_json({"intent": marks, "counts": counts, "n": n}))
 """
-IS_COMMITTED = """                if not self.snapshots["jobs"].is_same(self._named["jobs"][-1]):
+IS_COMMITTED = """                if not self.snapshots["jobs"].is_same(journal.named["jobs"][-1]):
                     return  # the fold was not committed
 """
 LIGHT_LOOK = """        if journal is None or not journal.is_of_this_boot:
