@@ -2813,6 +2813,10 @@ class Transaction:
         """Remove a job for good."""
         self.changes[old.id] = (old, None)
 
+    def results(self) -> list[Job]:
+        """The jobs that were put, as they are now."""
+        return [new for _, new in self.changes.values() if new is not None]
+
     def running(self) -> Iterator[Job]:
         """The jobs that are processing after this change."""
         jobs = map(self.job, {*self.store.processing, *self.changes})
@@ -2853,9 +2857,8 @@ def take_edits(store: Store, edited: list[str], locked: bool) -> None:
     saved_s = max(store.snapshots[name].mark.mtime_ns for name in edited) / 1e9
     change = Transaction(store, format_instant(saved_s))
     store.end_followers(change, None)
-    for _, new in change.changes.values():
-        assert new is not None
-        store.put_record(encode_job(new), new)
+    for job in change.results():
+        store.put_record(encode_job(job), job)
     store.counts = [0] * len(STATES)
     for _, state, _ in map(head_of, store.raws()):
         store.counts[NUMBER_OF[state]] += 1
@@ -3694,8 +3697,7 @@ def take_turn(
                 change.put(ready, claimed)
         jobs = filter(None, (reported, claimed))
         frees = any(_may_free(store, job, config) for job in jobs)
-    changed = (new for _, new in change.changes.values() if new is not None)
-    died = [job.id for job in changed if has_died_after(job)]
+    died = [job.id for job in change.results() if has_died_after(job)]
     return Turn(reported, claimed, hooks, frees, died)
 
 
@@ -3846,50 +3848,49 @@ def cancel_jobs(store: Store, ids: Names) -> list[Job]:
             if job.state in OVER:
                 raise _refusal(job.id, f"is {job.state} already and cannot be cancelled")
             change.put(job, cancel_job(job, change.now))
-    return [new for _, new in change.changes.values() if new is not None]
+    return change.results()
 
 
 def retry_jobs(store: Store, ids: Names) -> list[Job]:
     """Make failed and delayed jobs due now, and revive dead ones with those that died because of
     them. Refuses all others."""
-    out, dead = [], []
+    dead = []
     with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state in WAITING and job.run_at:
-                out.append(change.put(job, retry_now(job, change.now)))
+                change.put(job, retry_now(job, change.now))
             elif job.state == "dead":
                 dead.append(job)
             else:
                 raise _refusal(
                     job.id, f"is {job.state}; only a failed, delayed or dead job can be retried"
                 )
-        return out + _revive(change, dead, {}, None, refuses=True)
+        _revive(change, dead, {}, None, refuses=True)
+    return change.results()
 
 
 def edit_jobs(store: Store, ids: Names, changes: Fields) -> list[Job]:
     """Change these fields of waiting jobs (`edit_job`). Refuses all others."""
-    out = []
     with _waking_transaction(store) as change:
         for job in find_all(store, ids):
             if job.state not in WAITING:
                 why = f"is {job.state}; only a pending or failed job can be changed or held"
                 hint = f"Change it as you bring it back: queuectl dlq retry {job.id}."
                 raise _refusal(job.id, why, hint if job.state == "dead" else "")
-            out.append(change.put(job, edit_job(job, changes, change.now)))
-    return out
+            change.put(job, edit_job(job, changes, change.now))
+    return change.results()
 
 
 def rerun_jobs(store: Store, ids: Names) -> list[Job]:
     """Add a new job like each of these, whatever its state; gives the new ones. A new job keeps the
     unique key, so two active jobs may have it; an enqueue with that key finds one of them."""
-    out = []
     with _waking_transaction(store) as change:
         ms = int(instant_s(change.now) * 1000)
         for seq, job in enumerate(find_all(store, ids), store.n + 1):
             new = rerun_job(job, make_id(ms, seq), seq, open_parents(store, job), change.now)
             check_needs(new, store.home.config().limits)
-            out.append(change.put(None, new))
-    return out
+            change.put(None, new)
+    return change.results()
 
 
 def open_parents(store: Store, job: Job) -> list[str]:
@@ -3918,7 +3919,8 @@ def revive_jobs(
     stays dead. `spread_s` spreads their starts evenly over that time."""
     with _waking_transaction(store) as change:
         jobs = [check_dead(job) for job in find_all(store, ids)]
-        return _revive(change, jobs, changes or {}, spread_s, refuses=True)
+        _revive(change, jobs, changes or {}, spread_s, refuses=True)
+    return change.results()
 
 
 def revive_all(
@@ -3934,7 +3936,8 @@ def revive_all(
         chosen = [job for job in store.jobs(states=("dead",)) if matches(job, text)]
         if not cancelled:
             chosen = [job for job in chosen if job.cancelled_at is None]
-        return _revive(change, chosen, changes, spread_s, refuses=False)
+        _revive(change, chosen, changes, spread_s, refuses=False)
+    return change.results()
 
 
 def _revive(
@@ -3943,12 +3946,12 @@ def _revive(
     changes: Fields,
     spread_s: float | None,
     refuses: bool,
-) -> list[Job]:
+) -> None:
     """Revive these dead letters with these changes, and unchanged those that died only because of
     them. A job that needs one that stays dead is refused, or stays dead too."""
     chosen = {job.id: number for number, job in enumerate(jobs)}
     begin = changes.get("run_at", change.now)
-    revived: JobsById = {}
+    revived: set[str] = set()
     left_dead: set[str] = set()
     for job in change.store.jobs(states=("dead",)):  # parents come first (J5)
         is_chosen, needed = job.id in chosen, needed_by(job)
@@ -3958,18 +3961,18 @@ def _revive(
             why = f"comes after '{parent}', which is dead"
             hint = "Bring that one back; this one comes back too if it died for no other reason"
             raise _refusal(job.id, why, f"{hint}: queuectl dlq retry {parent}.")
-        died_of_one = has_died_after(job) and not revived.keys().isdisjoint(needed)
+        died_of_one = has_died_after(job) and not revived.isdisjoint(needed)
         if dead or not (is_chosen or died_of_one):
             left_dead.add(job.id)
             continue
         new = revive_job(job, change.now)
-        if is_chosen and spread_s:
-            run_at = add_seconds(begin, spread_s * chosen[job.id] / len(chosen))
-            changes = {**changes, "run_at": run_at}
         if is_chosen:
+            if spread_s:
+                run_at = add_seconds(begin, spread_s * chosen[job.id] / len(chosen))
+                changes = {**changes, "run_at": run_at}
             new = edit_job(new, changes, change.now)
-        revived[job.id] = change.put(job, new)
-    return list(revived.values())
+        change.put(job, new)
+        revived.add(job.id)
 
 
 class Purged(NamedTuple):
