@@ -4748,9 +4748,9 @@ class Attempt:
         # When the main thread has to act: at first when the time limit strikes, then, once it is
         # being ended, when its group gets SIGKILL. inf: never again.
         self.deadline = deadline
-        self.ending: OutcomeKind | None = None  # how it will have ended, once we begin to end it
-        self.reason: str | None = None  # of that outcome
+        self.ending: Outcome | None = None  # how it will have ended, once we begin to end it
         self.kill_at = inf  # when its fence begins to send SIGKILL
+        self.exit_code: int | None = None  # once its leader was reaped; -n after signal n
         self.job_id = ""  # stays empty for a hook
 
 
@@ -4827,7 +4827,7 @@ class Executor:
     """
 
     def __init__(self, base_env: Mapping[bytes, bytes]) -> None:
-        self._table = threading.Lock()  # of `running` (X1)
+        self._table = threading.RLock()  # held to reap and to signal (X1)
         # The descriptors that this process was started with are not for the jobs.
         with suppress(OSError):
             for name in os.listdir("/dev/fd"):
@@ -4894,47 +4894,41 @@ class Executor:
 
     def wait(self, slot: int) -> Outcome:
         """Wait until the slot's attempt is over (X3) and say how it ended."""
-        attempt, status = self.running[slot], None
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
-        else:  # macOS before Python 3.13: only by reaping it, under the lock, do we see its end
-            while (status := self._reap(slot, attempt)) is None:
-                time.sleep(FENCE_POLL_S)
+        attempt = self.running[slot]
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            with suppress(ChildProcessError):  # `end` has reaped it meanwhile
+                os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOWAIT)
+        while (code := self._reap(attempt)) is None:
+            time.sleep(FENCE_POLL_S)
         if attempt.ending is not None:
-            Fence(attempt.trace, attempt.kill_at).wait()
-        if status is None:
-            status = self._reap(slot, attempt)
-        assert status is not None
-        code = os.waitstatus_to_exitcode(status)
-        kind = attempt.ending
-        if kind in (None, "signalled"):  # a job that we cancelled may still have exited by itself
+            Fence(attempt.trace, attempt.kill_at, session_known=True).wait()
+        del self.running[slot]
+        kind, _, _, reason = attempt.ending or Outcome("exited")
+        if kind in ("exited", "signalled"):  # a job that we cancelled may have exited by itself
             kind = "exited" if code >= 0 else "signalled"
         exit_code, number = (code, None) if code >= 0 else (None, -code)
-        return Outcome(kind, exit_code, number, attempt.reason)
+        return Outcome(kind, exit_code, number, reason)
 
-    def _reap(self, slot: int, attempt: Attempt) -> int | None:
-        """The exit status of an attempt that has ended; it leaves the table with its pid (X1)."""
+    def _reap(self, attempt: Attempt) -> int | None:
+        """The exit code of an attempt whose leader has ended; None while it runs."""
         with self._table:
-            pid, status = os.waitpid(attempt.pid, os.WNOHANG)
-            if pid == 0:
-                return None
-            del self.running[slot]
-            return status
+            if attempt.exit_code is None:
+                pid, status = os.waitpid(attempt.pid, os.WNOHANG)
+                if pid != 0:
+                    attempt.exit_code = os.waitstatus_to_exitcode(status)
+                    attempt.deadline = inf  # its pid may be another's by now (X1)
+            return attempt.exit_code
 
-    def end(
-        self, slot: int, attempt: Attempt, kind: OutcomeKind, reason: str | None, grace_s: float
-    ) -> None:
-        """Begin to end a running attempt: SIGTERM to its group now, SIGKILL later by `kill_late`.
-        `kind` and `reason` are its outcome then.
+    def end(self, attempt: Attempt, outcome: Outcome, grace_s: float) -> None:
+        """Begin to end a running attempt, whose outcome that is then: SIGTERM to its group now,
+        SIGKILL later by `kill_late`.
 
         Nothing happens if it has ended by itself or is being ended already.
         """
         with self._table:
-            if self.running.get(slot) is not attempt or attempt.ending is not None:
+            if attempt.ending is not None or self._reap(attempt) is not None:
                 return
-            if _has_exited(attempt.pid):
-                return
-            attempt.ending, attempt.reason = kind, reason
+            attempt.ending = outcome
             attempt.deadline = attempt.kill_at = time.monotonic() + grace_s
             _signal_group(attempt.pid, signal.SIGTERM)
             _signal_group(attempt.pid, signal.SIGCONT)  # a stopped process takes SIGTERM only then
@@ -4946,12 +4940,6 @@ class Executor:
                 if attempt.ending is not None and attempt.deadline <= now_s:
                     attempt.deadline = inf
                     _signal_group(attempt.pid, signal.SIGKILL)
-
-
-def _has_exited(pid: int) -> bool:
-    if not hasattr(os, "waitid"):
-        return False
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _signal_group(pid: int, number: int) -> None:
@@ -4971,13 +4959,13 @@ class Fence:
     living, is_held  the processes that the last look found; whether one held the run's output
     """
 
-    def __init__(self, trace: Trace, kill_at: float) -> None:
+    def __init__(self, trace: Trace, kill_at: float, session_known: bool = False) -> None:
         self.trace = trace
         self.kill_at = kill_at
         self.living: list[int] = []
         self.is_held = False
         self._told: set[int] = set()  # these have got SIGTERM
-        self._session_known = False  # whether the session of that number is surely the run's
+        self._session_known = session_known  # that the session of that number is the run's
         self._empty = 0  # looks in a row that found nothing
         self.kills = 0  # looks after which SIGKILL was sent
 
@@ -5674,18 +5662,18 @@ class Worker:
 
     def _end_attempts(self, now_s: float) -> None:
         """End the attempts that are late, cancelled or to be handed back."""
-        for slot, attempt in list(self._executor.running.items()):
+        for attempt in list(self._executor.running.values()):
             job = self.store.processing.get(attempt.job_id)
             if self.state == "handing back":
-                self._end(slot, attempt, "handed_back", STOPPED)
+                outcome = Outcome("handed_back", reason=STOPPED)
             elif attempt.deadline <= now_s:
-                self._end(slot, attempt, "timed_out", None)
+                outcome = Outcome("timed_out")
             elif job is not None and job.cancelled_at is not None:
-                self._end(slot, attempt, "signalled", "cancelled")
+                outcome = Outcome("signalled", reason="cancelled")
+            else:
+                continue
+            self._executor.end(attempt, outcome, self.home.last_config.grace_period)
         self._executor.kill_late(now_s)
-
-    def _end(self, slot: int, attempt: Attempt, kind: OutcomeKind, reason: str | None) -> None:
-        self._executor.end(slot, attempt, kind, reason, self.home.last_config.grace_period)
 
     def _call_slots(self) -> None:
         """Wake the slots that wait for work, or for a new state of the worker."""
@@ -6013,11 +6001,12 @@ class Worker:
     def _abandon(self, slot: int, reason: str) -> Outcome:
         """End what still runs in a slot after a fault of ours. It returns when nothing of it
         lives."""
+        outcome = Outcome("handed_back", reason=reason)
         attempt = self._executor.running.get(slot)
         if attempt is not None:
-            self._end(slot, attempt, "handed_back", reason)
+            self._executor.end(attempt, outcome, self.home.last_config.grace_period)
             self._executor.wait(slot)
-        return Outcome("handed_back", reason=reason)
+        return outcome
 
     def _explain(self, job: Job, outcome: Outcome) -> Outcome:
         """The outcome with its reason in words, where a person needs more than a number."""

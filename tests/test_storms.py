@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROGRAM
-from real_processes import Call, kill, said, seconds_between
+from real_processes import Call, is_alive, kill, said, seconds_between
 
 import queuectl
 
@@ -128,6 +128,24 @@ def test_an_attempt_that_begins_while_others_are_ended_does_not_disturb_the_main
 
     executor.running[0] = Begins()  # type: ignore[assignment]
     executor.kill_late(1.0)
+
+
+def test_an_attempt_that_was_reaped_is_signalled_no_more(monkeypatch):
+    """Its pid may be that of another process by then."""
+    executor, signals = queuectl.Executor({}), []
+    script = "trap 'exit 3' TERM; echo; while :; do sleep 0.1; done"
+    child = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None and child.stdout.readline() == b"\n"
+    attempt = executor.running[0] = queuectl.Attempt(child.pid, queuectl.Trace("lock/w/a/1", ()), 0.0)
+    executor.end(attempt, queuectl.Outcome("timed_out"), 60.0)
+    assert executor.wait(0) == queuectl.Outcome("timed_out", 3)
+    monkeypatch.setattr(os, "killpg", lambda *signal: signals.append(signal))
+    executor.running[0] = attempt  # as while its fence is not over
+    executor.kill_late(attempt.kill_at + 1)
+    executor.end(attempt, queuectl.Outcome("handed_back"), 0.0)
+    assert signals == []
+    child.returncode = 3  # it was reaped above
+    child.stdout.close()
 
 
 @pytest.fixture
@@ -260,6 +278,26 @@ def test_without_proc_the_group_is_ended_and_the_job_comes_back(orphans, monkeyp
     threading.Thread(target=child.wait, daemon=True).start()  # as init reaps it
     all_back(queuectl.Recovery(orphans, "", print), eventually)
     assert child.returncode == -signal.SIGTERM
+
+
+def test_without_proc_a_job_over_its_limit_ends(enqueue, process, job):
+    enqueue("a", "sleep 60", "--timeout", "0.2", "--max-retries", "1")
+    process("worker", "start", "--drain", code=1, patch="queuectl._PROC = '/nonexistent'")
+    assert (job("a")["state"], job("a")["outcome"]) == ("dead", "timed_out")
+
+
+def test_a_process_of_the_session_that_outlives_its_leader_is_ended_with_it(
+    enqueue, worker, written, run, reaches, tmp_path
+):
+    """Nothing but its session tells that it belongs to the job."""
+    note = tmp_path / "pid"
+    stays = f'trap "" TERM; echo $$ > {note}; while :; do sleep 0.1; done'
+    enqueue("a", f"env -i sh -c {shlex.quote(stays)} > /dev/null 2>&1 & wait", "--timeout", "0")
+    worker()
+    pid = int(written(note))
+    run("cancel", "a")
+    reaches("a", "dead")
+    assert not is_alive(pid)
 
 
 def test_a_session_whose_number_is_anothers_by_now_is_left_alone():

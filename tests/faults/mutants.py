@@ -75,7 +75,7 @@ DESCRIPTOR = """                    fd = (
                     )
 """
 FENCED = """        if attempt.ending is not None:
-            Fence(attempt.trace, attempt.kill_at).wait()
+            Fence(attempt.trace, attempt.kill_at, session_known=True).wait()
 """
 PIECES = """    while start < end and (piece := os.pread(fd, min(size, end - start), start)):
 """
