@@ -1575,7 +1575,7 @@ class Home:
             return ClockMark(mark["boot_id"], float(mark["offset_s"]), float(mark["purge_at_s"]))
         return ClockMark("", 0.0, 0.0)
 
-    def write_clock_mark(self, mark: ClockMark, most_s: float = inf) -> None:
+    def write_clock_mark(self, mark: ClockMark, most_s: float) -> None:
         """Replace .queuectl/clock. Takes the store lock."""
         with self.locked(most_s):
             self.put_file(self._clock_path, [encode_json(mark._asdict())])
@@ -4548,25 +4548,21 @@ class Salvage:
                 if "format" in rest:
                     check_format(rest, path)
                     continue
-                if "intent" not in rest:
-                    self._apply(raws, rest.get("del", ()))
-                elif Mark(*rest["intent"]["jobs"]) == marks["jobs"]:
-                    # That fold was committed: the arrays hold all that the lines above say.
+                if "intent" in rest:
+                    if Mark(*rest["intent"]["jobs"]) != marks["jobs"]:
+                        continue  # the fold was not committed
+                    # It was committed: the arrays hold all that the lines above say.
                     self.jobs, self._named = dict(arrays), dict(named)
-                else:
-                    continue  # the fold was not committed
+                for job in map(decode_job, raws):
+                    self.jobs[job.id] = job
+                for id in rest.get("del", ()):
+                    self.jobs.pop(id, None)
+                    self._named.pop(id, None)
                 counts = list(rest["counts"])
             except (ValueError, LookupError, TypeError, BadValue) as error:
                 if line:
                     self._judge_line(f"'{path}', line {number}, is damaged: {error}.", line)
         return counts
-
-    def _apply(self, raws: Iterable[bytes], deleted: Iterable[str]) -> None:
-        for job in map(decode_job, raws):
-            self.jobs[job.id] = job
-        for id in deleted:
-            self.jobs.pop(id, None)
-            self._named.pop(id, None)
 
     def _judge_line(self, problem: str, line: bytes) -> None:
         """Take in what may be believed of a damaged line (D2)."""
@@ -4640,7 +4636,6 @@ def mend(store: Store) -> tuple[list[str], str]:
     memory."""
     home = store.home
     home.keeps_settings = True
-    has_settings = home.read_settings() is None
     with home.locked():
         if home.live_workers():
             raise StoreError(
@@ -4651,7 +4646,7 @@ def mend(store: Store) -> tuple[list[str], str]:
         for path in (home.config_path, *store.paths.values(), store.journal_path):
             with suppress(FileNotFoundError), opened(path, _READ) as fd:
                 copies.append(home.keep_aside(os.path.basename(path), fd))
-        if not has_settings:
+        if home.read_settings():
             _mend_settings(home)
         store.forget()
         ordered = sorted(found.jobs.values(), key=lambda job: job.seq)
