@@ -2209,7 +2209,7 @@ class Store:
     counts, n                true after a look
     records, processing      true after a full look (not `is_light`)
 
-    `records` has each job that the journal has: its latest record, or None if it was deleted. All
+    `records` has each job that the journal has: its latest record, or b"" if it was deleted. All
     other jobs are read from the snapshot when they are asked for.
     """
 
@@ -2240,7 +2240,7 @@ class Store:
         self.snapshots = {}
         self.counts = [0] * len(STATES)
         self.n = 0
-        self.records: dict[str, bytes | None] = {}
+        self.records: dict[str, bytes] = {}
         self.processing: JobsById = {}
         self.listeners: list[Listener] = []
 
@@ -2431,7 +2431,7 @@ class Store:
             raws, rest = read_body(body)
             for raw in raws:
                 self.put_record(raw)
-            self.records |= dict.fromkeys(rest.get("del", ()))
+            self.records |= dict.fromkeys(rest.get("del", ()), b"")
             if "intent" in rest:
                 for name in ARRAYS:
                     journal.named[name].append(Mark(*rest["intent"][name]))
@@ -2503,7 +2503,7 @@ class Store:
         if not self.is_light:
             for raw, job in puts:
                 self.put_record(raw, job)
-            self.records |= dict.fromkeys(deleted)
+            self.records |= dict.fromkeys(deleted, b"")
 
     def append(self, body: bytes) -> None:
         """Append a line to the journal. The caller brings memory up to date."""
@@ -2733,7 +2733,7 @@ class Store:
         """What the journal says of a job: its record, b"" if it was deleted, None if nothing."""
         if self.is_light:
             return self._searchable().last_record(id)
-        return self.records[id] or b"" if id in self.records else None
+        return self.records.get(id)
 
     def holders(self, keys: Names) -> JobsById:
         """The jobs that have these unique keys and are not over, by key."""
@@ -2747,10 +2747,10 @@ class Store:
 
     def search(self, needle: bytes) -> Iterator[bytes]:
         """The records that hold these bytes, of the jobs in the journal and in jobs.json."""
-        changed: Iterable[bytes | None] = self.records.values()
+        changed: Iterable[bytes] = self.records.values()
         if self.is_light:
             changed = self.find_raws(self._searchable().ids_with(needle)).values()
-        yield from (raw for raw in filter(None, changed) if needle in raw)
+        yield from (raw for raw in changed if needle in raw)
         if "jobs" in self.snapshots:
             hits = self.snapshots["jobs"].records(needle)
             yield from (raw for _, raw in hits if self.change_of(id_of(raw)) is None)
@@ -3520,8 +3520,11 @@ class Bulk:
         the journal does not hold."""
         store = self._store
         store.home.config()  # a first start has just written it; a bad one must stop us here
+        names = (self._given | self.parents) - {""}
+        if max(len(names), len(self._keys)) > SEARCH_MAX:
+            store.look(locked=True)  # a light store searches the whole journal for each of them
         self._holders = store.holders(self._keys - {""})
-        named = store.find_jobs((self._given | self.parents) - {""})
+        named = store.find_jobs(names)
         self._states = {id: job.state for id, job in named.items()}
         for id in self.parents & named.keys():
             if store.change_of(id) is None:

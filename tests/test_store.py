@@ -367,6 +367,18 @@ def test_a_light_look_reads_no_array_and_replays_nothing(home, opened, monkeypat
     enqueue(store)
 
 
+@pytest.mark.parametrize("field", ["id", "unique"])
+def test_a_bulk_of_many_names_does_not_search_the_journal_for_each(opened, monkeypatch, field):
+    bulk(opened(), *["x" * 100] * 500)
+    enqueue(opened(), "a", unique="key")
+    searched: list[str] = []
+    monkeypatch.setattr(q.Journal, "last_record", lambda journal, id: searched.append(id))
+    store = opened()
+    lines = [json.dumps({"command": "true", field: f"name{number}"}) for number in range(20)]
+    assert len(bulk(store, *lines).ids) == 20 and store.counts[0] == 521
+    assert not searched
+
+
 LOOKS: dict[str, Callable[[Watched], object]] = {"counts": lambda store: store.read(light=True), "enqueue": enqueue}
 
 

@@ -45,7 +45,7 @@ REMEMBERED = """        self.counts, self.n = counts, n
         if not self.is_light:
             for raw, job in puts:
                 self.put_record(raw, job)
-            self.records |= dict.fromkeys(deleted)
+            self.records |= dict.fromkeys(deleted, b"")
 """
 BEGUN_ANEW = """        try:
             self._write_journal(marks, [encode_job(job) for job in self.processing.values()])
