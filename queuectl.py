@@ -1680,7 +1680,7 @@ def storage_error(error: OSError, path: str) -> StoreError:
     return StoreError(f"{error.strerror or error}: '{where}'. {advice}")
 
 
-def unconfirmed(error: OSError, command: str) -> StoreError:
+def unconfirmed(error: OSError, command: str = "queuectl list") -> StoreError:
     """The error for a change that was written but whose sync failed. `command` shows what is
     stored."""
     return StoreError(
@@ -2639,7 +2639,7 @@ class Store:
         except OSError as error:
             self.forget()  # the next look finds out which renames were done
             if committed:
-                raise unconfirmed(error, "queuectl list") from error
+                raise unconfirmed(error) from error
             raise
 
     def _write_journal(self, marks: Mapping[str, Mark], running: Sequence[bytes] = ()) -> None:
@@ -2685,7 +2685,7 @@ class Store:
                         else os.dup(self.journal.fd)
                     )
                 except OSError as error:
-                    raise unconfirmed(error, "queuectl list") from error
+                    raise unconfirmed(error) from error
                 self._unsynced = False
             try:
                 os.fsync(fd)
@@ -2707,7 +2707,7 @@ class Store:
                 self._unsynced = False
         except (OSError, StoreError):
             self._break("An earlier change may be lost: the disk did not confirm it.")
-            raise unconfirmed(error, "queuectl list") from error
+            raise unconfirmed(error) from error
 
     # -- Looking jobs up
 
@@ -2803,7 +2803,7 @@ class Transaction:
     def put(self, old: Job | None, new: Job) -> Job:
         """Replace a job by its next state, or add one (`old` is None). Gives the new job. If the
         job dies, its followers that need it die too."""
-        before = self.changes[new.id][0] if new.id in self.changes else old
+        before, _ = self.changes.get(new.id, (old, new))
         self.changes[new.id] = (before, new)
         if new.state == "dead":
             self.store.end_followers(self, new)
