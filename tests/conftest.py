@@ -227,7 +227,7 @@ def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen
     for child in begun:
         if child.poll() is None:
             child.kill()
-        child.wait(10)
+        child.wait(30)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def jobs(run: Callable[..., Result]) -> Callable[[], dict[str, dict[str, Any]]]:
 def eventually() -> Callable[..., Any]:
     """`eventually(lambda: ...)`: polls until it is truthy and returns that; fails after `seconds`."""
 
-    def poll(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    def poll(condition: Callable[[], Any], seconds: float = 30) -> Any:
         deadline = time.monotonic() + seconds
         while True:
             answer = condition()

@@ -34,7 +34,7 @@ def _fill(run, process, start, jobs, eventually) -> None:
     worker = start("worker", "start")
     eventually(lambda: jobs()["flaky"]["state"] == "failed")
     process("worker", "stop")
-    worker.wait(20)
+    worker.wait(30)
     run("enqueue", "--id", "waiting", "echo waiting")
     run("enqueue", "--id", "later", "--at", "2099-01-01T00:00:00Z", "echo later")
 

@@ -138,7 +138,7 @@ def said(child: subprocess.Popen[bytes]) -> str:
 def kill(child: subprocess.Popen[bytes]) -> None:
     """The end that nothing can prepare for."""
     child.kill()
-    child.wait(10)
+    child.wait(30)
 
 
 # -- terminals

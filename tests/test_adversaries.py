@@ -47,10 +47,10 @@ def begin() -> Iterator[Callable[..., Started]]:
     yield call
     for child in begun:
         child.kill()
-        child.communicate(timeout=10)
+        child.communicate(timeout=30)
 
 
-def end_of(child: Started, seconds: float = 20) -> tuple[int, str, str]:
+def end_of(child: Started, seconds: float = 30) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a process that must end by itself."""
     out, err = child.communicate(timeout=seconds)
     assert b"Traceback" not in err, err.decode()
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_a_stream_that_waits_for_its_next_line_also_after_a_refused_
     child.stdin.flush()
     assert b"In line 2" in child.stderr.readline()
     child.send_signal(signal.SIGINT)
-    assert child.wait(20) == 130 and list(jobs()) == ["a"]
+    assert child.wait(30) == 130 and list(jobs()) == ["a"]
 
 
 @pytest.mark.parametrize("module", ["json", "click", "filelock"])
@@ -271,7 +271,7 @@ WAITS_FOR_CHILDREN = """
 class Popen(subprocess.Popen):
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
-        self.wait(20)
+        self.wait(30)
 subprocess.Popen = Popen
 """
 

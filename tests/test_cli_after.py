@@ -338,5 +338,5 @@ def test_a_limit_of_none_at_all_is_said_by_show(run, enqueue, jobs, start, event
     eventually(lambda: states(jobs) == {"a": "pending", "b": "completed"})
     assert run("show", "a").lines[-1].endswith("the limit of tag gpu is used up")
     run("config", "unset", "limits")
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert states(jobs)["a"] == "completed"

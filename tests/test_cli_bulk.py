@@ -208,7 +208,7 @@ def test_a_line_of_a_stream_is_accepted_before_the_next_one_comes(home, jobs):
                 assert stream.stdout.readline() == f"{name}\n".encode()
                 assert len(jobs()) == number
             stream.stdin.close()
-            assert stream.wait(20) == 0
+            assert stream.wait(30) == 0
         finally:
             stream.kill()
 

@@ -30,7 +30,7 @@ def commands(jobs: Jobs) -> list[str]:
 
 
 def printed_by(command: str, shell: str = "sh") -> str:
-    done = subprocess.run([shell, "-c", command], capture_output=True, check=True, cwd="/", timeout=20)
+    done = subprocess.run([shell, "-c", command], capture_output=True, check=True, cwd="/", timeout=30)
     return done.stdout.decode()
 
 
@@ -256,7 +256,7 @@ def test_no_accepted_template_lets_an_argument_out(tmp_path):
             continue
         tried += 1
         for shell in filter(shutil.which, ("sh", "bash")):
-            subprocess.run([shell, "-c", fields["command"]], capture_output=True, cwd=tmp_path, timeout=20, input=b"")
+            subprocess.run([shell, "-c", fields["command"]], capture_output=True, cwd=tmp_path, timeout=30, input=b"")
             assert not (tmp_path / "OUT").exists(), (shell, template)
 
 

@@ -299,7 +299,7 @@ def test_wait_ends_when_the_job_is_cancelled_meanwhile(run, start):
     run("enqueue", "--id", "a", "true")
     waiting = start("wait", "a")
     run("cancel", "a")
-    assert waiting.wait(20) == 1
+    assert waiting.wait(30) == 1
 
 
 # ---- worker list and worker stop ----

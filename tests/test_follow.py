@@ -36,7 +36,7 @@ def follow(home: Path, tmp_path: Path) -> Iterator[Call]:
     yield call
     for child in begun:
         child.kill()
-        child.wait(10)
+        child.wait(30)
 
 
 def test_several_jobs_are_followed_in_whole_lines_that_begin_with_their_id(enqueue, follow, worker, gate, eventually):
@@ -46,7 +46,7 @@ def test_several_jobs_are_followed_in_whole_lines_that_begin_with_their_id(enque
     worker("--count", "2")
     eventually(lambda: sorted(lines()) == ["a one", "b first"])  # "tw" has no end yet
     gate.open()
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert [line for line in lines() if line[0] == "a"] == ["a one", "a two", "a last"]
     assert [line for line in lines() if line[0] == "b"] == ["b first", "b ", "b second"]
 
@@ -66,7 +66,7 @@ def test_a_retried_job_is_followed_through_its_runs(quick, enqueue, follow, work
     enqueue("b", "echo b")
     child, lines = follow("a", "b")
     worker()
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert sorted(lines()) == ["a run 1", "a run 2", "a run 3", "b b"]
 
 
@@ -85,7 +85,7 @@ def test_all_that_runs_and_starts_is_followed_until_ctrl_c(enqueue, follow, work
     eventually(lambda: sorted(lines()) == sorted([*(f"{id} of {id}" for id in ids), "runs of runs", "runs later"]))
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
-    assert child.wait(20) == 130
+    assert child.wait(30) == 130
 
 
 def test_each_run_of_a_job_that_is_retried_is_followed(quick, enqueue, follow, worker, eventually, tmp_path):
@@ -173,7 +173,7 @@ def test_following_ends_when_nobody_reads_any_more(enqueue, worker, gate, follow
     os.close(writer)
     assert os.read(reader, 100) == b"a one\n"
     os.close(reader)
-    assert child.wait(20) == 1
+    assert child.wait(30) == 1
 
 
 def test_several_without_a_worker_are_told_so_once(terminal, enqueue, eventually):

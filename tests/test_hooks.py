@@ -127,8 +127,8 @@ def test_a_stopping_worker_lets_its_hook_finish(worker, run, enqueue, gate, even
 
 
 def test_a_second_stop_ends_the_hook(worker, run, enqueue, written, eventually, tmp_path, job):
-    child = worker()
-    run("config", "set", "on_finish", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    child = worker(patch="queuectl.HOOK_S = 600.0")  # the stop ends the hook, not its time limit
+    run("config", "set", "on_finish", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     enqueue("a", "true")
     pid = int(written(tmp_path / "pid"))
     run("worker", "stop", "--now")
@@ -154,7 +154,9 @@ STUBBORN = "(trap '' TERM HUP; exec sleep 600) & echo $! >> {note}; trap '' TERM
 def test_whoever_clears_a_dead_worker_away_ends_its_hook_first(
     worker, run, enqueue, written, eventually, tmp_path, home, job
 ):
-    child = worker("--count", "2")
+    child = worker(
+        "--count", "2", patch="queuectl.HOOK_S = 600.0"
+    )  # the other worker ends the hook, not its time limit
     run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
     enqueue("a", "true")
     pid = int(written(tmp_path / "pid"))
@@ -185,7 +187,7 @@ def test_fencing_a_run_leaves_the_hook_of_another_run_alone(
 def test_a_hook_that_runs_too_long_is_ended_with_all_that_it_started(run, enqueue, process, tmp_path):
     run("config", "set", "on_finish", STUBBORN.format(note=tmp_path / "pid"))
     enqueue("a", "true")
-    done = process("worker", "start", "--drain", patch="queuectl.HOOK_S = 0.3")
+    done = process("worker", "start", "--drain", patch="queuectl.HOOK_S = 2.0")
     assert "Warning: on_finish of job a failed: " in done.err
     assert not is_alive(int((tmp_path / "pid").read_text()))
 

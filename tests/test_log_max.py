@@ -240,7 +240,7 @@ def test_following_goes_on_after_what_was_left_out(talker, start, gate, eventual
     follower = start("logs", "a", "--follow")
     eventually(lambda: "end of first" in said(follower))
     gate.open()
-    assert follower.wait(20) == 0
+    assert follower.wait(30) == 0
     assert said(follower).endswith("end of first\nlast words\n") and "were left out here" in said(follower)
 
 

@@ -191,7 +191,7 @@ def test_a_killed_workers_job_is_back_soon_while_another_worker_lives(victim, wo
     worker()
     kill(first)
     # 5 seconds are promised where nothing of it lives, else grace_period + 5; the rest is for a busy machine.
-    done = reaches("a", "completed", 12)
+    done = reaches("a", "completed")
     assert (done["runs"], done["recoveries"], overlapped()) == (2, 1, [])
 
 

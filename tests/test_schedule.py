@@ -83,7 +83,7 @@ def test_a_full_tag_holds_up_no_other_job_and_a_change_of_the_limit_is_followed_
     assert job("second")["state"] == "pending"
     assert run("show", "second").lines[-1].endswith("the limit of tag gpu is used up")
     run("config", "set", "limits", "gpu=2")
-    reaches("second", "processing", 5)
+    reaches("second", "processing")
     gate.open()
     reaches("second", "completed")
 
@@ -99,8 +99,8 @@ def test_a_report_wakes_another_process_for_what_it_frees(run, worker, enqueue, 
     enqueue("b", "true", "--tag", "gpu", "--tag", "second")
     enqueue("c", "true", "--tag", "second", "--after", "a")
     gate.open()
-    reaches("b", "completed", 10)
-    reaches("c", "completed", 10)
+    reaches("b", "completed")
+    reaches("c", "completed")
     eventually(lambda: "b completed" in said(other) and "c completed" in said(other))
 
 

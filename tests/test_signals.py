@@ -101,7 +101,7 @@ def test_ctrl_z_halts_the_worker_and_leaves_its_job_running_and_its_own(
     reaches("b", "completed")
     assert is_alive(pid) and (job("a")["state"], job("a")["runs"]) == ("processing", 1)
     other.terminate()
-    assert other.wait(20) == 0
+    assert other.wait(30) == 0
     shell.type(b"\n")
     gate.open()
     assert reaches("a", "completed")["runs"] == 1
@@ -124,7 +124,7 @@ def test_ctrl_z_never_halts_a_worker_while_it_holds_the_lock(worker, run, eventu
         child.send_signal(signal.SIGCONT)
         eventually(lambda: state_of(child.pid) != "T")
     child.terminate()
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
 
 
 def state_of(pid: int) -> str:
@@ -166,7 +166,7 @@ def test_a_signal_that_ends_a_job_together_with_its_workers_stop_is_not_a_failed
     # A service manager signals every process that it finds: the worker's group and the job's.
     os.killpg(child.pid, signal.SIGTERM)
     os.killpg(pid, number)
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     back = job("a")
     assert (back["state"], back["attempts"], back["runs"]) == ("pending", 0, 1)
 
@@ -181,7 +181,7 @@ def test_a_job_that_fails_by_itself_while_its_worker_stops_is_a_failed_attempt(
     child.terminate()
     eventually(lambda: "Stopping" in said(child))
     gate.open()
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert (job("a")["state"], job("a")["attempts"], job("a")["exit_code"]) == ("dead", 1, 3)
 
 
@@ -203,7 +203,7 @@ def test_a_worker_goes_on_when_nobody_reads_its_stderr(deaf_worker, enqueue, rea
         reaches(name, "completed")
     assert deaf_worker.poll() is None
     deaf_worker.terminate()
-    assert deaf_worker.wait(20) == 0
+    assert deaf_worker.wait(30) == 0
 
 
 # -- commands whose output nobody takes
@@ -259,5 +259,5 @@ def test_ctrl_c_during_worker_stop_ends_only_the_waiting(held, worker, terminal,
     eventually(shell.ended)
     assert shell.child.returncode == 130, quiet(shell.screen())
     gate.open()
-    assert child.wait(20) == 0  # what was asked stays asked
+    assert child.wait(30) == 0  # what was asked stays asked
     assert job("a")["state"] == "completed"

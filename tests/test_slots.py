@@ -97,7 +97,7 @@ def test_idle_slots_end_and_start_again_and_again(worker, count, threads, eventu
     enqueue("a", "true")
     assert run("wait", "a").code == 0
     run("worker", "stop")
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
 
 
 def test_the_slot_that_is_shown_is_the_jobs_own_also_among_added_ones(
@@ -133,7 +133,7 @@ def test_a_drain_may_grow_and_shrink(start, held, running, count, eventually, ga
     eventually(lambda: len(running()) == 4)
     count(1)
     gate.open()
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
 
 
 def test_a_stop_ends_a_worker_that_is_shrinking(worker, held, running, count, eventually, gate, start):
@@ -144,7 +144,7 @@ def test_a_stop_ends_a_worker_that_is_shrinking(worker, held, running, count, ev
     count(1)
     stopper = start("worker", "stop")
     gate.open()
-    assert (stopper.wait(20), child.wait(20)) == (0, 0)
+    assert (stopper.wait(30), child.wait(30)) == (0, 0)
 
 
 @pytest.mark.parametrize("change", ["grown", "shrunk"])
@@ -187,7 +187,7 @@ def patched(home: Path, tmp_path: Path) -> Iterator[Call]:
     yield call
     for child in begun:
         child.kill()
-        child.wait(10)
+        child.wait(30)
 
 
 def test_a_slot_that_ends_gives_back_what_its_last_turn_claimed_in_vain(
@@ -306,12 +306,12 @@ def test_a_drain_says_once_that_it_waits_for_the_load(load, eventually, enqueue)
     eventually(lambda: len(load.looks.read_text()) > 3)
     assert child.poll() is None and load.said().count("above") == 1
     load.set(0)
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
 
 
 def test_an_empty_drain_does_not_wait_for_the_load(load):
     load.set(9)
-    assert load.start("--drain", "--max-load", "1").wait(20) == 0
+    assert load.start("--drain", "--max-load", "1").wait(30) == 0
     assert "above" not in load.said()
 
 

@@ -31,9 +31,9 @@ def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home, run, reaches)
         run("enqueue", "--file", "-", input="\n".join(f'{{"id": "j{n}", "command": "true"}}' for n in range(120)))
         words = [sys.executable, str(PROGRAM), "worker", "start", "--count", "2"]
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=writer)
-        reaches("j119", "completed", seconds=60)
+        reaches("j119", "completed")
         child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(30) == 0
     finally:
         os.close(reader)
         os.close(writer)
@@ -58,7 +58,7 @@ def test_a_worker_whose_journal_was_cut_short_ends_its_jobs_and_leaves(
     data = journal.read_bytes()
     os.truncate(journal, data.rindex(b"\n", 0, -1) + 1)
     enqueue("b", "true")  # wakes the worker, which sees that its journal is shorter
-    assert child.wait(20) == 3
+    assert child.wait(30) == 3
     assert "was cut while in use" in said(child)
     assert note.read_text() == "run\n"
     run("doctor")

@@ -364,11 +364,11 @@ def test_a_drain_says_that_it_waits_for_units(run, start, eventually, given):
     drain = start("worker", "start", "--drain")
     eventually(lambda: "waits for jobs that wait for units" in said(drain))
     run("config", "set", "limits", "gpu=2")
-    assert drain.wait(10) == 0
+    assert drain.wait(30) == 0
 
 
 def test_a_worker_starts_a_job_as_soon_as_it_is_released(run, enqueue, worker, reaches):
     enqueue("a", "true", "--hold")
     worker()
     run("release", "a")
-    reaches("a", "completed", 5)
+    reaches("a", "completed")

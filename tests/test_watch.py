@@ -282,4 +282,4 @@ def test_in_a_pipe_it_is_a_line_each_time(run, start, eventually):
         lines[0]
     )
     child.send_signal(signal.SIGINT)
-    assert child.wait(10) == 130
+    assert child.wait(30) == 130

@@ -98,7 +98,7 @@ def test_drain_does_not_count_cancelled_jobs(run, held, worker):
     child = worker("--drain")
     is_running()
     run("cancel", "a")
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
 
 
 def test_drain_waits_for_retries_and_for_delayed_jobs(enqueue, drain, jobs):
@@ -112,7 +112,7 @@ def test_a_drain_that_waits_for_a_retry_says_so_also_while_other_jobs_wait(enque
     enqueue("other", "true")
     enqueue("retried", 'test "$QUEUECTL_ATTEMPT" = 2', "--tag", "x")
     child = worker("--drain", "--tag", "x")
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert "The drain waits for a retry or a delayed job, due at" in said(child) and "units" not in said(child)
 
 
@@ -125,7 +125,7 @@ def test_drain_waits_for_a_job_that_another_worker_runs(held, gate, worker, enqu
     reaches("b", "completed")  # the draining one has run what it could
     assert second.poll() is None
     gate.open()
-    assert second.wait(20) == 0
+    assert second.wait(30) == 0
 
 
 def test_drain_of_a_paused_queue_says_so_once_and_waits(run, enqueue, worker, eventually, job):
@@ -135,7 +135,7 @@ def test_drain_of_a_paused_queue_says_so_once_and_waits(run, enqueue, worker, ev
     eventually(lambda: "is paused" in said(child))
     assert (child.poll(), job("a")["state"]) == (None, "pending")
     run("resume")
-    assert child.wait(20) == 0
+    assert child.wait(30) == 0
     assert said(child).count("is paused") == 1
     assert job("a")["state"] == "completed"
 
@@ -147,7 +147,7 @@ def test_drain_of_a_paused_queue_says_so_once_and_waits(run, enqueue, worker, ev
 def test_a_detached_worker_is_ready_when_the_command_returns_and_can_be_stopped(
     word, process, worker_pids, enqueue, reaches, home, eventually
 ):
-    process("worker", "start", word, timeout=20)  # and holds neither its stdout nor its stderr
+    process("worker", "start", word, timeout=30)  # and holds neither its stdout nor its stderr
     (pid,) = worker_pids()
     assert is_alive(pid) and os.getsid(pid) != os.getsid(0)
     enqueue("silent", "true")
@@ -184,8 +184,8 @@ def test_the_first_request_to_stop_lets_the_running_job_finish_and_claims_nothin
     eventually(lambda: "Stopping" in said(child))  # it says so
     assert is_alive(pid) and (stop is None or stop.poll() is None)
     gate.open()
-    assert stop is None or stop.wait(20) == 0
-    assert child.wait(20) == 0
+    assert stop is None or stop.wait(30) == 0
+    assert child.wait(30) == 0
     assert (job("a")["state"], job("a")["attempts"], job("a")["runs"]) == ("completed", 1, 1)
     assert (job("b")["state"], job("b")["runs"]) == ("pending", 0)
 
@@ -193,7 +193,7 @@ def test_the_first_request_to_stop_lets_the_running_job_finish_and_claims_nothin
 def test_worker_stop_stops_all_workers_of_the_home(process, worker):
     children = [worker(), worker()]
     process("worker", "stop")
-    assert [child.wait(5) for child in children] == [0, 0]
+    assert [child.wait(30) for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,7 +204,7 @@ def test_a_second_signal_hands_the_job_back_without_using_an_attempt(number, hel
     child.send_signal(number)
     eventually(lambda: "Stopping" in said(child))
     child.send_signal(number)
-    assert child.wait(20) == 128 + number
+    assert child.wait(30) == 128 + number
     assert not is_alive(pid)
     back = job("a")
     assert (back["state"], back["attempts"], back["runs"]) == ("pending", 0, 1)
@@ -218,7 +218,7 @@ def test_worker_stop_now_hastens_a_stop_and_what_is_handed_back_runs_again(held,
     process("worker", "stop", "--timeout", "0.1", code=1)
     assert child.poll() is None and job("a")["state"] == "processing"
     process("worker", "stop", "--now", code=0)
-    child.wait(5)
+    child.wait(30)
     assert (job("a")["state"], job("a")["attempts"]) == ("pending", 0)
     gate.open()
     drain()

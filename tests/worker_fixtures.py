@@ -25,7 +25,7 @@ from real_processes import ON_A_TERMINAL, Call, Gate, Terminal, processes_below,
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """Ends, after the test, every process that belongs to its directory: workers, jobs, daemons of jobs."""
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while left := processes_below(tmp_path):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -62,7 +62,7 @@ def job(jobs: Call) -> Call:
 def reaches(job: Call, eventually: Call) -> Call:
     """`reaches("a", "completed")`: waits for that state and returns the job."""
 
-    def wait(name: str, state: str, seconds: float = 20) -> Any:
+    def wait(name: str, state: str, seconds: float = 30) -> Any:
         eventually(lambda: job(name)["state"] == state, seconds)
         return job(name)
 
@@ -127,7 +127,7 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
     for one in opened:
         if one.child.poll() is None:
             one.child.kill()
-        one.child.wait(10)
+        one.child.wait(30)
         if one.master >= 0:
             one.hang_up()
 

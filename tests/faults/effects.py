@@ -22,7 +22,7 @@ EFFECTS = (
 )  # fmt: skip
 WRITES = ("write", "pwrite")
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EMFILE")
-HANG_S = 10  # whatever takes longer hangs
+HANG_S = 60  # whatever takes longer hangs
 MEMORY = "/dev/shm"  # where homes are made by the thousand, in a fifth of the time; nothing here is really synced
 SCRATCH = MEMORY if os.access(MEMORY, os.W_OK) else None
 

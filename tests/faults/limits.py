@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 SEED = os.environ.get("FAULTS_SEED", "limits")
 TMPFS_BYTES = 256 << 10
 ROOM_BYTES = 8192  # free, and yet too little for the output of a job
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 
 
 FIRST = ("completed", 1)  # state and attempts: nobody lost one

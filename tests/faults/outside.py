@@ -42,7 +42,7 @@ CALLS = {
     "fchmod": "fchmod", "chmod": "chmod", "fchmodat": "chmod", "link": "link", "linkat": "link", "symlink": "symlink",
     "symlinkat": "symlink", "rmdir": "rmdir", "flock": "lock",
 }  # fmt: skip
-ATTACH_S = 20
+ATTACH_S = 60
 BEGIN = "/the scenario begins here"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 

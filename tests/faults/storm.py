@@ -35,7 +35,7 @@ WORKERS, THREADS = 3, 3
 BEAT_S = 0.12  # between two acts
 WATCH_S = 2.0  # between two looks whether what is over lives
 HOOK_S = 30.0  # as in queuectl.py
-STUCK_S = 40.0  # so long without a change, once there are no more faults
+STUCK_S = 120.0  # so long without a change, once there are no more faults
 RECOVERIES_MAX = 5  # a job whose workers died more often is rightly dead
 KINDS = ("plain", "plain", "forks", "leaves", "leaves bare", "bare", "deaf", "prints", "fails", "late")
 DIES = ("fails", "late")
@@ -287,7 +287,7 @@ class Storm:
         self.judge_hooks(jobs)
         self.problems += [f"traceback: {line}" for line in self.queue.faults_said()]
         self.problems += [f"left: something of {id}" for id in jobs if self.queue.lives(id)]
-        deadline = time.monotonic() + HOOK_S + 15  # what watches over a hook outlives its killed worker by that
+        deadline = time.monotonic() + HOOK_S + 60  # what watches over a hook outlives its killed worker by that
         while (left := processes_below(self.queue.folder)) and time.monotonic() < deadline:
             time.sleep(0.2)
         self.problems += [f"left: process {pid}" for pid in left]

@@ -150,13 +150,13 @@ def test_a_sync_waits_for_the_one_that_another_thread_began(home, run):
         def _effect(self, name: str, real: Any, *args: Any, **more: Any) -> Any:
             if name == "fsync":
                 begun.set()
-                assert release.wait(20)
+                assert release.wait(30)
             return super()._effect(name, real, *args, **more)
 
     with standing_in(queuectl, Slow(lock_descriptor)):
         threads = [threading.Thread(target=store.sync) for _ in range(2)]
         threads[0].start()
-        assert begun.wait(20)
+        assert begun.wait(30)
         threads[1].start()
         threads[1].join(0.2)
         early = not threads[1].is_alive()  # it would say that the change is on the disk

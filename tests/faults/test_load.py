@@ -77,7 +77,7 @@ def all_ran_once(queue, ids, waits):
 
 def test_a_rush_of_enqueues_is_refused_nothing_and_loses_nothing(queue):
     words = [sys.executable, "-c", RUSH, str(queue.program.parent), str(ENQUEUERS), str(EACH)]
-    done = subprocess.run(words, env=queue.env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=queue.env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     waits = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("waited")]
     ids = [line for line in done.stdout.splitlines() if not line.startswith("waited")]

@@ -167,7 +167,7 @@ def test_links_at_the_names_of_a_worker_are_refused_or_removed_and_not_followed(
 def test_a_pipe_in_the_place_of_the_workers_log_is_refused_and_never_waited_for(home, process):
     process("enqueue", "true")
     os.mkfifo(home / ".queuectl" / "worker.log")
-    refused = process("worker", "start", "--detach", code=3, timeout=20)
+    refused = process("worker", "start", "--detach", code=3, timeout=60)
     assert "not an ordinary file" in refused.err
 
 
@@ -206,7 +206,7 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang_a_command(name, process, ru
     (home / name).unlink(missing_ok=True)
     os.mkfifo(home / name, 0o600)
     for words in (["list"], ["enqueue", "true"]):
-        assert process(*words, code=None, timeout=20).code in (0, 3)
+        assert process(*words, code=None, timeout=60).code in (0, 3)
 
 
 # -- Other users
