@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -232,17 +232,17 @@ class Queue(RuleBasedStateMachine):
         ]
         return sorted(ids, key=lambda id: (-self.rows[id].priority, self.rows[id].seq))
 
-    def ready(self, unseen: str = "", is_fine: bool = True) -> list[str]:
+    def ready(self, unseen: Collection[str] = (), is_fine: bool = True) -> list[str]:
         """Ids that a claim may take, in its order. It does not see the job that the same turn reports, nor what comes
-        after that. Of jobs that are alike the first counts for how long they have waited; a store that knew other
-        limits once may tell more of them apart (`is_fine`)."""
+        after that or after a job that died with it (`unseen`). Of jobs that are alike the first counts for how long
+        they have waited; a store that knew other limits once may tell more of them apart (`is_fine`)."""
         if self.paused:
             return []
         ids: list[str] = []
         kept: set[str] = set()  # resources, for jobs that waited too long to be overtaken
         firsts: set[object] = set()
         for id in self.due():
-            if unseen in (id, *self.parents(id)):
+            if not {id, *self.parents(id)}.isdisjoint(unseen):
                 continue
             row, needs = self.rows[id], self.demand(id)
             alike = (row.priority, row.tag if is_fine or row.tag in self.limits else None, row.needs)
@@ -254,7 +254,7 @@ class Queue(RuleBasedStateMachine):
                 kept |= needs.keys()
         return ids
 
-    def choices(self, unseen: str = "") -> set[str | None]:
+    def choices(self, unseen: Collection[str] = ()) -> set[str | None]:
         """What a claim may take: nearly always one job, or none."""
         ready = [self.ready(unseen, is_fine) for is_fine in (True, False)]
         return {ids[0] if ids else None for ids in ready}
@@ -437,6 +437,7 @@ class Queue(RuleBasedStateMachine):
         id = self.pick(number, "processing")
         row, running, ready = self.rows[id], self.running(id), [id, *self.ready()]
         claims = claims and not self.stepped_back
+        going = [one for one, row in self.rows.items() if row.state not in q.OVER]
         done = (running, outcome)
         turn = q.take_turn(self.acting(second), row.worker or "", running.slot or 0, done, claims, q.TagFilter())
         assert turn.reported is not None
@@ -458,7 +459,8 @@ class Queue(RuleBasedStateMachine):
         assert turn.reported.state == self.rows[id].state
         if claims:
             # What comes after the job that is reported is claimed in the next turn.
-            assert (turn.claimed.id if turn.claimed else None) in self.choices(unseen=id)
+            ended = [one for one in going if self.rows[one].state in q.OVER]
+            assert (turn.claimed.id if turn.claimed else None) in self.choices(unseen=[id, *ended])
         if turn.claimed is not None:
             reached(f"claimed what the report {'allowed' if turn.claimed.id not in ready else 'did not change'}")
             self.claimed(turn.claimed.id, running.worker or "")
