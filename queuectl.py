@@ -562,8 +562,17 @@ def _format_second(whole_s: int) -> str:
 
 
 def instant_s(instant: str) -> float:
-    """Seconds since 1970 of a stored instant."""
-    return datetime.fromisoformat(instant).timestamp()
+    """Seconds since 1970 of a stored instant. Raises StoreError for any other text."""
+    return _moment(instant).timestamp()
+
+
+def _moment(instant: str) -> datetime:
+    try:
+        return datetime.fromisoformat(instant)
+    except ValueError:
+        raise StoreError(
+            f"A record has '{instant}' where a time was written (bad disk?). See: queuectl doctor."
+        ) from None
 
 
 def say_count(number: int, noun: str) -> str:
@@ -576,7 +585,7 @@ def say_count(number: int, noun: str) -> str:
 def say_instant(instant: str) -> str:
     """A stored instant for a person: the local zone, whole seconds."""
     try:
-        return datetime.fromisoformat(instant).astimezone().isoformat(" ", "seconds")
+        return _moment(instant).astimezone().isoformat(" ", "seconds")
     except OverflowError:  # in a zone east of UTC it is in the year 10000
         return instant
 
@@ -722,16 +731,17 @@ def parse_units(value: Any, name: str) -> Any:
     return value
 
 
-def _name(bytes_max: int) -> Check:
-    wanted = f"a text in UTF-8 without NUL, of 1 to {bytes_max} bytes"
-    return _rule(lambda value: value != "" and is_text(value, bytes_max), wanted)
+parse_unique = _rule(
+    lambda value: value != "" and is_text(value, TEXT_BYTES_MAX),
+    f"a text in UTF-8 without NUL, of 1 to {TEXT_BYTES_MAX} bytes",
+)
 
 
 FIELD_CHECKS: dict[str, Check] = {
     "id": parse_id,
     "state": _choice(STATES),
     "seq": _whole(0, SEQ_MAX),
-    "unique": _name(TEXT_BYTES_MAX),
+    "unique": parse_unique,
     "command": parse_command,
     **dict.fromkeys(("attempts", "runs", "slot", "recoveries"), _count),
     "max_retries": _whole(0, RETRIES_MAX),
@@ -746,7 +756,7 @@ FIELD_CHECKS: dict[str, Check] = {
     "held": parse_held,
     "after": parse_after,
     "no_retry_on": parse_exit_codes,
-    "worker": _name(ID_CHARS_MAX),
+    "worker": parse_id,  # part of a path
     "outcome": _choice(get_args(OutcomeKind)),
     "exit_code": _whole(0, 255),
     "signal": _whole(1, 64),
@@ -794,7 +804,7 @@ def trust_job(raw: bytes) -> Job:
     """
     try:
         record, _ = _read_json(raw.decode())
-        if record.keys() <= FIELD_CHECKS.keys():
+        if record.keys() <= FIELD_CHECKS.keys() and record.get("state") in STATES:
             return Job(unique=record.pop("unique", None), **record)
         return decode_job(raw)
     except (ValueError, TypeError, AttributeError, BadValue) as error:
@@ -1387,9 +1397,10 @@ class Home:
         )
 
     def lock_id(self) -> str:
-        """Device and inode of the lock file, which tell this home from a copy of it."""
-        info = os.stat(self.lock_path)
-        return f"{info.st_dev}.{info.st_ino}"
+        """Device and inode of the lock file, which tell this home from a copy of it; 0.0 before the
+        first start."""
+        device, inode = identity_of(self.lock_path) or (0, 0)
+        return f"{device}.{inode}"
 
     # -- Settings
 
@@ -1513,10 +1524,11 @@ class Home:
         """What the file of a live or dead worker says. What is unusable in it is left out."""
         path, rows, seen_s = self._worker_path(name), [], 0.0
         header: Fields = {
-            "dead": False, "pid": int(name.partition("-")[0]), "threads": 0,
+            "dead": False, "pid": 0, "threads": 0,
             "started_at": self.now(), "tags": [], "not_tags": [],
         }  # fmt: skip
         with suppress(OSError, ValueError, TypeError):
+            header["pid"] = int(name.partition("-")[0])  # a hand edit may name any worker
             first, *lines = bytes_of(path).split(b"\n")
             seen_s = os.stat(path).st_mtime
             header |= json.loads(first)
@@ -4289,7 +4301,7 @@ class Tally:
         failed = 0
         for entry in job.history or ():
             # A hand edit may have left fields out, or put texts there that are no instants.
-            with suppress(LookupError, ValueError, TypeError):
+            with suppress(LookupError, StoreError, TypeError):
                 if entry["finished_at"] >= self._since:
                     failed += self._add_attempt(entry, job.created_at)
         if not self._since:  # the attempts that the history has forgotten count too
@@ -6371,7 +6383,7 @@ def _attempt_row(entry: Fields) -> str:
     kind: Any = str(known["outcome"])
     outcome = Outcome(kind, entry.get("exit_code"), entry.get("signal"))
     known["how"] = describe_outcome(outcome)
-    with suppress(ValueError, TypeError):
+    with suppress(StoreError, TypeError):
         took_s = instant_s(known["finished_at"]) - instant_s(known["started_at"])
         known["when"] = f"{say_instant(known['started_at'])}, took {say_duration(took_s)}"
     return "attempt {attempt} (run {run}): {how}, {when}".format_map(known)

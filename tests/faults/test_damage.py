@@ -206,6 +206,18 @@ def test_a_byte_that_the_disk_changed_in_an_array_makes_no_traceback(target, nam
     try_all(target, name, sample(every(target, name, ("flipped", "NUL")), 200), each=1, by_disk=True)
 
 
+@pytest.mark.parametrize(("name", "whole", "changed"), [
+    ("jobs.json", b'_at": "2', b'_at": ":'), ("dlq.json", b'_at": "2', b'_at": ":'),
+    ("jobs.json", b'"state": "p', b'"state": "x'), ("dlq.json", b'"state": "d', b'"state": "x'),
+])  # fmt: skip
+def test_a_field_that_the_disk_changed_makes_no_traceback_in_any_command(target, name, whole, changed):
+    data = (target.template / name).read_bytes()
+    assert whole in data
+    bad = data.replace(whole, changed)
+    problems = {" ".join(command): target.meet(name, bad, command, by_disk=True) for command in EVERY}
+    assert not any(problems.values()), problems
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("jobs.json", "dlq.json"))
 def test_every_byte_that_the_disk_changed_in_an_array_makes_no_traceback(target, name):

@@ -211,3 +211,24 @@ def test_a_record_that_the_disk_changed_is_a_storage_error_for_whoever_looks_for
     array.write_bytes(array.read_bytes().replace(b'"attempts"', b'"attempt_"'))
     os.utime(array, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "cannot be used" in run("cancel", "a", code=3).err
+
+
+def running(worker: str) -> str:
+    """An array that a person wrote: one job that runs in that worker."""
+    job = {"id": "a", "command": "true", "state": "processing", "attempts": 1, "runs": 1, "worker": worker, "slot": 0}
+    return json.dumps([job])
+
+
+def test_a_job_of_a_worker_that_never_was_is_shown_and_taken_back(home, run, process):
+    (home / "jobs.json").write_text(running("bob"))
+    assert "its worker bob is dead" in run("show", "a").out
+    process("worker", "start", "--drain")
+    assert run("show", "a", "--json").json["state"] == "completed"
+
+
+def test_the_name_of_a_worker_cannot_lead_to_another_file(home, run):
+    text = running("../../dlq.json")
+    (home / "jobs.json").write_text(text)
+    answer = run("cancel", "a", code=3)
+    assert "'worker' cannot be" in answer.err and (home / "jobs.json").read_text() == text
+    assert (home / "dlq.json").read_text() == "[\n]\n"
