@@ -263,7 +263,7 @@ def test_the_unit_under_a_running_systemd(
 
     pid = begin("crashed")
     os.kill(int(systemctl("show", "-p", "MainPID", "--value", "queuectl")), signal.SIGKILL)
-    done = reaches("crashed", "completed")
+    done = reaches("crashed", "completed", seconds=60)
     assert (done["attempts"], done["runs"], done["recoveries"]) == (1, 2, 1)
     assert not is_alive(pid)
 

@@ -31,7 +31,7 @@ def test_a_stderr_that_nobody_reads_does_not_stop_the_worker(home, run, reaches)
         run("enqueue", "--file", "-", input="\n".join(f'{{"id": "j{n}", "command": "true"}}' for n in range(120)))
         words = [sys.executable, str(PROGRAM), "worker", "start", "--count", "2"]
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=writer)
-        reaches("j119", "completed")
+        reaches("j119", "completed", seconds=60)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
     finally:
