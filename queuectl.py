@@ -5240,13 +5240,6 @@ class SlotLog:
         except OSError as error:
             raise HostFault(f"the log '{path}' cannot be kept: {error.strerror}") from error
 
-    def close(self) -> None:
-        """At the worker's end: remove the log if it is empty."""
-        with suppress(OSError):
-            if self._fd is not None and os.fstat(self._fd).st_size == 0:
-                os.unlink(self.path)
-        self.release()
-
 
 def trim_log(fd: int, most: int) -> bool:
     """Give the oldest blocks of a log back to the disk, so that little more than its newest `most`
@@ -5297,7 +5290,7 @@ def keep_orphan_log(logs: Words, most: int, has_begun: bool) -> None:
 
 
 def sweep_slot_logs(logs_dir: str, worker: str) -> None:
-    """Remove the empty logs that a dead worker's idle slots left."""
+    """Remove the empty logs of the idle slots of a worker that is dead or leaves."""
     with os.scandir(logs_dir) as entries:
         for entry in entries:
             if entry.name.startswith(f"{worker}.") and entry.stat().st_size == 0:
@@ -5825,6 +5818,8 @@ class Worker:
             # The FIFO is closed next, and another file may get its descriptor. The handlers stay:
             # there is nothing left to stop.
             signal.set_wakeup_fd(-1)
+            with suppress(OSError):
+                sweep_slot_logs(self.home.logs_dir, self.name)
             self.home.forget_worker(self.name)
             self.file.close()
         self.say(f"Worker {self.name} stopped.")
@@ -5888,7 +5883,6 @@ class Worker:
                             self._work.wait()
                 elif self.state == "running":
                     self._pause()
-        self._slots[slot].close()
 
     def _is_surplus(self, slot: int) -> bool:
         """Whether the slot is one too many: `worker_count` was lowered."""
