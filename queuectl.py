@@ -5534,10 +5534,11 @@ class Worker:
         speaker, *others = self._threads
         for thread in others:
             thread.join()
-        code = self._leave()
-        self._unsaid.put("")
-        speaker.join(LAST_WORDS_S)
-        return code
+        try:
+            return self._leave()
+        finally:
+            self._unsaid.put("")
+            speaker.join(LAST_WORDS_S)
 
     def _start(self, loop: Callable[..., None], *args: int) -> None:
         """Start a thread. Raises Refused."""
@@ -5811,9 +5812,6 @@ class Worker:
                     self.store.fold()
                 began_at = self.file.header["started_at"]
                 died = self.drain and has_died_since(self.store, began_at, self.only)
-        except QueueError as error:
-            self._error = error
-            self.say(f"Error: {error}")
         finally:
             # The FIFO is closed next, and another file may get its descriptor. The handlers stay:
             # there is nothing left to stop.
