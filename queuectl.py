@@ -5120,10 +5120,10 @@ def _writes_to(pid: int, path: str) -> bool:
     not the job's."""
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for name in os.listdir(f"{_PROC}/{pid}/fd"):
-            if identity_of(f"{_PROC}/{pid}/fd/{name}") == identity_of(path):
-                flags = re.search(rb"flags:\s*([0-7]+)", _read_proc(pid, f"fdinfo/{name}"))
-                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                    return True
+            link = f"{_PROC}/{pid}/fd/{name}"
+            # The mode of the link itself is that with which the file was opened.
+            if identity_of(link) == identity_of(path) and os.lstat(link).st_mode & stat.S_IWUSR:
+                return True
     return False
 
 
