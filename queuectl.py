@@ -5613,9 +5613,11 @@ class Worker:
         threads = say_count(self.threads, "thread")
         limit_s = self.home.last_config.job_timeout
         limit = f"a time limit of {limit_s:g} s for a new job" if limit_s else "no time limit"
+        # No Ctrl+C reaches a worker that leads a session: it is detached, or a service.
+        leads = os.getsid(0) == os.getpid()
+        how = "with: queuectl worker stop." if leads else "with Ctrl+C."
         self.say(
-            f"Worker {self.name} started: {threads}, home {self.home.path}, {limit}. Stop it with "
-            "Ctrl+C."
+            f"Worker {self.name} started: {threads}, home {self.home.path}, {limit}. Stop it {how}"
         )
 
     # -- The main thread's chores

@@ -152,9 +152,16 @@ def test_a_detached_worker_is_ready_when_the_command_returns_and_can_be_stopped(
     assert is_alive(pid) and os.getsid(pid) != os.getsid(0)
     enqueue("silent", "true")
     reaches("silent", "completed")
-    eventually(lambda: "silent" in (home / ".queuectl" / "worker.log").read_text())
+    log = home / ".queuectl" / "worker.log"
+    eventually(lambda: "silent" in log.read_text())
+    assert "Stop it with: queuectl worker stop.\n" in log.read_text()
     process("worker", "stop", code=0)
     assert worker_pids() == set() and not is_alive(pid)
+
+
+def test_a_worker_in_the_foreground_is_stopped_with_ctrl_c(worker, eventually):
+    child = worker()
+    eventually(lambda: "Stop it with Ctrl+C.\n" in said(child))
 
 
 # -- stopping
