@@ -4983,12 +4983,12 @@ class Fence:
         """One look, one signal to each process found. True once the run is surely gone."""
         try:
             self.look()
+            spared = {*_ancestors(), -os.getpgrp()}  # X4
         except OSError:  # no descriptors or no memory to look with: nothing is known
             self._empty = 0
             return False
         killing = time.monotonic() >= self.kill_at
         self.kills += killing
-        spared = {*_ancestors(), -os.getpgrp()}  # X4
         for pid in self.living:
             if pid in spared:
                 continue
@@ -5917,8 +5917,8 @@ class Worker:
         self.file.wake()
 
     def _attempt(self, slot: int, job: Job) -> Outcome:
-        """Run the job once and keep its output. Gives how it ended, and never raises: a fault of
-        ours or of the machine hands the job back (F5, F6)."""
+        """Run the job once and keep its output. Gives how it ended: a fault of ours or of the
+        machine hands the job back (F5, F6). If that fails too, the slot begins anew."""
         try:
             outcome = self._run_command(slot, job)
             self._set_trouble(slot, None)

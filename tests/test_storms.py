@@ -258,6 +258,18 @@ def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monk
         kill(child)
 
 
+def test_a_fence_that_cannot_find_the_ancestors_looks_again(monkeypatch):
+    fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", ()), 0.0)
+    with monkeypatch.context() as patch:
+
+        def no_descriptors() -> set[int]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patch.setattr(queuectl, "_ancestors", no_descriptors)
+        assert not any([fence.step() for _ in range(3)])
+    assert [fence.step() for _ in range(2)] == [False, True]
+
+
 @pytest.mark.parametrize("is_empty", [False, True])
 def test_without_proc_the_group_is_ended_and_the_job_comes_back(orphans, monkeypatch, eventually, tmp_path, is_empty):
     """Also where /proc is there but empty, as a sandbox may leave it."""
