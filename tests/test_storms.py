@@ -105,6 +105,16 @@ def test_a_fault_in_the_main_threads_chores_ends_no_worker(enqueue, job, process
     assert job("a")["state"] == "completed"
 
 
+@pytest.mark.parametrize("error", ["queuectl.StoreError('broken')", "OSError(5, 'broken')"])
+def test_what_fails_at_a_workers_end_is_said_once_after_the_last_words(error, enqueue, process, run):
+    enqueue("a", "true")
+    patch = f"def broken(*args): raise {error}\nqueuectl.has_died_since = broken"
+    done = process("worker", "start", "--drain", code=3, patch=patch)
+    assert done.err.count("Error: ") == 1
+    assert "a completed" in done.err.partition("Error: broken")[0]
+    assert run("worker", "list").out == ""
+
+
 def test_slots_whose_runner_fails_at_the_same_moment_are_all_told_that_the_host_is_at_fault(monkeypatch):
     """Each had looked the runner up before the first of them failed and dropped it."""
     executor = queuectl.Executor(os.environb)
