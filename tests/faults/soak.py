@@ -88,7 +88,7 @@ def work(queue: Queue, number: int, rng: random.Random) -> None:
     if number % 4 == 1:
         queue.call("dlq", "retry", "--all", codes=(0, 1))
         until_over(queue)
-    queue.call("purge", "--yes", codes=(0, 1))
+    queue.call("purge", "--state", "completed", "--state", "dead", "--yes")
     if number % 6 == 1:
         time.sleep(SETTLED_S)
         jobs = queue.home / "jobs.json"
