@@ -5778,12 +5778,15 @@ class Worker:
         is_trusted = mark.boot_id == boot and abs(mark.offset_s - offset_s) <= TICK_S
         if is_trusted and now_s < mark.purge_at_s:
             return
-        self.home.write_clock_mark(ClockMark(boot, offset_s, now_s + PURGE_S), PATIENCE_S)
+        mark = ClockMark(boot, offset_s, now_s + PURGE_S)
+        self.home.write_clock_mark(mark, PATIENCE_S)
         keep_s = self.home.config().keep_completed
         if not (is_trusted and keep_s):
             return
         before = add_seconds(self.home.now(), -keep_s)
         gone = purge_completed(self.store, before, PATIENCE_S)
+        if len(gone) == PURGE_JOBS:  # there may be more, for the next minute
+            self.home.write_clock_mark(mark._replace(purge_at_s=now_s), PATIENCE_S)
         if gone:
             self.say(f"Purged {len(gone)} jobs that completed longer ago than keep_completed.")
         for job in gone:

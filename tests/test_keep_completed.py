@@ -71,6 +71,22 @@ def test_a_worker_purges_what_was_completed_long_ago_and_not_before_it_has_known
     assert list(listing(store)) == ["lost", "new", "last"]
 
 
+def test_a_purge_that_was_full_goes_on_in_the_next_minute(store, clock, boot, monkeypatch):
+    """Else a queue that completes more in an hour than one purge deletes would grow for ever."""
+    monkeypatch.setattr(q, "PURGE_JOBS", 2)
+    for number in range(5):
+        enqueue(store, f"a{number}")
+        run_next(store, q.Outcome("exited", 0))
+    store.fold()
+    passes(clock, boot, 40 * DAY_S)
+    worker, left = idle_worker(store), []
+    for seconds in (0, 3600, 60, 60, 60):
+        passes(clock, boot, seconds)
+        worker._keep_house(q.boot_clock_s())
+        left.append(len(listing(store)))
+    assert left == [5, 3, 1, 0, 0]
+
+
 @pytest.mark.usefixtures("old")
 def test_zero_keeps_everything(store, clock, boot):
     q.set_setting(store, "keep_completed", "0")
