@@ -621,7 +621,8 @@ class Queue(RuleBasedStateMachine):
             return
         (new,) = q.rerun_jobs(self.acting(second), [id])
         assert new.id not in self.rows
-        after = tuple(item for item in row.after if item[0] in self.rows and self.rows[item[0]].state not in q.OVER)
+        open_parents = [parent for parent in self.parents(id) if self.rows[parent].state not in q.OVER]
+        after = tuple(item for item in row.after if item[0] in open_parents)
         event(f"rerun of a job that comes after {'some' if after else 'none'}")
         self.added(
             new.id, priority=row.priority, max_retries=row.max_retries, unique=row.unique, tag=row.tag, after=after,
