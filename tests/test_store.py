@@ -785,6 +785,21 @@ def test_an_id_in_both_arrays_is_no_error_where_the_journal_holds_it(home, opene
     assert (ids_in(home), ids_in(home, "dlq")) == (["a", "c"], ["b"]) and q.examine(opened()) == []
 
 
+def test_an_enqueue_after_a_large_bulk_that_died_before_its_rename_does_not_count_its_jobs(opened, faulty):
+    """The intent of that fold counts them, and the last line of the journal is that intent."""
+    store = opened()
+    enqueue(store, "a")
+    store.fold()
+    effects = faulty(is_of("/jobs.json", "rename"), dies)
+    with pytest.raises(Died):
+        bulk(store, *["true"] * 10)
+    effects.undo()
+    assert enqueue(opened(), "b").seq == 2
+    counter = opened()
+    counter.read(light=True)
+    assert counter.counts[0] == 2 and set(seen(counter)) == {"a", "b"}
+
+
 # -- Readers, and stores that follow each other
 
 

@@ -190,7 +190,7 @@ MUTANTS = (
         "a light look takes an intent for a change",
         (("        if body is None or not body.startswith(b'{\"put\"'):\n            return None\n",
           "        if body is None:\n            return None\n"),),
-        "points.py", "enqueue after a fold died before its renames", "killed",
+        "test_store.py", "test_an_enqueue_after_a_large_bulk_that_died_before_its_rename_does_not_count_its_jobs",
     ),
     Mutant(
         "a look reads on in a journal that was replaced",
