@@ -146,7 +146,7 @@ def test_an_attempt_that_was_reaped_is_signalled_no_more(monkeypatch):
     script = "trap 'exit 3' TERM; echo; while :; do sleep 0.1; done"
     child = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdout is not None and child.stdout.readline() == b"\n"
-    attempt = executor.running[0] = queuectl.Attempt(child.pid, queuectl.Trace("lock/w/a/1", ()), 0.0)
+    attempt = executor.running[0] = queuectl.Attempt(child.pid, queuectl.Trace("lock/w/reaped/1", ()), 0.0)
     executor.end(attempt, queuectl.Outcome("timed_out"), 60.0)
     assert executor.wait(0) == queuectl.Outcome("timed_out", 3)
     monkeypatch.setattr(os, "killpg", lambda *signal: signals.append(signal))
@@ -258,9 +258,9 @@ def test_a_finder_that_cannot_finish_lets_another_one_and_says_that_the_worker_i
 
 
 def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monkeypatch):
-    child = subprocess.Popen(["sleep", "60"], env={"QUEUECTL_RUN": "lock/w/a/1"})
+    child = subprocess.Popen(["sleep", "60"], env={"QUEUECTL_RUN": "lock/w/spared/1"})
     try:
-        fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", ()), 0.0)
+        fence = queuectl.Fence(queuectl.Trace("lock/w/spared/1", ()), 0.0)
         monkeypatch.setattr(queuectl, "_ancestors", lambda: {os.getpid(), child.pid})
         assert not any([fence.step() for _ in range(3)]) and fence.living == [child.pid]
         assert child.poll() is None
@@ -269,7 +269,7 @@ def test_a_run_that_this_process_descends_from_is_not_over_and_is_not_ended(monk
 
 
 def test_a_fence_that_cannot_find_the_ancestors_looks_again(monkeypatch):
-    fence = queuectl.Fence(queuectl.Trace("lock/w/a/1", ()), 0.0)
+    fence = queuectl.Fence(queuectl.Trace("lock/w/unseen/1", ()), 0.0)
     with monkeypatch.context() as patch:
 
         def no_descriptors() -> set[int]:
