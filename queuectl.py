@@ -2528,15 +2528,17 @@ class Store:
         raws: Sequence[bytes],
         number: Callable[[Sequence[bytes], str, int], Iterable[bytes]],
         may_fold: bool,
+        light: bool,
     ) -> None:
-        """Add new jobs, all or nothing. `number(raws, now, n)` gives their records under the lock.
+        """Add new jobs, all or nothing. `number(raws, now, n)` gives their records under the lock,
+        after a look that may be light.
 
         They become one line of the journal, written here, since the records are encoded already. If
         they are at least a quarter of the arrays, or too long for a line, they go straight into a
         new jobs.json. `may_fold` allows that: all of them are new and pending.
         """
         size = sum(map(len, raws))
-        with self.transaction(light=True) as change:
+        with self.transaction(light) as change:
             arrays = sum(mark.size for mark in self._marks.values())
             if may_fold and (4 * size >= arrays or size > LINE_BYTES_MAX):
                 self.look(locked=True)
@@ -3414,7 +3416,8 @@ def enqueue_job(store: Store, fields: Fields) -> tuple[Job, bool]:
     there before. Refuses a taken id, and a parent that is not there. A job that needs a dead one is
     dead from the start."""
     bulk = Bulk(store, keep_records=True)
-    store.add_bulk([bulk.encode_fields(fields)], bulk.number, may_fold=False)
+    raw = bulk.encode_fields(fields)
+    store.add_bulk([raw], bulk.number, False, bulk.is_light())
     store.home.wake_workers()
     raw, is_duplicate = bulk.records[0]
     return trust_job(raw), is_duplicate
@@ -3437,7 +3440,7 @@ def enqueue_bulk(
     raws = list(bulk.encode(lines, options, unit))
     may_fold = not bulk.parents  # a job with parents may be dead at once, and belong in dlq.json
     try:
-        store.add_bulk(raws, bulk.number, may_fold)
+        store.add_bulk(raws, bulk.number, may_fold, bulk.is_light())
     except Refused as error:
         raise Refused(f"In {unit} {bulk.line}: {error}") from None
     store.home.wake_workers()
@@ -3500,6 +3503,10 @@ class Bulk:
         self.parents.update(parents_of(job))
         return encode_job(job)
 
+    def is_light(self) -> bool:
+        """Whether a light look is enough: it searches the whole journal for each name."""
+        return len(self._given | self.parents | self._keys) <= SEARCH_MAX
+
     def number(self, lines: Sequence[bytes], now: str, n: int) -> Iterator[bytes]:
         """The new records, with id and seq. Before them it gives the records of parents that the
         journal does not hold: once they are in it, no worker searches the arrays for them. Under
@@ -3532,11 +3539,8 @@ class Bulk:
         the journal does not hold."""
         store = self._store
         store.home.config()  # a first start has just written it; a bad one must stop us here
-        names = (self._given | self.parents) - {""}
-        if max(len(names), len(self._keys)) > SEARCH_MAX:
-            store.look(locked=True)  # a light store searches the whole journal for each of them
         self._holders = store.holders(self._keys - {""})
-        named = store.find_jobs(names)
+        named = store.find_jobs((self._given | self.parents) - {""})
         self._states = {id: job.state for id, job in named.items()}
         for id in self.parents & named.keys():
             if store.change_of(id) is None:
@@ -4170,7 +4174,7 @@ def is_work_left_alone(view: Fields, now: str) -> bool:
     return is_retry_due or view["oldest_pending_s"] is not None or view["jobs"]["processing"] > 0
 
 
-def why_waiting(store: Store, job: Job, processes: list[str]) -> str | None:
+def why_waiting(store: Store, job: Job, processes: Names) -> str | None:
     """Why a job does not run, or who runs it; None for a job that is over. `processes` are those
     of its run."""
     if job.state in OVER:
@@ -6311,7 +6315,7 @@ JOB_HEAD: Row = ("id", "state       attempts         when  command")
 DEAD_HEAD: Row = ("id", "attempts  outcome                       when  last output")
 
 
-def job_row(job: Job, now: str, waits_for: Sequence[str] = ()) -> Row:
+def job_row(job: Job, now: str, waits_for: Names = ()) -> Row:
     """One job of a list: id, state, attempts, when, what it waits for, command."""
     when = job.run_at if job.state in WAITING and job.run_at else job.updated_at
     made = f"{job.attempts}/{max(1, job.max_retries)}"
@@ -6360,7 +6364,7 @@ def attempt_line(job: Job) -> str:
     return f"{job.id} {state}: {job.reason}"
 
 
-def job_page(job: Job, why: str | None, processes: list[str], now: str) -> str:
+def job_page(job: Job, why: str | None, processes: Names, now: str) -> str:
     """One job whole, for a person: its fields, its attempts, and why it is not running."""
     fields = job_to_dict(job._replace(history=None))
     fields |= {"now": why, "processes": processes or None}

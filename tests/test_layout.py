@@ -49,7 +49,7 @@ HOMES = {
 
 # What a reader has to carry: tokens without comments and docstrings; lines with three of `if`, `for`, `and`, `or`;
 # branches of a function on average; methods of a class; lines of a function. The goal: 46,000 tokens.
-MASS_MAX = [49_996, 12, 3.84, 43, 60]
+MASS_MAX = [49_998, 12, 3.84, 43, 60]
 BRANCHES = (ast.If, ast.For, ast.While, ast.IfExp, ast.ExceptHandler, ast.comprehension, ast.match_case, ast.Assert)
 
 # What vulture cannot see the use of: click, subprocess, signal; and a field taken by its place.

@@ -800,6 +800,22 @@ def test_an_enqueue_after_a_large_bulk_that_died_before_its_rename_does_not_coun
     assert counter.counts[0] == 2 and set(seen(counter)) == {"a", "b"}
 
 
+def test_a_bulk_of_many_ids_does_not_overrule_an_edit_that_is_saved_while_it_is_numbered(home, opened, monkeypatch):
+    store = opened()
+    enqueue(store, "a")
+    store.fold()
+    number = q.Bulk.number
+
+    def edited_meanwhile(*arguments):
+        edit(home, lambda jobs: [*jobs, {"id": "mine", "command": "x"}])
+        yield from number(*arguments)
+
+    monkeypatch.setattr(q.Bulk, "number", edited_meanwhile)
+    with pytest.raises(q.Busy):
+        bulk(store, *(f'{{"id": "b{number}", "command": "true"}}' for number in range(20)))
+    assert set(seen(opened())) == {"a", "mine"} and q.examine(opened()) == []
+
+
 # -- Readers, and stores that follow each other
 
 
